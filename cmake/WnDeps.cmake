@@ -1,0 +1,50 @@
+# Finds every library and prints what it chose. Targets: wn_zmq wn_protobufc wn_sqlite wn_jansson wn_yaml wn_jpeg
+# wn_png wn_webp wn_pcre2 wn_utf8proc wn_sodium wn_hwloc wn_openmp wn_mpi; tests: wn_cmocka wn_dnnl (optional).
+find_package(PkgConfig REQUIRED)
+
+function(wn_pkg name)
+    pkg_check_modules(${name} REQUIRED IMPORTED_TARGET GLOBAL ${ARGN})
+    add_library(${name} INTERFACE)
+    target_link_libraries(${name} INTERFACE PkgConfig::${name})
+    message(STATUS "winnow: ${ARGN} ${${name}_VERSION}")
+endfunction()
+
+wn_pkg(wn_zmq libzmq>=4.3)
+wn_pkg(wn_protobufc libprotobuf-c)
+wn_pkg(wn_jansson jansson)
+wn_pkg(wn_yaml yaml-0.1)
+wn_pkg(wn_jpeg libjpeg)
+wn_pkg(wn_png libpng)
+wn_pkg(wn_webp libwebp)
+wn_pkg(wn_pcre2 libpcre2-8)
+wn_pkg(wn_utf8proc libutf8proc)
+wn_pkg(wn_sodium libsodium)
+wn_pkg(wn_hwloc hwloc)
+if(WN_TESTS)
+    wn_pkg(wn_cmocka cmocka)
+endif()
+
+find_package(OpenMP REQUIRED COMPONENTS C)
+add_library(wn_openmp INTERFACE)
+target_link_libraries(wn_openmp INTERFACE OpenMP::OpenMP_C)
+find_package(Threads REQUIRED)
+
+find_package(MPI REQUIRED COMPONENTS C)
+add_library(wn_mpi INTERFACE)
+target_link_libraries(wn_mpi INTERFACE MPI::MPI_C)
+message(STATUS "winnow: MPI ${MPI_C_VERSION} (${MPIEXEC_EXECUTABLE})")
+# More ranks than cores, as root, without binding: what one test machine needs.
+set(WN_MPIRUN ${MPIEXEC_EXECUTABLE} --oversubscribe --bind-to none --mca mpi_yield_when_idle 1
+    --mca btl self,vader,tcp --mca btl_vader_single_copy_mechanism none)
+
+find_program(WN_PROTOC protoc-c REQUIRED)
+find_library(WN_DNNL_LIB dnnl)
+find_path(WN_DNNL_INCLUDE dnnl.h)
+if(WN_DNNL_LIB AND WN_DNNL_INCLUDE)
+    add_library(wn_dnnl INTERFACE)
+    target_link_libraries(wn_dnnl INTERFACE ${WN_DNNL_LIB})
+    target_include_directories(wn_dnnl INTERFACE ${WN_DNNL_INCLUDE})
+    message(STATUS "winnow: oneDNN ${WN_DNNL_LIB} (yardstick of bench_op)")
+else()
+    message(STATUS "winnow: oneDNN not found: bench_op prints no ratio to it")
+endif()

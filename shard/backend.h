@@ -1,0 +1,186 @@
+/* shard/backend.h - the compute vtable: everything a forward pass asks of a processor.
+ *
+ * Callers use matrices (views of memory of one backend) and the wn_be_* wrappers; they never see a device type.
+ * Work is queued in order; results may be read on the host after wn_be_sync(). One thread uses a backend.
+ *
+ * Rounding. The element type of a matrix is where rounding happens: an operation reads its inputs exactly, computes in
+ * float32 and rounds once when it stores to a bfloat16 output. A stored element depends only on its own row and the
+ * weights, never on how many other rows the call has: that is what makes batches, chunks and replays bit-identical.
+ *
+ * Sums over the input width K of a matmul are made in `slices` equal parts of K, each in ascending order of K with a
+ * blocking that depends on nothing but the part's length, and the parts are added as a balanced binary tree
+ * ((p0+p1)+(p2+p3)). A tensor-parallel rank that holds K/T columns makes `slices`/T of those parts, and an all-reduce that
+ * adds ranks in the same tree gives the same bits for every T that divides `slices`. */
+#ifndef WN_SHARD_BACKEND_H
+#define WN_SHARD_BACKEND_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/clock.h"
+#include "base/dtype.h"
+#include "base/status.h"
+
+struct wn_backend; /* one processor: opaque, each backend has its own */
+
+/* Memory of one backend. Owned by whoever allocated it. For the CPU, ptr is an ordinary pointer (64-byte aligned). */
+struct wn_buf {
+    void *ptr;
+    size_t bytes;
+};
+
+/* A view of a row-major matrix [rows, cols]: row i starts at element i * stride. Borrowed memory. */
+struct wn_mat {
+    void *ptr;
+    wn_dtype dtype;
+    uint32_t rows, cols;
+    uint32_t stride; /* elements between rows, >= cols */
+};
+
+/* A weight matrix [out, in] prepared by the backend for matmul (packed, or as it is). Owned by the caller. */
+struct wn_weight;
+
+/* out[M, N] = act(x[M, K] * w[N, K]^T + bias[N]); out may be float32 or bfloat16. */
+typedef enum wn_act { WN_ACT_NONE, WN_ACT_GELU, WN_ACT_QUICK_GELU, WN_ACT_SILU } wn_act; /* GELU is the erf form */
+
+struct wn_matmul {
+    struct wn_mat out, x;
+    const struct wn_weight *w;
+    const float *bias; /* [N] in backend memory, or NULL */
+    uint32_t slices;   /* parts of K, a power of two that divides K; 1 for plain sums */
+    wn_act act;        /* applied in float32, after the bias */
+};
+
+/* out = norm(x) * weight (+ bias), row by row; weight and bias are float32 [cols] in backend memory. */
+struct wn_norm {
+    struct wn_mat out, x; /* may be the same memory */
+    const float *weight;
+    const float *bias; /* layer norm only; NULL for RMS norm */
+    float eps;
+    bool rms; /* true: x / sqrt(mean(x^2) + eps); false: (x - mean) / sqrt(var + eps) */
+};
+
+/* Rotary embedding in place, the "rotate half" form of Llama: pair (i, i + head_dim/2), angle pos * theta^(-2i/head_dim).
+ * Computed in float32, then rounded to x's type. */
+struct wn_rope {
+    struct wn_mat x;          /* [tokens, heads * head_dim] */
+    const uint32_t *position; /* [tokens], host memory */
+    uint32_t head_dim;
+    float theta;
+};
+
+/* One layer's key and value pages: page p holds rows [p * page_tokens, (p+1) * page_tokens) of two matrices
+ * [pages * page_tokens, kv_heads * head_dim]. */
+struct wn_kv {
+    struct wn_mat k, v;
+    uint32_t page_tokens;
+};
+
+/* Rows of one sequence in a step. Token i of it sits at position pos + i, in row first_row + i of the step's matrices. */
+struct wn_seq {
+    uint32_t first_row, rows; /* rows of this step's matrices */
+    uint32_t pos;             /* tokens of this sequence that are already in its pages */
+    const uint32_t *pages;    /* block table, host memory: ceil((pos + rows) / page_tokens) page numbers */
+};
+
+/* Copies k and v rows of the step into their pages. */
+struct wn_kv_write {
+    struct wn_mat k, v; /* [rows, kv_heads * head_dim] */
+    struct wn_kv kv;
+    const struct wn_seq *seqs;
+    uint32_t seqs_n;
+};
+
+/* Causal attention over pages: token at position p of a sequence sees positions 0..p. Scores, softmax and sums in
+ * float32; probabilities are not rounded. Query head h uses kv head h / (heads / kv_heads). */
+struct wn_attn_paged {
+    struct wn_mat out, q; /* [rows, heads * head_dim] */
+    struct wn_kv kv;      /* already written, this step's rows included */
+    const struct wn_seq *seqs;
+    uint32_t seqs_n;
+    uint32_t heads, kv_heads, head_dim;
+    float scale;
+};
+
+/* Full (not causal) attention of a vision tower, image by image, with optional taps of the probabilities. */
+struct wn_attn_full {
+    struct wn_mat out, q, k, v; /* [images * tokens, heads * head_dim] */
+    uint32_t images, tokens, heads, head_dim;
+    float scale;
+    float *cls_rows;  /* NULL, or [images, heads, tokens]: probabilities of query row 0, each head */
+    float *mean_cols; /* NULL, or [images, tokens]: probability each key receives, mean over heads and query rows */
+};
+
+struct wn_backend_ops {
+    const char *name; /* "cpu", "cuda" */
+    wn_status (*open)(struct wn_backend **out, int device, struct wn_err *err);
+    void (*close)(struct wn_backend *be);
+    wn_status (*buf_alloc)(struct wn_backend *be, size_t bytes, struct wn_buf *out); /* owned; contents undefined */
+    void (*buf_free)(struct wn_backend *be, struct wn_buf *buf);                     /* leaves *buf empty */
+    wn_status (*upload)(struct wn_backend *be, void *dst, const void *host_src, size_t bytes);
+    wn_status (*download)(struct wn_backend *be, void *host_dst, const void *src, size_t bytes); /* waits */
+    /* host rows [out, in] of dtype f32, bf16 or f16, row stride in elements; `as` is the type kept (f32 or bf16) */
+    wn_status (*weight_create)(struct wn_backend *be, struct wn_weight **out, const struct wn_mat *host, wn_dtype as);
+    void (*weight_destroy)(struct wn_backend *be, struct wn_weight *w);
+    wn_status (*matmul)(struct wn_backend *be, const struct wn_matmul *a);
+    wn_status (*norm)(struct wn_backend *be, const struct wn_norm *a);
+    wn_status (*rope)(struct wn_backend *be, const struct wn_rope *a);
+    wn_status (*kv_write)(struct wn_backend *be, const struct wn_kv_write *a);
+    wn_status (*attn_paged)(struct wn_backend *be, const struct wn_attn_paged *a);
+    wn_status (*attn_full)(struct wn_backend *be, const struct wn_attn_full *a);
+    wn_status (*add)(struct wn_backend *be, const struct wn_mat *out, const struct wn_mat *a, const struct wn_mat *b);
+    /* out = silu(gate) * up, rounded once more to out's type between the two as the model's own arithmetic does */
+    wn_status (*silu_mul)(struct wn_backend *be, const struct wn_mat *out, const struct wn_mat *gate, const struct wn_mat *up);
+    /* out row i = table row index[i] if index[i] < table->rows, else zeros; converts between types. index: host memory */
+    wn_status (*gather_rows)(struct wn_backend *be, const struct wn_mat *out, const struct wn_mat *table, const uint32_t *index);
+    wn_status (*convert)(struct wn_backend *be, const struct wn_mat *out, const struct wn_mat *in); /* rounds or widens */
+    wn_status (*sync)(struct wn_backend *be, int64_t deadline_us);
+};
+
+/* Every backend starts with this, so that the wrappers below find its operations. */
+struct wn_backend {
+    const struct wn_backend_ops *ops;
+};
+
+/* The compiled-in backends; NULL-terminated. */
+extern const struct wn_backend_ops *const wn_backends[];
+extern const struct wn_backend_ops wn_backend_cpu;           /* fastest kernels that this processor has */
+extern const struct wn_backend_ops wn_backend_cpu_reference; /* plain loops: the yardstick of the conformance tests */
+
+/* Opens the backend called `name` ("cpu", "cpu-reference"). *out is owned by the caller. WN_ENOENT names the known ones. */
+WN_NODISCARD wn_status wn_backend_open(struct wn_backend **out, const char *name, int device, struct wn_err *err);
+void wn_backend_close(struct wn_backend *be); /* NULL is fine */
+
+static inline size_t wn_mat_row_bytes(const struct wn_mat *m)
+{
+    return (size_t)m->cols * wn_dtype_bytes(m->dtype);
+}
+
+/* Rows [first, first + rows) of m. */
+static inline struct wn_mat wn_mat_rows(struct wn_mat m, uint32_t first, uint32_t rows)
+{
+    m.ptr = (char *)m.ptr + (size_t)first * m.stride * wn_dtype_bytes(m.dtype);
+    m.rows = rows;
+    return m;
+}
+
+/* Columns [first, first + cols) of m. */
+static inline struct wn_mat wn_mat_cols(struct wn_mat m, uint32_t first, uint32_t cols)
+{
+    m.ptr = (char *)m.ptr + (size_t)first * wn_dtype_bytes(m.dtype);
+    m.cols = cols;
+    return m;
+}
+
+#define wn_be_matmul(be, a)      ((be)->ops->matmul((be), (a)))
+#define wn_be_norm(be, a)        ((be)->ops->norm((be), (a)))
+#define wn_be_rope(be, a)        ((be)->ops->rope((be), (a)))
+#define wn_be_kv_write(be, a)    ((be)->ops->kv_write((be), (a)))
+#define wn_be_attn_paged(be, a)  ((be)->ops->attn_paged((be), (a)))
+#define wn_be_attn_full(be, a)   ((be)->ops->attn_full((be), (a)))
+#define wn_be_add(be, o, a, b)   ((be)->ops->add((be), (o), (a), (b)))
+#define wn_be_silu_mul(be, o, g, u) ((be)->ops->silu_mul((be), (o), (g), (u)))
+#define wn_be_gather_rows(be, o, t, i) ((be)->ops->gather_rows((be), (o), (t), (i)))
+#define wn_be_convert(be, o, i)  ((be)->ops->convert((be), (o), (i)))
+
+#endif
