@@ -1,0 +1,129 @@
+/* winnow.h - client library of Winnow, a distributed inference daemon for vision-language models.
+ *
+ *     struct winnow *w;
+ *     winnow_connect(&w, "tcp://127.0.0.1:5599", NULL);
+ *     struct winnow_request q = {.prompt = "What is this?", .images = &image, .images_n = 1};
+ *     uint64_t job;
+ *     winnow_submit(w, &q, &job);
+ *     struct winnow_event ev;
+ *     while (winnow_next(w, &ev, 10000) == WINNOW_OK && ev.type != WINNOW_EVENT_DONE && ev.type != WINNOW_EVENT_ERROR)
+ *         if (ev.type == WINNOW_EVENT_TEXT) fputs(ev.text, stdout);
+ *     winnow_close(w);
+ *
+ * A connection is used by one thread at a time. Submitting never blocks on the answer: jobs run side by side and their
+ * events come out of winnow_next() in the order of arrival. Strings in an event are valid until the next call on the same
+ * connection. Structures may grow at their end in later versions: zero-initialise them. */
+#ifndef WINNOW_H
+#define WINNOW_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define WINNOW_API        __attribute__((visibility("default")))
+#define WINNOW_JOB_ID_MAX 32
+
+enum winnow_result {
+    WINNOW_OK = 0,
+    WINNOW_TIMEOUT = 1,   /* nothing happened in time */
+    WINNOW_EINVAL = 2,    /* the request makes no sense; winnow_error() says why */
+    WINNOW_EBUSY = 3,     /* the server is full */
+    WINNOW_ECONNECT = 4,  /* no server there, or it went away */
+    WINNOW_ENOMEM = 5,
+    WINNOW_EPROTO = 6     /* the other side does not speak this version */
+};
+
+struct winnow; /* a connection */
+
+struct winnow_options {
+    const char *server_key;       /* CURVE public key of the server (Z85); NULL: plain */
+    const char *client_key_file;  /* own key pair, mode 0600; NULL: plain */
+    uint32_t connect_timeout_ms;  /* 0: 5,000 */
+};
+
+struct winnow_image {
+    const void *data; /* a JPEG, PNG or WebP file in memory; borrowed until winnow_submit returns */
+    size_t bytes;
+};
+
+struct winnow_request {
+    const char *prompt;
+    const struct winnow_image *images;
+    size_t images_n;
+    uint32_t max_tokens;           /* 0: server's default */
+    float temperature;             /* 0: greedy */
+    uint32_t top_k;                /* 0: off */
+    float top_p;                   /* 0 or 1: off */
+    float repetition_penalty;      /* 0 or 1: off */
+    uint64_t seed;
+    const char *const *stop;       /* stop strings */
+    size_t stop_n;
+    const char *pruning_method;    /* NULL: server's default; "none" */
+    uint32_t pruning_keep;         /* visual tokens kept an image; 0: by rate */
+    float pruning_rate;            /* share removed */
+    const char *idempotency_key;   /* NULL: a fresh one */
+    int quiet;                     /* non-zero: no TEXT events, only the end */
+};
+
+enum winnow_event_type {
+    WINNOW_EVENT_NONE = 0,
+    WINNOW_EVENT_ACCEPTED,         /* job_id is set: it outlives this connection */
+    WINNOW_EVENT_TEXT,             /* text: the next piece of the answer, whole UTF-8 characters */
+    WINNOW_EVENT_DONE,             /* text: the whole answer; usage is set */
+    WINNOW_EVENT_BUSY,             /* the server took nothing; try again after retry_ms */
+    WINNOW_EVENT_ERROR             /* text: why; the job has ended */
+};
+
+struct winnow_usage {
+    uint32_t prompt_tokens, completion_tokens, image_tokens, image_tokens_before_pruning, attempts;
+    uint64_t bytes_control, bytes_embedding, bytes_activation, bytes_allreduce, bytes_logits;
+    uint64_t queue_us, preprocess_us, encode_us, prune_us, transfer_us, prefill_us, decode_us;
+    uint64_t time_to_first_token_us, total_us;
+};
+
+struct winnow_event {
+    enum winnow_event_type type;
+    uint64_t job;                       /* as winnow_submit gave it */
+    char job_id[WINNOW_JOB_ID_MAX];     /* the server's name of the job */
+    const char *text;
+    const uint32_t *token_ids;          /* TEXT: the tokens of this piece */
+    size_t token_ids_n;
+    uint32_t first_token;               /* TEXT: index of the first of them in the answer */
+    const char *finish_reason;          /* DONE: "stop", "length", "cancelled" */
+    uint32_t error_code;                /* ERROR: enum winnow_result or a server's status */
+    uint32_t retry_ms;
+    struct winnow_usage usage;
+};
+
+/* Connects to "tcp://HOST:PORT" or "ipc://PATH" and checks that a server of this protocol answers. *out is owned by the
+ * caller and must be closed. On failure *out is NULL-able to winnow_error() for the reason, too: winnow_error(NULL). */
+WINNOW_API int winnow_connect(struct winnow **out, const char *endpoint, const struct winnow_options *options);
+
+/* Sends the request. *job is this connection's number for it. The answer comes as events. */
+WINNOW_API int winnow_submit(struct winnow *w, const struct winnow_request *request, uint64_t *job);
+
+/* Follows a job that another connection submitted, from its token `from_token` on. */
+WINNOW_API int winnow_attach(struct winnow *w, const char *job_id, uint32_t from_token, uint64_t *job);
+
+/* Waits up to timeout_ms (0: looks, -1: for ever) for the next event of any job. */
+WINNOW_API int winnow_next(struct winnow *w, struct winnow_event *event, int timeout_ms);
+
+/* Asks the server to stop a job; its DONE event follows with finish_reason "cancelled". */
+WINNOW_API int winnow_cancel(struct winnow *w, uint64_t job);
+
+/* The server's state as JSON; owned by the caller: free(). NULL on failure. */
+WINNOW_API char *winnow_status_json(struct winnow *w, int timeout_ms);
+
+/* Why the last call on this connection failed; NULL asks about the last winnow_connect of this thread. Never NULL. */
+WINNOW_API const char *winnow_error(const struct winnow *w);
+
+WINNOW_API void winnow_close(struct winnow *w); /* NULL is fine; jobs go on at the server */
+WINNOW_API const char *winnow_version(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
