@@ -1,0 +1,90 @@
+/* shard/decoder.h - one rank's part of the Llama decoder: the layers of its stage, cut over the tensor ranks, with the
+ * projector and the embedding on stage 0, the head on the last stage, and the rank's KV memory.
+ *
+ * All ranks of a replica call wn_stage_run with the same step, in the same order. What crosses which link is said in
+ * shard/plan.h and counted by the links; a rank never sends what another rank does not expect, so a step that one rank
+ * refuses for its contents is refused by all, before anything is sent.
+ *
+ * Bits. A row's result depends on its sequence's rows and the weights only: not on P, on T (if it divides plan.slices),
+ * on chunks, on neighbours in the step, or on page numbers.
+ *
+ * Owns:    weights, KV pages, scratch and features, from open to close. Backend and link are borrowed until close.
+ * Threads: the backend's and link's thread. Run allocates nothing after open.
+ * Fails:   WN_EINVAL, WN_ELIMIT, WN_ENOENT (the step is wrong: nothing was sent, the stage is as before);
+ *          WN_EPEER, WN_ETIME, WN_EDEVICE, WN_ENOMEM (a rank is lost or late: the group has to leave; then close the link
+ *          before the stage, because messages in flight still use the stage's memory). */
+#ifndef WN_SHARD_DECODER_H
+#define WN_SHARD_DECODER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "shard/backend.h"
+#include "shard/plan.h"
+#include "shard/weights.h"
+
+struct wn_link;  /* transport/link.h */
+struct wn_stage; /* opaque */
+
+#define WN_SLOT_NONE UINT32_MAX /* the row is text */
+
+/* One step: rows of several sequences, prefill chunks and single decode rows together. Borrowed memory.
+ * Row i is token[i] if slot[i] is WN_SLOT_NONE, else row token[i] of the features in slot[i].
+ * Sequences lie in the rows one after the other, in the order of seqs, and cover them. */
+struct wn_step {
+    uint32_t rows;
+    const uint32_t *token; /* [rows]: token id, or row of the features */
+    const uint32_t *slot;  /* [rows]; NULL: all text */
+    uint32_t seqs_n;
+    const struct wn_seq *seqs; /* [seqs_n]: first row, rows, tokens already in pages, block table */
+    uint32_t wanted_n;
+    const uint32_t *wanted; /* [wanted_n] rows whose logits are wanted, ascending */
+};
+
+struct wn_stage_opts {
+    struct wn_backend *be;            /* borrowed until close */
+    struct wn_link *link;             /* borrowed until close; NULL if the plan has one rank */
+    const struct wn_plan *plan;       /* copied */
+    const struct wn_weights *weights; /* borrowed until open returns */
+    uint32_t rank;                    /* of the plan: stage * T + tensor; also the link's rank */
+    uint32_t pages, page_tokens;      /* KV memory */
+    uint32_t rows_max, seqs_max;      /* of a step */
+    uint32_t wanted_max;              /* rows of a step that may want logits */
+    uint32_t slots;                   /* feature matrices that stage 0 can hold */
+};
+
+/* Loads this rank's weights and allocates its memory. *out is owned by the caller; on failure it is untouched. */
+WN_NODISCARD wn_status wn_stage_open(struct wn_stage **out, const struct wn_stage_opts *opts, struct wn_err *err);
+void wn_stage_close(struct wn_stage *s); /* NULL is fine */
+
+/* Is `step` within the limits: of the options, the vocabulary, the positions, the pages, and (on stage 0) the features
+ * put so far? Run calls it first; the leader calls it before it broadcasts a step, so that no rank refuses one. */
+WN_NODISCARD wn_status wn_stage_check(const struct wn_stage *s, const struct wn_step *step, struct wn_err *err);
+
+/* Runs one step through this stage. On tensor rank 0 of the last stage logits [wanted_n, vocab] (host memory) is
+ * written before it returns; elsewhere it may be NULL. On the other stages it returns when the rows are on their way,
+ * so that the next step may follow at once. Every wait ends at deadline_us. */
+WN_NODISCARD wn_status wn_stage_run(struct wn_stage *s, const struct wn_step *step, int64_t deadline_us, float *logits,
+                                    struct wn_err *err);
+
+/* Shape of features as they arrive: unprojected (width of the vision tower) or projected (width of the decoder). */
+struct wn_features {
+    uint32_t rows, width;
+    wn_dtype dtype;
+};
+
+/* Keeps features (host memory, copied) in `slot` on this rank, in place of what was there. On every tensor rank of
+ * stage 0, with the same data; ranks of other stages hold none: there it does nothing. */
+WN_NODISCARD wn_status wn_stage_features_put(struct wn_stage *s, uint32_t slot, const void *data,
+                                             const struct wn_features *shape, struct wn_err *err);
+
+/* As put, and the data comes from rank 0: it broadcasts `data` to the tensor ranks of stage 0 (kind EMBEDDING), which
+ * pass NULL. All tensor ranks of stage 0 call it at the same point; ranks of other stages need not. */
+WN_NODISCARD wn_status wn_stage_features_share(struct wn_stage *s, uint32_t slot, const void *data,
+                                               const struct wn_features *shape, int64_t deadline_us,
+                                               struct wn_err *err);
+void wn_stage_features_drop(struct wn_stage *s, uint32_t slot); /* an empty slot is fine */
+
+bool wn_stage_is_last(const struct wn_stage *s); /* does this rank's run write logits? */
+
+#endif
