@@ -1,0 +1,353 @@
+/* daemon/replica.c - see replica.h. */
+#include "daemon/replica.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "shard/sample.h"
+#include "transport/coll.h"
+#include "transport/link.h"
+
+/* Tags of the engine's own messages. */
+enum { TAG_RECORD = 1, TAG_TOKENS = 2, TAG_STATS = 3 };
+
+struct slot {
+    struct wn_sample_opts opts;
+    uint32_t *history; /* [tokens_max] text tokens of the sequence so far; sampler only */
+    uint32_t history_n;
+};
+
+struct wn_replica {
+    struct wn_replica_opts opts;
+    int rank, size, sampler_rank;
+    struct wn_stage *stage;
+    struct wn_step_record record;
+    uint8_t *wire; /* encoded record */
+    wn_op *sends;  /* [size] leader: the record on its way to each rank */
+    /* the step as the stage wants it, filled from the record */
+    uint32_t *token, *row_slot, *wanted, *wanted_seq;
+    struct wn_seq *seqs;
+    struct wn_step step;
+    /* sampler only */
+    struct wn_sampler *sampler;
+    struct slot *slots;
+    float *logits;
+    struct wn_step_token *drawn;
+};
+
+static bool is_sampler(const struct wn_replica *r)
+{
+    return r->rank == r->sampler_rank;
+}
+
+static wn_status open_sampler(struct wn_replica *r, struct wn_err *err)
+{
+    const struct wn_step_limits *l = &r->opts.limits;
+
+    r->slots = calloc(l->seqs_max, sizeof(*r->slots));
+    r->logits = malloc((size_t)l->seqs_max * l->vocab * sizeof(float));
+    if (!r->slots || !r->logits) return wn_fail(err, WN_ENOMEM, "sampler of %u sequences", l->seqs_max);
+    for (uint32_t i = 0; i < l->seqs_max; i++) {
+        r->slots[i].history = malloc((size_t)r->opts.tokens_max * sizeof(uint32_t));
+        if (!r->slots[i].history) return wn_fail(err, WN_ENOMEM, "token history");
+    }
+    return wn_sampler_create(&r->sampler, l->vocab, err);
+}
+
+wn_status wn_replica_open(struct wn_replica **out, const struct wn_replica_opts *opts, struct wn_err *err)
+{
+    const struct wn_step_limits *l = &opts->limits;
+    struct wn_replica *r = calloc(1, sizeof(*r));
+    struct wn_stage_opts so;
+    wn_status rc;
+
+    if (!r) return wn_fail(err, WN_ENOMEM, "replica");
+    r->opts = *opts;
+    r->rank = opts->link ? wn_link_rank(opts->link) : 0;
+    r->size = opts->link ? wn_link_size(opts->link) : 1;
+    r->sampler_rank = (int)wn_plan_rank(opts->plan, opts->plan->stages - 1, 0);
+    WN_ASSERT(r->size == (int)(opts->plan->stages * opts->plan->tensors));
+    if ((rc = wn_step_record_init(&r->record, l, err)) != WN_OK) goto out;
+    r->wire = malloc(wn_step_bytes_max(l));
+    r->sends = calloc((size_t)r->size, sizeof(*r->sends));
+    r->token = calloc(l->rows_max, sizeof(*r->token));
+    r->row_slot = calloc(l->rows_max, sizeof(*r->row_slot));
+    r->wanted = calloc(l->seqs_max, sizeof(*r->wanted));
+    r->wanted_seq = calloc(l->seqs_max, sizeof(*r->wanted_seq));
+    r->seqs = calloc(l->seqs_max, sizeof(*r->seqs));
+    r->drawn = calloc(l->seqs_max, sizeof(*r->drawn));
+    if (!r->wire || !r->sends || !r->token || !r->row_slot || !r->wanted || !r->wanted_seq || !r->seqs || !r->drawn) {
+        rc = wn_fail(err, WN_ENOMEM, "step of %u rows", l->rows_max);
+        goto out;
+    }
+    if (is_sampler(r) && (rc = open_sampler(r, err)) != WN_OK) goto out;
+    so = (struct wn_stage_opts){
+        .be = opts->be,
+        .link = opts->link,
+        .plan = opts->plan,
+        .weights = opts->weights,
+        .rank = (uint32_t)r->rank,
+        .pages = l->pages_max,
+        .page_tokens = l->page_tokens,
+        .rows_max = l->rows_max,
+        .seqs_max = l->seqs_max,
+        .wanted_max = l->seqs_max,
+        .slots = l->features_max,
+    };
+    rc = wn_stage_open(&r->stage, &so, err);
+out:
+    if (rc != WN_OK) {
+        wn_replica_close(r);
+        return rc;
+    }
+    *out = r;
+    return WN_OK;
+}
+
+void wn_replica_close(struct wn_replica *r)
+{
+    if (!r) return;
+    wn_stage_close(r->stage);
+    wn_sampler_destroy(r->sampler);
+    for (uint32_t i = 0; r->slots && i < r->opts.limits.seqs_max; i++) free(r->slots[i].history);
+    free(r->slots);
+    free(r->logits);
+    free(r->drawn);
+    free(r->seqs);
+    free(r->wanted_seq);
+    free(r->wanted);
+    free(r->row_slot);
+    free(r->token);
+    free(r->sends);
+    free(r->wire);
+    wn_step_record_fini(&r->record);
+    free(r);
+}
+
+struct wn_step_record *wn_replica_record(struct wn_replica *r)
+{
+    wn_step_record_clear(&r->record);
+    return &r->record;
+}
+
+/* Lays the record out as the stage wants it. */
+static void fill_step(struct wn_replica *r)
+{
+    const struct wn_step_record *rec = &r->record;
+    uint32_t wanted_n = 0;
+
+    for (uint32_t i = 0; i < rec->rows_n; i++) {
+        r->token[i] = rec->rows[i].id;
+        r->row_slot[i] = rec->rows[i].features == WN_STEP_NO_FEATURES ? WN_SLOT_NONE : rec->rows[i].features;
+    }
+    for (uint32_t i = 0; i < rec->seqs_n; i++) {
+        const struct wn_step_seq *s = &rec->seqs[i];
+        r->seqs[i] = (struct wn_seq){
+            .first_row = s->first_row, .rows = s->rows, .pos = s->pos, .pages = rec->pages + s->first_page};
+        if (s->sample) {
+            r->wanted_seq[wanted_n] = i;
+            r->wanted[wanted_n++] = s->first_row + s->rows - 1;
+        }
+    }
+    r->step = (struct wn_step){
+        .rows = rec->rows_n,
+        .token = r->token,
+        .slot = r->row_slot,
+        .seqs_n = rec->seqs_n,
+        .seqs = r->seqs,
+        .wanted_n = wanted_n,
+        .wanted = r->wanted,
+    };
+}
+
+wn_status wn_replica_check(struct wn_replica *r, struct wn_err *err)
+{
+    fill_step(r);
+    return r->step.rows ? wn_stage_check(r->stage, &r->step, err) : WN_OK;
+}
+
+/* Slots that start, and the text of this step, on the rank that samples. */
+static void note_tokens(struct wn_replica *r)
+{
+    const struct wn_step_record *rec = &r->record;
+
+    for (uint32_t i = 0; i < rec->opens_n; i++) {
+        const struct wn_step_open *o = &rec->opens[i];
+        struct slot *slot = &r->slots[o->slot];
+        slot->opts = (struct wn_sample_opts){.temperature = o->temperature,
+                                             .top_k = o->top_k,
+                                             .top_p = o->top_p,
+                                             .repetition_penalty = o->repetition_penalty,
+                                             .seed = o->seed};
+        slot->history_n = 0;
+    }
+    for (uint32_t i = 0; i < rec->seqs_n; i++) {
+        const struct wn_step_seq *s = &rec->seqs[i];
+        struct slot *slot = &r->slots[s->slot];
+        for (uint32_t j = s->first_row; j < s->first_row + s->rows; j++) {
+            if (rec->rows[j].features == WN_STEP_NO_FEATURES && slot->history_n < r->opts.tokens_max)
+                slot->history[slot->history_n++] = rec->rows[j].id;
+        }
+    }
+}
+
+static wn_status draw(struct wn_replica *r, struct wn_err *err)
+{
+    for (uint32_t i = 0; i < r->step.wanted_n; i++) {
+        const struct wn_step_seq *s = &r->record.seqs[r->wanted_seq[i]];
+        const struct slot *slot = &r->slots[s->slot];
+        struct wn_sampled got;
+        wn_status rc = wn_sampler_pick(r->sampler, &slot->opts, r->logits + (size_t)i * r->opts.limits.vocab,
+                                       slot->history, slot->history_n, (uint64_t)s->pos + s->rows, true, &got, err);
+        if (rc != WN_OK) return rc;
+        r->drawn[i] = (struct wn_step_token){.seq = r->wanted_seq[i], .id = got.token, .logprob = got.logprob};
+    }
+    return WN_OK;
+}
+
+static wn_status link_failed(const struct wn_replica *r, const char *what, struct wn_err *err)
+{
+    const struct wn_err *e = wn_link_error(r->opts.link);
+    return wn_fail(err, e->code, "%s: %s", what, e->text);
+}
+
+/* Every rank's share of a step, once it has the record. */
+static wn_status run(struct wn_replica *r, const void *const *features, int64_t deadline_us, struct wn_err *err)
+{
+    const struct wn_step_record *rec = &r->record;
+    wn_status rc;
+
+    for (uint32_t i = 0; i < rec->drops_n; i++) wn_stage_features_drop(r->stage, rec->drops[i]);
+    for (uint32_t i = 0; i < rec->features_n; i++) {
+        const struct wn_step_features *f = &rec->features[i];
+        const struct wn_features shape = {.rows = f->rows, .width = f->width, .dtype = (wn_dtype)f->dtype};
+        if ((uint32_t)r->rank >= r->opts.plan->tensors) break; /* not on stage 0 */
+        rc = wn_stage_features_share(r->stage, f->slot, features ? features[i] : NULL, &shape, deadline_us, err);
+        if (rc != WN_OK) return rc;
+    }
+    if (is_sampler(r)) note_tokens(r);
+    fill_step(r);
+    if (r->step.rows == 0) return WN_OK;
+    rc = wn_stage_run(r->stage, &r->step, deadline_us, is_sampler(r) ? r->logits : NULL, err);
+    if (rc == WN_OK && is_sampler(r)) rc = draw(r, err);
+    return rc;
+}
+
+/* The record's sends borrow the wire buffer: they must be over before it is written again. */
+static wn_status finish_sends(struct wn_replica *r, int64_t deadline_us, struct wn_err *err)
+{
+    for (int peer = 1; peer < r->size; peer++) {
+        if (wn_link_wait(r->opts.link, r->sends[peer], NULL, deadline_us) != WN_OK)
+            return link_failed(r, "step record", err);
+        r->sends[peer] = WN_OP_NONE;
+    }
+    return WN_OK;
+}
+
+static wn_status send_record(struct wn_replica *r, int64_t deadline_us, struct wn_err *err)
+{
+    wn_status rc = finish_sends(r, deadline_us, err);
+    size_t bytes;
+
+    if (rc != WN_OK) return rc;
+    bytes = wn_step_encode(&r->record, r->wire);
+    for (int peer = 1; peer < r->size; peer++) {
+        const struct wn_route to = {.peer = peer, .tag = TAG_RECORD, .kind = WN_TRAFFIC_CONTROL};
+        if (wn_link_send(r->opts.link, to, r->wire, bytes, &r->sends[peer]) != WN_OK)
+            return link_failed(r, "step record", err);
+    }
+    return WN_OK;
+}
+
+static wn_status collect_tokens(struct wn_replica *r, int64_t deadline_us, struct wn_step_token *tokens, uint32_t *tokens_n,
+                                struct wn_err *err)
+{
+    const struct wn_route from = {.peer = r->sampler_rank, .tag = TAG_TOKENS, .kind = WN_TRAFFIC_TOKENS};
+
+    *tokens_n = r->step.wanted_n;
+    if (r->step.wanted_n == 0) return WN_OK;
+    if (is_sampler(r)) {
+        memcpy(tokens, r->drawn, r->step.wanted_n * sizeof(*tokens));
+    } else if (wn_link_recv_now(r->opts.link, from, tokens, r->step.wanted_n * sizeof(*tokens), deadline_us) != WN_OK) {
+        return link_failed(r, "tokens of the last stage", err);
+    }
+    for (uint32_t i = 0; i < r->step.wanted_n; i++) {
+        if (tokens[i].seq != r->wanted_seq[i] || tokens[i].id >= r->opts.limits.vocab)
+            return wn_fail(err, WN_EPROTO, "the last stage sent a token of the wrong sequence");
+    }
+    return WN_OK;
+}
+
+static wn_status collect_stats(struct wn_replica *r, int64_t deadline_us, struct wn_traffic_table *stats,
+                               struct wn_err *err)
+{
+    memset(stats, 0, sizeof(*stats));
+    if (!r->opts.link) return WN_OK;
+    wn_link_traffic(r->opts.link, -1, stats);
+    for (int peer = 1; peer < r->size; peer++) {
+        const struct wn_route from = {.peer = peer, .tag = TAG_STATS, .kind = WN_TRAFFIC_CONTROL};
+        struct wn_traffic_table theirs;
+        if (wn_link_recv_now(r->opts.link, from, &theirs, sizeof(theirs), deadline_us) != WN_OK)
+            return link_failed(r, "traffic of a rank", err);
+        for (int k = 0; k < WN_TRAFFIC_N; k++) {
+            stats->of[k].sent_bytes += theirs.of[k].sent_bytes;
+            stats->of[k].received_bytes += theirs.of[k].received_bytes;
+            stats->of[k].sent_messages += theirs.of[k].sent_messages;
+            stats->of[k].received_messages += theirs.of[k].received_messages;
+        }
+    }
+    return WN_OK;
+}
+
+wn_status wn_replica_lead(struct wn_replica *r, const void *const *features, struct wn_step_token *tokens,
+                          uint32_t *tokens_n, struct wn_traffic_table *stats, struct wn_err *err)
+{
+    const int64_t deadline_us = wn_deadline_in_us(r->opts.step_timeout_us);
+    wn_status rc;
+
+    WN_ASSERT(r->rank == 0);
+    *tokens_n = 0;
+    r->record.step++;
+    if (r->size > 1 && (rc = send_record(r, deadline_us, err)) != WN_OK) return rc;
+    if ((rc = run(r, features, deadline_us, err)) != WN_OK) return rc;
+    if ((rc = collect_tokens(r, deadline_us, tokens, tokens_n, err)) != WN_OK) return rc;
+    if (r->record.flags & WN_STEP_STATS && (rc = collect_stats(r, deadline_us, stats, err)) != WN_OK) return rc;
+    if (r->record.flags & WN_STEP_STOP) return finish_sends(r, deadline_us, err);
+    return WN_OK;
+}
+
+static wn_status receive_record(struct wn_replica *r, struct wn_err *err)
+{
+    const struct wn_route from = {.peer = 0, .tag = TAG_RECORD, .kind = WN_TRAFFIC_CONTROL};
+    size_t bytes = 0;
+    wn_op op;
+
+    if (wn_link_recv(r->opts.link, from, r->wire, wn_step_bytes_max(&r->opts.limits), &op) != WN_OK ||
+        wn_link_wait(r->opts.link, op, &bytes, WN_NEVER) != WN_OK) /* a leader that dies takes the group with it */
+        return link_failed(r, "step record", err);
+    return wn_step_decode(&r->record, &r->opts.limits, r->wire, bytes, err);
+}
+
+wn_status wn_replica_follow(struct wn_replica *r, bool *stop, struct wn_err *err)
+{
+    wn_status rc = receive_record(r, err);
+    int64_t deadline_us;
+
+    if (rc != WN_OK) return rc;
+    deadline_us = wn_deadline_in_us(r->opts.step_timeout_us);
+    if ((rc = run(r, NULL, deadline_us, err)) != WN_OK) return rc;
+    if (is_sampler(r) && r->step.wanted_n > 0) {
+        const struct wn_route to = {.peer = 0, .tag = TAG_TOKENS, .kind = WN_TRAFFIC_TOKENS};
+        if (wn_link_send_now(r->opts.link, to, r->drawn, r->step.wanted_n * sizeof(*r->drawn), deadline_us) != WN_OK)
+            return link_failed(r, "tokens", err);
+    }
+    if (r->record.flags & WN_STEP_STATS) {
+        const struct wn_route to = {.peer = 0, .tag = TAG_STATS, .kind = WN_TRAFFIC_CONTROL};
+        struct wn_traffic_table mine = {0};
+        wn_link_traffic(r->opts.link, -1, &mine);
+        if (wn_link_send_now(r->opts.link, to, &mine, sizeof(mine), deadline_us) != WN_OK)
+            return link_failed(r, "traffic table", err);
+    }
+    *stop = (r->record.flags & WN_STEP_STOP) != 0;
+    return WN_OK;
+}
