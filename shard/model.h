@@ -12,7 +12,8 @@
 #include "base/status.h"
 #include "shard/backend.h"
 
-#define WN_EOS_MAX 4
+#define WN_EOS_MAX    4
+#define WN_TOKEN_NONE UINT32_MAX /* the checkpoint names no such token */
 
 /* CLIP vision tower. */
 struct wn_vision_config {
@@ -40,10 +41,11 @@ struct wn_model {
     struct wn_text_config text;
     wn_act projector_act;
     wn_dtype dtype; /* as stored; float16 is computed in float32 unless told otherwise */
-    uint32_t image_token, bos, pad;
+    uint32_t image_token;
+    uint32_t bos, pad; /* or WN_TOKEN_NONE */
     uint32_t eos[WN_EOS_MAX], eos_n;
     /* Parts into which every sum over a tensor-parallel dimension is cut (see backend.h): the largest power of two, at
-     * most 8, that divides kv_heads and mlp. Any tensor-parallel size that divides it gives the same bits. */
+     * most 8, that divides kv_heads, mlp and hidden. Any tensor-parallel size that divides it gives the same bits. */
     uint32_t slices;
 };
 
@@ -51,7 +53,8 @@ struct wn_model {
 WN_NODISCARD wn_status wn_model_parse(struct wn_model *out, const char *config, size_t config_len,
                                       const char *generation, size_t generation_len, struct wn_err *err);
 
-/* Reads DIR/config.json and, if there, DIR/generation_config.json. */
-WN_NODISCARD wn_status wn_model_open(struct wn_model *out, const char *dir, struct wn_err *err);
+/* Reads DIR/config.json and, if there, DIR/generation_config.json. `path` may also be a config.json itself, by whatever
+ * name: that is all a plan needs. */
+WN_NODISCARD wn_status wn_model_open(struct wn_model *out, const char *path, struct wn_err *err);
 
 #endif

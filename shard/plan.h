@@ -7,14 +7,16 @@
  *   o_proj, down_proj: the matching input columns; partial sums meet in an all-reduce       (row parallel)
  *   norms: whole, on every tensor rank.
  * Stage 0 also holds the projector (linear_1 by output rows, linear_2 by input columns) and its part of the vocabulary rows
- * of the embedding: both give partial input rows, so that one all-reduce makes the input of layer 0. The last stage holds
- * the final norm and its part of the vocabulary rows of the head. Vocabulary rows are dealt out evenly, the first ranks
+ * of the embedding: both give partial input rows, so that one all-reduce makes the input of layer 0. linear_2's bias is
+ * whole on every tensor rank: it is added after that all-reduce, so that the sum has the same bits for every T. The last
+ * stage holds the final norm and its part of the vocabulary rows of the head (of the embedding, if the two are tied). Vocabulary rows are dealt out evenly, the first ranks
  * taking one more when they do not divide. The vision tower is no part of a replica: vision workers hold it whole.
  * Between stages tensor rank t of stage s sends columns [t * hidden/T, (t+1) * hidden/T) of the hidden rows to tensor rank t
  * of stage s+1, and an all-gather inside that stage makes them whole: a boundary carries each row once. */
 #ifndef WN_SHARD_PLAN_H
 #define WN_SHARD_PLAN_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 
