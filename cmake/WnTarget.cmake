@@ -52,3 +52,10 @@ function(wn_test name)
         set_tests_properties(${test} PROPERTIES RUN_SERIAL ON)
     endif()
 endfunction()
+
+# winnow_version.h with the commit: link wn_version to include it
+add_custom_target(wn_version_header BYPRODUCTS ${CMAKE_BINARY_DIR}/winnow_version.h
+    COMMAND ${CMAKE_COMMAND} -DSRC=${CMAKE_SOURCE_DIR} -DOUT=${CMAKE_BINARY_DIR}/winnow_version.h
+        -DVERSION=${PROJECT_VERSION} -P ${CMAKE_SOURCE_DIR}/cmake/version.cmake VERBATIM)
+add_library(wn_version INTERFACE)
+add_dependencies(wn_version wn_version_header)

@@ -200,7 +200,9 @@ static wn_status check_body(const Wn__Envelope *e, struct wn_err *err)
     }
     case WN__ENVELOPE__BODY_FEATURES_ACK: return check_ref("FeaturesAck", e->features_ack->job, err);
     case WN__ENVELOPE__BODY_ERROR:
-        return e->error->job && e->error->job->job_id && e->error->job->job_id[0] ? check_ref("Error", e->error->job, err) : WN_OK;
+        return e->error->job && e->error->job->job_id && e->error->job->job_id[0]
+                   ? check_ref("Error", e->error->job, err)
+                   : WN_OK;
     case WN__ENVELOPE__BODY__NOT_SET: return wn_fail(err, WN_EPROTO, "message without a body that is known here");
     default: return WN_OK;
     }

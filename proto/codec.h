@@ -65,7 +65,8 @@ bool wn_jobref_equal(const Wn__JobRef *a, const Wn__JobRef *b);
 
 bool wn_utf8_valid(const void *text, size_t bytes); /* shortest form, no surrogates, no NUL */
 
-/* How many of the first `bytes` bytes may be kept without cutting a UTF-8 character in two; text goes on or ends in NUL. */
+/* How many of the first `bytes` bytes may be kept without cutting a UTF-8 character in two. Text goes on after them,
+ * or ends there in NUL. */
 size_t wn_utf8_cut(const char *text, size_t bytes);
 
 /* *into += from, field by field. from may be NULL. */

@@ -1,0 +1,120 @@
+/* daemon/config.h - every option of winnowd in one table, and the struct that it fills.
+ *
+ * Order: default < YAML file (--config) < environment (WINNOW_*) < flag. A key or flag that is not in the table is an
+ * error: the file's with its line, the flag's with the nearest name.
+ * Owns:    nothing: a configuration is plain data and may be copied; free what wn_config_flags returns.
+ * Threads: any; parse before threads start (it reads the environment).
+ * Fails:   WN_EINVAL (unknown or malformed option), WN_ELIMIT (out of range), WN_EIO (the file), WN_EFORMAT (its
+ *          YAML). */
+#ifndef WN_DAEMON_CONFIG_H
+#define WN_DAEMON_CONFIG_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "base/status.h"
+
+#define WN_CONFIG_OPTIONS_MAX 96
+#define WN_CONFIG_FILE_MAX    ((size_t)256 << 10)
+#define WN_PATH_LEN           1024
+#define WN_TEXT_LEN           256
+#define WN_NAME_LEN           64
+
+enum wn_config_dtype { WN_CONFIG_DTYPE_AUTO, WN_CONFIG_DTYPE_FLOAT32, WN_CONFIG_DTYPE_BFLOAT16 };
+
+typedef enum wn_config_source { WN_FROM_DEFAULT, WN_FROM_FILE, WN_FROM_ENV, WN_FROM_FLAG } wn_config_source;
+
+struct wn_config {
+    /* model and layout */
+    char model[WN_PATH_LEN]; /* also the first positional argument */
+    char name[WN_NAME_LEN];  /* of this process, "replica-0"; "": role and host choose */
+    uint32_t tensor_parallel_size, pipeline_parallel_size;
+    char pipeline_layers[WN_TEXT_LEN]; /* "0-9,10-39"; "": even */
+    uint32_t replicas, vision_workers;
+    uint32_t dtype; /* enum wn_config_dtype */
+    char backend[WN_NAME_LEN];
+    uint32_t threads; /* per process; 0: the machine's share */
+    uint32_t max_model_len, max_num_seqs, max_num_batched_tokens; /* max_model_len 0: the model's */
+    uint32_t kv_pages, block_size;                                /* kv_pages 0: enough for max_num_seqs */
+    /* images and pruning */
+    char image_pruning_method[WN_NAME_LEN];
+    uint32_t image_keep_tokens;
+    float image_pruning_rate;
+    uint64_t image_bytes_max, image_pixels_max;
+    uint32_t vision_queue; /* images that a vision worker takes at a time */
+    /* server */
+    char host[WN_TEXT_LEN];
+    uint32_t port;
+    uint32_t max_queue;
+    uint32_t max_attempts;
+    uint32_t max_results, result_ttl_s; /* finished jobs that are kept for attach */
+    uint32_t no_worker_timeout_ms;      /* a job that finds no worker fails after this; 0: waits for ever */
+    uint32_t expect_replicas, expect_vision_workers; /* ready when so many are there */
+    uint32_t lease_ms, heartbeat_ms;
+    uint32_t shutdown_timeout_s;
+    /* roles (set by `winnow serve` for the processes that it starts) */
+    char run_dir[WN_PATH_LEN];              /* sockets and pid files; "": made under $XDG_RUNTIME_DIR or /tmp */
+    char scheduler_endpoint[WN_TEXT_LEN];   /* where workers reach the scheduler; "": ipc://RUN_DIR/scheduler.sock */
+    char features_endpoint[WN_TEXT_LEN];    /* where a leader receives features; "": ipc://RUN_DIR/NAME.sock */
+    char link[WN_NAME_LEN];                 /* between ranks: "auto", "local", "mpi" */
+    /* tools */
+    uint32_t prompt_tokens, images; /* winnow plan */
+    bool json;
+    /* general */
+    uint32_t log_level; /* wn_log_level */
+    char config[WN_PATH_LEN];
+    bool help, version, print_config, check_config;
+
+    uint8_t source[WN_CONFIG_OPTIONS_MAX]; /* wn_config_source of each option */
+};
+
+typedef enum wn_opt_type { WN_OPT_BOOL, WN_OPT_U32, WN_OPT_U64, WN_OPT_FLOAT, WN_OPT_TEXT, WN_OPT_CHOICE } wn_opt_type;
+
+struct wn_option {
+    const char *name;       /* long name and YAML key */
+    const char *short_name; /* without its dash; NULL: none */
+    wn_opt_type type;
+    size_t offset, size;    /* in struct wn_config */
+    const char *def;        /* parsed like any other value */
+    double min, max;        /* of numbers */
+    const char *choices;    /* "auto|float32|bfloat16" */
+    const char *group, *help;
+    bool early;             /* not settable in the file or the environment: --help, --config, ... */
+};
+
+extern const struct wn_option wn_options[];
+extern const size_t wn_options_n;
+
+void wn_config_defaults(struct wn_config *c);
+
+/* Sets one option from text. `where` stands before the error: "--port", "winnow.yaml:3: port". */
+WN_NODISCARD wn_status wn_config_set(struct wn_config *c, const struct wn_option *o, const char *value,
+                                     wn_config_source from, const char *where, struct wn_err *err);
+
+/* NULL if there is none. */
+const struct wn_option *wn_config_find(const char *name);
+
+/* Reads YAML text; `file` names it in errors. */
+WN_NODISCARD wn_status wn_config_read_yaml(struct wn_config *c, const char *file, const void *text, size_t bytes,
+                                           struct wn_err *err);
+
+/* Defaults, file, environment, flags, and the checks between options. argv[0] is skipped. After --help or --version
+ * nothing else is checked. */
+WN_NODISCARD wn_status wn_config_parse(struct wn_config *c, int argc, char **argv, struct wn_err *err);
+
+/* For a role's main: parses, sets the log level, and answers --help (under `usage`, the first lines of it), --version,
+ * --print-config and --check-config. -1: go on; else the process's exit code. */
+int wn_config_start(struct wn_config *c, int argc, char **argv, const char *usage);
+
+/* The options that do not have their default, as "--name=value" flags: for a child process. *out is NULL-terminated,
+ * one block: free(). extra_n empty places are left before the NULL. */
+WN_NODISCARD wn_status wn_config_flags(const struct wn_config *c, char ***out, size_t *out_n, size_t extra_n,
+                                       struct wn_err *err);
+
+void wn_config_help(FILE *f, const char *usage);
+void wn_config_print(FILE *f, const struct wn_config *c); /* as YAML that can be read back */
+void wn_version_print(FILE *f, const char *program);      /* version, commit, libraries */
+
+#endif

@@ -1,0 +1,76 @@
+/* daemon/config_table.c - the option table. Order is the order of --help. */
+#include "daemon/config.h"
+
+#define FIELD(m)                    offsetof(struct wn_config, m), sizeof(((struct wn_config *)0)->m)
+#define U32(n, s, m, def, lo, hi, h)   {n, s, WN_OPT_U32, FIELD(m), def, lo, hi, NULL, GROUP, h, false}
+#define U64(n, s, m, def, lo, hi, h)   {n, s, WN_OPT_U64, FIELD(m), def, lo, hi, NULL, GROUP, h, false}
+#define FLOAT(n, s, m, def, lo, hi, h) {n, s, WN_OPT_FLOAT, FIELD(m), def, lo, hi, NULL, GROUP, h, false}
+#define TEXT(n, s, m, def, h)          {n, s, WN_OPT_TEXT, FIELD(m), def, 0, 0, NULL, GROUP, h, false}
+#define CHOICE(n, s, m, def, ch, h)    {n, s, WN_OPT_CHOICE, FIELD(m), def, 0, 0, ch, GROUP, h, false}
+#define FLAG(n, s, m, h)               {n, s, WN_OPT_BOOL, FIELD(m), "false", 0, 0, NULL, GROUP, h, false}
+#define EARLY(n, s, m, h)              {n, s, WN_OPT_BOOL, FIELD(m), "false", 0, 0, NULL, GROUP, h, true}
+
+const struct wn_option wn_options[] = {
+#define GROUP "Model and layout"
+    TEXT("model", NULL, model, "", "checkpoint folder (also the first argument)"),
+    U32("tensor-parallel-size", "tp", tensor_parallel_size, "1", 1, 64, "tensor ranks of each stage"),
+    U32("pipeline-parallel-size", "pp", pipeline_parallel_size, "1", 1, 64, "stages of each replica"),
+    TEXT("pipeline-layers", NULL, pipeline_layers, "", "layers of each stage, 0-9,10-39; empty: even"),
+    U32("replicas", NULL, replicas, "1", 1, 64, "whole copies of the language model"),
+    U32("vision-workers", NULL, vision_workers, "1", 0, 256, "processes that encode images"),
+    CHOICE("dtype", NULL, dtype, "auto", "auto|float32|bfloat16", "weights and activations; auto: the checkpoint's"),
+    TEXT("backend", NULL, backend, "cpu", "what computes: cpu, or cpu-ref (plain loops)"),
+    U32("threads", NULL, threads, "0", 0, 1024, "compute threads of one process; 0: a fair share"),
+    U32("max-model-len", NULL, max_model_len, "0", 0, 1 << 20, "tokens of prompt and answer; 0: the model's"),
+    U32("max-num-seqs", NULL, max_num_seqs, "16", 1, 4096, "jobs in one step of a replica"),
+    U32("max-num-batched-tokens", NULL, max_num_batched_tokens, "1024", 1, 65536, "tokens in one step"),
+    U32("kv-pages", NULL, kv_pages, "0", 0, 1 << 24, "pages of the KV pool; 0: enough for max-num-seqs"),
+    U32("block-size", NULL, block_size, "16", 1, 1024, "tokens of one KV page"),
+#undef GROUP
+#define GROUP "Images and pruning"
+    TEXT("image-pruning-method", NULL, image_pruning_method, "none", "what chooses the visual tokens to keep"),
+    U32("image-keep-tokens", NULL, image_keep_tokens, "0", 0, 65536, "visual tokens kept an image; 0: by rate"),
+    FLOAT("image-pruning-rate", NULL, image_pruning_rate, "0", 0, 0.99, "share of visual tokens removed"),
+    U64("image-bytes-max", NULL, image_bytes_max, "32M", 1, 1 << 30, "largest image file"),
+    U64("image-pixels-max", NULL, image_pixels_max, "64M", 1, 1 << 30, "largest decoded image, in pixels"),
+    U32("vision-queue", NULL, vision_queue, "4", 1, 1024, "images that a vision worker takes at a time"),
+#undef GROUP
+#define GROUP "Server"
+    TEXT("host", NULL, host, "127.0.0.1", "address that clients reach"),
+    U32("port", NULL, port, "5599", 0, 65535, "TCP port; 0: any free one"),
+    U32("max-queue", NULL, max_queue, "1024", 1, 1 << 20, "jobs held at a time; more are told to come back"),
+    U32("max-attempts", NULL, max_attempts, "3", 1, 100, "tries at one job"),
+    U32("max-results", NULL, max_results, "1024", 0, 1 << 20, "finished jobs kept for attach"),
+    U32("result-ttl", NULL, result_ttl_s, "600", 0, 86400 * 30, "seconds that a finished job is kept"),
+    U32("no-worker-timeout", NULL, no_worker_timeout_ms, "10000", 0, 86400000,
+        "ms that a job waits for a worker to connect; 0: for ever"),
+    U32("expect-replicas", NULL, expect_replicas, "1", 0, 64, "ready when so many replicas are there"),
+    U32("expect-vision-workers", NULL, expect_vision_workers, "1", 0, 256, "ready when so many workers are there"),
+    U32("lease-ms", NULL, lease_ms, "3000", 50, 600000, "silence after which a worker counts as lost"),
+    U32("heartbeat-ms", NULL, heartbeat_ms, "500", 10, 60000, "time between signs of life"),
+    U32("shutdown-timeout", NULL, shutdown_timeout_s, "30", 0, 86400, "seconds for running jobs after SIGTERM"),
+#undef GROUP
+#define GROUP "Roles (winnow serve sets these)"
+    TEXT("name", NULL, name, "", "name of this process, replica-0"),
+    TEXT("run-dir", NULL, run_dir, "", "folder of sockets; empty: one is made"),
+    TEXT("scheduler-endpoint", NULL, scheduler_endpoint, "", "where workers reach the scheduler"),
+    TEXT("features-endpoint", NULL, features_endpoint, "", "where a leader receives visual tokens"),
+    TEXT("link", NULL, link, "auto", "between ranks: auto, local, mpi"),
+#undef GROUP
+#define GROUP "Tools"
+    U32("prompt-tokens", NULL, prompt_tokens, "64", 1, 1 << 20, "plan: text tokens of the prompt"),
+    U32("images", NULL, images, "1", 0, 16, "plan: images of the prompt"),
+    FLAG("json", NULL, json, "machine-readable output"),
+#undef GROUP
+#define GROUP "General"
+    CHOICE("log-level", NULL, log_level, "warn", "error|warn|info|debug|trace", "how much goes to standard error"),
+    {"config", "c", WN_OPT_TEXT, FIELD(config), "", 0, 0, NULL, GROUP, "YAML file; keys are the long names", true},
+    EARLY("print-config", NULL, print_config, "print what is in force and from where, and exit"),
+    EARLY("check-config", NULL, check_config, "check the options and exit"),
+    EARLY("version", NULL, version, "print version, commit and libraries, and exit"),
+    EARLY("help", "h", help, "print this and exit"),
+#undef GROUP
+};
+
+const size_t wn_options_n = sizeof(wn_options) / sizeof(wn_options[0]);
+_Static_assert(sizeof(wn_options) / sizeof(wn_options[0]) <= WN_CONFIG_OPTIONS_MAX, "wn_config.source is too short");
