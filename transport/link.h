@@ -72,6 +72,7 @@ struct wn_link {
     struct wn_err error;             /* the last failure */
     void *scratch;                   /* of coll.c: grows to the largest all-reduce, then stays */
     size_t scratch_bytes;
+    bool broken;                     /* a collective failed: the next ones say so too */
 };
 
 /* The compiled-in links; NULL-terminated. */
