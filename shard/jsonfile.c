@@ -14,7 +14,8 @@ wn_status wn_path_join(char out[WN_PATH_MAX], const char *dir, const char *name,
     int n = snprintf(out, WN_PATH_MAX, "%s/%s", dir, name);
 
     if (n < 0 || n >= WN_PATH_MAX)
-        return wn_fail(err, WN_ELIMIT, "path longer than %d bytes: %.100s...", WN_PATH_MAX - 1, dir);
+        return wn_fail(err, WN_ELIMIT, "path longer than %d bytes: %.100s...", WN_PATH_MAX - 1,
+                       dir);
     return WN_OK;
 }
 
@@ -37,10 +38,12 @@ wn_status wn_file_read(char **data, size_t *len, const char *path, size_t max, s
     wn_status rc = WN_OK;
     char *bytes = NULL;
     struct stat st;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO of that name must not block us */
+    int fd =
+        open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO of that name must not block us */
 
     if (fd < 0) {
-        rc = wn_fail(err, errno == ENOENT ? WN_ENOENT : WN_EIO, "open %s: %s", path, strerror(errno));
+        rc = wn_fail(err, errno == ENOENT ? WN_ENOENT : WN_EIO, "open %s: %s", path,
+                     strerror(errno));
         goto out;
     }
     if (fstat(fd, &st) != 0) {
@@ -52,7 +55,8 @@ wn_status wn_file_read(char **data, size_t *len, const char *path, size_t max, s
         goto out;
     }
     if ((uintmax_t)st.st_size > max) {
-        rc = wn_fail(err, WN_ELIMIT, "%s has %jd bytes; the limit is %zu", path, (intmax_t)st.st_size, max);
+        rc = wn_fail(err, WN_ELIMIT, "%s has %jd bytes; the limit is %zu", path,
+                     (intmax_t)st.st_size, max);
         goto out;
     }
     bytes = malloc((size_t)st.st_size + 1);
@@ -71,7 +75,8 @@ out:
     return rc;
 }
 
-wn_status wn_json_parse(json_t **out, const char *what, const char *data, size_t len, struct wn_err *err)
+wn_status wn_json_parse(json_t **out, const char *what, const char *data, size_t len,
+                        struct wn_err *err)
 {
     json_error_t je;
     json_t *root = json_loadb(data, len, JSON_REJECT_DUPLICATES, &je);

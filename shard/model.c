@@ -48,8 +48,8 @@ static int64_t read_int(struct reader *r, const char *name, int64_t def, int64_t
     }
     if (v) n = json_integer_value(v);
     if (n < min || n > max) {
-        FAIL(r, WN_ELIMIT, "%s%s: %lld is outside %lld to %lld", r->where, name, (long long)n, (long long)min,
-             (long long)max);
+        FAIL(r, WN_ELIMIT, "%s%s: %lld is outside %lld to %lld", r->where, name, (long long)n,
+             (long long)min, (long long)max);
         return min;
     }
     return n;
@@ -104,7 +104,8 @@ static void read_only(struct reader *r, const char *name, const char *only)
     const char *s = read_str(r, name, only);
 
     if (r->rc == WN_OK && strcmp(s, only) != 0)
-        FAIL(r, WN_EUNSUPP, "%s%s '%.60s' is not supported; supported: %s", r->where, name, s, only);
+        FAIL(r, WN_EUNSUPP, "%s%s '%.60s' is not supported; supported: %s", r->where, name, s,
+             only);
 }
 
 static void refuse_bool(struct reader *r, const char *name, bool only)
@@ -119,14 +120,16 @@ static void refuse_quantization(struct reader *r)
     const char *method = json_string_value(json_object_get(q, "quant_method"));
 
     if (r->rc == WN_OK && q)
-        FAIL(r, WN_EUNSUPP, "%squantization_config '%.60s' is not supported", r->where, method ? method : "?");
+        FAIL(r, WN_EUNSUPP, "%squantization_config '%.60s' is not supported", r->where,
+             method ? method : "?");
 }
 
 static struct reader sub_reader(struct reader *r, const char *name, const char *where)
 {
     const json_t *v = field(r, name);
 
-    if (r->rc == WN_OK && v && !json_is_object(v)) FAIL(r, WN_EFORMAT, "%s%s: not an object", r->where, name);
+    if (r->rc == WN_OK && v && !json_is_object(v))
+        FAIL(r, WN_EFORMAT, "%s%s: not an object", r->where, name);
     return (struct reader){.obj = v, .where = where, .rc = r->rc, .err = r->err};
 }
 
@@ -141,7 +144,8 @@ static wn_act read_act(struct reader *r, const char *name, const char *def)
     if (r->rc != WN_OK) return WN_ACT_NONE;
     for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
         if (strcmp(s, known[i].name) == 0) return known[i].act;
-    FAIL(r, WN_EUNSUPP, "%s%s '%.60s' is not supported; supported: gelu, quick_gelu, silu", r->where, name, s);
+    FAIL(r, WN_EUNSUPP, "%s%s '%.60s' is not supported; supported: gelu, quick_gelu, silu",
+         r->where, name, s);
     return WN_ACT_NONE;
 }
 
@@ -152,13 +156,15 @@ static void read_rope(struct reader *r, struct wn_text_config *t)
     double theta = 10000.0;
 
     for (int i = 0; i < 2; i++) {
-        struct reader s = sub_reader(r, names[i], i ? "config.json: text_config.rope_parameters."
-                                                    : "config.json: text_config.rope_scaling.");
+        struct reader s = sub_reader(r, names[i],
+                                     i ? "config.json: text_config.rope_parameters."
+                                       : "config.json: text_config.rope_scaling.");
         const char *type;
         if (s.rc == WN_OK && s.obj) {
             type = read_str(&s, "rope_type", read_str(&s, "type", i ? "default" : "?"));
             if (s.rc == WN_OK && strcmp(type, "default") != 0)
-                FAIL(&s, WN_EUNSUPP, "config.json: text_config: %s type '%.60s' is not supported", names[i], type);
+                FAIL(&s, WN_EUNSUPP, "config.json: text_config: %s type '%.60s' is not supported",
+                     names[i], type);
             if (i) theta = read_float(&s, "rope_theta", theta, 1.0, 1e12);
         }
         r->rc = s.rc;
@@ -188,18 +194,23 @@ static void read_text(struct reader *r, struct wn_text_config *t)
     read_rope(r, t);
     if (r->rc != WN_OK) return;
     if (t->heads % t->kv_heads != 0) {
-        FAIL(r, WN_EFORMAT, "%snum_key_value_heads: %u does not divide %u heads", r->where, t->kv_heads, t->heads);
+        FAIL(r, WN_EFORMAT, "%snum_key_value_heads: %u does not divide %u heads", r->where,
+             t->kv_heads, t->heads);
         return;
     }
     if (!field(r, "head_dim") && t->hidden % t->heads != 0) {
-        FAIL(r, WN_EFORMAT, "%snum_attention_heads: %u does not divide hidden_size %u", r->where, t->heads, t->hidden);
+        FAIL(r, WN_EFORMAT, "%snum_attention_heads: %u does not divide hidden_size %u", r->where,
+             t->heads, t->hidden);
         return;
     }
-    t->head_dim = read_u32(r, "head_dim", t->hidden / t->heads ? t->hidden / t->heads : 1, WIDTH_MAX);
+    t->head_dim =
+        read_u32(r, "head_dim", t->hidden / t->heads ? t->hidden / t->heads : 1, WIDTH_MAX);
     if (r->rc == WN_OK && t->head_dim % 2 != 0)
-        FAIL(r, WN_EUNSUPP, "%shead_dim: %u is odd, and rotary embedding needs pairs", r->where, t->head_dim);
+        FAIL(r, WN_EUNSUPP, "%shead_dim: %u is odd, and rotary embedding needs pairs", r->where,
+             t->head_dim);
     if (r->rc == WN_OK && (uint64_t)t->heads * t->head_dim > MLP_MAX)
-        FAIL(r, WN_ELIMIT, "%shead_dim: %u heads of %u are wider than %u", r->where, t->heads, t->head_dim, MLP_MAX);
+        FAIL(r, WN_ELIMIT, "%shead_dim: %u heads of %u are wider than %u", r->where, t->heads,
+             t->head_dim, MLP_MAX);
 }
 
 /* Which hidden state the features are, and so how many layers make them. */
@@ -211,7 +222,8 @@ static void read_feature_layer(struct reader *top, struct wn_vision_config *v)
 
     if (top->rc != WN_OK) return;
     if (json_is_array(layer)) {
-        FAIL(top, WN_EUNSUPP, "%svision_feature_layer: a list of layers is not supported", top->where);
+        FAIL(top, WN_EUNSUPP, "%svision_feature_layer: a list of layers is not supported",
+             top->where);
         return;
     }
     n = read_int(top, "vision_feature_layer", -2, -(int64_t)v->layers - 1, v->layers);
@@ -219,7 +231,8 @@ static void read_feature_layer(struct reader *top, struct wn_vision_config *v)
     select = read_str(top, "vision_feature_select_strategy", "default");
     v->keep_cls = strcmp(select, "full") == 0;
     if (top->rc == WN_OK && !v->keep_cls && strcmp(select, "default") != 0)
-        FAIL(top, WN_EUNSUPP, "%svision_feature_select_strategy '%.60s' is not supported; supported: default, full",
+        FAIL(top, WN_EUNSUPP,
+             "%svision_feature_select_strategy '%.60s' is not supported; supported: default, full",
              top->where, select);
 }
 
@@ -243,19 +256,21 @@ static void read_vision(struct reader *r, struct wn_vision_config *v)
         FAIL(r, WN_EUNSUPP, "%snum_channels other than 3 is not supported", r->where);
     if (r->rc != WN_OK) return;
     if (v->hidden % v->heads != 0) {
-        FAIL(r, WN_EFORMAT, "%snum_attention_heads: %u does not divide hidden_size %u", r->where, v->heads, v->hidden);
+        FAIL(r, WN_EFORMAT, "%snum_attention_heads: %u does not divide hidden_size %u", r->where,
+             v->heads, v->hidden);
         return;
     }
     v->head_dim = v->hidden / v->heads;
     if (v->image_side % v->patch_side != 0) {
-        FAIL(r, WN_EFORMAT, "%spatch_size: %u does not divide image_size %u", r->where, v->patch_side, v->image_side);
+        FAIL(r, WN_EFORMAT, "%spatch_size: %u does not divide image_size %u", r->where,
+             v->patch_side, v->image_side);
         return;
     }
     side = v->image_side / v->patch_side;
     v->patches = side * side; /* at most PIXELS_MAX^2 */
     if (v->patches >= TOKENS_MAX)
-        FAIL(r, WN_ELIMIT, "%spatch_size: %u patches in an image; the limit is %u", r->where, v->patches,
-             TOKENS_MAX - 1);
+        FAIL(r, WN_ELIMIT, "%spatch_size: %u patches in an image; the limit is %u", r->where,
+             v->patches, TOKENS_MAX - 1);
 }
 
 static void read_architecture(struct reader *r, struct wn_model *m)
@@ -271,7 +286,8 @@ static void read_architecture(struct reader *r, struct wn_model *m)
         return;
     }
     if (strcmp(name, supported) != 0) {
-        FAIL(r, WN_EUNSUPP, "%sarchitecture '%.63s' is not supported; supported: %s", r->where, name, supported);
+        FAIL(r, WN_EUNSUPP, "%sarchitecture '%.63s' is not supported; supported: %s", r->where,
+             name, supported);
         return;
     }
     read_only(r, "model_type", "llava");
@@ -292,11 +308,14 @@ static void read_dtype(struct reader *top, struct reader *text, struct wn_model 
     else if (strcmp(s, "float16") == 0)
         m->dtype = WN_F16;
     else
-        FAIL(top, WN_EUNSUPP, "%sdtype '%.60s' is not supported; supported: float32, bfloat16, float16", top->where, s);
+        FAIL(top, WN_EUNSUPP,
+             "%sdtype '%.60s' is not supported; supported: float32, bfloat16, float16", top->where,
+             s);
 }
 
 /* A token id that the first of `places` with the field decides; -1 reads as null. */
-static uint32_t read_token(struct reader *places, int n, const char *name, uint32_t def, uint32_t vocab)
+static uint32_t read_token(struct reader *places, int n, const char *name, uint32_t def,
+                           uint32_t vocab)
 {
     for (int i = 0; i < n; i++) {
         int64_t id;
@@ -329,22 +348,28 @@ static void read_eos(struct reader *places, int n, struct wn_model *m)
         FAIL(r, WN_ELIMIT, "%seos_token_id: %zu ids; the limit is %d", r->where, count, WN_EOS_MAX);
     for (size_t i = 0; r->rc == WN_OK && i < count; i++) {
         const json_t *e = json_array_get(v, i);
-        if (!json_is_integer(e) || json_integer_value(e) < 0 || json_integer_value(e) >= m->text.vocab)
-            FAIL(r, WN_EFORMAT, "%seos_token_id[%zu]: not a token of the vocabulary of %u", r->where, i, m->text.vocab);
+        if (!json_is_integer(e) || json_integer_value(e) < 0 ||
+            json_integer_value(e) >= m->text.vocab)
+            FAIL(r, WN_EFORMAT, "%seos_token_id[%zu]: not a token of the vocabulary of %u",
+                 r->where, i, m->text.vocab);
         else
             m->eos[m->eos_n++] = (uint32_t)json_integer_value(e);
     }
 }
 
-static void read_tokens(struct reader *top, struct reader *text, const json_t *generation, struct wn_model *m)
+static void read_tokens(struct reader *top, struct reader *text, const json_t *generation,
+                        struct wn_model *m)
 {
     struct reader places[3] = {
         {.obj = generation, .where = "generation_config.json: ", .err = top->err}, *top, *text};
     int64_t last = (int64_t)m->text.vocab - 1;
-    bool newer = field(top, "image_token_id") != NULL, older = field(top, "image_token_index") != NULL;
+    bool newer = field(top, "image_token_id") != NULL,
+         older = field(top, "image_token_index") != NULL;
 
-    m->image_token = (uint32_t)read_int(top, newer ? "image_token_id" : "image_token_index", 32000, 0, last);
-    if (newer && older && read_int(top, "image_token_index", 0, 0, last) != m->image_token && top->rc == WN_OK)
+    m->image_token =
+        (uint32_t)read_int(top, newer ? "image_token_id" : "image_token_index", 32000, 0, last);
+    if (newer && older && read_int(top, "image_token_index", 0, 0, last) != m->image_token &&
+        top->rc == WN_OK)
         FAIL(top, WN_EFORMAT, "%simage_token_index and image_token_id differ", top->where);
     if (top->rc != WN_OK) return;
     m->bos = read_token(places, 3, "bos_token_id", 1, m->text.vocab);
@@ -361,7 +386,8 @@ static uint32_t slices_of(const struct wn_text_config *t)
     return s;
 }
 
-static wn_status read_model(struct wn_model *m, const json_t *config, const json_t *generation, struct wn_err *err)
+static wn_status read_model(struct wn_model *m, const json_t *config, const json_t *generation,
+                            struct wn_err *err)
 {
     struct reader top = {.obj = config, .where = "config.json: ", .err = err}, text, vision;
 
@@ -382,8 +408,8 @@ static wn_status read_model(struct wn_model *m, const json_t *config, const json
     return top.rc;
 }
 
-wn_status wn_model_parse(struct wn_model *out, const char *config, size_t config_len, const char *generation,
-                         size_t generation_len, struct wn_err *err)
+wn_status wn_model_parse(struct wn_model *out, const char *config, size_t config_len,
+                         const char *generation, size_t generation_len, struct wn_err *err)
 {
     json_t *c = NULL, *g = NULL;
     struct wn_model m = {0};
@@ -391,11 +417,13 @@ wn_status wn_model_parse(struct wn_model *out, const char *config, size_t config
 
     if (config_len > CONFIG_BYTES_MAX || generation_len > CONFIG_BYTES_MAX) {
         rc = wn_fail(err, WN_ELIMIT, "%s: more than %zu bytes",
-                     config_len > CONFIG_BYTES_MAX ? "config.json" : "generation_config.json", CONFIG_BYTES_MAX);
+                     config_len > CONFIG_BYTES_MAX ? "config.json" : "generation_config.json",
+                     CONFIG_BYTES_MAX);
         goto out;
     }
     if ((rc = wn_json_parse(&c, "config.json", config, config_len, err)) != WN_OK) goto out;
-    if (generation && (rc = wn_json_parse(&g, "generation_config.json", generation, generation_len, err)) != WN_OK)
+    if (generation && (rc = wn_json_parse(&g, "generation_config.json", generation, generation_len,
+                                          err)) != WN_OK)
         goto out;
     if ((rc = read_model(&m, c, g, err)) != WN_OK) goto out;
     *out = m;

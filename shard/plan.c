@@ -21,15 +21,19 @@ static wn_status check_tensors(const struct wn_text_config *t, uint32_t tensors,
 
     list_sizes(sizes, sizeof(sizes), t);
     if (tensors == 0 || tensors > WN_TENSOR_MAX)
-        return wn_fail(err, WN_EINVAL, "tensor parallel size %u is outside 1 to %d; sizes that work: %s", tensors,
+        return wn_fail(err, WN_EINVAL,
+                       "tensor parallel size %u is outside 1 to %d; sizes that work: %s", tensors,
                        WN_TENSOR_MAX, sizes);
     if (t->kv_heads % tensors != 0)
-        return wn_fail(err, WN_EINVAL,
-                       "tensor parallel size %u does not divide %u heads and %u kv heads; sizes that work: %s", tensors,
-                       t->heads, t->kv_heads, sizes);
+        return wn_fail(
+            err, WN_EINVAL,
+            "tensor parallel size %u does not divide %u heads and %u kv heads; sizes that work: %s",
+            tensors, t->heads, t->kv_heads, sizes);
     if (t->mlp % tensors != 0 || t->hidden % tensors != 0)
-        return wn_fail(err, WN_EINVAL, "tensor parallel size %u does not divide the %s %u; sizes that work: %s", tensors,
-                       t->mlp % tensors ? "MLP width" : "hidden width", t->mlp % tensors ? t->mlp : t->hidden, sizes);
+        return wn_fail(err, WN_EINVAL,
+                       "tensor parallel size %u does not divide the %s %u; sizes that work: %s",
+                       tensors, t->mlp % tensors ? "MLP width" : "hidden width",
+                       t->mlp % tensors ? t->mlp : t->hidden, sizes);
     return WN_OK;
 }
 
@@ -63,30 +67,38 @@ static wn_status parse_layers(struct wn_plan *p, const char *spec, struct wn_err
         }
         if (*s != ',' && *s != '\0') goto malformed;
         if (last < first)
-            return wn_fail(err, WN_EINVAL, "pipeline layers '%.100s': %u-%u runs backwards", spec, first, last);
+            return wn_fail(err, WN_EINVAL, "pipeline layers '%.100s': %u-%u runs backwards", spec,
+                           first, last);
         if (last >= layers)
-            return wn_fail(err, WN_EINVAL, "pipeline layers '%.100s': layer %u, but the model has %u", spec, last, layers);
+            return wn_fail(err, WN_EINVAL,
+                           "pipeline layers '%.100s': layer %u, but the model has %u", spec, last,
+                           layers);
         if (first < next)
-            return wn_fail(err, WN_EINVAL, "pipeline layers '%.100s': layer %u is in two stages", spec, first);
+            return wn_fail(err, WN_EINVAL, "pipeline layers '%.100s': layer %u is in two stages",
+                           spec, first);
         if (first > next)
-            return wn_fail(err, WN_EINVAL, "pipeline layers '%.100s': layer %u is in no stage", spec, next);
+            return wn_fail(err, WN_EINVAL, "pipeline layers '%.100s': layer %u is in no stage",
+                           spec, next);
         if (i >= p->stages)
-            return wn_fail(err, WN_EINVAL, "pipeline layers '%.100s': more ranges than %u stages", spec, p->stages);
+            return wn_fail(err, WN_EINVAL, "pipeline layers '%.100s': more ranges than %u stages",
+                           spec, p->stages);
         p->layers[i] = (struct wn_range){first, last - first + 1};
         next = last + 1;
         if (*s == '\0') {
             if (i + 1 != p->stages)
-                return wn_fail(err, WN_EINVAL, "pipeline layers '%.100s': %u ranges for %u stages", spec, i + 1,
-                               p->stages);
+                return wn_fail(err, WN_EINVAL, "pipeline layers '%.100s': %u ranges for %u stages",
+                               spec, i + 1, p->stages);
             break;
         }
         s++;
         continue;
     malformed:
-        return wn_fail(err, WN_EINVAL, "pipeline layers '%.100s': '%.20s' is not a range such as 0-9", spec, part);
+        return wn_fail(err, WN_EINVAL,
+                       "pipeline layers '%.100s': '%.20s' is not a range such as 0-9", spec, part);
     }
     if (next != layers)
-        return wn_fail(err, WN_EINVAL, "pipeline layers '%.100s': layer %u is in no stage", spec, next);
+        return wn_fail(err, WN_EINVAL, "pipeline layers '%.100s': layer %u is in no stage", spec,
+                       next);
     return WN_OK;
 }
 
@@ -98,20 +110,24 @@ static struct wn_range deal(uint32_t n, uint32_t parts, uint32_t i)
     return (struct wn_range){i * base + (i < more ? i : more), base + (i < more)};
 }
 
-wn_status wn_plan_make(struct wn_plan *out, const struct wn_model *model, uint32_t stages, uint32_t tensors,
-                       const char *layers_spec, wn_dtype dtype, struct wn_err *err)
+wn_status wn_plan_make(struct wn_plan *out, const struct wn_model *model, uint32_t stages,
+                       uint32_t tensors, const char *layers_spec, wn_dtype dtype,
+                       struct wn_err *err)
 {
     struct wn_plan p = {.model = *model, .dtype = dtype, .stages = stages, .tensors = tensors};
     uint32_t layers = model->text.layers;
     wn_status rc;
 
     if (dtype != WN_F32 && dtype != WN_BF16)
-        return wn_fail(err, WN_EUNSUPP, "computing in %s is not supported; supported: float32, bfloat16",
+        return wn_fail(err, WN_EUNSUPP,
+                       "computing in %s is not supported; supported: float32, bfloat16",
                        wn_dtype_name(dtype));
     if (stages == 0 || stages > WN_STAGES_MAX)
-        return wn_fail(err, WN_EINVAL, "pipeline parallel size %u is outside 1 to %d", stages, WN_STAGES_MAX);
+        return wn_fail(err, WN_EINVAL, "pipeline parallel size %u is outside 1 to %d", stages,
+                       WN_STAGES_MAX);
     if (stages > layers)
-        return wn_fail(err, WN_EINVAL, "pipeline parallel size %u is more than the %u layers of the model", stages,
+        return wn_fail(err, WN_EINVAL,
+                       "pipeline parallel size %u is more than the %u layers of the model", stages,
                        layers);
     if ((rc = check_tensors(&model->text, tensors, err)) != WN_OK) return rc;
     p.slices = model->slices % tensors == 0 ? model->slices : tensors;
@@ -163,7 +179,8 @@ static void emit(struct emit *e, struct wn_range rows, struct wn_range cols, con
     e->rc = e->each(e->ctx, &s, e->err);
 }
 
-static void emit_layer(struct emit *e, uint32_t layer, const char *part, struct wn_range rows, struct wn_range cols)
+static void emit_layer(struct emit *e, uint32_t layer, const char *part, struct wn_range rows,
+                       struct wn_range cols)
 {
     char name[WN_NAME_MAX];
 
@@ -181,26 +198,32 @@ static struct wn_range scaled(struct wn_range r, uint32_t by)
 #define FINAL_NORM "language_model.model.norm.weight"
 #define HEAD       "language_model.lm_head.weight"
 
-wn_status wn_plan_slices(const struct wn_plan *p, uint32_t rank, wn_slice_fn *each, void *ctx, struct wn_err *err)
+wn_status wn_plan_slices(const struct wn_plan *p, uint32_t rank, wn_slice_fn *each, void *ctx,
+                         struct wn_err *err)
 {
     const struct wn_text_config *t = &p->model.text;
     uint32_t stage = rank / p->tensors, tensor = rank % p->tensors;
     struct emit e = {.each = each, .ctx = ctx, .err = err, .rc = WN_OK};
     const struct wn_range one = {0, 1}, hidden = {0, t->hidden}, vocab = wn_plan_vocab(p, tensor);
-    const struct wn_range hidden_part = even_part(t->hidden, p, tensor), mlp = wn_plan_mlp(p, tensor);
+    const struct wn_range hidden_part = even_part(t->hidden, p, tensor),
+                          mlp = wn_plan_mlp(p, tensor);
     const struct wn_range q = scaled(wn_plan_heads(p, tensor), t->head_dim);
     const struct wn_range kv = scaled(wn_plan_kv_heads(p, tensor), t->head_dim);
     bool last = stage + 1 == p->stages;
 
-    if (stage >= p->stages) return wn_fail(err, WN_EINVAL, "rank %u, but the plan has %u", rank, p->stages * p->tensors);
+    if (stage >= p->stages)
+        return wn_fail(err, WN_EINVAL, "rank %u, but the plan has %u", rank,
+                       p->stages * p->tensors);
     if (stage == 0) {
-        emit(&e, hidden_part, (struct wn_range){0, p->model.vision.hidden}, PROJECTOR "linear_1.weight");
+        emit(&e, hidden_part, (struct wn_range){0, p->model.vision.hidden},
+             PROJECTOR "linear_1.weight");
         emit(&e, hidden_part, one, PROJECTOR "linear_1.bias");
         emit(&e, hidden, hidden_part, PROJECTOR "linear_2.weight");
         emit(&e, hidden, one, PROJECTOR "linear_2.bias");
         emit(&e, vocab, hidden, EMBEDDING);
     }
-    for (uint32_t i = p->layers[stage].first; i < p->layers[stage].first + p->layers[stage].n; i++) {
+    for (uint32_t i = p->layers[stage].first; i < p->layers[stage].first + p->layers[stage].n;
+         i++) {
         emit_layer(&e, i, "input_layernorm", hidden, one);
         emit_layer(&e, i, "self_attn.q_proj", q, hidden);
         emit_layer(&e, i, "self_attn.k_proj", kv, hidden);
@@ -215,7 +238,7 @@ wn_status wn_plan_slices(const struct wn_plan *p, uint32_t rank, wn_slice_fn *ea
         emit(&e, hidden, one, FINAL_NORM);
         if (!t->tied)
             emit(&e, vocab, hidden, HEAD);
-        else if (stage != 0) /* on stage 0 it is there already */
+        else if (stage != 0) /* else it was named above */
             emit(&e, vocab, hidden, EMBEDDING);
     }
     return e.rc;
@@ -225,7 +248,8 @@ static bool is_vector(const struct wn_slice *s)
 {
     size_t n = strlen(s->name);
 
-    return (n > 5 && strcmp(s->name + n - 5, ".bias") == 0) || strstr(s->name, "norm.weight") != NULL;
+    return (n > 5 && strcmp(s->name + n - 5, ".bias") == 0) ||
+           strstr(s->name, "norm.weight") != NULL;
 }
 
 struct weigh {
@@ -245,9 +269,13 @@ static wn_status weigh_slice(void *ctx, const struct wn_slice *s, struct wn_err 
 
 uint64_t wn_plan_weight_bytes(const struct wn_plan *p, uint32_t rank)
 {
+    const struct wn_text_config *t = &p->model.text;
     struct weigh w = {.p = p};
 
-    return wn_plan_slices(p, rank, weigh_slice, &w, NULL) == WN_OK ? w.bytes : 0;
+    if (wn_plan_slices(p, rank, weigh_slice, &w, NULL) != WN_OK) return 0;
+    if (t->tied && p->stages == 1) /* held as a table to look up and as a matrix to multiply with */
+        w.bytes += (uint64_t)wn_plan_vocab(p, rank).n * t->hidden * wn_dtype_bytes(p->dtype);
+    return w.bytes;
 }
 
 uint64_t wn_plan_kv_bytes_per_token(const struct wn_plan *p, uint32_t rank)

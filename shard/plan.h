@@ -56,7 +56,8 @@ static inline uint32_t wn_plan_rank(const struct wn_plan *p, uint32_t stage, uin
     return stage * p->tensors + tensor;
 }
 
-/* Calls `each` for every tensor part that `rank` holds, in load order; stops at the first failure. */
+/* Calls `each` for every tensor part that `rank` holds, in load order; stops at the first failure. Each part comes once,
+ * also an embedding that the only stage uses as its head too. */
 typedef wn_status wn_slice_fn(void *ctx, const struct wn_slice *s, struct wn_err *err);
 WN_NODISCARD wn_status wn_plan_slices(const struct wn_plan *p, uint32_t rank, wn_slice_fn *each, void *ctx, struct wn_err *err);
 
@@ -65,8 +66,10 @@ struct wn_range wn_plan_kv_heads(const struct wn_plan *p, uint32_t tensor);
 struct wn_range wn_plan_mlp(const struct wn_plan *p, uint32_t tensor);
 struct wn_range wn_plan_vocab(const struct wn_plan *p, uint32_t tensor);
 
-uint64_t wn_plan_weight_bytes(const struct wn_plan *p, uint32_t rank);       /* in plan dtype; norms and biases float32 */
-uint64_t wn_plan_kv_bytes_per_token(const struct wn_plan *p, uint32_t rank); /* keys and values, all layers of the rank */
+/* What a rank holds: matrices in the plan's dtype, norms and biases in float32; an embedding that is the head too counts
+ * twice. And for each token in its KV cache: keys and values of all layers of the rank. */
+uint64_t wn_plan_weight_bytes(const struct wn_plan *p, uint32_t rank);
+uint64_t wn_plan_kv_bytes_per_token(const struct wn_plan *p, uint32_t rank);
 
 /* A prompt and its answer, as far as bytes go. */
 struct wn_plan_load {

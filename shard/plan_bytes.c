@@ -8,7 +8,7 @@
 
 /* Steps of one size. */
 struct steps {
-    uint64_t rows;   /* of each step */
+    uint64_t rows; /* of each step */
     uint64_t times;
     uint64_t wanted; /* rows whose logits are wanted, all steps together */
 };
@@ -22,7 +22,8 @@ static void list_steps(const struct wn_plan_load *load, struct steps out[STEP_SI
     uint64_t left = chunk ? rows % chunk : 0;
     bool sampled = rows > 0 && load->new_tokens > 0; /* from the end of the prompt on */
 
-    out[0] = (struct steps){.rows = chunk, .times = chunk ? rows / chunk : 0, .wanted = sampled && left == 0};
+    out[0] = (struct steps){
+        .rows = chunk, .times = chunk ? rows / chunk : 0, .wanted = sampled && left == 0};
     out[1] = (struct steps){.rows = left, .times = left > 0, .wanted = sampled && left > 0};
     out[2] = (struct steps){.rows = 1, .times = sampled ? load->new_tokens - 1 : 0};
     out[2].wanted = out[2].times;
@@ -48,11 +49,12 @@ static uint64_t ring_bytes(uint32_t n, uint32_t from, uint32_t to, uint64_t part
 }
 
 /* Between two tensor ranks of one stage. */
-static uint64_t inside_stage(const struct wn_plan *p, const struct wn_plan_load *load, uint32_t stage, uint32_t from,
-                             uint32_t to, enum wn_traffic kind)
+static uint64_t inside_stage(const struct wn_plan *p, const struct wn_plan_load *load,
+                             uint32_t stage, uint32_t from, uint32_t to, enum wn_traffic kind)
 {
     int n = (int)p->tensors, a = (int)from, b = (int)to;
-    uint32_t sums = 2 * p->layers[stage].n + (stage == 0); /* after o_proj and down_proj; the input rows */
+    uint32_t sums =
+        2 * p->layers[stage].n + (stage == 0); /* after o_proj and down_proj; the input rows */
     struct steps steps[STEP_SIZES];
     uint64_t bytes = 0;
 
@@ -64,21 +66,23 @@ static uint64_t inside_stage(const struct wn_plan *p, const struct wn_plan_load 
         if (kind == WN_TRAFFIC_ALLREDUCE)
             bytes += wn_coll_allreduce_bytes(n, a, b, floats) * sums * steps[i].times;
         if (kind == WN_TRAFFIC_ACTIVATION && stage > 0)
-            bytes += ring_bytes(p->tensors, from, to, part_bytes(p, steps[i].rows)) * steps[i].times;
+            bytes +=
+                ring_bytes(p->tensors, from, to, part_bytes(p, steps[i].rows)) * steps[i].times;
         if (kind == WN_TRAFFIC_LOGITS && stage + 1 == p->stages && to == 0)
             bytes += steps[i].wanted * wn_plan_vocab(p, from).n * sizeof(float);
     }
     return bytes;
 }
 
-uint64_t wn_plan_link_bytes(const struct wn_plan *p, const struct wn_plan_load *load, uint32_t src, uint32_t dst,
-                            enum wn_traffic kind)
+uint64_t wn_plan_link_bytes(const struct wn_plan *p, const struct wn_plan_load *load, uint32_t src,
+                            uint32_t dst, enum wn_traffic kind)
 {
     uint32_t ranks = p->stages * p->tensors;
     struct steps steps[STEP_SIZES];
     uint64_t bytes = 0;
 
-    if (src == WN_PLAN_VISION) return dst == 0 && kind == WN_TRAFFIC_EMBEDDING ? feature_bytes(p, load) : 0;
+    if (src == WN_PLAN_VISION)
+        return dst == 0 && kind == WN_TRAFFIC_EMBEDDING ? feature_bytes(p, load) : 0;
     if (src >= ranks || dst >= ranks || src == dst) return 0;
     if (src / p->tensors == dst / p->tensors)
         return inside_stage(p, load, src / p->tensors, src % p->tensors, dst % p->tensors, kind);

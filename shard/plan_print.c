@@ -6,13 +6,13 @@
 #include "shard/plan.h"
 
 /* Everything that can cross a link of the replica. */
-static const wn_traffic kinds[] = {WN_TRAFFIC_EMBEDDING, WN_TRAFFIC_ACTIVATION, WN_TRAFFIC_ALLREDUCE,
-                                   WN_TRAFFIC_LOGITS};
+static const wn_traffic kinds[] = {WN_TRAFFIC_EMBEDDING, WN_TRAFFIC_ACTIVATION,
+                                   WN_TRAFFIC_ALLREDUCE, WN_TRAFFIC_LOGITS};
 #define KINDS_N (sizeof(kinds) / sizeof(kinds[0]))
 
 struct totals {
-    uint64_t weights, kv;     /* all ranks */
-    uint64_t once;            /* every tensor of the decoder and projector once */
+    uint64_t weights, kv; /* all ranks */
+    uint64_t once;        /* every tensor of the decoder and projector once */
     uint64_t links[KINDS_N];
 };
 
@@ -44,6 +44,8 @@ static struct totals totals_of(const struct wn_plan *p)
     whole.stages = whole.tensors = 1;
     whole.layers[0] = (struct wn_range){0, p->model.text.layers};
     t.once = wn_plan_weight_bytes(&whole, 0);
+    if (p->model.text.tied)
+        t.once -= (uint64_t)p->model.text.vocab * p->model.text.hidden * wn_dtype_bytes(p->dtype);
     for (uint32_t r = 0; r < ranks_of(p); r++) {
         t.weights += wn_plan_weight_bytes(p, r);
         t.kv += wn_plan_kv_bytes_per_token(p, r);
@@ -67,39 +69,50 @@ static void print_model(const struct wn_plan *p, FILE *out)
 {
     const struct wn_text_config *t = &p->model.text;
 
-    fprintf(out, "%s: %u layers, width %u, %u heads (%u kv) of %u, MLP %u, vocabulary %u\n", p->model.architecture,
-            t->layers, t->hidden, t->heads, t->kv_heads, t->head_dim, t->mlp, t->vocab);
-    fprintf(out, "%u stage%s x %u tensor rank%s = %u rank%s, computing in %s; the vision tower is on the vision workers\n",
-            p->stages, p->stages == 1 ? "" : "s", p->tensors, p->tensors == 1 ? "" : "s", ranks_of(p),
-            ranks_of(p) == 1 ? "" : "s", wn_dtype_name(p->dtype));
+    fprintf(out, "%s: %u layers, width %u, %u heads (%u kv) of %u, MLP %u, vocabulary %u\n",
+            p->model.architecture, t->layers, t->hidden, t->heads, t->kv_heads, t->head_dim, t->mlp,
+            t->vocab);
+    fprintf(out,
+            "%u stage%s x %u tensor rank%s = %u rank%s, computing in %s; the vision tower is on "
+            "the vision workers\n",
+            p->stages, p->stages == 1 ? "" : "s", p->tensors, p->tensors == 1 ? "" : "s",
+            ranks_of(p), ranks_of(p) == 1 ? "" : "s", wn_dtype_name(p->dtype));
     if (p->slices == p->model.slices)
-        fprintf(out, "sums are made in %u parts: every tensor parallel size that divides %u gives the same bits\n\n",
+        fprintf(out,
+                "sums are made in %u parts: every tensor parallel size that divides %u gives the "
+                "same bits\n\n",
                 p->slices, p->slices);
     else
-        fprintf(out, "sums are made in %u parts, one a rank: other sizes round differently\n\n", p->slices);
+        fprintf(out, "sums are made in %u parts, one a rank: other sizes round differently\n\n",
+                p->slices);
 }
 
 static void print_ranks(const struct wn_plan *p, const struct totals *t, FILE *out)
 {
     char a[24], b[24], c[24], d[24], e[24], f[24];
 
-    fprintf(out, "%5s %5s %6s %9s %9s %9s %13s %12s %15s %13s\n", "rank", "stage", "tensor", "layers", "heads",
-            "kv heads", "vocabulary", "weights", "bytes", "KV B/token");
+    fprintf(out, "%5s %5s %6s %9s %9s %9s %13s %12s %15s %13s\n", "rank", "stage", "tensor",
+            "layers", "heads", "kv heads", "vocabulary", "weights", "bytes", "KV B/token");
     for (uint32_t r = 0; r < ranks_of(p); r++) {
         uint32_t stage = r / p->tensors, tensor = r % p->tensors;
         bool vocab = stage == 0 || stage + 1 == p->stages;
         uint64_t bytes = wn_plan_weight_bytes(p, r);
-        fprintf(out, "%5u %5u %6u %9s %9s %9s %13s %12s %15" PRIu64 " %13" PRIu64 "\n", r, stage, tensor,
-                span(a, p->layers[stage]), span(b, wn_plan_heads(p, tensor)), span(c, wn_plan_kv_heads(p, tensor)),
+        fprintf(out, "%5u %5u %6u %9s %9s %9s %13s %12s %15" PRIu64 " %13" PRIu64 "\n", r, stage,
+                tensor, span(a, p->layers[stage]), span(b, wn_plan_heads(p, tensor)),
+                span(c, wn_plan_kv_heads(p, tensor)),
                 vocab ? span(d, wn_plan_vocab(p, tensor)) : "-", human(e, bytes), bytes,
                 wn_plan_kv_bytes_per_token(p, r));
     }
-    fprintf(out, "%-71s %12s %15" PRIu64 " %13" PRIu64 "\n", "  all", human(f, t->weights), t->weights, t->kv);
-    fprintf(out, "      = every tensor once, %" PRIu64 " bytes (%s), and %" PRIu64 " bytes (%s) of copies\n"
-                 "        (norms and the projector's last bias on each tensor rank%s)\n",
+    fprintf(out, "%-71s %12s %15" PRIu64 " %13" PRIu64 "\n", "  all", human(f, t->weights),
+            t->weights, t->kv);
+    fprintf(out,
+            "      = every tensor once, %" PRIu64 " bytes (%s), and %" PRIu64
+            " bytes (%s) of copies\n"
+            "        (norms and the projector's last bias on each tensor rank%s)\n",
             t->once, human(a, t->once), t->weights - t->once, human(b, t->weights - t->once),
-            p->model.text.tied && p->stages > 1 ? "; the embedding, which is the head too" : "");
-    fprintf(out, "      KV cache of a sequence of %u tokens: %s (%" PRIu64 " bytes) over all ranks\n",
+            p->model.text.tied ? "; the embedding, which is the head too" : "");
+    fprintf(out,
+            "      KV cache of a sequence of %u tokens: %s (%" PRIu64 " bytes) over all ranks\n",
             p->model.text.positions_max, human(c, t->kv * p->model.text.positions_max),
             t->kv * p->model.text.positions_max);
 }
@@ -107,15 +120,18 @@ static void print_ranks(const struct wn_plan *p, const struct totals *t, FILE *o
 /* Calls each for every pair of ranks that can have a link, the vision worker's first. */
 typedef void link_fn(void *ctx, uint32_t src, uint32_t dst, const uint64_t bytes[KINDS_N]);
 
-static void each_link(const struct wn_plan *p, const struct wn_plan_load *load, link_fn *each, void *ctx)
+static void each_link(const struct wn_plan *p, const struct wn_plan_load *load, link_fn *each,
+                      void *ctx)
 {
     uint32_t n = ranks_of(p), width = p->tensors;
 
     for (uint32_t i = 0; i <= n; i++) {
         uint32_t src = i == 0 ? WN_PLAN_VISION : i - 1, base = i == 0 ? 0 : src / width * width;
-        for (uint32_t dst = base; dst < n && dst < base + 2 * width; dst++) { /* this stage and the next */
+        for (uint32_t dst = base; dst < n && dst < base + 2 * width;
+             dst++) { /* this stage and the next */
             uint64_t bytes[KINDS_N], sum = 0;
-            for (size_t k = 0; k < KINDS_N; k++) sum += bytes[k] = wn_plan_link_bytes(p, load, src, dst, kinds[k]);
+            for (size_t k = 0; k < KINDS_N; k++)
+                sum += bytes[k] = wn_plan_link_bytes(p, load, src, dst, kinds[k]);
             if (sum) each(ctx, src, dst, bytes);
         }
     }
@@ -142,16 +158,19 @@ static void print_link(void *ctx, uint32_t src, uint32_t dst, const uint64_t byt
     fprintf(t->out, " %15" PRIu64 " %12s\n", sum, human(h, sum));
 }
 
-static void print_links(const struct wn_plan *p, const struct wn_plan_load *load, struct totals *t, FILE *out)
+static void print_links(const struct wn_plan *p, const struct wn_plan_load *load, struct totals *t,
+                        FILE *out)
 {
     struct table table = {.out = out, .totals = t};
     uint64_t sum = 0;
     char h[24];
 
-    fprintf(out, "\npayload bytes of one prompt of %u text tokens and %u image rows (%s), in chunks of %u, and its answer of "
-                 "%u tokens\n",
-            load->text_tokens, load->image_rows, load->projected ? "projected" : "not projected", load->chunk_tokens,
-            load->new_tokens);
+    fprintf(out,
+            "\npayload bytes of one prompt of %u text tokens and %u image rows (%s), in chunks of "
+            "%u, and its answer of "
+            "%u tokens\n",
+            load->text_tokens, load->image_rows, load->projected ? "projected" : "not projected",
+            load->chunk_tokens, load->new_tokens);
     fprintf(out, "%-15s", "  link");
     for (size_t k = 0; k < KINDS_N; k++) fprintf(out, " %15s", wn_traffic_name(kinds[k]));
     fprintf(out, " %15s\n", "all");
@@ -187,12 +206,13 @@ static json_t *range_json(struct wn_range r)
 static json_t *rank_json(const struct wn_plan *p, uint32_t r)
 {
     uint32_t stage = r / p->tensors, tensor = r % p->tensors;
-    json_t *o = json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "rank", number(r), "stage", number(stage),
-                          "tensor", number(tensor), "layers", range_json(p->layers[stage]), "heads",
-                          range_json(wn_plan_heads(p, tensor)), "kv_heads", range_json(wn_plan_kv_heads(p, tensor)),
-                          "mlp", range_json(wn_plan_mlp(p, tensor)), "weight_bytes",
-                          number(wn_plan_weight_bytes(p, r)), "kv_bytes_per_token",
-                          number(wn_plan_kv_bytes_per_token(p, r)));
+    json_t *o = json_pack(
+        "{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "rank", number(r), "stage", number(stage),
+        "tensor", number(tensor), "layers", range_json(p->layers[stage]), "heads",
+        range_json(wn_plan_heads(p, tensor)), "kv_heads", range_json(wn_plan_kv_heads(p, tensor)),
+        "mlp", range_json(wn_plan_mlp(p, tensor)), "weight_bytes",
+        number(wn_plan_weight_bytes(p, r)), "kv_bytes_per_token",
+        number(wn_plan_kv_bytes_per_token(p, r)));
 
     if (stage == 0 || stage + 1 == p->stages)
         json_object_set_new(o, "vocabulary", range_json(wn_plan_vocab(p, tensor)));
@@ -203,7 +223,8 @@ static json_t *bytes_json(const uint64_t bytes[KINDS_N])
 {
     json_t *o = json_object();
 
-    for (size_t k = 0; k < KINDS_N; k++) json_object_set_new(o, wn_traffic_name(kinds[k]), number(bytes[k]));
+    for (size_t k = 0; k < KINDS_N; k++)
+        json_object_set_new(o, wn_traffic_name(kinds[k]), number(bytes[k]));
     return o;
 }
 
@@ -218,18 +239,20 @@ static void link_json(void *ctx, uint32_t src, uint32_t dst, const uint64_t byte
     json_t *from = src == WN_PLAN_VISION ? json_string("vision") : number(src);
 
     for (size_t k = 0; k < KINDS_N; k++) l->totals->links[k] += bytes[k];
-    json_array_append_new(l->list, json_pack("{s:o, s:o, s:o}", "from", from, "to", number(dst), "payload_bytes",
-                                             bytes_json(bytes)));
+    json_array_append_new(l->list, json_pack("{s:o, s:o, s:o}", "from", from, "to", number(dst),
+                                             "payload_bytes", bytes_json(bytes)));
 }
 
-static void add_load(json_t *root, const struct wn_plan *p, const struct wn_plan_load *load, struct totals *t)
+static void add_load(json_t *root, const struct wn_plan *p, const struct wn_plan_load *load,
+                     struct totals *t)
 {
     struct links_json links = {.list = json_array(), .totals = t};
 
     each_link(p, load, link_json, &links);
     json_object_set_new(root, "load",
-                        json_pack("{s:o, s:o, s:o, s:o, s:b}", "text_tokens", number(load->text_tokens), "image_rows",
-                                  number(load->image_rows), "new_tokens", number(load->new_tokens), "chunk_tokens",
+                        json_pack("{s:o, s:o, s:o, s:o, s:b}", "text_tokens",
+                                  number(load->text_tokens), "image_rows", number(load->image_rows),
+                                  "new_tokens", number(load->new_tokens), "chunk_tokens",
                                   number(load->chunk_tokens), "projected", load->projected));
     json_object_set_new(root, "links", links.list);
     json_object_set_new(root, "payload_bytes", bytes_json(t->links));
@@ -239,11 +262,12 @@ char *wn_plan_json(const struct wn_plan *p, const struct wn_plan_load *load)
 {
     struct totals t = totals_of(p);
     json_t *ranks = json_array();
-    json_t *root = json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "architecture", p->model.architecture,
-                             "dtype", wn_dtype_name(p->dtype), "stages", number(p->stages), "tensors",
-                             number(p->tensors), "slices", number(p->slices), "weight_bytes", number(t.weights),
-                             "model_bytes", number(t.once), "copies_bytes", number(t.weights - t.once),
-                             "kv_bytes_per_token", number(t.kv));
+    json_t *root =
+        json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "architecture",
+                  p->model.architecture, "dtype", wn_dtype_name(p->dtype), "stages",
+                  number(p->stages), "tensors", number(p->tensors), "slices", number(p->slices),
+                  "weight_bytes", number(t.weights), "model_bytes", number(t.once), "copies_bytes",
+                  number(t.weights - t.once), "kv_bytes_per_token", number(t.kv));
     char *text = NULL;
 
     for (uint32_t r = 0; r < ranks_of(p); r++) json_array_append_new(ranks, rank_json(p, r));

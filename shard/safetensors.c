@@ -28,10 +28,11 @@ static unsigned type_bits(const char *type, wn_dtype *dtype, bool *readable)
         unsigned bits;
         int dtype;
     } known[] = {
-        {"F32", 32, WN_F32},   {"BF16", 16, WN_BF16}, {"F16", 16, WN_F16},  {"F64", 64, -1}, {"I64", 64, -1},
-        {"U64", 64, -1},       {"I32", 32, -1},       {"U32", 32, -1},      {"I16", 16, -1}, {"U16", 16, -1},
-        {"I8", 8, -1},         {"U8", 8, -1},         {"BOOL", 8, -1},      {"C64", 64, -1}, {"F8_E4M3", 8, -1},
-        {"F8_E5M2", 8, -1},    {"F8_E8M0", 8, -1},    {"F6_E2M3", 6, -1},   {"F6_E3M2", 6, -1}, {"F4", 4, -1},
+        {"F32", 32, WN_F32}, {"BF16", 16, WN_BF16}, {"F16", 16, WN_F16}, {"F64", 64, -1},
+        {"I64", 64, -1},     {"U64", 64, -1},       {"I32", 32, -1},     {"U32", 32, -1},
+        {"I16", 16, -1},     {"U16", 16, -1},       {"I8", 8, -1},       {"U8", 8, -1},
+        {"BOOL", 8, -1},     {"C64", 64, -1},       {"F8_E4M3", 8, -1},  {"F8_E5M2", 8, -1},
+        {"F8_E8M0", 8, -1},  {"F6_E2M3", 6, -1},    {"F6_E3M2", 6, -1},  {"F4", 4, -1},
     };
 
     for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
@@ -52,15 +53,17 @@ static bool get_u64(const json_t *v, uint64_t *out)
 }
 
 /* Fills t's dims and the bytes that they take with elements of `bits`. */
-static wn_status parse_shape(const char *name, const json_t *shape, unsigned bits, struct wn_tensor *t,
-                             struct wn_err *err)
+static wn_status parse_shape(const char *name, const json_t *shape, unsigned bits,
+                             struct wn_tensor *t, struct wn_err *err)
 {
     uint64_t n = bits;
     size_t dims = json_array_size(shape);
 
-    if (!json_is_array(shape)) return wn_fail(err, WN_EFORMAT, "tensor '%.200s': shape: not a list", name);
+    if (!json_is_array(shape))
+        return wn_fail(err, WN_EFORMAT, "tensor '%.200s': shape: not a list", name);
     if (dims > DIMS_MAX)
-        return wn_fail(err, WN_ELIMIT, "tensor '%.200s': %zu dimensions; the limit is %u", name, dims, DIMS_MAX);
+        return wn_fail(err, WN_ELIMIT, "tensor '%.200s': %zu dimensions; the limit is %u", name,
+                       dims, DIMS_MAX);
     t->dims_n = (uint32_t)dims;
     for (size_t i = 0; i < dims; i++) {
         uint64_t d;
@@ -70,13 +73,15 @@ static wn_status parse_shape(const char *name, const json_t *shape, unsigned bit
             return wn_fail(err, WN_EFORMAT, "tensor '%.200s': shape: more than 2^64 bits", name);
         if (i < WN_DIMS_MAX) t->dims[i] = d;
     }
-    if (n % 8 != 0) return wn_fail(err, WN_EFORMAT, "tensor '%.200s': shape: not a whole number of bytes", name);
+    if (n % 8 != 0)
+        return wn_fail(err, WN_EFORMAT, "tensor '%.200s': shape: not a whole number of bytes",
+                       name);
     t->bytes = n / 8;
     return WN_OK;
 }
 
-static wn_status parse_tensor(const char *name, const json_t *entry, uint64_t data_bytes, struct wn_tensor *t,
-                              struct span *span, struct wn_err *err)
+static wn_status parse_tensor(const char *name, const json_t *entry, uint64_t data_bytes,
+                              struct wn_tensor *t, struct span *span, struct wn_err *err)
 {
     const char *type = json_string_value(json_object_get(entry, "dtype"));
     const json_t *offsets = json_object_get(entry, "data_offsets");
@@ -85,9 +90,12 @@ static wn_status parse_tensor(const char *name, const json_t *entry, uint64_t da
     wn_status rc;
 
     if (strnlen(name, NAME_MAX_BYTES + 1) > NAME_MAX_BYTES)
-        return wn_fail(err, WN_ELIMIT, "tensor '%.60s...': name longer than %u bytes", name, NAME_MAX_BYTES);
-    if (!json_is_object(entry)) return wn_fail(err, WN_EFORMAT, "tensor '%.200s': not an object", name);
-    if (!type) return wn_fail(err, WN_EFORMAT, "tensor '%.200s': dtype: missing, or not a string", name);
+        return wn_fail(err, WN_ELIMIT, "tensor '%.60s...': name longer than %u bytes", name,
+                       NAME_MAX_BYTES);
+    if (!json_is_object(entry))
+        return wn_fail(err, WN_EFORMAT, "tensor '%.200s': not an object", name);
+    if (!type)
+        return wn_fail(err, WN_EFORMAT, "tensor '%.200s': dtype: missing, or not a string", name);
     if ((bits = type_bits(type, &t->dtype, &readable)) == 0)
         return wn_fail(err, WN_EFORMAT, "tensor '%.200s': dtype '%.40s' is unknown", name, type);
     if ((rc = parse_shape(name, json_object_get(entry, "shape"), bits, t, err)) != WN_OK) return rc;
@@ -95,11 +103,14 @@ static wn_status parse_tensor(const char *name, const json_t *entry, uint64_t da
         !get_u64(json_array_get(offsets, 1), &span->end))
         return wn_fail(err, WN_EFORMAT, "tensor '%.200s': data_offsets: not two offsets", name);
     if (span->begin > span->end || span->end > data_bytes)
-        return wn_fail(err, WN_EFORMAT, "tensor '%.200s': data_offsets %llu to %llu are outside the %llu bytes of data",
-                       name, (unsigned long long)span->begin, (unsigned long long)span->end,
-                       (unsigned long long)data_bytes);
+        return wn_fail(
+            err, WN_EFORMAT,
+            "tensor '%.200s': data_offsets %llu to %llu are outside the %llu bytes of data", name,
+            (unsigned long long)span->begin, (unsigned long long)span->end,
+            (unsigned long long)data_bytes);
     if (span->end - span->begin != t->bytes)
-        return wn_fail(err, WN_EFORMAT, "tensor '%.200s': data_offsets hold %llu bytes, its shape needs %llu", name,
+        return wn_fail(err, WN_EFORMAT,
+                       "tensor '%.200s': data_offsets hold %llu bytes, its shape needs %llu", name,
                        (unsigned long long)(span->end - span->begin), (unsigned long long)t->bytes);
     span->name = name;
     return WN_OK;
@@ -121,8 +132,8 @@ static wn_status check_cover(struct span *spans, size_t n, uint64_t data_bytes, 
     if (n) qsort(spans, n, sizeof(*spans), span_order);
     for (size_t i = 0; i < n; i++) {
         if (spans[i].begin < at)
-            return wn_fail(err, WN_EFORMAT, "tensor '%.150s' overlaps tensor '%.150s'", spans[i].name,
-                           spans[i - 1].name); /* at > 0 only after a first span */
+            return wn_fail(err, WN_EFORMAT, "tensor '%.150s' overlaps tensor '%.150s'",
+                           spans[i].name, spans[i - 1].name); /* at > 0 only after a first span */
         if (spans[i].begin > at)
             return wn_fail(err, WN_EFORMAT, "%llu bytes before tensor '%.200s' belong to no tensor",
                            (unsigned long long)(spans[i].begin - at), spans[i].name);
@@ -134,8 +145,8 @@ static wn_status check_cover(struct span *spans, size_t n, uint64_t data_bytes, 
     return WN_OK;
 }
 
-wn_status wn_safetensors_parse(const char *json, size_t json_len, uint64_t data_bytes, wn_tensor_fn *each, void *ctx,
-                               struct wn_err *err)
+wn_status wn_safetensors_parse(const char *json, size_t json_len, uint64_t data_bytes,
+                               wn_tensor_fn *each, void *ctx, struct wn_err *err)
 {
     json_t *root = NULL, *entry;
     struct span *spans = NULL;
@@ -144,7 +155,8 @@ wn_status wn_safetensors_parse(const char *json, size_t json_len, uint64_t data_
     wn_status rc = WN_OK;
 
     if (json_len > HEADER_BYTES_MAX) {
-        rc = wn_fail(err, WN_ELIMIT, "header of %zu bytes; the limit is %zu", json_len, HEADER_BYTES_MAX);
+        rc = wn_fail(err, WN_ELIMIT, "header of %zu bytes; the limit is %zu", json_len,
+                     HEADER_BYTES_MAX);
         goto out;
     }
     if ((rc = wn_json_parse(&root, "header", json, json_len, err)) != WN_OK) goto out;
@@ -157,11 +169,14 @@ wn_status wn_safetensors_parse(const char *json, size_t json_len, uint64_t data_
         rc = wn_fail(err, WN_ENOMEM, "table of %zu tensors", room);
         goto out;
     }
-    json_object_foreach(root, name, entry) {
+    json_object_foreach(root, name, entry)
+    {
         struct wn_tensor t = {0};
         if (strcmp(name, "__metadata__") == 0) continue;
         if ((rc = parse_tensor(name, entry, data_bytes, &t, &spans[n], err)) != WN_OK) goto out;
-        if (each) rc = each(ctx, name, json_string_value(json_object_get(entry, "dtype")), &t, spans[n].begin, err);
+        if (each)
+            rc = each(ctx, name, json_string_value(json_object_get(entry, "dtype")), &t,
+                      spans[n].begin, err);
         if (rc != WN_OK) goto out;
         n++;
     }

@@ -37,7 +37,7 @@ struct shard {
 
 struct wn_weights {
     char dir[WN_PATH_MAX];
-    struct shard *shards; /* [shards_n] */
+    struct shard *shards;  /* [shards_n] */
     struct entry *entries; /* [entries_n], sorted by name once open is over */
     size_t shards_n, entries_n, entries_room;
     uint64_t bytes;
@@ -62,8 +62,8 @@ static wn_status grow(struct wn_weights *w, struct wn_err *err)
     return WN_OK;
 }
 
-static wn_status add_tensor(void *ctx, const char *name, const char *type, const struct wn_tensor *t, uint64_t offset,
-                            struct wn_err *err)
+static wn_status add_tensor(void *ctx, const char *name, const char *type,
+                            const struct wn_tensor *t, uint64_t offset, struct wn_err *err)
 {
     struct adding *a = ctx;
     struct wn_weights *w = a->w;
@@ -94,7 +94,8 @@ static wn_status map_file(struct shard *s, const char *path, struct wn_err *err)
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 
     if (fd < 0) {
-        rc = wn_fail(err, errno == ENOENT ? WN_ENOENT : WN_EIO, "open %s: %s", path, strerror(errno));
+        rc = wn_fail(err, errno == ENOENT ? WN_ENOENT : WN_EIO, "open %s: %s", path,
+                     strerror(errno));
         goto out;
     }
     if (fstat(fd, &st) != 0) {
@@ -106,7 +107,8 @@ static wn_status map_file(struct shard *s, const char *path, struct wn_err *err)
         goto out;
     }
     if (st.st_size < 8) {
-        rc = wn_fail(err, WN_EFORMAT, "%s: %jd bytes are too few for a safetensors file", path, (intmax_t)st.st_size);
+        rc = wn_fail(err, WN_EFORMAT, "%s: %jd bytes are too few for a safetensors file", path,
+                     (intmax_t)st.st_size);
         goto out;
     }
     map = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
@@ -122,7 +124,8 @@ out:
 }
 
 /* Maps w->shards[i] and adds its tensors. */
-static wn_status open_shard(struct wn_weights *w, struct shard *s, const json_t *weight_map, struct wn_err *err)
+static wn_status open_shard(struct wn_weights *w, struct shard *s, const json_t *weight_map,
+                            struct wn_err *err)
 {
     char path[WN_PATH_MAX];
     uint64_t header = 0;
@@ -133,13 +136,14 @@ static wn_status open_shard(struct wn_weights *w, struct shard *s, const json_t 
     if (rc != WN_OK) return rc;
     for (int i = 7; i >= 0; i--) header = header << 8 | s->map[i]; /* little-endian */
     if (header > s->bytes - 8)
-        return wn_fail(err, WN_EFORMAT, "%s: header of %llu bytes in a file of %zu", path, (unsigned long long)header,
-                       s->bytes);
+        return wn_fail(err, WN_EFORMAT, "%s: header of %llu bytes in a file of %zu", path,
+                       (unsigned long long)header, s->bytes);
     if (header > HEADER_BYTES_MAX)
-        return wn_fail(err, WN_ELIMIT, "%s: header of %llu bytes; the limit is %llu", path, (unsigned long long)header,
-                       (unsigned long long)HEADER_BYTES_MAX);
+        return wn_fail(err, WN_ELIMIT, "%s: header of %llu bytes; the limit is %llu", path,
+                       (unsigned long long)header, (unsigned long long)HEADER_BYTES_MAX);
     a.data = s->map + 8 + header;
-    rc = wn_safetensors_parse((const char *)s->map + 8, (size_t)header, s->bytes - 8 - header, add_tensor, &a, err);
+    rc = wn_safetensors_parse((const char *)s->map + 8, (size_t)header, s->bytes - 8 - header,
+                              add_tensor, &a, err);
     return rc == WN_OK ? rc : wn_err_prefix(err, "%s", path);
 }
 
@@ -170,17 +174,20 @@ static wn_status list_shards(struct wn_weights *w, const json_t *weight_map, str
     const char *name;
     const json_t *v;
 
-    json_object_foreach((json_t *)(uintptr_t)weight_map, name, v) {
+    json_object_foreach((json_t *)(uintptr_t)weight_map, name, v)
+    {
         const char *file = json_string_value(v);
         size_t i = w->shards_n;
         if (!file || !is_plain_name(file))
-            return wn_fail(err, WN_EFORMAT, INDEX_FILE ": weight_map: '%.150s': '%.100s' is not a plain file name", name,
-                           file ? file : "?");
+            return wn_fail(err, WN_EFORMAT,
+                           INDEX_FILE ": weight_map: '%.150s': '%.100s' is not a plain file name",
+                           name, file ? file : "?");
         while (i > 0 && strcmp(w->shards[i - 1].file, file) != 0) i--; /* mostly the last one */
         if (i > 0) continue;
         if (w->shards_n == SHARDS_MAX)
             return wn_fail(err, WN_ELIMIT, INDEX_FILE ": more than %u files", SHARDS_MAX);
-        if (!(w->shards[w->shards_n].file = strdup(file))) return wn_fail(err, WN_ENOMEM, "file name");
+        if (!(w->shards[w->shards_n].file = strdup(file)))
+            return wn_fail(err, WN_ENOMEM, "file name");
         w->shards_n++;
     }
     return WN_OK;
@@ -196,7 +203,8 @@ static wn_status open_index(struct wn_weights *w, const char *path, struct wn_er
     wn_status rc = wn_file_read(&text, &len, path, INDEX_BYTES_MAX, err);
 
     if (rc == WN_ENOENT)
-        rc = wn_fail(err, WN_ENOENT, "%.200s: neither " SINGLE_FILE " nor " INDEX_FILE " is there", w->dir);
+        rc = wn_fail(err, WN_ENOENT, "%.200s: neither " SINGLE_FILE " nor " INDEX_FILE " is there",
+                     w->dir);
     if (rc != WN_OK) goto out;
     if ((rc = wn_json_parse(&index, path, text, len, err)) != WN_OK) goto out;
     map = json_object_get(index, "weight_map");
@@ -212,11 +220,12 @@ static wn_status open_index(struct wn_weights *w, const char *path, struct wn_er
     for (size_t i = 0; i < w->shards_n; i++)
         if ((rc = open_shard(w, &w->shards[i], map, err)) != WN_OK) goto out;
     if (w->entries_n) qsort(w->entries, w->entries_n, sizeof(*w->entries), entry_order);
-    json_object_foreach((json_t *)(uintptr_t)map, name, v)
-        if (!lookup(w, name)) {
-            rc = wn_fail(err, WN_EFORMAT, INDEX_FILE ": tensor '%.150s' is not in %.100s", name, json_string_value(v));
-            goto out;
-        }
+    json_object_foreach((json_t *)(uintptr_t)map, name, v) if (!lookup(w, name))
+    {
+        rc = wn_fail(err, WN_EFORMAT, INDEX_FILE ": tensor '%.150s' is not in %.100s", name,
+                     json_string_value(v));
+        goto out;
+    }
 out:
     json_decref(index);
     free(text);
@@ -227,7 +236,8 @@ static wn_status open_single(struct wn_weights *w, struct wn_err *err)
 {
     wn_status rc;
 
-    if (!(w->shards = calloc(1, sizeof(*w->shards)))) return wn_fail(err, WN_ENOMEM, "table of files");
+    if (!(w->shards = calloc(1, sizeof(*w->shards))))
+        return wn_fail(err, WN_ENOMEM, "table of files");
     if (!(w->shards[0].file = strdup(SINGLE_FILE))) return wn_fail(err, WN_ENOMEM, "file name");
     w->shards_n = 1;
     if ((rc = open_shard(w, &w->shards[0], NULL, err)) != WN_OK) return rc;
@@ -293,7 +303,8 @@ static bool newer_name(char out[NAME_ROOM], const char *name)
     return false;
 }
 
-wn_status wn_weights_find(const struct wn_weights *w, const char *name, struct wn_tensor *out, struct wn_err *err)
+wn_status wn_weights_find(const struct wn_weights *w, const char *name, struct wn_tensor *out,
+                          struct wn_err *err)
 {
     char newer[NAME_ROOM];
     const struct entry *e = lookup(w, name);
@@ -301,20 +312,22 @@ wn_status wn_weights_find(const struct wn_weights *w, const char *name, struct w
     if (!e && newer_name(newer, name)) e = lookup(w, newer);
     if (!e) return wn_fail(err, WN_ENOENT, "tensor '%.200s' is not in %.150s", name, w->dir);
     if (!e->readable)
-        return wn_fail(err, WN_EUNSUPP, "%s: tensor '%.200s' has type %s; supported: F32, F16, BF16", e->shard->file,
+        return wn_fail(err, WN_EUNSUPP,
+                       "%s: tensor '%.200s' has type %s; supported: F32, F16, BF16", e->shard->file,
                        e->name, e->type);
     if (e->tensor.dims_n > WN_DIMS_MAX)
-        return wn_fail(err, WN_EUNSUPP, "%s: tensor '%.200s' has %u dimensions; supported: %d", e->shard->file, e->name,
-                       e->tensor.dims_n, WN_DIMS_MAX);
+        return wn_fail(err, WN_EUNSUPP, "%s: tensor '%.200s' has %u dimensions; supported: %d",
+                       e->shard->file, e->name, e->tensor.dims_n, WN_DIMS_MAX);
     if ((uintptr_t)e->tensor.data % wn_dtype_bytes(e->tensor.dtype) != 0)
-        return wn_fail(err, WN_EUNSUPP, "%s: tensor '%.150s' is not aligned to its type: save the file again",
+        return wn_fail(err, WN_EUNSUPP,
+                       "%s: tensor '%.150s' is not aligned to its type: save the file again",
                        e->shard->file, e->name);
     *out = e->tensor;
     return WN_OK;
 }
 
-wn_status wn_weights_find_shape(const struct wn_weights *w, const char *name, uint64_t d0, uint64_t d1,
-                                struct wn_tensor *out, struct wn_err *err)
+wn_status wn_weights_find_shape(const struct wn_weights *w, const char *name, uint64_t d0,
+                                uint64_t d1, struct wn_tensor *out, struct wn_err *err)
 {
     struct wn_tensor t;
     char have[128] = "", want[64];
@@ -327,12 +340,14 @@ wn_status wn_weights_find_shape(const struct wn_weights *w, const char *name, ui
         return WN_OK;
     }
     for (uint32_t i = 0; i < t.dims_n && n < sizeof(have); i++)
-        n += (size_t)snprintf(have + n, sizeof(have) - n, "%s%llu", i ? ", " : "", (unsigned long long)t.dims[i]);
+        n += (size_t)snprintf(have + n, sizeof(have) - n, "%s%llu", i ? ", " : "",
+                              (unsigned long long)t.dims[i]);
     if (d1)
         snprintf(want, sizeof(want), "%llu, %llu", (unsigned long long)d0, (unsigned long long)d1);
     else
         snprintf(want, sizeof(want), "%llu", (unsigned long long)d0);
-    return wn_fail(err, WN_EFORMAT, "tensor '%.150s' has shape [%s]; the configuration needs [%s]", name, have, want);
+    return wn_fail(err, WN_EFORMAT, "tensor '%.150s' has shape [%s]; the configuration needs [%s]",
+                   name, have, want);
 }
 
 uint64_t wn_weights_bytes(const struct wn_weights *w)

@@ -14,8 +14,8 @@
 #include "transport/coll.h"
 #include "transport/link.h"
 
-static struct wn_model shape(uint32_t hidden, uint32_t mlp, uint32_t layers, uint32_t heads, uint32_t kv_heads,
-                             uint32_t vocab)
+static struct wn_model shape(uint32_t hidden, uint32_t mlp, uint32_t layers, uint32_t heads,
+                             uint32_t kv_heads, uint32_t vocab)
 {
     struct wn_model m = {.architecture = "LlavaForConditionalGeneration", .slices = 1};
 
@@ -28,7 +28,8 @@ static struct wn_model shape(uint32_t hidden, uint32_t mlp, uint32_t layers, uin
     m.text.vocab = vocab;
     m.text.positions_max = 256;
     m.vision.hidden = 10;
-    while (m.slices < 8 && kv_heads % (2 * m.slices) == 0 && mlp % (2 * m.slices) == 0 && hidden % (2 * m.slices) == 0)
+    while (m.slices < 8 && kv_heads % (2 * m.slices) == 0 && mlp % (2 * m.slices) == 0 &&
+           hidden % (2 * m.slices) == 0)
         m.slices *= 2;
     return m;
 }
@@ -77,15 +78,16 @@ static struct checkpoint checkpoint_of(const struct wn_model *m)
             const char *name;
             uint32_t rows, cols;
         } parts[] = {
-            {"input_layernorm", t->hidden, 1},         {"post_attention_layernorm", t->hidden, 1},
-            {"self_attn.q_proj", q, t->hidden},        {"self_attn.k_proj", kv, t->hidden},
-            {"self_attn.v_proj", kv, t->hidden},       {"self_attn.o_proj", t->hidden, q},
-            {"mlp.gate_proj", t->mlp, t->hidden},      {"mlp.up_proj", t->mlp, t->hidden},
+            {"input_layernorm", t->hidden, 1},    {"post_attention_layernorm", t->hidden, 1},
+            {"self_attn.q_proj", q, t->hidden},   {"self_attn.k_proj", kv, t->hidden},
+            {"self_attn.v_proj", kv, t->hidden},  {"self_attn.o_proj", t->hidden, q},
+            {"mlp.gate_proj", t->mlp, t->hidden}, {"mlp.up_proj", t->mlp, t->hidden},
             {"mlp.down_proj", t->hidden, t->mlp},
         };
         for (size_t k = 0; k < sizeof(parts) / sizeof(parts[0]); k++) {
             char name[WN_NAME_MAX];
-            snprintf(name, sizeof(name), "language_model.model.layers.%u.%s.weight", i, parts[k].name);
+            snprintf(name, sizeof(name), "language_model.model.layers.%u.%s.weight", i,
+                     parts[k].name);
             add_tensor(&c, name, parts[k].rows, parts[k].cols);
         }
     }
@@ -108,7 +110,8 @@ static wn_status hold(void *ctx, const struct wn_slice *s, struct wn_err *err)
         if (s->rows.first + s->rows.n > t->rows || s->cols.first + s->cols.n > t->cols)
             return wn_fail(err, WN_EINVAL, "%s: part outside the tensor", s->name);
         for (uint32_t r = s->rows.first; r < s->rows.first + s->rows.n; r++)
-            for (uint32_t k = s->cols.first; k < s->cols.first + s->cols.n; k++) t->held[(size_t)r * t->cols + k]++;
+            for (uint32_t k = s->cols.first; k < s->cols.first + s->cols.n; k++)
+                t->held[(size_t)r * t->cols + k]++;
         return WN_OK;
     }
     return wn_fail(err, WN_ENOENT, "%s: not in the checkpoint", s->name);
@@ -116,7 +119,8 @@ static wn_status hold(void *ctx, const struct wn_slice *s, struct wn_err *err)
 
 static int is_copied(const char *name)
 {
-    return strstr(name, "norm.weight") != NULL || strcmp(name, "multi_modal_projector.linear_2.bias") == 0;
+    return strstr(name, "norm.weight") != NULL ||
+           strcmp(name, "multi_modal_projector.linear_2.bias") == 0;
 }
 
 static int is_float32(const char *name)
@@ -139,12 +143,15 @@ static void check_cover(const struct wn_model *m, uint32_t stages, uint32_t tens
     }
     for (size_t i = 0; i < c.n; i++) {
         const struct tensor *t = &c.tensors[i];
-        int twice = m->text.tied && stages > 1 && strstr(t->name, "embed_tokens") != NULL;
-        uint32_t times = is_copied(t->name) ? tensors : twice ? 2 : 1;
+        int twice =
+            m->text.tied && strstr(t->name, "embed_tokens") != NULL; /* it is the head too */
+        uint32_t times = is_copied(t->name) ? tensors : twice && stages > 1 ? 2 : 1;
         for (size_t k = 0; k < (size_t)t->rows * t->cols; k++)
             if (t->held[k] != times)
-                fail_msg("%u x %u: %s: element %zu is held %u times", stages, tensors, t->name, k, t->held[k]);
-        expected += (uint64_t)t->rows * t->cols * times * (is_float32(t->name) ? 4 : 2);
+                fail_msg("%u x %u: %s: element %zu is held %u times", stages, tensors, t->name, k,
+                         t->held[k]);
+        expected +=
+            (uint64_t)t->rows * t->cols * (twice ? 2 : times) * (is_float32(t->name) ? 4 : 2);
     }
     assert_int_equal(bytes, expected);
     assert_int_equal(kv, (uint64_t)m->text.layers * 2 * m->text.kv_heads * m->text.head_dim * 2);
@@ -163,8 +170,10 @@ static void test_every_element_has_its_ranks(void **state)
         for (int tied = 0; tied < 2; tied++) {
             m.text.tied = tied;
             for (uint32_t tensors = 1; tensors <= m.text.kv_heads; tensors++) {
-                if (m.text.kv_heads % tensors || m.text.hidden % tensors || m.text.mlp % tensors) continue;
-                for (uint32_t stages = 1; stages <= m.text.layers; stages++, plans++) check_cover(&m, stages, tensors);
+                if (m.text.kv_heads % tensors || m.text.hidden % tensors || m.text.mlp % tensors)
+                    continue;
+                for (uint32_t stages = 1; stages <= m.text.layers; stages++, plans++)
+                    check_cover(&m, stages, tensors);
             }
         }
     }
@@ -188,8 +197,9 @@ static void test_refused(void **state)
     struct wn_err err = {0};
 
     (void)state;
-    expect_refused(1, 3, NULL,
-                   "tensor parallel size 3 does not divide 8 heads and 4 kv heads; sizes that work: 1, 2, 4");
+    expect_refused(
+        1, 3, NULL,
+        "tensor parallel size 3 does not divide 8 heads and 4 kv heads; sizes that work: 1, 2, 4");
     expect_refused(1, 8, NULL, "tensor parallel size 8 does not divide 8 heads and 4 kv heads");
     expect_refused(1, 0, NULL, "tensor parallel size 0 is outside 1 to 64");
     expect_refused(1, 65, NULL, "tensor parallel size 65 is outside");
@@ -247,7 +257,8 @@ static void test_layers(void **state)
 /* Numbers worked out by hand: 13B in 2 x 2, 32 text tokens and 576 rows in chunks of 512, 10 tokens out. */
 static void test_13b_by_hand(void **state)
 {
-    const struct wn_plan_load load = {.text_tokens = 32, .image_rows = 576, .new_tokens = 10, .chunk_tokens = 512};
+    const struct wn_plan_load load = {
+        .text_tokens = 32, .image_rows = 576, .new_tokens = 10, .chunk_tokens = 512};
     const uint64_t rows = 512 + 96 + 9; /* all steps together */
     struct wn_model m;
     struct wn_plan p;
@@ -257,13 +268,14 @@ static void test_13b_by_hand(void **state)
     assert_int_equal(wn_model_open(&m, "tests/golden/config/llava-1.5-13b.json", &err), WN_OK);
     assert_int_equal(wn_plan_make(&p, &m, 2, 2, NULL, WN_BF16, &err), WN_OK);
     /* per layer: q, k, v, o of 5120 x 2560, three of 6912 x 5120, two norms in float32 */
-    assert_int_equal(wn_plan_weight_bytes(&p, 3),
-                     20ull * (4 * 5120 * 2560 + 3 * 6912 * 5120) * 2 + 41 * 5120 * 4 + 16032ull * 5120 * 2);
+    assert_int_equal(wn_plan_weight_bytes(&p, 3), 20ull * (4 * 5120 * 2560 + 3 * 6912 * 5120) * 2 +
+                                                      41 * 5120 * 4 + 16032ull * 5120 * 2);
     assert_int_equal(wn_plan_weight_bytes(&p, 0),
-                     20ull * (4 * 5120 * 2560 + 3 * 6912 * 5120) * 2 + 40 * 5120 * 4 + 16032ull * 5120 * 2 +
-                         (2560 * 1024 + 5120 * 2560) * 2 + (2560 + 5120) * 4);
+                     20ull * (4 * 5120 * 2560 + 3 * 6912 * 5120) * 2 + 40 * 5120 * 4 +
+                         16032ull * 5120 * 2 + (2560 * 1024 + 5120 * 2560) * 2 + (2560 + 5120) * 4);
     assert_int_equal(wn_plan_kv_bytes_per_token(&p, 0), 20 * 2 * 20 * 128 * 2);
-    assert_int_equal(wn_plan_link_bytes(&p, &load, WN_PLAN_VISION, 0, WN_TRAFFIC_EMBEDDING), 576 * 1024 * 2);
+    assert_int_equal(wn_plan_link_bytes(&p, &load, WN_PLAN_VISION, 0, WN_TRAFFIC_EMBEDDING),
+                     576 * 1024 * 2);
     assert_int_equal(wn_plan_link_bytes(&p, &load, WN_PLAN_VISION, 1, WN_TRAFFIC_EMBEDDING), 0);
     assert_int_equal(wn_plan_link_bytes(&p, &load, 0, 1, WN_TRAFFIC_EMBEDDING), 576 * 1024 * 2);
     assert_int_equal(wn_plan_link_bytes(&p, &load, 1, 0, WN_TRAFFIC_EMBEDDING), 0);
@@ -274,8 +286,10 @@ static void test_13b_by_hand(void **state)
     assert_int_equal(wn_plan_link_bytes(&p, &load, 3, 2, WN_TRAFFIC_LOGITS), 10 * 16032 * 4);
     assert_int_equal(wn_plan_link_bytes(&p, &load, 2, 3, WN_TRAFFIC_LOGITS), 0);
     /* two ranks: whole or in halves, each sends the other as much as the message is long */
-    assert_int_equal(wn_plan_link_bytes(&p, &load, 0, 1, WN_TRAFFIC_ALLREDUCE), 41 * rows * 5120 * 4);
-    assert_int_equal(wn_plan_link_bytes(&p, &load, 3, 2, WN_TRAFFIC_ALLREDUCE), 40 * rows * 5120 * 4);
+    assert_int_equal(wn_plan_link_bytes(&p, &load, 0, 1, WN_TRAFFIC_ALLREDUCE),
+                     41 * rows * 5120 * 4);
+    assert_int_equal(wn_plan_link_bytes(&p, &load, 3, 2, WN_TRAFFIC_ALLREDUCE),
+                     40 * rows * 5120 * 4);
     assert_int_equal(wn_plan_link_bytes(&p, &load, 0, 1, WN_TRAFFIC_CONTROL), 0);
 }
 
@@ -294,7 +308,8 @@ struct rank_run {
 static wn_status cross_boundary(struct rank_run *r, uint32_t rows)
 {
     uint32_t T = r->p->tensors, stage = r->rank / T;
-    size_t part = (size_t)rows * (r->p->model.text.hidden / T) * wn_dtype_bytes(r->p->dtype), parts[WN_TENSOR_MAX];
+    size_t part = (size_t)rows * (r->p->model.text.hidden / T) * wn_dtype_bytes(r->p->dtype),
+           parts[WN_TENSOR_MAX];
     char *all = calloc(T, part);
     int ranks[WN_TENSOR_MAX];
     struct wn_comm comm = {.ranks = ranks, .n = (int)T, .me = (int)(r->rank % T)};
@@ -308,8 +323,10 @@ static wn_status cross_boundary(struct rank_run *r, uint32_t rows)
     }
     if (stage > 0) rc = wn_link_recv_now(r->link, from, all + part * comm.me, part, SOON);
     if (rc == WN_OK && stage > 0)
-        rc = wn_coll_allgather(r->link, &comm, WN_TRAFFIC_ACTIVATION, all + part * comm.me, all, parts, SOON);
-    if (rc == WN_OK && stage + 1 < r->p->stages) rc = wn_link_send_now(r->link, to, all, part, SOON);
+        rc = wn_coll_allgather(r->link, &comm, WN_TRAFFIC_ACTIVATION, all + part * comm.me, all,
+                               parts, SOON);
+    if (rc == WN_OK && stage + 1 < r->p->stages)
+        rc = wn_link_send_now(r->link, to, all, part, SOON);
     free(all);
     return rc;
 }
@@ -324,9 +341,11 @@ static wn_status run_step(struct rank_run *r, const struct wn_comm *comm, uint32
 
     for (uint32_t i = 0; rc == WN_OK && i < 2 * r->p->layers[stage].n + (stage == 0); i++)
         rc = wn_coll_allreduce_f32(r->link, comm, sum, count, SOON);
-    for (uint32_t i = 0; i < r->p->tensors; i++) parts[i] = wn_plan_vocab(r->p, i).n * sizeof(float);
+    for (uint32_t i = 0; i < r->p->tensors; i++)
+        parts[i] = wn_plan_vocab(r->p, i).n * sizeof(float);
     if (rc == WN_OK && wanted && stage + 1 == r->p->stages)
-        rc = wn_coll_gather(r->link, comm, 0, WN_TRAFFIC_LOGITS, logits, comm->me == 0 ? logits : NULL, parts, SOON);
+        rc = wn_coll_gather(r->link, comm, 0, WN_TRAFFIC_LOGITS, logits,
+                            comm->me == 0 ? logits : NULL, parts, SOON);
     free(sum);
     free(logits);
     return rc;
@@ -336,14 +355,16 @@ static wn_status run_prompt(struct rank_run *r)
 {
     const struct wn_plan_load *load = r->load;
     uint32_t T = r->p->tensors, rows = load->text_tokens + load->image_rows;
-    size_t bytes = (size_t)load->image_rows * r->p->model.vision.hidden * wn_dtype_bytes(r->p->dtype);
+    size_t bytes =
+        (size_t)load->image_rows * r->p->model.vision.hidden * wn_dtype_bytes(r->p->dtype);
     void *features = calloc(1, bytes);
     int ranks[WN_TENSOR_MAX];
     struct wn_comm comm = {.ranks = ranks, .n = (int)T, .me = (int)(r->rank % T)};
     wn_status rc = WN_OK;
 
     for (uint32_t t = 0; t < T; t++) ranks[t] = (int)(r->rank / T * T + t);
-    if (r->rank < T) rc = wn_coll_broadcast(r->link, &comm, 0, WN_TRAFFIC_EMBEDDING, features, bytes, SOON);
+    if (r->rank < T)
+        rc = wn_coll_broadcast(r->link, &comm, 0, WN_TRAFFIC_EMBEDDING, features, bytes, SOON);
     free(features);
     while (rc == WN_OK && rows > 0) {
         uint32_t n = rows < load->chunk_tokens ? rows : load->chunk_tokens;
@@ -376,7 +397,8 @@ static void check_counters(const struct wn_plan *p, const struct wn_plan_load *l
         runs[r] = (struct rank_run){.p = p, .load = load, .hub = hub, .rank = r};
         assert_int_equal(wn_link_open(&runs[r].link, "local", &group, &err), WN_OK);
     }
-    for (uint32_t r = 0; r < n; r++) assert_int_equal(pthread_create(&threads[r], NULL, rank_main, &runs[r]), 0);
+    for (uint32_t r = 0; r < n; r++)
+        assert_int_equal(pthread_create(&threads[r], NULL, rank_main, &runs[r]), 0);
     for (uint32_t r = 0; r < n; r++) {
         pthread_join(threads[r], NULL);
         assert_int_equal(runs[r].rc, WN_OK);
@@ -389,9 +411,9 @@ static void check_counters(const struct wn_plan *p, const struct wn_plan_load *l
             for (int k = 0; k < WN_TRAFFIC_N; k++) {
                 uint64_t plan = wn_plan_link_bytes(p, load, src, dst, (wn_traffic)k);
                 if (plan != table.of[k].sent_bytes)
-                    fail_msg("%u x %u: %u -> %u %s: planned %llu, counted %llu", p->stages, p->tensors, src, dst,
-                             wn_traffic_name((wn_traffic)k), (unsigned long long)plan,
-                             (unsigned long long)table.of[k].sent_bytes);
+                    fail_msg("%u x %u: %u -> %u %s: planned %llu, counted %llu", p->stages,
+                             p->tensors, src, dst, wn_traffic_name((wn_traffic)k),
+                             (unsigned long long)plan, (unsigned long long)table.of[k].sent_bytes);
             }
         }
     for (uint32_t r = 0; r < n; r++) wn_link_close(runs[r].link);
@@ -400,7 +422,7 @@ static void check_counters(const struct wn_plan *p, const struct wn_plan_load *l
     free(threads);
 }
 
-/* Steps below and above the size at which an all-reduce halves its message, and numbers of ranks that are no power of 2. */
+/* Steps below and above the size at which an all-reduce halves its message; numbers of ranks that are no power of 2. */
 static void test_links_count_what_is_planned(void **state)
 {
     const struct wn_plan_load loads[] = {
@@ -416,7 +438,8 @@ static void test_links_count_what_is_planned(void **state)
             for (uint32_t stages = 1; stages <= 3; stages++)
                 for (size_t i = 0; i < sizeof(loads) / sizeof(loads[0]); i++) {
                     struct wn_plan p;
-                    if (wn_plan_make(&p, &models[m], stages, tensors, NULL, WN_BF16, NULL) != WN_OK) continue;
+                    if (wn_plan_make(&p, &models[m], stages, tensors, NULL, WN_BF16, NULL) != WN_OK)
+                        continue;
                     check_counters(&p, &loads[i]);
                 }
 }
@@ -432,7 +455,8 @@ static uint64_t get(const json_t *o, const char *key)
 /* The JSON's parts add up to its totals. */
 static void test_json_adds_up(void **state)
 {
-    const struct wn_plan_load load = {.text_tokens = 32, .image_rows = 64, .new_tokens = 64, .chunk_tokens = 512};
+    const struct wn_plan_load load = {
+        .text_tokens = 32, .image_rows = 64, .new_tokens = 64, .chunk_tokens = 512};
     struct wn_model m;
     struct wn_plan p;
     uint64_t weights = 0, kv = 0, sum[2] = {0};
@@ -446,20 +470,25 @@ static void test_json_adds_up(void **state)
     assert_int_equal(wn_plan_make(&p, &m, 3, 4, "0-9,10-24,25-39", WN_BF16, NULL), WN_OK);
     assert_non_null(text = wn_plan_json(&p, &load));
     assert_non_null(root = json_loads(text, 0, NULL));
-    json_array_foreach(json_object_get(root, "ranks"), i, v) {
+    json_array_foreach(json_object_get(root, "ranks"), i, v)
+    {
         weights += get(v, "weight_bytes");
         kv += get(v, "kv_bytes_per_token");
     }
     assert_int_equal(i, 12);
     assert_int_equal(weights, get(root, "weight_bytes"));
     assert_int_equal(weights, get(root, "model_bytes") + get(root, "copies_bytes"));
-    assert_int_equal(get(root, "copies_bytes"), 3 * (81 + 1) * 5120 * 4); /* 81 norms and a bias, three more times */
+    assert_int_equal(get(root, "copies_bytes"),
+                     3 * (81 + 1) * 5120 * 4); /* 81 norms and a bias, three more times */
     assert_int_equal(kv, get(root, "kv_bytes_per_token"));
-    json_array_foreach(json_object_get(root, "links"), i, v) {
+    json_array_foreach(json_object_get(root, "links"), i, v)
+    {
         const json_t *n;
-        json_object_foreach(json_object_get(v, "payload_bytes"), key, n) sum[0] += (uint64_t)json_integer_value(n);
+        json_object_foreach(json_object_get(v, "payload_bytes"), key, n) sum[0] +=
+            (uint64_t)json_integer_value(n);
     }
-    json_object_foreach(json_object_get(root, "payload_bytes"), key, v) sum[1] += (uint64_t)json_integer_value(v);
+    json_object_foreach(json_object_get(root, "payload_bytes"), key, v) sum[1] +=
+        (uint64_t)json_integer_value(v);
     assert_true(sum[0] > 0);
     assert_int_equal(sum[0], sum[1]);
     json_decref(root);
@@ -468,7 +497,8 @@ static void test_json_adds_up(void **state)
 
 static void test_table(void **state)
 {
-    const struct wn_plan_load load = {.text_tokens = 32, .image_rows = 576, .new_tokens = 64, .chunk_tokens = 512};
+    const struct wn_plan_load load = {
+        .text_tokens = 32, .image_rows = 576, .new_tokens = 64, .chunk_tokens = 512};
     struct wn_model m;
     struct wn_plan p;
     char *text = NULL;

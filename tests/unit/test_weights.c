@@ -13,8 +13,8 @@
 #include "shard/weights.h"
 
 static char dir[64];
-static const char *const files[] = {"model.safetensors", "model.safetensors.index.json", "a.safetensors",
-                                    "b.safetensors"};
+static const char *const files[] = {"model.safetensors", "model.safetensors.index.json",
+                                    "a.safetensors", "b.safetensors"};
 
 static const char *in_dir(const char *file)
 {
@@ -48,7 +48,8 @@ static void write_file(const char *file, const void *data, size_t bytes)
 }
 
 /* A safetensors file: `claimed` is the header length that it states; the data is 0, 1, 2, ... */
-static void write_tensors_claiming(const char *file, const char *header, uint64_t claimed, size_t data_bytes)
+static void write_tensors_claiming(const char *file, const char *header, uint64_t claimed,
+                                   size_t data_bytes)
 {
     static uint8_t bytes[8192];
     size_t n = strlen(header);
@@ -88,15 +89,16 @@ static void test_single_file(void **state)
 
     (void)state;
     /* not in the order of the data, with metadata, a scalar, an empty tensor and a type that is not ours */
-    write_tensors("model.safetensors",
-                  "{\"__metadata__\": {\"format\": \"pt\"},"
-                  "\"b\": {\"dtype\": \"BF16\", \"shape\": [2, 3], \"data_offsets\": [16, 28]},"
-                  "\"a\": {\"dtype\": \"F32\", \"shape\": [4], \"data_offsets\": [0, 16]},"
-                  "\"empty\": {\"dtype\": \"F32\", \"shape\": [0, 3], \"data_offsets\": [28, 28]},"
-                  "\"scalar\": {\"dtype\": \"F16\", \"shape\": [], \"data_offsets\": [28, 30]},"
-                  "\"ids\": {\"dtype\": \"U8\", \"shape\": [2], \"data_offsets\": [30, 32]},"
-                  "\"deep\": {\"dtype\": \"F32\", \"shape\": [1, 1, 1, 1, 2], \"data_offsets\": [32, 40]}}",
-                  40);
+    write_tensors(
+        "model.safetensors",
+        "{\"__metadata__\": {\"format\": \"pt\"},"
+        "\"b\": {\"dtype\": \"BF16\", \"shape\": [2, 3], \"data_offsets\": [16, 28]},"
+        "\"a\": {\"dtype\": \"F32\", \"shape\": [4], \"data_offsets\": [0, 16]},"
+        "\"empty\": {\"dtype\": \"F32\", \"shape\": [0, 3], \"data_offsets\": [28, 28]},"
+        "\"scalar\": {\"dtype\": \"F16\", \"shape\": [], \"data_offsets\": [28, 30]},"
+        "\"ids\": {\"dtype\": \"U8\", \"shape\": [2], \"data_offsets\": [30, 32]},"
+        "\"deep\": {\"dtype\": \"F32\", \"shape\": [1, 1, 1, 1, 2], \"data_offsets\": [32, 40]}}",
+        40);
     assert_int_equal(wn_weights_open(&w, dir, &err), WN_OK);
     assert_int_equal(wn_weights_tensors_n(w), 6);
     assert_int_equal(wn_weights_bytes(w), 40);
@@ -115,7 +117,8 @@ static void test_single_file(void **state)
     assert_int_equal(wn_weights_find(w, "scalar", &t, &err), WN_OK);
     assert_int_equal(t.dims_n, 0);
     assert_int_equal(wn_weights_find_shape(w, "b", 3, 2, &t, &err), WN_EFORMAT);
-    assert_non_null(strstr(err.text, "tensor 'b' has shape [2, 3]; the configuration needs [3, 2]"));
+    assert_non_null(
+        strstr(err.text, "tensor 'b' has shape [2, 3]; the configuration needs [3, 2]"));
     assert_int_equal(wn_weights_find_shape(w, "b", 6, 0, &t, &err), WN_EFORMAT);
     assert_int_equal(wn_weights_find(w, "ids", &t, &err), WN_EUNSUPP);
     assert_non_null(strstr(err.text, "tensor 'ids' has type U8; supported: F32, F16, BF16"));
@@ -128,7 +131,8 @@ static void test_single_file(void **state)
 
 static void test_unaligned(void **state)
 {
-    static const char header[] = "{\"x\": {\"dtype\": \"F32\", \"shape\": [1], \"data_offsets\": [0, 4]}}  ";
+    static const char header[] =
+        "{\"x\": {\"dtype\": \"F32\", \"shape\": [1], \"data_offsets\": [0, 4]}}  ";
     struct wn_weights *w = NULL;
     struct wn_tensor t;
     struct wn_err err = {0};
@@ -172,12 +176,17 @@ static void test_malformed_headers(void **state)
         {"{\"x\": {\"dtype\": \"F32\", \"shape\": [2], \"data_offsets\": [0, 8]},"
          "\"x\": {\"dtype\": \"F32\", \"shape\": [2], \"data_offsets\": [8, 16]}}",
          16, WN_EFORMAT, "duplicate"},
-        {"{\"x\": {\"dtype\": \"F32\", \"shape\": [4294967296, 4294967296], \"data_offsets\": [0, 0]}}", 0, WN_EFORMAT,
-         "more than 2^64 bits"},
-        {"{\"x\": {\"dtype\": \"F32\", \"shape\": [-1], \"data_offsets\": [0, 0]}}", 0, WN_EFORMAT, "shape[0]"},
-        {"{\"x\": {\"dtype\": \"F32\", \"shape\": 2, \"data_offsets\": [0, 8]}}", 8, WN_EFORMAT, "shape: not a list"},
-        {"{\"x\": {\"dtype\": \"F33\", \"shape\": [2], \"data_offsets\": [0, 8]}}", 8, WN_EFORMAT, "'F33' is unknown"},
-        {"{\"x\": {\"dtype\": \"F4\", \"shape\": [3], \"data_offsets\": [0, 2]}}", 2, WN_EFORMAT, "whole number"},
+        {"{\"x\": {\"dtype\": \"F32\", \"shape\": [4294967296, 4294967296], \"data_offsets\": [0, "
+         "0]}}",
+         0, WN_EFORMAT, "more than 2^64 bits"},
+        {"{\"x\": {\"dtype\": \"F32\", \"shape\": [-1], \"data_offsets\": [0, 0]}}", 0, WN_EFORMAT,
+         "shape[0]"},
+        {"{\"x\": {\"dtype\": \"F32\", \"shape\": 2, \"data_offsets\": [0, 8]}}", 8, WN_EFORMAT,
+         "shape: not a list"},
+        {"{\"x\": {\"dtype\": \"F33\", \"shape\": [2], \"data_offsets\": [0, 8]}}", 8, WN_EFORMAT,
+         "'F33' is unknown"},
+        {"{\"x\": {\"dtype\": \"F4\", \"shape\": [3], \"data_offsets\": [0, 2]}}", 2, WN_EFORMAT,
+         "whole number"},
         {"{\"x\": {\"shape\": [2], \"data_offsets\": [0, 8]}}", 8, WN_EFORMAT, "dtype: missing"},
         {"{\"x\": [1]}", 0, WN_EFORMAT, "not an object"},
         {"[]", 0, WN_EFORMAT, "not a JSON object"},
@@ -202,7 +211,8 @@ static void test_malformed_files(void **state)
     expect_open(WN_EFORMAT, "header of 3 bytes in a file of 10");
     write_tensors_claiming("model.safetensors", "{}", UINT64_MAX, 0);
     expect_open(WN_EFORMAT, "header of 18446744073709551615 bytes");
-    write_tensors_claiming("model.safetensors", X("[0, 8]"), 8, 8); /* cut in the middle of the JSON */
+    write_tensors_claiming("model.safetensors", X("[0, 8]"), 8,
+                           8); /* cut in the middle of the JSON */
     expect_open(WN_EFORMAT, "model.safetensors: header");
     write_tensors_claiming("model.safetensors", "{}", 0, 0);
     expect_open(WN_EFORMAT, "header");
@@ -236,7 +246,8 @@ static void test_shards(void **state)
 
     (void)state;
     unlink(in_dir("model.safetensors"));
-    write_index("{\"metadata\": {}, \"weight_map\": {\"x\": \"a.safetensors\", \"y\": \"b.safetensors\"}}");
+    write_index(
+        "{\"metadata\": {}, \"weight_map\": {\"x\": \"a.safetensors\", \"y\": \"b.safetensors\"}}");
     write_tensors("a.safetensors", ONE("x"), 8);
     expect_open(WN_ENOENT, "b.safetensors");
     write_tensors("b.safetensors", ONE("z"), 8);
@@ -268,7 +279,8 @@ static void test_index(void **state)
     static const struct {
         const char *index, *says;
     } cases[] = {
-        {"{\"weight_map\": {\"x\": \"../a.safetensors\"}}", "'../a.safetensors' is not a plain file name"},
+        {"{\"weight_map\": {\"x\": \"../a.safetensors\"}}",
+         "'../a.safetensors' is not a plain file name"},
         {"{\"weight_map\": {\"x\": \"/etc/passwd\"}}", "not a plain file name"},
         {"{\"weight_map\": {\"x\": \"..\"}}", "not a plain file name"},
         {"{\"weight_map\": {\"x\": \"\"}}", "not a plain file name"},
@@ -289,10 +301,12 @@ static void test_index(void **state)
 static void test_both_name_layouts(void **state)
 {
     static const char *const pairs[][2] = {
-        {"language_model.model.layers.0.mlp.up_proj.weight", "model.language_model.layers.0.mlp.up_proj.weight"},
+        {"language_model.model.layers.0.mlp.up_proj.weight",
+         "model.language_model.layers.0.mlp.up_proj.weight"},
         {"language_model.lm_head.weight", "lm_head.weight"},
         {"multi_modal_projector.linear_1.bias", "model.multi_modal_projector.linear_1.bias"},
-        {"vision_tower.vision_model.pre_layrnorm.weight", "model.vision_tower.vision_model.pre_layrnorm.weight"},
+        {"vision_tower.vision_model.pre_layrnorm.weight",
+         "model.vision_tower.vision_model.pre_layrnorm.weight"},
     };
     struct wn_weights *w = NULL;
     struct wn_tensor t;
@@ -303,9 +317,10 @@ static void test_both_name_layouts(void **state)
         char header[2048] = "{";
         size_t n = 1;
         for (size_t i = 0; i < 4; i++)
-            n += (size_t)snprintf(header + n, sizeof(header) - n,
-                                  "%s\"%s\": {\"dtype\": \"BF16\", \"shape\": [4], \"data_offsets\": [%zu, %zu]}",
-                                  i ? ", " : "", pairs[i][layout], 8 * i, 8 * i + 8);
+            n += (size_t)snprintf(
+                header + n, sizeof(header) - n,
+                "%s\"%s\": {\"dtype\": \"BF16\", \"shape\": [4], \"data_offsets\": [%zu, %zu]}",
+                i ? ", " : "", pairs[i][layout], 8 * i, 8 * i + 8);
         snprintf(header + n, sizeof(header) - n, "}");
         write_tensors("model.safetensors", header, 32);
         assert_int_equal(wn_weights_open(&w, dir, &err), WN_OK);
@@ -313,7 +328,8 @@ static void test_both_name_layouts(void **state)
             assert_int_equal(wn_weights_find_shape(w, pairs[i][0], 4, 0, &t, &err), WN_OK);
             assert_int_equal(((const uint8_t *)t.data)[0], 8 * i);
         }
-        assert_int_equal(wn_weights_find(w, "language_model.model.norm.weight", &t, &err), WN_ENOENT);
+        assert_int_equal(wn_weights_find(w, "language_model.model.norm.weight", &t, &err),
+                         WN_ENOENT);
         wn_weights_close(w);
     }
 }
