@@ -11,8 +11,8 @@
  * Owns:    weights, KV pages, scratch and features, from open to close. Backend and link are borrowed until close.
  * Threads: the backend's and link's thread. Run allocates nothing after open.
  * Fails:   WN_EINVAL, WN_ELIMIT, WN_ENOENT (the step is wrong: nothing was sent, the stage is as before);
- *          WN_EPEER, WN_ETIME, WN_EDEVICE, WN_ENOMEM (a rank is lost or late: the group has to leave; then close the link
- *          before the stage, because messages in flight still use the stage's memory). */
+ *          WN_EPEER, WN_ETIME, WN_EDEVICE, WN_ENOMEM (a rank is lost or late: the group has to leave).
+ * Closing: the stage first, then the link. After a failed run the link first: its messages use the stage's memory. */
 #ifndef WN_SHARD_DECODER_H
 #define WN_SHARD_DECODER_H
 
@@ -54,23 +54,27 @@ struct wn_stage_opts {
 };
 
 /* Loads this rank's weights and allocates its memory. *out is owned by the caller; on failure it is untouched. */
-WN_NODISCARD wn_status wn_stage_open(struct wn_stage **out, const struct wn_stage_opts *opts, struct wn_err *err);
-void wn_stage_close(struct wn_stage *s); /* NULL is fine */
+WN_NODISCARD wn_status wn_stage_open(struct wn_stage **out, const struct wn_stage_opts *opts,
+                                     struct wn_err *err);
+void wn_stage_close(struct wn_stage *s); /* NULL is fine; waits 5 s at most for its last rows to leave */
 
-/* Is `step` within the limits: of the options, the vocabulary, the positions, the pages, and (on stage 0) the features
- * put so far? Run calls it first; the leader calls it before it broadcasts a step, so that no rank refuses one. */
-WN_NODISCARD wn_status wn_stage_check(const struct wn_stage *s, const struct wn_step *step, struct wn_err *err);
+/* Is `step` within the limits: of the options, the vocabulary, the positions and the pages? The leader calls it before
+ * it broadcasts a step, so that no rank refuses one. Features are checked by run, on stage 0: they may come with the
+ * step. */
+WN_NODISCARD wn_status wn_stage_check(const struct wn_stage *s, const struct wn_step *step,
+                                      struct wn_err *err);
 
 /* Runs one step through this stage. On tensor rank 0 of the last stage logits [wanted_n, vocab] (host memory) is
  * written before it returns; elsewhere it may be NULL. On the other stages it returns when the rows are on their way,
  * so that the next step may follow at once. Every wait ends at deadline_us. */
-WN_NODISCARD wn_status wn_stage_run(struct wn_stage *s, const struct wn_step *step, int64_t deadline_us, float *logits,
-                                    struct wn_err *err);
+WN_NODISCARD wn_status wn_stage_run(struct wn_stage *s, const struct wn_step *step,
+                                    int64_t deadline_us, float *logits, struct wn_err *err);
 
-/* Shape of features as they arrive: unprojected (width of the vision tower) or projected (width of the decoder). */
+/* Features as they arrive: the vision tower's rows and width, or rows that are projected already, of the decoder's. */
 struct wn_features {
     uint32_t rows, width;
-    wn_dtype dtype;
+    wn_dtype dtype; /* float32, bfloat16 or float16 */
+    bool projected;
 };
 
 /* Keeps features (host memory, copied) in `slot` on this rank, in place of what was there. On every tensor rank of

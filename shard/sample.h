@@ -20,33 +20,40 @@
 #include "base/status.h"
 
 struct wn_sample_opts {
-    float temperature;        /* 0: greedy, top_k, top_p and seed are not used */
-    uint32_t top_k;           /* 0: off */
-    float top_p;              /* (0, 1]; 1: off */
-    float repetition_penalty; /* > 0; 1: off. Over the ids of `context`: prompt and emitted tokens */
+    float temperature; /* 0: greedy, top_k, top_p and seed are not used */
+    uint32_t top_k;    /* 0: off */
+    float top_p;       /* (0, 1]; 1: off */
+    float
+        repetition_penalty; /* > 0; 1: off. Over the ids of `context`: prompt and emitted tokens */
     uint64_t seed;
 };
 
-#define WN_SAMPLE_GREEDY                                                                                           \
-    (struct wn_sample_opts) { .temperature = 0.0f, .top_p = 1.0f, .repetition_penalty = 1.0f }
+#define WN_SAMPLE_GREEDY                                                                           \
+    (struct wn_sample_opts)                                                                        \
+    {                                                                                              \
+        .temperature = 0.0f, .top_p = 1.0f, .repetition_penalty = 1.0f                             \
+    }
 
 struct wn_sampled {
     uint32_t token;
-    float logprob; /* log-softmax of the logits as they came, before any processor; only if asked for, else 0 */
+    float
+        logprob; /* log-softmax of the logits as they came, before any processor; only if asked for, else 0 */
 };
 
 struct wn_sampler; /* opaque */
 
 /* Creates a sampler for rows of `vocab` logits. *out is owned by the caller; on failure it is untouched. */
-WN_NODISCARD wn_status wn_sampler_create(struct wn_sampler **out, uint32_t vocab, struct wn_err *err);
+WN_NODISCARD wn_status wn_sampler_create(struct wn_sampler **out, uint32_t vocab,
+                                         struct wn_err *err);
 void wn_sampler_destroy(struct wn_sampler *s); /* NULL is fine */
 
 /* Is every option in its range? For the door: what passes here does not fail in pick. */
 WN_NODISCARD wn_status wn_sample_opts_check(const struct wn_sample_opts *opts, struct wn_err *err);
 
 /* Picks from logits [vocab] (borrowed, not changed). context [context_n] may be NULL when the penalty is off. */
-WN_NODISCARD wn_status wn_sampler_pick(struct wn_sampler *s, const struct wn_sample_opts *opts, const float *logits,
-                                       const uint32_t *context, uint32_t context_n, uint64_t position, bool logprob,
+WN_NODISCARD wn_status wn_sampler_pick(struct wn_sampler *s, const struct wn_sample_opts *opts,
+                                       const float *logits, const uint32_t *context,
+                                       uint32_t context_n, uint64_t position, bool logprob,
                                        struct wn_sampled *out, struct wn_err *err);
 
 /* Philox4x32-10 (Salmon and others, 2011): four words from a 128-bit counter and a 64-bit key. */

@@ -28,29 +28,37 @@ struct wn_vision; /* opaque */
 struct wn_vision_taps {
     uint64_t cls_layers;  /* attention of the CLS query, each head */
     uint64_t mean_layers; /* attention that each token receives: mean over heads and queries */
-    uint32_t keys_layer;  /* WN_TAP_NONE, or a layer <= layers_run: its keys and its CLS query. At layers_run only that
+    uint32_t
+        keys_layer; /* WN_TAP_NONE, or a layer <= layers_run: its keys and its CLS query. At layers_run only that
                              layer's first norm and two projections are computed: the layer itself is not run */
 };
 
-#define WN_TAPS_NONE                                                                                               \
-    (struct wn_vision_taps) { .keys_layer = WN_TAP_NONE }
+#define WN_TAPS_NONE                                                                               \
+    (struct wn_vision_taps)                                                                        \
+    {                                                                                              \
+        .keys_layer = WN_TAP_NONE                                                                  \
+    }
 
 struct wn_vision_out {
     const void *features; /* [images, rows, width] of dtype, host memory */
-    uint32_t images, rows, width; /* rows of one image: the patches, and CLS first if the model keeps it */
-    uint32_t tokens, heads;       /* of the tower: patches + 1 */
+    uint32_t images, rows,
+        width; /* rows of one image: the patches, and CLS first if the model keeps it */
+    uint32_t tokens, heads; /* of the tower: patches + 1 */
     wn_dtype dtype;
-    const float *cls_attention;  /* [bits of cls_layers, images, heads, tokens], ascending layers; NULL if not asked */
+    const float *
+        cls_attention; /* [bits of cls_layers, images, heads, tokens], ascending layers; NULL if not asked */
     const float *mean_attention; /* [bits of mean_layers, images, tokens]; NULL if not asked */
-    const float *keys;           /* [images, tokens, width]: projection with bias, not scaled; NULL if not asked */
-    const float *cls_query;      /* [images, width]: as keys; NULL if not asked */
+    const float
+        *keys; /* [images, tokens, width]: projection with bias, not scaled; NULL if not asked */
+    const float *cls_query; /* [images, width]: as keys; NULL if not asked */
 };
 
 /* Loads the tower: layers 0 .. layers_run-1, and of layer layers_run (if there is one) what the key tap needs. dtype is
  * the type of weights and activations (float32 or bfloat16). images_max bounds the images of one call. */
-WN_NODISCARD wn_status wn_vision_open(struct wn_vision **out, struct wn_backend *be, const struct wn_model *model,
-                                      const struct wn_weights *weights, wn_dtype dtype, uint32_t images_max,
-                                      struct wn_err *err);
+WN_NODISCARD wn_status wn_vision_open(struct wn_vision **out, struct wn_backend *be,
+                                      const struct wn_model *model,
+                                      const struct wn_weights *weights, wn_dtype dtype,
+                                      uint32_t images_max, struct wn_err *err);
 void wn_vision_close(struct wn_vision *v); /* NULL is fine */
 
 /* Encodes pixels [images, 3, image_side, image_side] (normalised float32, host memory, borrowed). taps NULL: none. */

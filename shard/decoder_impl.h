@@ -1,0 +1,57 @@
+/* shard/decoder_impl.h - what a stage is made of: for decoder.c (open, close, check, features) and decoder_run.c. */
+#ifndef WN_SHARD_DECODER_IMPL_H
+#define WN_SHARD_DECODER_IMPL_H
+
+#include "shard/decoder.h"
+#include "shard/loader.h"
+#include "transport/coll.h"
+
+struct wn_layer {
+    const float *norm1, *norm2;               /* [hidden] */
+    const struct wn_weight *q, *k, *v, *o;    /* this rank's heads */
+    const struct wn_weight *gate, *up, *down; /* this rank's columns of the MLP */
+    struct wn_mat keys, values;               /* [pages * page_tokens, kv_heads * head_dim] */
+};
+
+struct wn_slot {
+    struct wn_buf buf;  /* kept when the slot is dropped: the next features are mostly as large */
+    struct wn_mat rows; /* ptr NULL: empty */
+    bool projected;
+};
+
+struct wn_stage {
+    struct wn_stage_opts o;
+    struct wn_plan plan; /* the copy that o.plan points to */
+    uint32_t stage, tensor;
+    bool first, last;
+    uint32_t slices;               /* parts of each row-parallel sum that this rank makes */
+    uint32_t heads, kv_heads, mlp; /* of this rank */
+    struct wn_range vocab;         /* rows of the embedding or the head on this rank */
+    int ranks[WN_TENSOR_MAX];      /* of the link: the tensor ranks of this stage */
+    struct wn_comm comm;
+    struct wn_loader *loader;
+    struct wn_layer *layers; /* [plan.layers[stage].n] */
+    const struct wn_weight *linear1, *linear2, *head;
+    const float *linear1_bias, *norm;
+    struct wn_mat linear2_bias; /* [1, hidden] float32: a table, to be repeated row by row */
+    struct wn_mat embedding;    /* [vocab.n, hidden] */
+    struct wn_slot *slots;      /* [o.slots], stage 0 only */
+
+    struct wn_buf *bufs; /* all scratch and the KV memory */
+    uint32_t bufs_n, bufs_max;
+    struct wn_mat x, normed; /* [rows_max, hidden] */
+    struct wn_mat qkv;       /* [rows_max, (heads + 2 kv_heads) * head_dim]: queries, keys, values */
+    struct wn_mat attn;      /* [rows_max, heads * head_dim] */
+    struct wn_mat gate, up;  /* [rows_max, mlp] */
+    struct wn_mat sums;      /* [rows_max, hidden] float32: partial sums, for the all-reduce */
+    struct wn_mat image, image_mid; /* stage 0: [rows_max, vision hidden], [rows_max, hidden / T] */
+    struct wn_mat image_sums;       /* stage 0: [rows_max, hidden] float32 */
+    struct wn_mat part, parts; /* [rows_max, hidden / T] to send; T of them one after the other */
+    struct wn_mat wanted, scores; /* last: [wanted_max, hidden], [wanted_max, vocab.n] float32 */
+    struct wn_mat all_scores;     /* last, tensor rank 0: [wanted_max * vocab], rank after rank */
+    uint32_t *index, *zeros, *position; /* [rows_max] host */
+    wn_op sending;                      /* the send to the next stage that `part` is lent to */
+    bool failed;                        /* a run failed: messages may be in flight */
+};
+
+#endif

@@ -1,0 +1,336 @@
+/* shard/decoder_run.c - one step through a stage. All partial sums meet in float32 and are rounded once, to what the
+ * whole matmul would have stored; so the path with one tensor rank and the path with several give the same bits.
+ *
+ * Links take host memory and the backends so far compute in host memory, so messages go from and to the matrices
+ * themselves, after a sync. A backend with memory of its own will need a link with WN_LINK_CAP_DEVICE. */
+#include <string.h>
+
+#include "base/log.h"
+#include "shard/decoder_impl.h"
+
+#define TAG_ROWS 16 /* hidden rows, stage to stage */
+
+/* Rows [first, first + n) of a step that come from one feature slot. */
+struct run {
+    uint32_t first, n;
+    const struct wn_slot *slot;
+};
+
+/* Finds the next run of image rows at or after *row and moves *row behind it; false at the end of the step. */
+static bool next_run(const struct wn_stage *s, const struct wn_step *step, uint32_t *row,
+                     struct run *out)
+{
+    uint32_t i = *row, slot;
+
+    if (!step->slot) return false;
+    while (i < step->rows && step->slot[i] == WN_SLOT_NONE) i++;
+    if (i == step->rows) return false;
+    slot = step->slot[i];
+    out->first = i;
+    out->slot = &s->slots[slot];
+    while (i < step->rows && step->slot[i] == slot) i++;
+    out->n = i - out->first;
+    *row = i;
+    return true;
+}
+
+static wn_status check_features(const struct wn_stage *s, const struct wn_step *step,
+                                struct wn_err *err)
+{
+    struct run r;
+
+    for (uint32_t at = 0; next_run(s, step, &at, &r);) {
+        if (!r.slot->rows.ptr)
+            return wn_fail(err, WN_ENOENT, "step: row %u: feature slot %u is empty", r.first,
+                           step->slot[r.first]);
+        for (uint32_t i = r.first; i < r.first + r.n; i++)
+            if (step->token[i] >= r.slot->rows.rows)
+                return wn_fail(err, WN_EINVAL, "step: row %u: features row %u of %u", i,
+                               step->token[i], r.slot->rows.rows);
+    }
+    return WN_OK;
+}
+
+static wn_status matmul(struct wn_stage *s, struct wn_mat out, struct wn_mat x,
+                        const struct wn_weight *w, uint32_t slices)
+{
+    struct wn_matmul m = {.out = out, .x = x, .w = w, .slices = slices};
+    return wn_be_matmul(s->o.be, &m);
+}
+
+static wn_status rms_norm(struct wn_stage *s, struct wn_mat out, struct wn_mat x,
+                          const float *weight)
+{
+    struct wn_norm n = {
+        .out = out, .x = x, .weight = weight, .eps = s->plan.model.text.eps, .rms = true};
+    return wn_be_norm(s->o.be, &n);
+}
+
+static wn_status all_reduce(struct wn_stage *s, uint32_t rows, int64_t deadline_us)
+{
+    wn_status rc;
+
+    if (s->plan.tensors == 1) return WN_OK;
+    rc = s->o.be->ops->sync(s->o.be, deadline_us);
+    if (rc != WN_OK) return rc;
+    return wn_coll_allreduce_f32(s->o.link, &s->comm, s->sums.ptr, (size_t)rows * s->sums.cols,
+                                 deadline_us);
+}
+
+/* out = x * w^T where this rank holds some of w's columns: the sum over ranks, rounded to out's type. */
+static wn_status row_parallel(struct wn_stage *s, struct wn_mat out, struct wn_mat x,
+                              const struct wn_weight *w, int64_t deadline_us)
+{
+    struct wn_mat sums = wn_mat_rows(s->sums, 0, out.rows);
+    wn_status rc;
+
+    if (s->plan.tensors == 1) return matmul(s, out, x, w, s->slices);
+    rc = matmul(s, sums, x, w, s->slices);
+    if (rc == WN_OK) rc = all_reduce(s, out.rows, deadline_us);
+    if (rc == WN_OK) rc = wn_be_convert(s->o.be, &out, &sums);
+    return rc;
+}
+
+/* Puts the image rows into s->sums: this rank's part of the projector's sums, without the last bias. Rows that come
+ * projected are whole on tensor rank 0 and zero on the others. */
+static wn_status image_rows(struct wn_stage *s, const struct wn_step *step)
+{
+    struct wn_backend *be = s->o.be;
+    uint32_t m = 0;
+    struct run r;
+    wn_status rc = WN_OK;
+
+    for (uint32_t at = 0; rc == WN_OK && next_run(s, step, &at, &r);) {
+        struct wn_mat to =
+            r.slot->projected ? wn_mat_rows(s->sums, r.first, r.n) : wn_mat_rows(s->image, m, r.n);
+        if (r.slot->projected && s->tensor != 0) continue;
+        rc = wn_be_gather_rows(be, &to, &r.slot->rows, step->token + r.first);
+        if (!r.slot->projected) m += r.n;
+    }
+    if (rc == WN_OK && m > 0) {
+        struct wn_mat mid = wn_mat_rows(s->image_mid, 0, m);
+        struct wn_matmul first = {.out = mid,
+                                  .x = wn_mat_rows(s->image, 0, m),
+                                  .w = s->linear1,
+                                  .bias = s->linear1_bias,
+                                  .slices = 1,
+                                  .act = s->plan.model.projector_act};
+        rc = wn_be_matmul(be, &first);
+        if (rc == WN_OK)
+            rc = matmul(s, wn_mat_rows(s->image_sums, 0, m), mid, s->linear2, s->slices);
+    }
+    m = 0;
+    for (uint32_t at = 0; rc == WN_OK && next_run(s, step, &at, &r);) {
+        struct wn_mat to = wn_mat_rows(s->sums, r.first, r.n),
+                      from = wn_mat_rows(s->image_sums, m, r.n);
+        if (r.slot->projected) continue;
+        rc = wn_be_convert(be, &to, &from);
+        m += r.n;
+    }
+    return rc;
+}
+
+/* The projector's last bias, after the sums have met: added once, and at the same place for every number of ranks. */
+static wn_status image_bias(struct wn_stage *s, const struct wn_step *step)
+{
+    struct run r;
+    wn_status rc = WN_OK;
+
+    for (uint32_t at = 0; rc == WN_OK && next_run(s, step, &at, &r);) {
+        struct wn_mat rows = wn_mat_rows(s->sums, r.first, r.n),
+                      bias = wn_mat_rows(s->image_sums, 0, r.n);
+        if (r.slot->projected) continue;
+        rc = wn_be_gather_rows(s->o.be, &bias, &s->linear2_bias, s->zeros);
+        if (rc == WN_OK) rc = wn_be_add(s->o.be, &rows, &rows, &bias);
+    }
+    return rc;
+}
+
+/* Stage 0: tokens and features to the rows that enter layer 0. */
+static wn_status input_rows(struct wn_stage *s, const struct wn_step *step, int64_t deadline_us)
+{
+    struct wn_mat sums = wn_mat_rows(s->sums, 0, step->rows), x = wn_mat_rows(s->x, 0, step->rows);
+    wn_status rc;
+
+    for (uint32_t i = 0; i < step->rows; i++) {
+        bool text = !step->slot || step->slot[i] == WN_SLOT_NONE;
+        /* Ids below the range wrap round to large numbers: all that is not held becomes zeros. */
+        s->index[i] = text ? step->token[i] - s->vocab.first : UINT32_MAX;
+    }
+    rc = wn_be_gather_rows(s->o.be, &sums, &s->embedding, s->index);
+    if (rc == WN_OK) rc = image_rows(s, step);
+    if (rc == WN_OK) rc = all_reduce(s, step->rows, deadline_us);
+    if (rc == WN_OK) rc = image_bias(s, step);
+    if (rc == WN_OK) rc = wn_be_convert(s->o.be, &x, &sums);
+    return rc;
+}
+
+/* Later stages: this rank's columns come from the stage before, the others from the tensor ranks beside it. */
+static wn_status receive_rows(struct wn_stage *s, uint32_t rows, int64_t deadline_us)
+{
+    uint32_t cols = s->parts.cols, tensors = s->plan.tensors;
+    size_t bytes = (size_t)rows * cols * wn_dtype_bytes(s->plan.dtype), bytes_of[WN_TENSOR_MAX];
+    struct wn_route from = {
+        .peer = (int)(s->o.rank - tensors), .tag = TAG_ROWS, .kind = WN_TRAFFIC_ACTIVATION};
+    char *parts = s->parts.ptr;
+    wn_status rc = s->o.be->ops->sync(s->o.be, deadline_us);
+
+    if (rc != WN_OK) return rc; /* else nothing queued uses the memory any more */
+    if (tensors == 1) return wn_link_recv_now(s->o.link, from, s->x.ptr, bytes, deadline_us);
+    for (uint32_t t = 0; t < tensors; t++) bytes_of[t] = bytes;
+    rc = wn_link_recv_now(s->o.link, from, parts + s->tensor * bytes, bytes, deadline_us);
+    if (rc == WN_OK)
+        rc = wn_coll_allgather(s->o.link, &s->comm, WN_TRAFFIC_ACTIVATION,
+                               parts + s->tensor * bytes, parts, bytes_of, deadline_us);
+    for (uint32_t t = 0; rc == WN_OK && t < tensors; t++) {
+        struct wn_mat to = wn_mat_cols(wn_mat_rows(s->x, 0, rows), t * cols, cols),
+                      part = wn_mat_rows(s->parts, 0, rows);
+        part.ptr = parts + t * bytes;
+        rc = wn_be_convert(s->o.be, &to, &part);
+    }
+    return rc;
+}
+
+/* Sends this rank's columns on and returns while they are on their way. */
+static wn_status send_rows(struct wn_stage *s, uint32_t rows, int64_t deadline_us)
+{
+    uint32_t cols = s->part.cols;
+    struct wn_mat x = wn_mat_cols(wn_mat_rows(s->x, 0, rows), s->tensor * cols, cols),
+                  part = wn_mat_rows(s->part, 0, rows);
+    struct wn_route to = {
+        .peer = (int)(s->o.rank + s->plan.tensors), .tag = TAG_ROWS, .kind = WN_TRAFFIC_ACTIVATION};
+    size_t bytes = (size_t)rows * cols * wn_dtype_bytes(s->plan.dtype);
+    wn_status rc = wn_link_wait(s->o.link, s->sending, NULL, deadline_us);
+
+    if (rc != WN_OK) return rc;
+    s->sending = WN_OP_NONE;
+    rc = wn_be_convert(s->o.be, &part, &x);
+    if (rc == WN_OK) rc = s->o.be->ops->sync(s->o.be, deadline_us);
+    if (rc == WN_OK) rc = wn_link_send(s->o.link, to, part.ptr, bytes, &s->sending);
+    return rc;
+}
+
+static wn_status attention(struct wn_stage *s, const struct wn_layer *y, const struct wn_step *step)
+{
+    const struct wn_text_config *t = &s->plan.model.text;
+    uint32_t hd = t->head_dim, q_cols = s->heads * hd, kv_cols = s->kv_heads * hd;
+    struct wn_mat normed = wn_mat_rows(s->normed, 0, step->rows),
+                  qkv = wn_mat_rows(s->qkv, 0, step->rows);
+    struct wn_mat q = wn_mat_cols(qkv, 0, q_cols), k = wn_mat_cols(qkv, q_cols, kv_cols);
+    struct wn_mat v = wn_mat_cols(qkv, q_cols + kv_cols, kv_cols);
+    struct wn_kv kv = {.k = y->keys, .v = y->values, .page_tokens = s->o.page_tokens};
+    struct wn_rope rope = {.x = wn_mat_cols(qkv, 0, q_cols + kv_cols),
+                           .position = s->position,
+                           .head_dim = hd,
+                           .theta = t->rope_theta};
+    struct wn_kv_write write = {
+        .k = k, .v = v, .kv = kv, .seqs = step->seqs, .seqs_n = step->seqs_n};
+    struct wn_attn_paged a = {.out = wn_mat_rows(s->attn, 0, step->rows),
+                              .q = q,
+                              .kv = kv,
+                              .seqs = step->seqs,
+                              .seqs_n = step->seqs_n,
+                              .heads = s->heads,
+                              .kv_heads = s->kv_heads,
+                              .head_dim = hd,
+                              .scale = 1.0f / __builtin_sqrtf((float)hd)};
+    wn_status rc = matmul(s, q, normed, y->q, 1);
+
+    if (rc == WN_OK) rc = matmul(s, k, normed, y->k, 1);
+    if (rc == WN_OK) rc = matmul(s, v, normed, y->v, 1);
+    if (rc == WN_OK) rc = wn_be_rope(s->o.be, &rope);
+    if (rc == WN_OK) rc = wn_be_kv_write(s->o.be, &write);
+    if (rc == WN_OK) rc = wn_be_attn_paged(s->o.be, &a);
+    return rc;
+}
+
+static wn_status run_layer(struct wn_stage *s, const struct wn_layer *y, const struct wn_step *step,
+                           int64_t deadline_us)
+{
+    struct wn_backend *be = s->o.be;
+    uint32_t n = step->rows;
+    struct wn_mat x = wn_mat_rows(s->x, 0, n), normed = wn_mat_rows(s->normed, 0, n);
+    struct wn_mat gate = wn_mat_rows(s->gate, 0, n), up = wn_mat_rows(s->up, 0, n);
+    wn_status rc = rms_norm(s, normed, x, y->norm1);
+
+    if (rc == WN_OK) rc = attention(s, y, step);
+    if (rc == WN_OK) rc = row_parallel(s, normed, wn_mat_rows(s->attn, 0, n), y->o, deadline_us);
+    if (rc == WN_OK) rc = wn_be_add(be, &x, &x, &normed);
+    if (rc == WN_OK) rc = rms_norm(s, normed, x, y->norm2);
+    if (rc == WN_OK) rc = matmul(s, gate, normed, y->gate, 1);
+    if (rc == WN_OK) rc = matmul(s, up, normed, y->up, 1);
+    if (rc == WN_OK) rc = wn_be_silu_mul(be, &gate, &gate, &up);
+    if (rc == WN_OK) rc = row_parallel(s, normed, gate, y->down, deadline_us);
+    if (rc == WN_OK) rc = wn_be_add(be, &x, &x, &normed);
+    return rc;
+}
+
+/* Scores of rank after rank, [wanted, part of the vocabulary] each, to rows of the whole vocabulary. */
+static void lay_scores(const struct wn_stage *s, uint32_t wanted, float *logits)
+{
+    const float *from = s->all_scores.ptr;
+
+    for (uint32_t t = 0; t < s->plan.tensors; t++) {
+        struct wn_range part = wn_plan_vocab(&s->plan, t);
+        for (uint32_t r = 0; r < wanted; r++, from += part.n)
+            memcpy(logits + (size_t)r * s->plan.model.text.vocab + part.first, from,
+                   part.n * sizeof(float));
+    }
+}
+
+/* Last stage: scores of the wanted rows, whole on tensor rank 0. */
+static wn_status head(struct wn_stage *s, const struct wn_step *step, int64_t deadline_us,
+                      float *logits)
+{
+    struct wn_backend *be = s->o.be;
+    uint32_t n = step->wanted_n;
+    struct wn_mat rows = wn_mat_rows(s->wanted, 0, n), x = wn_mat_rows(s->x, 0, step->rows);
+    struct wn_mat scores = wn_mat_rows(s->scores, 0, n);
+    size_t bytes_of[WN_TENSOR_MAX];
+    wn_status rc;
+
+    if (n == 0) return WN_OK;
+    rc = wn_be_gather_rows(be, &rows, &x, step->wanted);
+    if (rc == WN_OK) rc = rms_norm(s, rows, rows, s->norm);
+    if (rc == WN_OK && s->vocab.n > 0) rc = matmul(s, scores, rows, s->head, 1);
+    if (rc != WN_OK) return rc;
+    if (s->plan.tensors == 1)
+        return be->ops->download(be, logits, scores.ptr, (size_t)n * s->vocab.n * sizeof(float));
+    for (uint32_t t = 0; t < s->plan.tensors; t++)
+        bytes_of[t] = (size_t)n * wn_plan_vocab(&s->plan, t).n * sizeof(float);
+    rc = be->ops->sync(be, deadline_us);
+    if (rc == WN_OK)
+        rc = wn_coll_gather(s->o.link, &s->comm, 0, WN_TRAFFIC_LOGITS, scores.ptr,
+                            s->tensor == 0 ? s->all_scores.ptr : NULL, bytes_of, deadline_us);
+    if (rc == WN_OK && s->tensor == 0) lay_scores(s, n, logits);
+    return rc;
+}
+
+wn_status wn_stage_run(struct wn_stage *s, const struct wn_step *step, int64_t deadline_us,
+                       float *logits, struct wn_err *err)
+{
+    wn_status rc = wn_stage_check(s, step, err);
+
+    if (rc == WN_OK && s->first) rc = check_features(s, step, err);
+    if (rc != WN_OK) return rc;
+    WN_ASSERT(logits || step->wanted_n == 0 || !wn_stage_is_last(s));
+    if (s->failed)
+        return wn_fail(err, WN_EPEER, "stage %u, tensor rank %u: a step failed before", s->stage,
+                       s->tensor);
+    for (uint32_t i = 0; i < step->seqs_n; i++)
+        for (uint32_t r = 0; r < step->seqs[i].rows; r++)
+            s->position[step->seqs[i].first_row + r] = step->seqs[i].pos + r;
+
+    rc = s->first ? input_rows(s, step, deadline_us) : receive_rows(s, step->rows, deadline_us);
+    for (uint32_t i = 0; rc == WN_OK && i < s->plan.layers[s->stage].n; i++)
+        rc = run_layer(s, &s->layers[i], step, deadline_us);
+    if (rc == WN_OK)
+        rc = s->last ? head(s, step, deadline_us, logits) : send_rows(s, step->rows, deadline_us);
+    if (rc == WN_OK) rc = s->o.be->ops->sync(s->o.be, deadline_us);
+    if (rc == WN_OK) return WN_OK;
+    s->failed = true;
+    return wn_fail(err, rc, "stage %u, tensor rank %u: %s", s->stage, s->tensor,
+                   s->o.link && wn_link_error(s->o.link)->code == rc
+                       ? wn_link_error(s->o.link)->text
+                       : wn_status_name(rc));
+}

@@ -1,0 +1,51 @@
+/* shard/loader.h - tensors of a checkpoint, or the parts of them that a plan gives to a rank, into backend memory.
+ *
+ * Matrices become weights of the plan's type, ready for matmul; the embedding becomes a table of rows; vectors (norms,
+ * biases) become float32. Only the rows and columns that are asked for are read from the mapped files.
+ *
+ * Owns:    what it loaded, from open to close. Borrows the backend until close, the checkpoint until a load returns.
+ * Threads: the backend's thread.
+ * Fails:   WN_ENOENT, WN_EFORMAT, WN_EUNSUPP (shard/weights.h; a wrong shape prints both), WN_ENOMEM. */
+#ifndef WN_SHARD_LOADER_H
+#define WN_SHARD_LOADER_H
+
+#include "shard/backend.h"
+#include "shard/plan.h"
+#include "shard/weights.h"
+
+struct wn_loader; /* opaque: a growing list of loaded tensors */
+
+typedef enum wn_load_kind { WN_LOAD_MATRIX, WN_LOAD_TABLE, WN_LOAD_VECTOR } wn_load_kind;
+
+/* What is wanted of tensor `name`, whose whole shape must be [rows_all, cols_all]; a vector has cols_all = 1. Further
+ * dimensions count as columns (a convolution's kernel). */
+struct wn_load {
+    const char *name;
+    uint32_t rows_all, cols_all;
+    struct wn_range rows, cols; /* n = 0: all of them */
+    wn_load_kind kind;
+};
+
+/* dtype: of matrices and tables. *out is owned by the caller. */
+WN_NODISCARD wn_status wn_loader_open(struct wn_loader **out, struct wn_backend *be, wn_dtype dtype,
+                                      struct wn_err *err);
+void wn_loader_close(struct wn_loader *l); /* frees all that it loaded; NULL is fine */
+
+/* Loads one tensor. The result is read with the functions below. */
+WN_NODISCARD wn_status wn_loader_load(struct wn_loader *l, const struct wn_weights *w,
+                                      const struct wn_load *want, struct wn_err *err);
+
+/* Loads every slice of `rank`. A head that is tied to the embedding is loaded as the matrix "lm_head.weight" from the
+ * embedding's rows: on stage 0 beside the table. */
+WN_NODISCARD wn_status wn_loader_plan(struct wn_loader *l, const struct wn_weights *w,
+                                      const struct wn_plan *plan, uint32_t rank,
+                                      struct wn_err *err);
+
+/* What was loaded under `name` (whole, as in struct wn_load), until close; NULL or an empty matrix if it was not. */
+const struct wn_weight *wn_loader_matrix(const struct wn_loader *l, const char *name);
+const float *wn_loader_vector(const struct wn_loader *l, const char *name);
+struct wn_mat wn_loader_table(const struct wn_loader *l, const char *name);
+
+uint64_t wn_loader_bytes(const struct wn_loader *l); /* loaded so far, in the types kept */
+
+#endif

@@ -1,0 +1,506 @@
+/* The patch embedding is a matmul over patches laid out as rows (the convolution has no bias and its stride is the
+ * kernel). Queries, keys and values share one buffer [rows, 3 * hidden] and are views of its columns. */
+#include "shard/vision.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "shard/loader.h"
+
+#define PREFIX   "vision_tower.vision_model."
+#define BUFS_MAX 16
+
+struct linear {
+    const struct wn_weight *w;
+    const float *bias;
+};
+
+struct layer {
+    const float *norm1[2], *norm2[2]; /* weight, bias */
+    struct linear q, k, v, o, fc1, fc2;
+};
+
+struct wn_vision {
+    struct wn_backend *be;
+    struct wn_vision_config c;
+    wn_dtype dtype;
+    uint32_t images_max, tokens, patch_cols; /* patch_cols: 3 * patch_side^2 */
+    struct wn_loader *loader;
+    struct layer
+        *layers; /* [layers_n]: layers_run, and one more if the model has it (only norm1, q, k) */
+    uint32_t layers_n;
+    const struct wn_weight *patch;
+    const float *pre[2];
+    struct wn_mat cls, positions; /* [1, hidden], [tokens, hidden] */
+    struct wn_buf bufs[BUFS_MAX];
+    uint32_t bufs_n;
+    struct wn_mat pixels, patches;           /* [images * patches, patch_cols]: float32, dtype */
+    struct wn_mat x, normed, qkv, attn, mid; /* [images * tokens, ...] */
+    struct wn_mat features;                  /* [images * rows, hidden] */
+    struct wn_mat keys,
+        query; /* float32 [images * tokens, hidden], [images, hidden]; made when asked */
+    struct wn_buf cls_attention, mean_attention;
+    uint32_t *zeros, *cls_rows; /* [images] row numbers: 0; the CLS row of each image */
+    float *im2col;              /* host */
+    void *host_features;
+    float *host_keys, *host_query, *host_cls, *host_mean;
+    size_t host_cls_n, host_mean_n; /* floats that there is room for */
+};
+
+static wn_status mat_alloc(struct wn_vision *v, struct wn_mat *out, uint32_t rows, uint32_t cols,
+                           wn_dtype dtype, struct wn_err *err)
+{
+    wn_status rc;
+
+    WN_ASSERT(v->bufs_n < BUFS_MAX);
+    rc = v->be->ops->buf_alloc(v->be, (size_t)rows * cols * wn_dtype_bytes(dtype),
+                               &v->bufs[v->bufs_n]);
+    if (rc != WN_OK)
+        return wn_fail(err, rc, "vision tower: matrix [%u, %u]: %s", rows, cols,
+                       wn_status_name(rc));
+    *out = (struct wn_mat){v->bufs[v->bufs_n++].ptr, dtype, rows, cols, cols};
+    return WN_OK;
+}
+
+/* Loading: the first failure sticks, so that the list of tensors reads as a list. */
+struct load {
+    struct wn_vision *v;
+    const struct wn_weights *w;
+    struct wn_err *err;
+    wn_status rc;
+    char name[WN_NAME_MAX];
+};
+
+static const char *load(struct load *l, wn_load_kind kind, uint32_t rows, uint32_t cols,
+                        const char *name)
+{
+    struct wn_load want = {.name = l->name, .rows_all = rows, .cols_all = cols, .kind = kind};
+
+    if (l->rc != WN_OK) return NULL;
+    snprintf(l->name, sizeof(l->name), PREFIX "%s", name);
+    l->rc = wn_loader_load(l->v->loader, l->w, &want, l->err);
+    return l->rc == WN_OK ? l->name : NULL;
+}
+
+static const float *load_vector(struct load *l, uint32_t n, const char *name)
+{
+    const char *key = load(l, WN_LOAD_VECTOR, n, 1, name);
+    return key ? wn_loader_vector(l->v->loader, key) : NULL;
+}
+
+static void load_norm(struct load *l, const float *out[2], const char *name)
+{
+    char part[WN_NAME_MAX];
+
+    snprintf(part, sizeof(part), "%s.weight", name);
+    out[0] = load_vector(l, l->v->c.hidden, part);
+    snprintf(part, sizeof(part), "%s.bias", name);
+    out[1] = load_vector(l, l->v->c.hidden, part);
+}
+
+static struct linear load_linear(struct load *l, uint32_t out, uint32_t in, uint32_t layer,
+                                 const char *name)
+{
+    char part[WN_NAME_MAX];
+    struct linear r = {NULL, NULL};
+    const char *key;
+
+    snprintf(part, sizeof(part), "encoder.layers.%u.%s.weight", layer, name);
+    if ((key = load(l, WN_LOAD_MATRIX, out, in, part))) r.w = wn_loader_matrix(l->v->loader, key);
+    snprintf(part, sizeof(part), "encoder.layers.%u.%s.bias", layer, name);
+    r.bias = load_vector(l, out, part);
+    return r;
+}
+
+static void load_layer(struct load *l, uint32_t i, bool run)
+{
+    const struct wn_vision_config *c = &l->v->c;
+    struct layer *y = &l->v->layers[i];
+    char part[64];
+
+    snprintf(part, sizeof(part), "encoder.layers.%u.layer_norm1", i);
+    load_norm(l, y->norm1, part);
+    y->q = load_linear(l, c->hidden, c->hidden, i, "self_attn.q_proj");
+    y->k = load_linear(l, c->hidden, c->hidden, i, "self_attn.k_proj");
+    if (!run) return;
+    snprintf(part, sizeof(part), "encoder.layers.%u.layer_norm2", i);
+    load_norm(l, y->norm2, part);
+    y->v = load_linear(l, c->hidden, c->hidden, i, "self_attn.v_proj");
+    y->o = load_linear(l, c->hidden, c->hidden, i, "self_attn.out_proj");
+    y->fc1 = load_linear(l, c->mlp, c->hidden, i, "mlp.fc1");
+    y->fc2 = load_linear(l, c->hidden, c->mlp, i, "mlp.fc2");
+}
+
+static wn_status load_all(struct wn_vision *v, const struct wn_weights *w, struct wn_err *err)
+{
+    const struct wn_vision_config *c = &v->c;
+    struct load l = {.v = v, .w = w, .err = err, .rc = WN_OK};
+    const char *key;
+
+    /* The class embedding is a vector in the file; as a table of one row it keeps the type of the tokens. */
+    if ((key = load(&l, WN_LOAD_TABLE, c->hidden, 1, "embeddings.class_embedding"))) {
+        struct wn_mat t = wn_loader_table(v->loader, key);
+        v->cls = (struct wn_mat){t.ptr, t.dtype, 1, c->hidden, c->hidden};
+    }
+    if ((key = load(&l, WN_LOAD_MATRIX, c->hidden, v->patch_cols,
+                    "embeddings.patch_embedding.weight")))
+        v->patch = wn_loader_matrix(v->loader, key);
+    if ((key =
+             load(&l, WN_LOAD_TABLE, v->tokens, c->hidden, "embeddings.position_embedding.weight")))
+        v->positions = wn_loader_table(v->loader, key);
+    load_norm(&l, v->pre, "pre_layrnorm"); /* the name in every CLIP checkpoint */
+    for (uint32_t i = 0; i < v->layers_n; i++) load_layer(&l, i, i < c->layers_run);
+    return l.rc;
+}
+
+static uint32_t feature_rows(const struct wn_vision *v)
+{
+    return v->c.patches + (v->c.keep_cls ? 1 : 0);
+}
+
+static wn_status scratch_alloc(struct wn_vision *v, struct wn_err *err)
+{
+    const struct wn_vision_config *c = &v->c;
+    uint32_t n = v->images_max, rows = n * v->tokens;
+    wn_status rc = WN_OK;
+
+    if ((rc = mat_alloc(v, &v->pixels, n * c->patches, v->patch_cols, WN_F32, err)) != WN_OK ||
+        (rc = mat_alloc(v, &v->patches, n * c->patches, v->patch_cols, v->dtype, err)) != WN_OK ||
+        (rc = mat_alloc(v, &v->x, rows, c->hidden, v->dtype, err)) != WN_OK ||
+        (rc = mat_alloc(v, &v->normed, rows, c->hidden, v->dtype, err)) != WN_OK ||
+        (rc = mat_alloc(v, &v->qkv, rows, 3 * c->hidden, v->dtype, err)) != WN_OK ||
+        (rc = mat_alloc(v, &v->attn, rows, c->hidden, v->dtype, err)) != WN_OK ||
+        (rc = mat_alloc(v, &v->mid, rows, c->mlp, v->dtype, err)) != WN_OK ||
+        (rc = mat_alloc(v, &v->features, n * feature_rows(v), c->hidden, v->dtype, err)) != WN_OK)
+        return rc;
+    v->zeros = calloc(n, sizeof(*v->zeros));
+    v->cls_rows = calloc(n, sizeof(*v->cls_rows));
+    v->im2col = malloc((size_t)n * c->patches * v->patch_cols * sizeof(float));
+    v->host_features = malloc((size_t)n * feature_rows(v) * c->hidden * wn_dtype_bytes(v->dtype));
+    if (!v->zeros || !v->cls_rows || !v->im2col || !v->host_features)
+        return wn_fail(err, WN_ENOMEM, "vision tower: scratch for %u images", n);
+    for (uint32_t i = 0; i < n; i++) v->cls_rows[i] = i * v->tokens;
+    return WN_OK;
+}
+
+wn_status wn_vision_open(struct wn_vision **out, struct wn_backend *be,
+                         const struct wn_model *model, const struct wn_weights *weights,
+                         wn_dtype dtype, uint32_t images_max, struct wn_err *err)
+{
+    const struct wn_vision_config *c = &model->vision;
+    struct wn_vision *v = NULL;
+    wn_status rc = WN_OK;
+
+    if (images_max == 0 || (uint64_t)images_max * (c->patches + 1) > 1u << 24) {
+        rc = wn_fail(err, WN_EINVAL, "vision tower: %u images at once", images_max);
+        goto out;
+    }
+    if (c->layers_run > c->layers || c->heads * c->head_dim != c->hidden) {
+        rc = wn_fail(err, WN_EUNSUPP,
+                     "vision tower: %u of %u layers, %u heads of %u in a width of %u",
+                     c->layers_run, c->layers, c->heads, c->head_dim, c->hidden);
+        goto out;
+    }
+    v = calloc(1, sizeof(*v));
+    if (!v) {
+        rc = wn_fail(err, WN_ENOMEM, "vision tower");
+        goto out;
+    }
+    v->be = be;
+    v->c = *c;
+    v->dtype = dtype;
+    v->images_max = images_max;
+    v->tokens = c->patches + 1;
+    v->patch_cols = 3 * c->patch_side * c->patch_side;
+    v->layers_n = c->layers_run + (c->layers_run < c->layers ? 1 : 0);
+    v->layers = calloc(v->layers_n ? v->layers_n : 1, sizeof(*v->layers));
+    if (!v->layers) {
+        rc = wn_fail(err, WN_ENOMEM, "vision tower: %u layers", v->layers_n);
+        goto out;
+    }
+    if ((rc = wn_loader_open(&v->loader, be, dtype, err)) != WN_OK) goto out;
+    if ((rc = load_all(v, weights, err)) != WN_OK) goto out;
+    if ((rc = scratch_alloc(v, err)) != WN_OK) goto out;
+    *out = v;
+    v = NULL;
+out:
+    wn_vision_close(v);
+    return rc;
+}
+
+void wn_vision_close(struct wn_vision *v)
+{
+    if (!v) return;
+    for (uint32_t i = 0; i < v->bufs_n; i++) v->be->ops->buf_free(v->be, &v->bufs[i]);
+    if (v->cls_attention.ptr) v->be->ops->buf_free(v->be, &v->cls_attention);
+    if (v->mean_attention.ptr) v->be->ops->buf_free(v->be, &v->mean_attention);
+    wn_loader_close(v->loader);
+    free(v->layers);
+    free(v->zeros);
+    free(v->cls_rows);
+    free(v->im2col);
+    free(v->host_features);
+    free(v->host_keys);
+    free(v->host_query);
+    free(v->host_cls);
+    free(v->host_mean);
+    free(v);
+}
+
+/* out row (image, py, px) = the patch's values in the kernel's order: channel, y, x. */
+static void lay_patches(const struct wn_vision *v, const float *pixels, uint32_t images)
+{
+    uint32_t side = v->c.image_side, p = v->c.patch_side, across = side / p;
+    float *out = v->im2col;
+
+    for (uint32_t i = 0; i < images; i++)
+        for (uint32_t py = 0; py < across; py++)
+            for (uint32_t px = 0; px < across; px++)
+                for (uint32_t ch = 0; ch < 3; ch++)
+                    for (uint32_t y = 0; y < p; y++, out += p)
+                        memcpy(out,
+                               pixels + (((size_t)i * 3 + ch) * side + py * p + y) * side +
+                                   (size_t)px * p,
+                               p * sizeof(float));
+}
+
+static wn_status linear(struct wn_vision *v, struct wn_mat out, struct wn_mat x, struct linear y,
+                        wn_act act)
+{
+    struct wn_matmul m = {.out = out, .x = x, .w = y.w, .bias = y.bias, .slices = 1, .act = act};
+    return wn_be_matmul(v->be, &m);
+}
+
+static wn_status layer_norm(struct wn_vision *v, struct wn_mat out, struct wn_mat x,
+                            const float *const weight[2])
+{
+    struct wn_norm n = {
+        .out = out, .x = x, .weight = weight[0], .bias = weight[1], .eps = v->c.eps};
+    return wn_be_norm(v->be, &n);
+}
+
+/* Pixels to hidden state 0: CLS and patches, plus positions, normalised. */
+static wn_status embed(struct wn_vision *v, const float *pixels, uint32_t images)
+{
+    const struct wn_vision_config *c = &v->c;
+    struct wn_mat raw = wn_mat_rows(v->pixels, 0, images * c->patches);
+    struct wn_mat patches = wn_mat_rows(v->patches, 0, images * c->patches);
+    struct wn_mat x = wn_mat_rows(v->x, 0, images * v->tokens);
+    wn_status rc;
+
+    lay_patches(v, pixels, images);
+    rc = v->be->ops->upload(v->be, raw.ptr, v->im2col, (size_t)raw.rows * raw.cols * sizeof(float));
+    if (rc == WN_OK) rc = wn_be_convert(v->be, &patches, &raw);
+    for (uint32_t i = 0; rc == WN_OK && i < images; i++) {
+        struct wn_mat all = wn_mat_rows(x, i * v->tokens, v->tokens),
+                      first = wn_mat_rows(all, 0, 1);
+        struct linear conv = {v->patch, NULL};
+        rc = linear(v, wn_mat_rows(all, 1, c->patches),
+                    wn_mat_rows(patches, i * c->patches, c->patches), conv, WN_ACT_NONE);
+        if (rc == WN_OK) rc = wn_be_gather_rows(v->be, &first, &v->cls, v->zeros);
+        if (rc == WN_OK) rc = wn_be_add(v->be, &all, &all, &v->positions);
+    }
+    if (rc == WN_OK) rc = layer_norm(v, x, x, v->pre);
+    return rc;
+}
+
+/* Queries and keys of layer `y` from its normalised input: float32, as the tower computed them. */
+static wn_status tap_keys(struct wn_vision *v, uint32_t images, struct wn_mat q, struct wn_mat k)
+{
+    struct wn_mat keys = wn_mat_rows(v->keys, 0, images * v->tokens),
+                  query = wn_mat_rows(v->query, 0, images);
+    wn_status rc = wn_be_convert(v->be, &keys, &k);
+
+    if (rc == WN_OK) rc = wn_be_gather_rows(v->be, &query, &q, v->cls_rows);
+    return rc;
+}
+
+struct taps {
+    struct wn_vision_taps want;
+    float *cls, *mean; /* where the next layer's go, backend memory */
+};
+
+static wn_status run_layer(struct wn_vision *v, uint32_t i, uint32_t images, struct taps *taps)
+{
+    const struct wn_vision_config *c = &v->c;
+    const struct layer *y = &v->layers[i];
+    uint32_t rows = images * v->tokens;
+    struct wn_mat x = wn_mat_rows(v->x, 0, rows), normed = wn_mat_rows(v->normed, 0, rows);
+    struct wn_mat qkv = wn_mat_rows(v->qkv, 0, rows), mid = wn_mat_rows(v->mid, 0, rows);
+    struct wn_attn_full a = {.out = wn_mat_rows(v->attn, 0, rows),
+                             .q = wn_mat_cols(qkv, 0, c->hidden),
+                             .k = wn_mat_cols(qkv, c->hidden, c->hidden),
+                             .v = wn_mat_cols(qkv, 2 * c->hidden, c->hidden),
+                             .images = images,
+                             .tokens = v->tokens,
+                             .heads = c->heads,
+                             .head_dim = c->head_dim};
+    wn_status rc;
+
+    a.scale = 1.0f / __builtin_sqrtf((float)c->head_dim);
+    if (i < 64 && (taps->want.cls_layers >> i & 1)) {
+        a.cls_rows = taps->cls;
+        taps->cls += (size_t)images * c->heads * v->tokens;
+    }
+    if (i < 64 && (taps->want.mean_layers >> i & 1)) {
+        a.mean_cols = taps->mean;
+        taps->mean += rows;
+    }
+    rc = layer_norm(v, normed, x, y->norm1);
+    if (rc == WN_OK) rc = linear(v, a.q, normed, y->q, WN_ACT_NONE);
+    if (rc == WN_OK) rc = linear(v, a.k, normed, y->k, WN_ACT_NONE);
+    if (rc == WN_OK) rc = linear(v, a.v, normed, y->v, WN_ACT_NONE);
+    if (rc == WN_OK && taps->want.keys_layer == i) rc = tap_keys(v, images, a.q, a.k);
+    if (rc == WN_OK) rc = wn_be_attn_full(v->be, &a);
+    if (rc == WN_OK) rc = linear(v, normed, a.out, y->o, WN_ACT_NONE);
+    if (rc == WN_OK) rc = wn_be_add(v->be, &x, &x, &normed);
+    if (rc == WN_OK) rc = layer_norm(v, normed, x, y->norm2);
+    if (rc == WN_OK) rc = linear(v, mid, normed, y->fc1, c->act);
+    if (rc == WN_OK) rc = linear(v, normed, mid, y->fc2, WN_ACT_NONE);
+    if (rc == WN_OK) rc = wn_be_add(v->be, &x, &x, &normed);
+    return rc;
+}
+
+/* The keys of the layer that would come next: its queries are needed for the CLS rows only. */
+static wn_status next_layer_keys(struct wn_vision *v, uint32_t images)
+{
+    const struct layer *y = &v->layers[v->c.layers_run];
+    uint32_t rows = images * v->tokens, hidden = v->c.hidden;
+    struct wn_mat x = wn_mat_rows(v->x, 0, rows), normed = wn_mat_rows(v->normed, 0, rows);
+    struct wn_mat k = wn_mat_cols(wn_mat_rows(v->qkv, 0, rows), hidden, hidden),
+                  keys = wn_mat_rows(v->keys, 0, rows);
+    struct wn_mat cls = wn_mat_rows(v->attn, 0, images),
+                  q = wn_mat_cols(wn_mat_rows(v->qkv, 0, images), 0, hidden);
+    struct wn_mat query = wn_mat_rows(v->query, 0, images);
+    wn_status rc = layer_norm(v, normed, x, y->norm1);
+
+    if (rc == WN_OK) rc = linear(v, k, normed, y->k, WN_ACT_NONE);
+    if (rc == WN_OK) rc = wn_be_gather_rows(v->be, &cls, &normed, v->cls_rows);
+    if (rc == WN_OK) rc = linear(v, q, cls, y->q, WN_ACT_NONE);
+    if (rc == WN_OK) rc = wn_be_convert(v->be, &keys, &k);
+    if (rc == WN_OK) rc = wn_be_convert(v->be, &query, &q);
+    return rc;
+}
+
+/* Room for n floats on the backend and on the host; grows, never shrinks. */
+static wn_status tap_room(struct wn_vision *v, struct wn_buf *buf, float **host, size_t *host_n,
+                          size_t n, struct wn_err *err)
+{
+    wn_status rc = WN_OK;
+
+    if (n <= *host_n) return WN_OK;
+    *host_n = 0;
+    if (buf->ptr) v->be->ops->buf_free(v->be, buf);
+    free(*host);
+    *host = malloc(n * sizeof(float));
+    if (!*host || (rc = v->be->ops->buf_alloc(v->be, n * sizeof(float), buf)) != WN_OK)
+        return wn_fail(err, WN_ENOMEM, "vision tower: %zu floats of attention", n);
+    *host_n = n;
+    return WN_OK;
+}
+
+static wn_status taps_prepare(struct wn_vision *v, const struct wn_vision_taps *want,
+                              uint32_t images, struct taps *taps, struct wn_err *err)
+{
+    uint64_t run = v->c.layers_run >= 64 ? UINT64_MAX : ((uint64_t)1 << v->c.layers_run) - 1;
+    size_t cls_n = (size_t)__builtin_popcountll(want->cls_layers) * images * v->c.heads * v->tokens;
+    size_t mean_n = (size_t)__builtin_popcountll(want->mean_layers) * images * v->tokens;
+    bool keys = want->keys_layer != WN_TAP_NONE;
+    wn_status rc;
+
+    if (((want->cls_layers | want->mean_layers) & ~run) ||
+        (keys && want->keys_layer >= v->layers_n))
+        return wn_fail(err, WN_EINVAL,
+                       "vision tower: a tap of a layer that is not run (%u layers are)",
+                       v->c.layers_run);
+    if ((rc = tap_room(v, &v->cls_attention, &v->host_cls, &v->host_cls_n, cls_n, err)) != WN_OK)
+        return rc;
+    if ((rc = tap_room(v, &v->mean_attention, &v->host_mean, &v->host_mean_n, mean_n, err)) !=
+        WN_OK)
+        return rc;
+    if (keys && !v->keys.ptr) {
+        uint32_t rows = v->images_max * v->tokens, hidden = v->c.hidden;
+        rc = mat_alloc(v, &v->keys, rows, hidden, WN_F32, err);
+        if (rc != WN_OK) return rc;
+    }
+    if (keys && !v->query.ptr &&
+        (rc = mat_alloc(v, &v->query, v->images_max, v->c.hidden, WN_F32, err)) != WN_OK)
+        return rc;
+    if (keys && !v->host_keys)
+        v->host_keys = malloc((size_t)v->images_max * v->tokens * v->c.hidden * sizeof(float));
+    if (keys && !v->host_query)
+        v->host_query = malloc((size_t)v->images_max * v->c.hidden * sizeof(float));
+    if (keys && (!v->host_keys || !v->host_query))
+        return wn_fail(err, WN_ENOMEM, "vision tower: keys");
+    *taps = (struct taps){*want, v->cls_attention.ptr, v->mean_attention.ptr};
+    return WN_OK;
+}
+
+static wn_status fetch(struct wn_vision *v, uint32_t images, const struct taps *taps,
+                       struct wn_vision_out *out)
+{
+    uint32_t rows = feature_rows(v), first = v->c.keep_cls ? 0 : 1, hidden = v->c.hidden;
+    size_t bytes = (size_t)images * rows * hidden * wn_dtype_bytes(v->dtype);
+    size_t cls_n = (size_t)(taps->cls - (float *)v->cls_attention.ptr);
+    size_t mean_n = (size_t)(taps->mean - (float *)v->mean_attention.ptr);
+    const struct wn_backend_ops *ops = v->be->ops;
+    wn_status rc = WN_OK;
+
+    for (uint32_t i = 0; rc == WN_OK && i < images; i++) {
+        struct wn_mat from = wn_mat_rows(v->x, i * v->tokens + first, rows),
+                      to = wn_mat_rows(v->features, i * rows, rows);
+        rc = wn_be_convert(v->be, &to, &from);
+    }
+    if (rc == WN_OK) rc = ops->download(v->be, v->host_features, v->features.ptr, bytes);
+    if (rc == WN_OK && cls_n)
+        rc = ops->download(v->be, v->host_cls, v->cls_attention.ptr, cls_n * sizeof(float));
+    if (rc == WN_OK && mean_n)
+        rc = ops->download(v->be, v->host_mean, v->mean_attention.ptr, mean_n * sizeof(float));
+    *out = (struct wn_vision_out){.features = v->host_features,
+                                  .images = images,
+                                  .rows = rows,
+                                  .width = hidden,
+                                  .tokens = v->tokens,
+                                  .heads = v->c.heads,
+                                  .dtype = v->dtype,
+                                  .cls_attention = cls_n ? v->host_cls : NULL,
+                                  .mean_attention = mean_n ? v->host_mean : NULL};
+    if (rc != WN_OK || taps->want.keys_layer == WN_TAP_NONE) return rc;
+    out->keys = v->host_keys;
+    out->cls_query = v->host_query;
+    bytes = (size_t)images * hidden * sizeof(float);
+    rc = ops->download(v->be, v->host_keys, v->keys.ptr, bytes * v->tokens);
+    if (rc == WN_OK) rc = ops->download(v->be, v->host_query, v->query.ptr, bytes);
+    return rc;
+}
+
+wn_status wn_vision_encode(struct wn_vision *v, const float *pixels, uint32_t images,
+                           const struct wn_vision_taps *want, int64_t deadline_us,
+                           struct wn_vision_out *out, struct wn_err *err)
+{
+    const struct wn_vision_taps none = WN_TAPS_NONE;
+    struct taps taps = {.cls = NULL};
+    wn_status rc;
+
+    if (images == 0 || images > v->images_max)
+        return wn_fail(err, WN_ELIMIT, "vision tower: %u images at once, limit %u", images,
+                       v->images_max);
+    if ((rc = taps_prepare(v, want ? want : &none, images, &taps, err)) != WN_OK) return rc;
+    rc = embed(v, pixels, images);
+    for (uint32_t i = 0; rc == WN_OK && i < v->c.layers_run; i++) {
+        rc = wn_deadline_passed(deadline_us) ? WN_ETIME : run_layer(v, i, images, &taps);
+    }
+    if (rc == WN_OK && taps.want.keys_layer == v->c.layers_run) rc = next_layer_keys(v, images);
+    if (rc == WN_OK) rc = fetch(v, images, &taps, out);
+    return rc == WN_OK ? rc : wn_fail(err, rc, "vision tower: %s", wn_status_name(rc));
+}
+
+void wn_vision_cls_mean(const float *cls_attention, uint32_t heads, uint32_t tokens, float *out)
+{
+    for (uint32_t j = 1; j < tokens; j++) {
+        float sum = 0.0f;
+        for (uint32_t h = 0; h < heads; h++) sum += cls_attention[(size_t)h * tokens + j];
+        out[j - 1] = sum / (float)heads;
+    }
+}

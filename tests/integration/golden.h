@@ -1,0 +1,44 @@
+/* tests/integration/golden.h - what Transformers computed for a tiny checkpoint (scripts/golden/llava.py), and measures
+ * of agreement. Owns: the arrays, from open to close. */
+#ifndef WN_TESTS_GOLDEN_H
+#define WN_TESTS_GOLDEN_H
+
+#include <stdint.h>
+
+#include "base/dtype.h"
+#include "base/status.h"
+#include "shard/model.h"
+
+#define GOLDEN_PROMPTS_MAX 8
+
+struct golden_prompt {
+    uint32_t rows, images,
+        image_first;  /* image rows take features of images image_first .. in order */
+    uint32_t *tokens; /* [rows]; an image row is model.image_token */
+    float *logits;    /* [rows, vocab] */
+    uint32_t *greedy; /* [new_tokens] */
+};
+
+struct golden {
+    char dir[128]; /* the checkpoint */
+    struct wn_model model;
+    uint32_t images, prompts, new_tokens;
+    float *pixels, *features, *projected; /* as scripts/golden/llava.py says */
+    float *cls_attention, *mean_attention, *keys, *query;
+    struct golden_prompt prompt[GOLDEN_PROMPTS_MAX];
+};
+
+/* Reads tests/golden/NAME; a file that is missing or has another size is an error that names it. */
+wn_status golden_open(struct golden *g, const char *name, struct wn_err *err);
+void golden_close(struct golden *g);
+
+/* Largest |got - want| over the row, divided by the largest |want| of the row. NaN counts as 1e9. */
+double golden_row_error(const float *got, const float *want, size_t n);
+
+/* Largest of golden_row_error over rows. */
+double golden_error(const float *got, const float *want, size_t rows, size_t n);
+
+/* n floats as `dtype` (float32 or bfloat16, rounded). Owned by the caller: free(). */
+void *golden_as(const float *from, size_t n, wn_dtype dtype);
+
+#endif
