@@ -1,0 +1,81 @@
+/* daemon/engine_job.h - a job at the leader: its prompt as rows, its features, its pages, its answer so far.
+ *
+ * Owns:    everything it points at, from create to destroy, but the messages of its features only until they are handed
+ *          to the replica. KV pages are given back by the engine.
+ * Threads: engine only. */
+#ifndef WN_DAEMON_ENGINE_JOB_H
+#define WN_DAEMON_ENGINE_JOB_H
+
+#include "daemon/answer.h"
+#include "daemon/front.h"
+#include "proto/step.h"
+#include "shard/plan.h"
+#include "shard/tokenizer.h"
+
+typedef enum wn_gen_state {
+    WN_GEN_WAITING, /* features are missing */
+    WN_GEN_READY,   /* laid out, waits for a slot and pages */
+    WN_GEN_PREFILL, /* in a slot, prompt rows left */
+    WN_GEN_DECODE   /* in a slot, one row a step */
+} wn_gen_state;
+
+/* One image's features at the leader. */
+struct wn_gen_image {
+    struct wn_front_msg *msg; /* header and payload; NULL: not here yet, or handed on */
+    uint32_t rows, width;
+    wn_dtype dtype;
+    uint32_t slot;      /* feature slot in the replica, while the prompt is being read */
+    uint32_t last_row;  /* prompt row after which the slot is free */
+    bool present, held; /* has arrived; is in `slot` */
+};
+
+struct wn_gen_job {
+    struct wn_gen_job *next;
+    struct wn_front_msg *order; /* the Generate */
+    const Wn__Generate *g;      /* inside order */
+    wn_gen_state state;
+    struct wn_tokens tokens; /* prompt ids, one placeholder an image */
+    struct wn_gen_image images[WN_IMAGES_MAX];
+    uint32_t images_n;
+    uint32_t image_rows, image_rows_before;
+    struct wn_step_row *rows; /* [rows_n] prompt and emitted tokens; `features` is the image's number until it has a slot */
+    uint32_t rows_n, prompt_rows_n;
+    uint32_t pos; /* rows in the KV cache */
+    uint32_t slot, *pages, pages_n;
+    uint32_t max_new, new_n; /* of the whole answer, emitted ones included */
+    uint32_t last_token;
+    struct wn_answer *answer;
+    bool opened; /* the replica knows the slot */
+    int64_t arrived_us, features_us, started_us, first_token_us;
+    uint64_t sent_us, preprocess_us, encode_us, prune_us; /* of the slowest image */
+};
+
+struct wn_gen_limits {
+    const struct wn_model *model;
+    const struct wn_tokenizer *tokenizer;
+    const char *model_id; /* of the checkpoint, see daemon/worker.h */
+    uint32_t tokens_max;  /* rows of prompt and answer together */
+    uint32_t max_new;     /* when the job names no number */
+    uint32_t images_max;
+};
+
+/* Makes a job of a Generate message: checks it and tokenizes the prompt. Success: *out is the caller's and owns `order`.
+ * Failure (WN_EINVAL, WN_ELIMIT, ...: answer it): `order` is still the caller's. */
+WN_NODISCARD wn_status wn_gen_job_create(struct wn_gen_job **out, struct wn_front_msg *order,
+                                         const struct wn_gen_limits *limits, struct wn_err *err);
+void wn_gen_job_destroy(struct wn_gen_job *job); /* NULL is fine */
+
+/* Checks features against the model and keeps them (takes msg). WN_EPROTO: msg is still the caller's. */
+WN_NODISCARD wn_status wn_gen_job_features(struct wn_gen_job *job, struct wn_front_msg *msg,
+                                           const struct wn_gen_limits *limits, struct wn_err *err);
+
+bool wn_gen_job_complete(const struct wn_gen_job *job); /* are all features here? */
+
+/* Lays the rows out from the real row counts. WN_ELIMIT: the prompt is too long. State becomes READY. */
+WN_NODISCARD wn_status wn_gen_job_layout(struct wn_gen_job *job, const struct wn_gen_limits *limits, struct wn_err *err);
+
+/* Usage so far, as far as the leader knows it. `bytes` is filled from the plan. Strings and messages are the job's. */
+void wn_gen_job_usage(const struct wn_gen_job *job, const struct wn_plan *plan, uint32_t chunk, Wn__Usage *usage,
+                      Wn__LinkBytes *bytes);
+
+#endif

@@ -1,0 +1,27 @@
+/* daemon/launcher.h - how the supervisor starts the processes of a component, and ends them. One launcher a file.
+ *
+ * Owns:    a started component's processes, until they have ended and been reaped by the supervisor.
+ * Threads: main. Fails: WN_EIO names the command. */
+#ifndef WN_DAEMON_LAUNCHER_H
+#define WN_DAEMON_LAUNCHER_H
+
+#include <sys/types.h>
+
+#include "base/status.h"
+
+/* What to start: argv of one process, and how many of them as one MPI job (1: no MPI). */
+struct wn_launch {
+    char **argv; /* NULL-terminated, borrowed; argv[0] is a path */
+    unsigned ranks;
+};
+
+struct wn_launcher_ops {
+    const char *name; /* "local" */
+    /* *pid ends when the component has ended, with its exit code */
+    wn_status (*start)(const struct wn_launch *l, pid_t *pid, struct wn_err *err);
+    void (*signal)(pid_t pid, int sig); /* to the whole component */
+};
+
+extern const struct wn_launcher_ops wn_launcher_local; /* fork and exec here; mpirun for several ranks */
+
+#endif

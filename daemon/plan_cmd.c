@@ -1,0 +1,44 @@
+/* daemon/plan_cmd.c - `winnow plan MODEL -tp T -pp P`: who holds what, and what a prompt puts on each link. */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "daemon/roles.h"
+#include "daemon/worker.h"
+
+int wn_cmd_plan(int argc, char **argv)
+{
+    struct wn_config cfg;
+    struct wn_model model;
+    struct wn_plan plan;
+    struct wn_plan_load load;
+    struct wn_err err = {0};
+    char id[WN_MODEL_ID_LEN], *json;
+    int code = wn_config_start(&cfg, argc, argv,
+                               "winnow plan MODEL [options]: who holds what, and what a prompt puts on each link\n"
+                               "MODEL is a checkpoint folder, or only its config.json");
+
+    if (code >= 0) return code;
+    if (wn_worker_model(&cfg, &model, id, &err) != WN_OK || wn_worker_plan(&cfg, &model, &plan, &err) != WN_OK) {
+        fprintf(stderr, "winnow: %s\n", err.text);
+        return 1;
+    }
+    load = (struct wn_plan_load){
+        .text_tokens = cfg.prompt_tokens,
+        .image_rows = cfg.images * (cfg.image_keep_tokens && cfg.image_keep_tokens < model.vision.patches
+                                        ? cfg.image_keep_tokens
+                                        : (uint32_t)((float)model.vision.patches * (1 - cfg.image_pruning_rate) + 0.5f)),
+        .new_tokens = 1,
+        .chunk_tokens = cfg.max_num_batched_tokens,
+    };
+    if (!cfg.json) {
+        wn_plan_print(&plan, &load, stdout);
+        return 0;
+    }
+    if (!(json = wn_plan_json(&plan, &load))) {
+        fprintf(stderr, "winnow: out of memory\n");
+        return 1;
+    }
+    puts(json);
+    free(json);
+    return 0;
+}

@@ -1,0 +1,27 @@
+/* daemon/roles.c - what several roles need: addresses inside the run folder, and its end. */
+#include "daemon/roles.h"
+
+#include <dirent.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+void wn_role_scheduler_address(const struct wn_config *cfg, char *out)
+{
+    if (cfg->scheduler_endpoint[0])
+        snprintf(out, 160, "%s", cfg->scheduler_endpoint);
+    else
+        snprintf(out, 160, "ipc://%s/scheduler.sock", cfg->run_dir);
+}
+
+void wn_role_remove_run_dir(const char *dir)
+{
+    DIR *d = opendir(dir);
+    struct dirent *e;
+
+    if (!d) return;
+    while ((e = readdir(d)) != NULL) /* sockets only: anything else is not ours to remove */
+        if (e->d_type == DT_SOCK) unlinkat(dirfd(d), e->d_name, 0);
+    closedir(d);
+    rmdir(dir);
+}

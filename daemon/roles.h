@@ -1,0 +1,23 @@
+/* daemon/roles.h - the entry points of winnowd's roles and commands: one file each, one row each in main.c.
+ * Each parses its own flags and returns the process's exit code: 0 done, 1 failed, 2 usage, WN_EXIT_LOST. */
+#ifndef WN_DAEMON_ROLES_H
+#define WN_DAEMON_ROLES_H
+
+#include "daemon/config.h"
+
+#define WN_VERSION   "0.1.0"
+#define WN_EXIT_LOST 3 /* a rank was lost: the group has to be started again */
+
+int wn_role_scheduler(int argc, char **argv);
+int wn_role_vision(int argc, char **argv);
+int wn_role_shard(int argc, char **argv);
+int wn_role_serve(int argc, char **argv); /* supervisor */
+int wn_cmd_plan(int argc, char **argv);
+
+/* Where workers reach the scheduler: --scheduler-endpoint, else a socket in --run-dir. out holds 160 bytes. */
+void wn_role_scheduler_address(const struct wn_config *cfg, char *out);
+
+/* Removes the sockets of a run folder, and the folder if it is empty then. */
+void wn_role_remove_run_dir(const char *dir);
+
+#endif

@@ -1,0 +1,204 @@
+/* daemon/shard.c - the role `winnowd shard`: one rank of a replica, under mpirun or alone.
+ *
+ * Opens link, checkpoint, plan and stage, then leads (rank 0: front thread and engine) or follows. A lost rank ends the
+ * whole group with exit code 3, so that the supervisor starts it again; a clean STOP ends every rank with 0. */
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "daemon/engine.h"
+#include "daemon/roles.h"
+#include "daemon/worker.h"
+#include "shard/jsonfile.h"
+#include "transport/link.h"
+
+#define STEP_TIMEOUT_US  (300 * 1000000ll) /* the longest step: a prefill chunk of a large model on slow cores */
+#define STOP_FLUSH_MS    1000
+#define DEFAULT_NEW_MAX  512 /* answer length when the job names none */
+#define KV_PAGES_MAX     (1u << 24)
+
+struct shard {
+    struct wn_config cfg;
+    struct wn_model model;
+    char model_id[WN_MODEL_ID_LEN];
+    struct wn_plan plan;
+    struct wn_link *link;
+    struct wn_backend *be;
+    struct wn_weights *weights;
+    struct wn_tokenizer *tokenizer;
+    struct wn_replica *replica;
+    struct wn_front *front;
+    struct wn_engine *engine;
+    struct wn_step_limits limits;
+    uint32_t tokens_max;
+    int rank, size;
+};
+
+static volatile sig_atomic_t drain_asked;
+
+static void on_signal(int sig)
+{
+    (void)sig;
+    drain_asked = 1;
+}
+
+/* SIGTERM reaches every rank, because mpirun passes it on; only the leader acts, the others wait for its STOP. */
+static void set_signals(bool leader)
+{
+    struct sigaction sa = {.sa_handler = leader ? on_signal : SIG_IGN};
+    sigaction(SIGTERM, &sa, NULL);
+    sigaction(SIGINT, &sa, NULL);
+    sigaction(SIGUSR1, &sa, NULL);
+    sa.sa_handler = SIG_IGN;
+    sigaction(SIGPIPE, &sa, NULL);
+}
+
+static wn_status open_link(struct shard *s, struct wn_err *err)
+{
+    const uint32_t ranks = s->cfg.pipeline_parallel_size * s->cfg.tensor_parallel_size;
+    const struct wn_group group = {0};
+    wn_status rc;
+
+    s->size = (int)ranks;
+    if (ranks == 1) return WN_OK;
+    if ((rc = wn_link_open(&s->link, "mpi", &group, err)) != WN_OK) return rc;
+    s->rank = wn_link_rank(s->link);
+    if (wn_link_size(s->link) != (int)ranks)
+        return wn_fail(err, WN_EINVAL, "%d processes were started, and %u stages x %u tensor ranks need %u",
+                       wn_link_size(s->link), s->cfg.pipeline_parallel_size, s->cfg.tensor_parallel_size, ranks);
+    return WN_OK;
+}
+
+static void set_limits(struct shard *s)
+{
+    const struct wn_config *c = &s->cfg;
+    uint64_t pages;
+
+    s->tokens_max = s->model.text.positions_max;
+    if (c->max_model_len && c->max_model_len < s->tokens_max) s->tokens_max = c->max_model_len;
+    pages = c->kv_pages ? c->kv_pages
+                        : (uint64_t)c->max_num_seqs * ((s->tokens_max + c->block_size - 1) / c->block_size);
+    s->limits = (struct wn_step_limits){
+        .rows_max = c->max_num_batched_tokens,
+        .seqs_max = c->max_num_seqs < c->max_num_batched_tokens ? c->max_num_seqs : c->max_num_batched_tokens,
+        .pages_max = pages < KV_PAGES_MAX ? (uint32_t)pages : KV_PAGES_MAX,
+        .features_max = c->max_num_seqs > WN_IMAGES_MAX ? c->max_num_seqs : WN_IMAGES_MAX,
+        .page_tokens = c->block_size,
+        .vocab = s->model.text.vocab,
+    };
+}
+
+static wn_status open_replica(struct shard *s, struct wn_err *err)
+{
+    struct wn_replica_opts ro;
+    wn_status rc;
+
+    if ((rc = wn_worker_model(&s->cfg, &s->model, s->model_id, err)) != WN_OK) return rc;
+    if ((rc = wn_worker_plan(&s->cfg, &s->model, &s->plan, err)) != WN_OK) return rc;
+    if ((rc = wn_weights_open(&s->weights, s->cfg.model, err)) != WN_OK) return rc;
+    if ((rc = wn_backend_open(&s->be, s->cfg.backend, 0, err)) != WN_OK) return rc;
+    set_limits(s);
+    ro = (struct wn_replica_opts){
+        .be = s->be,
+        .link = s->link,
+        .plan = &s->plan,
+        .weights = s->weights,
+        .limits = s->limits,
+        .tokens_max = s->tokens_max,
+        .step_timeout_us = STEP_TIMEOUT_US,
+    };
+    rc = wn_replica_open(&s->replica, &ro, err);
+    wn_weights_close(s->weights); /* loaded: the mapping is not needed any more */
+    s->weights = NULL;
+    return rc;
+}
+
+/* A leader that is started again has another address, so that workers do not count its predecessor's credit. */
+static void features_address(const struct shard *s, char out[WN_ADDRESS_MAX])
+{
+    if (s->cfg.features_endpoint[0])
+        snprintf(out, WN_ADDRESS_MAX, "%s", s->cfg.features_endpoint);
+    else
+        snprintf(out, WN_ADDRESS_MAX, "ipc://%s/%s-%d.sock", s->cfg.run_dir, s->cfg.name[0] ? s->cfg.name : "replica",
+                 (int)getpid());
+}
+
+static wn_status lead(struct shard *s, struct wn_err *err)
+{
+    char path[WN_PATH_MAX], bind[WN_ADDRESS_MAX], scheduler[WN_ADDRESS_MAX];
+    struct wn_front_opts fo = {.role = WN__ROLE__ROLE_LEADER,
+                               .name = s->cfg.name[0] ? s->cfg.name : "replica-0",
+                               .model_id = s->model_id,
+                               .build = WN_VERSION,
+                               .scheduler = scheduler,
+                               .features_bind = bind,
+                               .slots = s->limits.seqs_max,
+                               .tokens_max = s->tokens_max,
+                               .payload_max = (size_t)(s->model.vision.patches + 1) * s->model.text.hidden * 4 + 4096};
+    struct wn_engine_opts eo;
+    wn_status rc;
+
+    if ((rc = wn_path_join(path, s->cfg.model, "tokenizer.json", err)) != WN_OK) return rc;
+    if ((rc = wn_tokenizer_open(&s->tokenizer, path, err)) != WN_OK) return rc;
+    wn_role_scheduler_address(&s->cfg, scheduler);
+    features_address(s, bind);
+    if ((rc = wn_front_start(&s->front, &fo, err)) != WN_OK) return rc;
+    eo = (struct wn_engine_opts){
+        .replica = s->replica,
+        .front = s->front,
+        .plan = &s->plan,
+        .step = s->limits,
+        .gen = {.model = &s->model,
+                .tokenizer = s->tokenizer,
+                .model_id = s->model_id,
+                .tokens_max = s->tokens_max,
+                .max_new = DEFAULT_NEW_MAX,
+                .images_max = WN_IMAGES_MAX < s->limits.features_max ? WN_IMAGES_MAX : s->limits.features_max},
+        .drain = &drain_asked,
+    };
+    if ((rc = wn_engine_open(&s->engine, &eo, err)) != WN_OK) return rc;
+    wn_info("shard", "leads %u x %u ranks, %u KV pages of %u tokens", s->plan.stages, s->plan.tensors,
+            s->limits.pages_max, s->limits.page_tokens);
+    return wn_engine_run(s->engine, err);
+}
+
+static wn_status follow(struct shard *s, struct wn_err *err)
+{
+    bool stop = false;
+    wn_status rc = WN_OK;
+    while (rc == WN_OK && !stop) rc = wn_replica_follow(s->replica, &stop, err);
+    return rc;
+}
+
+int wn_role_shard(int argc, char **argv)
+{
+    struct shard s = {0};
+    struct wn_err err = {0};
+    int code = wn_config_start(&s.cfg, argc, argv, "winnowd shard MODEL [options]: one rank of a replica");
+    wn_status rc;
+
+    if (code >= 0) return code;
+    rc = open_link(&s, &err);
+    set_signals(s.rank == 0);
+    wn_worker_start("shard", s.cfg.name);
+    if (s.size > 1) wn_log_role("%s/%d", s.cfg.name[0] ? s.cfg.name : "shard", s.rank);
+    wn_worker_threads(&s.cfg, (uint32_t)s.size);
+    if (rc == WN_OK) rc = open_replica(&s, &err);
+    if (rc == WN_OK) rc = s.rank == 0 ? lead(&s, &err) : follow(&s, &err);
+    if (rc != WN_OK) {
+        if (s.rank == 0 || s.replica) wn_error("shard", "%s", err.text); /* of a common mistake one line is enough */
+        wn_front_stop(s.front, STOP_FLUSH_MS);
+        if (s.link) wn_link_mpi_abort(WN_EXIT_LOST);
+        return s.replica ? WN_EXIT_LOST : 1;
+    }
+    wn_engine_close(s.engine);
+    wn_front_stop(s.front, STOP_FLUSH_MS);
+    wn_tokenizer_close(s.tokenizer);
+    wn_link_close(s.link);
+    wn_replica_close(s.replica);
+    wn_backend_close(s.be);
+    return 0;
+}

@@ -1,0 +1,422 @@
+/* daemon/supervisor.c - `winnow serve`: checks everything that can be checked before weights load, starts the scheduler,
+ * the vision workers and the replicas, says when the service is ready, starts again what dies, and drains on SIGTERM.
+ *
+ * A component that ends before the service was ready once ends the service: its own error line says why. After that it is
+ * started again after a pause that doubles; one that keeps dying (RESTARTS_MAX in RESTARTS_WINDOW_US) ends the service. */
+#include <errno.h>
+#include <netinet/in.h>
+#include <arpa/inet.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "daemon/launcher.h"
+#include "daemon/roles.h"
+#include "daemon/worker.h"
+#include "proto/codec.h"
+#include "pruning/prune.h"
+#include "shard/jsonfile.h"
+#include "shard/weights.h"
+#include "transport/endpoint.h"
+
+#define COMPONENTS_MAX     (1 + 256 + 64)
+#define EXTRA_ARGS         8
+#define BACKOFF_US         200000ll
+#define BACKOFF_MAX_US     5000000ll
+#define RESTARTS_MAX       10
+#define RESTARTS_WINDOW_US 60000000ll
+#define ASK_PERIOD_US      50000ll
+#define KILL_GRACE_US      5000000ll
+
+struct component {
+    char name[WN_NAME_LEN];
+    const char *role;
+    unsigned ranks;
+    char **argv; /* owned block */
+    char name_flag[WN_NAME_LEN + 8];
+    pid_t pid; /* 0: not running */
+    int64_t start_at_us, window_us;
+    unsigned restarts;
+};
+
+struct supervisor {
+    struct wn_config cfg;
+    struct wn_model model;
+    struct wn_plan plan;
+    const struct wn_launcher_ops *launcher;
+    char program[WN_PATH_LEN], run_flag[WN_PATH_LEN + 16], port_flag[32], expect_flags[2][48];
+    bool own_run_dir;
+    struct component *parts;
+    size_t parts_n;
+    int signals;
+    struct wn_net *net;
+    struct wn_endpoint *ask; /* asks the scheduler whether all are there */
+    int64_t began_us, asked_us, stop_us; /* stop_us: when the draining ends; 0: not draining */
+    bool ready, failed;
+};
+
+/* ---- before anything starts ---- */
+
+/* What would fail in a worker is better said once, here. */
+static wn_status check_model(struct supervisor *s, struct wn_err *err)
+{
+    char id[WN_MODEL_ID_LEN], path[WN_PATH_MAX];
+    struct wn_weights *weights = NULL;
+    wn_status rc = wn_worker_model(&s->cfg, &s->model, id, err);
+
+    if (rc != WN_OK || (rc = wn_worker_plan(&s->cfg, &s->model, &s->plan, err)) != WN_OK) return rc;
+    if (!wn_prune_find(s->cfg.image_pruning_method, err)) return WN_ENOENT;
+    if ((rc = wn_weights_open(&weights, s->cfg.model, err)) != WN_OK) return rc;
+    wn_weights_close(weights);
+    if ((rc = wn_path_join(path, s->cfg.model, "tokenizer.json", err)) != WN_OK) return rc;
+    return access(path, R_OK) == 0 ? WN_OK : wn_fail(err, WN_ENOENT, "%s: %s", path, strerror(errno));
+}
+
+/* Binds the clients' address for a moment: a port in use is said before weights load, and port 0 becomes a free one. */
+static wn_status choose_port(struct supervisor *s, struct wn_err *err)
+{
+    struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons((uint16_t)s->cfg.port)};
+    socklen_t len = sizeof(a);
+    const int one = 1;
+    int fd = -1;
+    wn_status rc = WN_OK;
+
+    if (inet_pton(AF_INET, strcmp(s->cfg.host, "localhost") == 0 ? "127.0.0.1" : s->cfg.host, &a.sin_addr) != 1)
+        return WN_OK; /* a name or an interface: the scheduler resolves it */
+    fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0) return wn_fail(err, WN_EIO, "socket: %s", strerror(errno));
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+    if (bind(fd, (struct sockaddr *)&a, sizeof(a)) != 0 || getsockname(fd, (struct sockaddr *)&a, &len) != 0)
+        rc = wn_fail(err, WN_EIO, "tcp://%s:%u: %s", s->cfg.host, s->cfg.port, strerror(errno));
+    else
+        s->cfg.port = ntohs(a.sin_port);
+    close(fd);
+    return rc;
+}
+
+static wn_status make_run_dir(struct supervisor *s, struct wn_err *err)
+{
+    const char *base = getenv("XDG_RUNTIME_DIR");
+
+    if (s->cfg.run_dir[0]) {
+        if (mkdir(s->cfg.run_dir, 0700) != 0 && errno != EEXIST)
+            return wn_fail(err, WN_EIO, "--run-dir %s: %s", s->cfg.run_dir, strerror(errno));
+        return WN_OK;
+    }
+    snprintf(s->cfg.run_dir, sizeof(s->cfg.run_dir), "%s/winnow-XXXXXX", base && access(base, W_OK) == 0 ? base : "/tmp");
+    if (!mkdtemp(s->cfg.run_dir)) return wn_fail(err, WN_EIO, "%s: %s", s->cfg.run_dir, strerror(errno));
+    s->own_run_dir = true;
+    return WN_OK;
+}
+
+static wn_status find_program(struct supervisor *s, struct wn_err *err)
+{
+    const ssize_t n = readlink("/proc/self/exe", s->program, sizeof(s->program) - 1);
+    if (n <= 0) return wn_fail(err, WN_EIO, "/proc/self/exe: %s", strerror(errno));
+    s->program[n] = '\0';
+    return WN_OK;
+}
+
+/* argv: program, role, flags that differ from their defaults, and what only this process knows. */
+static wn_status add_component(struct supervisor *s, const char *role, const char *name, unsigned ranks, struct wn_err *err)
+{
+    struct component *c = &s->parts[s->parts_n];
+    char **flags = NULL;
+    size_t n = 0;
+    wn_status rc = wn_config_flags(&s->cfg, &flags, &n, EXTRA_ARGS, err);
+
+    if (rc != WN_OK) return rc;
+    c->argv = calloc(n + EXTRA_ARGS, sizeof(*c->argv));
+    if (!c->argv) {
+        free(flags);
+        return wn_fail(err, WN_ENOMEM, "component");
+    }
+    snprintf(c->name, sizeof(c->name), "%s", name);
+    snprintf(c->name_flag, sizeof(c->name_flag), "--name=%s", name);
+    c->role = role;
+    c->ranks = ranks;
+    c->argv[0] = s->program;
+    c->argv[1] = (char *)(uintptr_t)role;
+    memcpy(c->argv + 2, flags, n * sizeof(*flags)); /* the texts stay in the block, which lives as long as the process */
+    c->argv[2 + n] = c->name_flag;
+    c->argv[3 + n] = s->run_flag;
+    c->argv[4 + n] = s->port_flag;
+    c->argv[5 + n] = s->expect_flags[0];
+    c->argv[6 + n] = s->expect_flags[1];
+    s->parts_n++;
+    return WN_OK;
+}
+
+static wn_status make_components(struct supervisor *s, struct wn_err *err)
+{
+    const unsigned ranks = s->plan.stages * s->plan.tensors;
+    char name[WN_NAME_LEN];
+    wn_status rc;
+
+    snprintf(s->run_flag, sizeof(s->run_flag), "--run-dir=%s", s->cfg.run_dir);
+    snprintf(s->port_flag, sizeof(s->port_flag), "--port=%u", s->cfg.port);
+    snprintf(s->expect_flags[0], sizeof(s->expect_flags[0]), "--expect-replicas=%u", s->cfg.replicas);
+    snprintf(s->expect_flags[1], sizeof(s->expect_flags[1]), "--expect-vision-workers=%u", s->cfg.vision_workers);
+    s->parts = calloc(COMPONENTS_MAX, sizeof(*s->parts));
+    if (!s->parts) return wn_fail(err, WN_ENOMEM, "components");
+    if ((rc = add_component(s, "scheduler", "scheduler", 1, err)) != WN_OK) return rc;
+    for (uint32_t i = 0; i < s->cfg.vision_workers; i++) {
+        snprintf(name, sizeof(name), "vision-%u", i);
+        if ((rc = add_component(s, "vision", name, 1, err)) != WN_OK) return rc;
+    }
+    for (uint32_t i = 0; i < s->cfg.replicas; i++) {
+        snprintf(name, sizeof(name), "replica-%u", i);
+        if ((rc = add_component(s, "shard", name, ranks, err)) != WN_OK) return rc;
+    }
+    return WN_OK;
+}
+
+/* ---- readiness ---- */
+
+static wn_status open_ask(struct supervisor *s, struct wn_err *err)
+{
+    char address[WN_TEXT_LEN + 32];
+    const struct wn_endpoint_opts eo = {.type = WN_ENDPOINT_DEALER, .address = address, .frame_max = {WN_CODEC_BYTES_MAX},
+                                        .reconnect_ms = 20, .reconnect_max_ms = 200};
+    const char *host = strcmp(s->cfg.host, "0.0.0.0") == 0 || strcmp(s->cfg.host, "*") == 0 ? "127.0.0.1" : s->cfg.host;
+    wn_status rc = wn_net_create(&s->net, err);
+
+    if (rc != WN_OK) return rc;
+    snprintf(address, sizeof(address), "tcp://%s:%u", host, s->cfg.port);
+    return wn_endpoint_open(&s->ask, s->net, &eo, err);
+}
+
+static void say_ready(struct supervisor *s)
+{
+    s->ready = true;
+    printf("winnow: ready at tcp://%s:%u  (%s: %u stage%s x %u tensor rank%s, %u replica%s, %u vision worker%s; %.1f s)\n",
+           s->cfg.host, s->cfg.port, s->cfg.model, s->plan.stages, s->plan.stages == 1 ? "" : "s", s->plan.tensors,
+           s->plan.tensors == 1 ? "" : "s", s->cfg.replicas, s->cfg.replicas == 1 ? "" : "s", s->cfg.vision_workers,
+           s->cfg.vision_workers == 1 ? "" : "s", (double)(wn_now_us() - s->began_us) / 1e6);
+    fflush(stdout);
+    wn_endpoint_close(s->ask);
+    s->ask = NULL;
+}
+
+static void read_status(struct supervisor *s)
+{
+    struct wn_msg msg;
+    struct wn_err err = {0};
+
+    wn_msg_init(&msg);
+    while (s->ask && wn_endpoint_recv(s->ask, &msg) == WN_OK) {
+        Wn__Envelope *env = NULL;
+        if (wn_codec_unpack(&env, wn_msg_data(&msg, 0), wn_msg_size(&msg, 0), &err) != WN_OK) continue;
+        if (env->body_case == WN__ENVELOPE__BODY_STATUS && env->status->ready) say_ready(s);
+        wn_codec_free(env);
+    }
+    wn_msg_clear(&msg);
+}
+
+static void ask_status(struct supervisor *s)
+{
+    Wn__StatusRequest body = WN__STATUS_REQUEST__INIT;
+    uint8_t *bytes = NULL;
+    size_t n = 0;
+    struct wn_msg msg;
+    struct wn_err err = {0};
+
+    s->asked_us = wn_now_us();
+    wn_msg_init(&msg);
+    if (wn_codec_pack_body(&bytes, &n, WN__ENVELOPE__BODY_STATUS_REQUEST, &body, &err) == WN_OK &&
+        wn_msg_add_copy(&msg, bytes, n) == WN_OK)
+        (void)!wn_endpoint_send(s->ask, &msg, WN_TRAFFIC_CONTROL);
+    wn_msg_clear(&msg);
+    free(bytes);
+}
+
+/* ---- life and death of components ---- */
+
+static void fail_service(struct supervisor *s, const char *why)
+{
+    fprintf(stderr, "winnow: %s\n", why);
+    s->failed = true;
+}
+
+static void start_due(struct supervisor *s)
+{
+    for (size_t i = 0; i < s->parts_n && !s->failed; i++) {
+        struct component *c = &s->parts[i];
+        const struct wn_launch l = {.argv = c->argv, .ranks = c->ranks};
+        struct wn_err err = {0};
+        if (c->pid || c->start_at_us > wn_now_us()) continue;
+        if (s->launcher->start(&l, &c->pid, &err) != WN_OK) fail_service(s, err.text);
+        wn_info("supervisor", "%s started, process %d", c->name, (int)c->pid);
+    }
+}
+
+/* A component has ended, not because it was told to. */
+static void plan_restart(struct supervisor *s, struct component *c, int status)
+{
+    char why[192];
+    const int64_t now = wn_now_us();
+    int64_t pause = BACKOFF_US;
+
+    if (WIFSIGNALED(status))
+        snprintf(why, sizeof(why), "%s was ended by signal %d (%s)", c->name, WTERMSIG(status), strsignal(WTERMSIG(status)));
+    else
+        snprintf(why, sizeof(why), "%s ended with exit code %d", c->name, WEXITSTATUS(status));
+    if (!s->ready) {
+        snprintf(why + strlen(why), sizeof(why) - strlen(why), " before the service was ready");
+        fail_service(s, why);
+        return;
+    }
+    if (now - c->window_us > RESTARTS_WINDOW_US) {
+        c->window_us = now;
+        c->restarts = 0;
+    }
+    if (++c->restarts > RESTARTS_MAX) {
+        snprintf(why + strlen(why), sizeof(why) - strlen(why), ", for the %uth time in a minute", c->restarts);
+        fail_service(s, why);
+        return;
+    }
+    for (unsigned i = 1; i < c->restarts && pause < BACKOFF_MAX_US; i++) pause *= 2;
+    c->start_at_us = now + (pause < BACKOFF_MAX_US ? pause : BACKOFF_MAX_US);
+    wn_warn("supervisor", "%s; it starts again in %lld ms", why, (long long)(c->start_at_us - now) / 1000);
+}
+
+static void reap(struct supervisor *s)
+{
+    int status;
+    pid_t pid;
+
+    while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+        for (size_t i = 0; i < s->parts_n; i++) {
+            struct component *c = &s->parts[i];
+            if (c->pid != pid) continue;
+            c->pid = 0;
+            if (s->stop_us)
+                wn_info("supervisor", "%s has left", c->name);
+            else
+                plan_restart(s, c, status);
+        }
+    }
+}
+
+static bool any_running(const struct supervisor *s)
+{
+    for (size_t i = 0; i < s->parts_n; i++)
+        if (s->parts[i].pid) return true;
+    return false;
+}
+
+/* The scheduler drains: it finishes its jobs, tells the workers to leave, and leaves. */
+static void begin_stop(struct supervisor *s)
+{
+    if (s->stop_us) return;
+    wn_info("supervisor", "draining");
+    s->stop_us = wn_deadline_in_us((int64_t)s->cfg.shutdown_timeout_s * 1000000 + 1000000);
+    if (s->parts[0].pid) s->launcher->signal(s->parts[0].pid, SIGTERM);
+}
+
+/* Ends what is left: politely, then not. */
+static void end_all(struct supervisor *s)
+{
+    static const int how[] = {SIGTERM, SIGKILL};
+
+    for (int k = 0; k < 2 && any_running(s); k++) {
+        const int64_t until = wn_deadline_in_us(KILL_GRACE_US);
+        for (size_t i = 0; i < s->parts_n; i++)
+            if (s->parts[i].pid) s->launcher->signal(s->parts[i].pid, how[k]);
+        while (any_running(s) && !wn_deadline_passed(until)) {
+            usleep(10000);
+            reap(s);
+        }
+    }
+}
+
+static void take_signals(struct supervisor *s)
+{
+    struct signalfd_siginfo info;
+
+    while (read(s->signals, &info, sizeof(info)) == (ssize_t)sizeof(info)) {
+        if (info.ssi_signo == SIGCHLD) continue;
+        if (s->stop_us) s->stop_us = 1; /* the second time: now */
+        begin_stop(s);
+    }
+    reap(s);
+}
+
+/* Once the scheduler has drained and left, the workers follow by themselves; those that were never told are told now. */
+static bool stopped(struct supervisor *s)
+{
+    if (!s->stop_us) return false;
+    return !any_running(s) || wn_deadline_passed(s->stop_us);
+}
+
+static void run(struct supervisor *s)
+{
+    while (!s->failed && !stopped(s)) {
+        struct wn_poll_item items[2] = {{.fd = s->signals}, {.ep = s->ask}};
+        int64_t until = wn_deadline_in_us(s->ask ? ASK_PERIOD_US : 1000000);
+
+        if (!s->stop_us) start_due(s);
+        for (size_t i = 0; i < s->parts_n; i++)
+            if (!s->parts[i].pid && s->parts[i].start_at_us < until) until = s->parts[i].start_at_us;
+        if (s->stop_us) until = wn_deadline_in_us(20000);
+        if (s->ask && wn_now_us() - s->asked_us >= ASK_PERIOD_US) ask_status(s);
+        (void)!wn_endpoint_poll(items, s->ask ? 2 : 1, until);
+        take_signals(s);
+        read_status(s);
+    }
+}
+
+static wn_status block_signals(struct supervisor *s, struct wn_err *err)
+{
+    sigset_t set;
+
+    sigemptyset(&set);
+    sigaddset(&set, SIGCHLD);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGUSR1);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    s->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    return s->signals >= 0 ? WN_OK : wn_fail(err, WN_EIO, "signalfd: %s", strerror(errno));
+}
+
+static void close_supervisor(struct supervisor *s)
+{
+    end_all(s);
+    wn_endpoint_close(s->ask);
+    wn_net_destroy(s->net);
+    for (size_t i = 0; s->parts && i < s->parts_n; i++) free(s->parts[i].argv);
+    free(s->parts);
+    if (s->signals >= 0) close(s->signals);
+    if (s->own_run_dir) wn_role_remove_run_dir(s->cfg.run_dir);
+}
+
+int wn_role_serve(int argc, char **argv)
+{
+    struct supervisor s = {.launcher = &wn_launcher_local, .signals = -1, .began_us = wn_now_us()};
+    struct wn_err err = {0};
+    int code = wn_config_start(&s.cfg, argc, argv, "winnow serve MODEL [options]: starts a service and watches over it");
+    wn_status rc;
+
+    if (code >= 0) return code;
+    wn_log_role("serve");
+    if ((rc = check_model(&s, &err)) != WN_OK) goto out;
+    if ((rc = choose_port(&s, &err)) != WN_OK) goto out;
+    if ((rc = find_program(&s, &err)) != WN_OK) goto out;
+    if ((rc = block_signals(&s, &err)) != WN_OK) goto out;
+    if ((rc = make_run_dir(&s, &err)) != WN_OK) goto out;
+    if ((rc = make_components(&s, &err)) != WN_OK) goto out;
+    start_due(&s);
+    if ((rc = open_ask(&s, &err)) != WN_OK) goto out; /* after fork: ZeroMQ's threads do not survive one */
+    run(&s);
+out:
+    if (rc != WN_OK) fprintf(stderr, "winnow: %s\n", err.text);
+    close_supervisor(&s);
+    return rc == WN_OK && !s.failed ? 0 : 1;
+}

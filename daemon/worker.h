@@ -1,0 +1,31 @@
+/* daemon/worker.h - what the worker roles (vision, shard) share: which checkpoint, which arithmetic, how many threads.
+ * Owns: nothing. Threads: main. */
+#ifndef WN_DAEMON_WORKER_H
+#define WN_DAEMON_WORKER_H
+
+#include "daemon/config.h"
+#include "shard/backend.h"
+#include "shard/model.h"
+#include "shard/plan.h"
+
+#define WN_MODEL_ID_LEN 65 /* SHA-256 of config.json in hex, and its NUL */
+
+/* Reads config.json of cfg->model (a folder, or such a file) into *model, and what identifies it into id. */
+WN_NODISCARD wn_status wn_worker_model(const struct wn_config *cfg, struct wn_model *model, char id[WN_MODEL_ID_LEN],
+                                       struct wn_err *err);
+
+/* The compute type that --dtype asks for: auto is the checkpoint's, with float32 for float16. */
+wn_dtype wn_worker_dtype(const struct wn_config *cfg, const struct wn_model *model);
+
+/* The replica's plan as the options say. */
+WN_NODISCARD wn_status wn_worker_plan(const struct wn_config *cfg, const struct wn_model *model, struct wn_plan *plan,
+                                      struct wn_err *err);
+
+/* Sets the number of compute threads: --threads, else OMP_NUM_THREADS, else what this process may use divided by the
+ * processes that share it. Call before the backend opens. */
+void wn_worker_threads(const struct wn_config *cfg, uint32_t share);
+
+/* Asks the kernel to end this process when its parent dies, and names it in the log. */
+void wn_worker_start(const char *role, const char *name);
+
+#endif
