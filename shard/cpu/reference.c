@@ -335,12 +335,25 @@ static wn_status ref_convert(struct wn_backend *be, const struct wn_mat *out, co
     return WN_OK;
 }
 
-#define REFERENCE_OPS                                                                                                   \
-    .open = ref_open, .close = ref_close, .buf_alloc = wn_cpu_buf_alloc, .buf_free = wn_cpu_buf_free,                   \
-    .upload = wn_cpu_upload, .download = wn_cpu_download, .weight_create = ref_weight_create,                           \
-    .weight_destroy = ref_weight_destroy, .matmul = ref_matmul, .norm = ref_norm, .rope = ref_rope,                     \
-    .kv_write = ref_kv_write, .attn_paged = ref_attn_paged, .attn_full = ref_attn_full, .add = ref_add,                 \
-    .silu_mul = ref_silu_mul, .gather_rows = ref_gather_rows, .convert = ref_convert, .sync = wn_cpu_sync
-
-const struct wn_backend_ops wn_backend_cpu_reference = {.name = "cpu-reference", REFERENCE_OPS};
-const struct wn_backend_ops wn_backend_cpu = {.name = "cpu", REFERENCE_OPS};
+const struct wn_backend_ops wn_backend_cpu_reference = {
+    .name = "cpu-reference",
+    .open = ref_open,
+    .close = ref_close,
+    .buf_alloc = wn_cpu_buf_alloc,
+    .buf_free = wn_cpu_buf_free,
+    .upload = wn_cpu_upload,
+    .download = wn_cpu_download,
+    .weight_create = ref_weight_create,
+    .weight_destroy = ref_weight_destroy,
+    .matmul = ref_matmul,
+    .norm = ref_norm,
+    .rope = ref_rope,
+    .kv_write = ref_kv_write,
+    .attn_paged = ref_attn_paged,
+    .attn_full = ref_attn_full,
+    .add = ref_add,
+    .silu_mul = ref_silu_mul,
+    .gather_rows = ref_gather_rows,
+    .convert = ref_convert,
+    .sync = wn_cpu_sync,
+};

@@ -1,0 +1,273 @@
+/* Attention as small products of tiles.
+ *
+ * Keys are turned into panels [head_dim][16 keys] and values into panels [keys][16 columns], so that scores and weighted
+ * sums both run through the matmul tile. Paged attention goes over the keys in blocks of 64 aligned to their position,
+ * with a running maximum: which blocks and which sums a row sees depends on its position alone, not on its chunk. */
+#include <math.h>
+#include <stdlib.h>
+
+#include "shard/cpu/check.h"
+#include "shard/cpu/cpu.h"
+
+#define BLOCK     64u /* keys; a multiple of the panel */
+#define ROWS      96u /* query rows of a task (a row: one token, one head) */
+#define FULL_ROWS 24u /* query rows whose scores over all keys are held at once */
+#define KEYS      256u /* values swept while a panel of them is in the first-level cache */
+
+static size_t round_up(size_t n)
+{
+    return (n + WN_CPU_COLS - 1) / WN_CPU_COLS * WN_CPU_COLS;
+}
+
+static uint32_t min_u32(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+/* ---- paged ---- */
+
+struct paged {
+    const struct wn_cpu_isa *isa;
+    const struct wn_attn_paged *a;
+    uint32_t group, tokens_max; /* query heads of a kv head; tokens of a task */
+    size_t wide;                /* head_dim rounded up to panels */
+    size_t q, s, o, k, v, tmp, m, task_floats; /* where each part of a thread's scratch starts */
+};
+
+/* Panels of keys and values [base, base + BLOCK) of one kv head; keys from `end` on are zeros. */
+static void load_block(const struct paged *p, const struct wn_seq *seq, uint32_t kv_head, uint32_t base, uint32_t end,
+                       float *f)
+{
+    const struct wn_kv *kv = &p->a->kv;
+    size_t hd = p->a->head_dim, col = kv_head * hd;
+    float *tmp = f + p->tmp;
+
+    for (uint32_t j = 0; j < BLOCK; j += WN_CPU_COLS) {
+        for (uint32_t i = 0; i < WN_CPU_COLS; i++) {
+            uint32_t key = base + j + i;
+            float *v = f + p->v + (size_t)(j + i) * WN_CPU_COLS;
+            if (key < end) {
+                size_t row = (size_t)seq->pages[key / kv->page_tokens] * kv->page_tokens + key % kv->page_tokens;
+                p->isa->load(tmp + i * hd, wn_mat_at(&kv->k, row, col), kv->k.dtype, hd);
+                p->isa->split(v, BLOCK * WN_CPU_COLS, wn_mat_at(&kv->v, row, col), kv->v.dtype, hd);
+            } else {
+                memset(tmp + i * hd, 0, hd * sizeof(float));
+            }
+        }
+        if (base + j < end) p->isa->transpose(f + p->k + j * hd, tmp, hd, hd);
+    }
+}
+
+/* Adds one block of keys to rows [r0, rows). Row r is token first + r / group and sees keys up to its own position. */
+static void add_block(const struct paged *p, uint32_t base, uint32_t first, uint32_t rows, float *f)
+{
+    size_t hd = p->a->head_dim;
+    uint32_t r0 = base > first ? (base - first) * p->group : 0;
+    float *max = f + p->m, *sum = max + (size_t)p->tokens_max * p->group;
+
+    for (uint32_t r = r0; r < rows; r += WN_CPU_ROWS) {
+        uint32_t n = min_u32(WN_CPU_ROWS, rows - r), last = first + (r + n - 1) / p->group, least = BLOCK;
+        float *s = f + p->s + (size_t)r * BLOCK, *o = f + p->o + r * p->wide;
+
+        for (uint32_t j = 0; j < BLOCK && base + j <= last; j += WN_CPU_COLS)
+            p->isa->tile(n, hd, f + p->q + r * hd, hd, f + p->k + j * hd, s + j, BLOCK, true);
+        for (uint32_t i = 0; i < n; i++) {
+            uint32_t keys = min_u32(BLOCK, first + (r + i) / p->group - base + 1);
+            float *row = s + (size_t)i * BLOCK, top = p->isa->max(row, keys);
+            least = min_u32(least, keys);
+            if (base > 0) {
+                float alpha;
+                if (!(top > max[r + i])) top = max[r + i];
+                alpha = expf(max[r + i] - top);
+                sum[r + i] = sum[r + i] * alpha;
+                if (alpha < 1.0f || alpha > 1.0f) p->isa->scale(o + i * p->wide, alpha, p->wide);
+            } else {
+                sum[r + i] = 0.0f;
+            }
+            max[r + i] = top;
+            sum[r + i] += p->isa->exp_sum(row, top, keys, BLOCK);
+        }
+        /* Keys that all rows of the tile see, then each row's own rest: no row is touched by keys after it. */
+        for (size_t d = 0; d < p->wide; d += WN_CPU_COLS) {
+            const float *v = f + p->v + d * BLOCK;
+            p->isa->tile(n, least, s, BLOCK, v, o + d, p->wide, base == 0);
+            for (uint32_t i = 0; i < n; i++) {
+                uint32_t keys = min_u32(BLOCK, first + (r + i) / p->group - base + 1);
+                if (keys > least)
+                    p->isa->tile(1, keys - least, s + (size_t)i * BLOCK + least, BLOCK, v + (size_t)least * WN_CPU_COLS,
+                                 o + i * p->wide + d, p->wide, false);
+            }
+        }
+    }
+}
+
+/* Tokens [t0, t1) of a sequence, all query heads of one kv head. */
+static void paged_task(const struct paged *p, const struct wn_seq *seq, uint32_t kv_head, uint32_t t0, uint32_t t1, float *f)
+{
+    const struct wn_attn_paged *a = p->a;
+    uint32_t rows = (t1 - t0) * p->group, end = seq->pos + t1;
+    size_t hd = a->head_dim;
+    float *sum = f + p->m + (size_t)p->tokens_max * p->group;
+
+    for (uint32_t r = 0; r < rows; r++) {
+        size_t head = kv_head * p->group + r % p->group, row = (size_t)seq->first_row + t0 + r / p->group;
+        p->isa->load(f + p->q + r * hd, wn_mat_at(&a->q, row, head * hd), a->q.dtype, hd);
+    }
+    p->isa->scale(f + p->q, a->scale, rows * hd);
+    for (uint32_t base = 0; base < end; base += BLOCK) {
+        load_block(p, seq, kv_head, base, end, f);
+        add_block(p, base, seq->pos + t0, rows, f);
+    }
+    for (uint32_t r = 0; r < rows; r++) {
+        size_t head = kv_head * p->group + r % p->group, row = (size_t)seq->first_row + t0 + r / p->group;
+        p->isa->scale(f + p->o + r * p->wide, 1.0f / sum[r], hd);
+        p->isa->store(wn_mat_at(&a->out, row, head * hd), a->out.dtype, f + p->o + r * p->wide, hd);
+    }
+}
+
+wn_status wn_cpu_attn_paged(struct wn_backend *be, const struct wn_attn_paged *a)
+{
+    struct wn_cpu *cpu = (struct wn_cpu *)be;
+    struct paged p = {.isa = cpu->isa, .a = a};
+    size_t hd = a->head_dim, rows_max, tasks = 0;
+    uint64_t work = 0;
+    int threads = wn_cpu_threads();
+    float *scratch;
+
+    wn_check_attn_paged(a);
+    p.group = a->heads / a->kv_heads;
+    p.tokens_max = p.group < ROWS ? ROWS / p.group : 1;
+    p.wide = round_up(hd);
+    rows_max = (size_t)p.tokens_max * p.group;
+    p.s = round_up(rows_max * hd);
+    p.o = p.s + rows_max * BLOCK;
+    p.k = p.o + rows_max * p.wide;
+    p.v = p.k + BLOCK * hd;
+    p.tmp = p.v + BLOCK * p.wide;
+    p.m = p.tmp + WN_CPU_COLS * hd;
+    p.task_floats = round_up(p.m + 2 * rows_max);
+    for (uint32_t s = 0; s < a->seqs_n; s++) {
+        const struct wn_seq *q = &a->seqs[s];
+        tasks += (size_t)((q->rows + p.tokens_max - 1) / p.tokens_max) * a->kv_heads;
+        work += (uint64_t)q->rows * (q->pos + q->rows) * a->q.cols;
+    }
+    if (work < 100000) threads = 1;
+    scratch = wn_cpu_scratch(cpu, (size_t)threads * p.task_floats * sizeof(float));
+    if (!scratch) return WN_ENOMEM;
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
+    for (size_t t = 0; t < tasks; t++) {
+        size_t i = tasks - 1 - t; /* late tokens, which see most keys, first */
+        uint32_t s = 0, parts;
+        for (;; s++) {
+            size_t here;
+            parts = (a->seqs[s].rows + p.tokens_max - 1) / p.tokens_max;
+            here = (size_t)parts * a->kv_heads;
+            if (i < here) break;
+            i -= here;
+        }
+        uint32_t t0 = (uint32_t)(i / a->kv_heads) * p.tokens_max;
+        paged_task(&p, &a->seqs[s], (uint32_t)(i % a->kv_heads), t0, min_u32(t0 + p.tokens_max, a->seqs[s].rows),
+                   scratch + (size_t)wn_cpu_thread() * p.task_floats);
+    }
+    return WN_OK;
+}
+
+/* ---- full ---- */
+
+struct full {
+    const struct wn_cpu_isa *isa;
+    const struct wn_attn_full *a;
+    size_t wide, keys;                     /* head_dim and tokens rounded up to panels */
+    size_t k, v, q, s, o, tmp, task_floats; /* where each part of a thread's scratch starts */
+    float *mean;                           /* [images * heads][tokens]: sums of one head, or NULL */
+};
+
+/* Rows [r0, r1) of one head of one image, its keys and values already in panels. */
+static void full_rows(const struct full *p, uint32_t image, uint32_t head, uint32_t r0, uint32_t r1, float *f)
+{
+    const struct wn_attn_full *a = p->a;
+    size_t hd = a->head_dim, first = (size_t)image * a->tokens, one = (size_t)image * a->heads + head;
+    float inverse[FULL_ROWS];
+
+    for (uint32_t r = r0; r < r1; r++)
+        p->isa->load(f + p->q + (r - r0) * hd, wn_mat_at(&a->q, first + r, head * hd), a->q.dtype, hd);
+    p->isa->scale(f + p->q, a->scale, (r1 - r0) * hd);
+    for (size_t j = 0; j < p->keys; j += WN_CPU_COLS)
+        for (uint32_t r = 0; r < r1 - r0; r += WN_CPU_ROWS)
+            p->isa->tile(min_u32(WN_CPU_ROWS, r1 - r0 - r), hd, f + p->q + r * hd, hd, f + p->k + j * hd,
+                         f + p->s + r * p->keys + j, p->keys, true);
+    for (uint32_t r = 0; r < r1 - r0; r++) {
+        float *s = f + p->s + r * p->keys;
+        inverse[r] = 1.0f / p->isa->exp_sum(s, p->isa->max(s, a->tokens), a->tokens, p->keys);
+        if (a->cls_rows && r0 + r == 0) {
+            float *cls = a->cls_rows + one * a->tokens;
+            memcpy(cls, s, a->tokens * sizeof(float));
+            p->isa->scale(cls, inverse[r], a->tokens);
+        }
+        if (p->mean) p->isa->add_scaled(p->mean + one * a->tokens, s, inverse[r], a->tokens);
+    }
+    for (uint32_t j = 0; j < a->tokens; j += KEYS)
+        for (size_t d = 0; d < p->wide; d += WN_CPU_COLS)
+            for (uint32_t r = 0; r < r1 - r0; r += WN_CPU_ROWS)
+                p->isa->tile(min_u32(WN_CPU_ROWS, r1 - r0 - r), min_u32(KEYS, a->tokens - j), f + p->s + r * p->keys + j,
+                             p->keys, f + p->v + d * p->keys + (size_t)j * WN_CPU_COLS, f + p->o + r * p->wide + d, p->wide,
+                             j == 0);
+    for (uint32_t r = 0; r < r1 - r0; r++) {
+        p->isa->scale(f + p->o + r * p->wide, inverse[r], hd);
+        p->isa->store(wn_mat_at(&a->out, first + r0 + r, head * hd), a->out.dtype, f + p->o + r * p->wide, hd);
+    }
+}
+
+static void full_task(const struct full *p, uint32_t image, uint32_t head, float *f)
+{
+    const struct wn_attn_full *a = p->a;
+    size_t hd = a->head_dim, first = (size_t)image * a->tokens;
+
+    for (uint32_t j = 0; j < p->keys; j += WN_CPU_COLS) {
+        for (uint32_t i = 0; i < WN_CPU_COLS; i++) {
+            float *tmp = f + p->tmp + i * hd;
+            if (j + i < a->tokens) {
+                p->isa->load(tmp, wn_mat_at(&a->k, first + j + i, head * hd), a->k.dtype, hd);
+                p->isa->split(f + p->v + (size_t)(j + i) * WN_CPU_COLS, p->keys * WN_CPU_COLS,
+                              wn_mat_at(&a->v, first + j + i, head * hd), a->v.dtype, hd);
+            } else {
+                memset(tmp, 0, hd * sizeof(float));
+            }
+        }
+        p->isa->transpose(f + p->k + j * hd, f + p->tmp, hd, hd);
+    }
+    if (p->mean) memset(p->mean + ((size_t)image * a->heads + head) * a->tokens, 0, a->tokens * sizeof(float));
+    for (uint32_t r = 0; r < a->tokens; r += FULL_ROWS)
+        full_rows(p, image, head, r, min_u32(r + FULL_ROWS, a->tokens), f);
+}
+
+wn_status wn_cpu_attn_full(struct wn_backend *be, const struct wn_attn_full *a)
+{
+    struct wn_cpu *cpu = (struct wn_cpu *)be;
+    struct full p = {.isa = cpu->isa, .a = a, .wide = round_up(a->head_dim), .keys = round_up(a->tokens)};
+    size_t hd = a->head_dim, mean_floats = a->mean_cols ? round_up((size_t)a->images * a->heads * a->tokens) : 0;
+    uint32_t tasks = a->images * a->heads;
+    int threads = (uint64_t)tasks * a->tokens * a->tokens * hd < 100000 ? 1 : wn_cpu_threads();
+    float *scratch;
+
+    wn_check_attn_full(a);
+    p.v = p.keys * hd;
+    p.q = p.v + p.keys * p.wide;
+    p.s = p.q + FULL_ROWS * hd;
+    p.o = p.s + FULL_ROWS * p.keys;
+    p.tmp = p.o + FULL_ROWS * p.wide;
+    p.task_floats = round_up(p.tmp + WN_CPU_COLS * hd);
+    scratch = wn_cpu_scratch(cpu, ((size_t)threads * p.task_floats + mean_floats) * sizeof(float));
+    if (!scratch) return WN_ENOMEM;
+    if (a->mean_cols) p.mean = scratch + (size_t)threads * p.task_floats;
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
+    for (uint32_t t = 0; t < tasks; t++)
+        full_task(&p, t / a->heads, t % a->heads, scratch + (size_t)wn_cpu_thread() * p.task_floats);
+    for (uint32_t m = 0; a->mean_cols && m < a->images; m++) {
+        float *to = a->mean_cols + (size_t)m * a->tokens, *from = p.mean + (size_t)m * a->heads * a->tokens;
+        for (uint32_t h = 1; h < a->heads; h++) cpu->isa->add(from, from + (size_t)h * a->tokens, a->tokens);
+        memcpy(to, from, a->tokens * sizeof(float));
+        cpu->isa->scale(to, 1.0f / ((float)a->heads * (float)a->tokens), a->tokens);
+    }
+    return WN_OK;
+}

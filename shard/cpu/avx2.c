@@ -1,0 +1,40 @@
+/* Kernels for x86-64 with AVX2 and FMA. Compiled with -mavx2 -mfma; only the table's `available` runs before the check. */
+#include <immintrin.h>
+#include <stdbool.h>
+#include <stddef.h>
+
+static bool has_avx2(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+/* out[8, 16-strided] = in[8, 8] transposed: pairs, then fours, then halves change places. */
+static inline void transpose8(float *out, const float *in, size_t ld_in)
+{
+    __m256 r[8], t[8];
+
+    for (int i = 0; i < 8; i++) r[i] = _mm256_loadu_ps(in + (size_t)i * ld_in);
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        for (int j = 0; j < 2; j++) {
+            r[i + 2 * j] = _mm256_shuffle_ps(t[i + j], t[i + 2 + j], 0x44);
+            r[i + 2 * j + 1] = _mm256_shuffle_ps(t[i + j], t[i + 2 + j], 0xee);
+        }
+    }
+    for (int i = 0; i < 4; i++) {
+        _mm256_storeu_ps(out + (size_t)i * 16, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
+        _mm256_storeu_ps(out + (size_t)(i + 4) * 16, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
+    }
+}
+
+#define KERNEL_LANES         8
+#define KERNEL_TILE_ROWS     6
+#define KERNEL_FMA(a, b, c)  ((vf)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
+#define KERNEL_TRANSPOSE8    transpose8
+#define KERNEL_NAME          "avx2"
+#define KERNEL_TABLE         wn_cpu_isa_avx2
+#define KERNEL_AVAILABLE     has_avx2
+#include "shard/cpu/kernels.h"
