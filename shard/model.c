@@ -23,11 +23,11 @@
 struct reader {
     const json_t *obj;
     const char *where; /* "config.json: text_config." */
-    wn_status rc;      /* the first failure; later reads do nothing */
+    wn_status *rc;     /* the first failure, shared by all readers; later reads do nothing */
     struct wn_err *err;
 };
 
-#define FAIL(r, code, ...) ((r)->rc = wn_fail((r)->err, (code), __VA_ARGS__))
+#define FAIL(r, code, ...) (*(r)->rc = wn_fail((r)->err, (code), __VA_ARGS__))
 
 static const json_t *field(const struct reader *r, const char *name)
 {
@@ -41,7 +41,7 @@ static int64_t read_int(struct reader *r, const char *name, int64_t def, int64_t
     const json_t *v = field(r, name);
     int64_t n = def;
 
-    if (r->rc != WN_OK) return min;
+    if (*r->rc != WN_OK) return min;
     if (v && !json_is_integer(v)) {
         FAIL(r, WN_EFORMAT, "%s%s: not an integer", r->where, name);
         return min;
@@ -65,7 +65,7 @@ static float read_float(struct reader *r, const char *name, double def, double m
     const json_t *v = field(r, name);
     double d = def;
 
-    if (r->rc != WN_OK) return (float)min;
+    if (*r->rc != WN_OK) return (float)min;
     if (v && !json_is_number(v)) {
         FAIL(r, WN_EFORMAT, "%s%s: not a number", r->where, name);
         return (float)min;
@@ -82,7 +82,7 @@ static bool read_bool(struct reader *r, const char *name, bool def)
 {
     const json_t *v = field(r, name);
 
-    if (r->rc != WN_OK || !v) return def;
+    if (*r->rc != WN_OK || !v) return def;
     if (!json_is_boolean(v)) FAIL(r, WN_EFORMAT, "%s%s: not true or false", r->where, name);
     return json_is_true(v);
 }
@@ -92,7 +92,7 @@ static const char *read_str(struct reader *r, const char *name, const char *def)
 {
     const json_t *v = field(r, name);
 
-    if (r->rc != WN_OK || !v) return def;
+    if (*r->rc != WN_OK || !v) return def;
     if (json_is_string(v)) return json_string_value(v);
     FAIL(r, WN_EFORMAT, "%s%s: not a string", r->where, name);
     return def;
@@ -103,14 +103,14 @@ static void read_only(struct reader *r, const char *name, const char *only)
 {
     const char *s = read_str(r, name, only);
 
-    if (r->rc == WN_OK && strcmp(s, only) != 0)
+    if (*r->rc == WN_OK && strcmp(s, only) != 0)
         FAIL(r, WN_EUNSUPP, "%s%s '%.60s' is not supported; supported: %s", r->where, name, s,
              only);
 }
 
 static void refuse_bool(struct reader *r, const char *name, bool only)
 {
-    if (read_bool(r, name, only) != only && r->rc == WN_OK)
+    if (read_bool(r, name, only) != only && *r->rc == WN_OK)
         FAIL(r, WN_EUNSUPP, "%s%s %s is not supported", r->where, name, only ? "false" : "true");
 }
 
@@ -119,7 +119,7 @@ static void refuse_quantization(struct reader *r)
     const json_t *q = field(r, "quantization_config");
     const char *method = json_string_value(json_object_get(q, "quant_method"));
 
-    if (r->rc == WN_OK && q)
+    if (*r->rc == WN_OK && q)
         FAIL(r, WN_EUNSUPP, "%squantization_config '%.60s' is not supported", r->where,
              method ? method : "?");
 }
@@ -128,7 +128,7 @@ static struct reader sub_reader(struct reader *r, const char *name, const char *
 {
     const json_t *v = field(r, name);
 
-    if (r->rc == WN_OK && v && !json_is_object(v))
+    if (*r->rc == WN_OK && v && !json_is_object(v))
         FAIL(r, WN_EFORMAT, "%s%s: not an object", r->where, name);
     return (struct reader){.obj = v, .where = where, .rc = r->rc, .err = r->err};
 }
@@ -141,12 +141,18 @@ static wn_act read_act(struct reader *r, const char *name, const char *def)
     } known[] = {{"gelu", WN_ACT_GELU}, {"quick_gelu", WN_ACT_QUICK_GELU}, {"silu", WN_ACT_SILU}};
     const char *s = read_str(r, name, def);
 
-    if (r->rc != WN_OK) return WN_ACT_NONE;
+    if (*r->rc != WN_OK) return WN_ACT_NONE;
     for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
         if (strcmp(s, known[i].name) == 0) return known[i].act;
     FAIL(r, WN_EUNSUPP, "%s%s '%.60s' is not supported; supported: gelu, quick_gelu, silu",
          r->where, name, s);
     return WN_ACT_NONE;
+}
+
+static void refuse_partial_rope(struct reader *r)
+{
+    if (read_float(r, "partial_rotary_factor", 1.0, 0.0, 1.0) < 1.0f && *r->rc == WN_OK)
+        FAIL(r, WN_EUNSUPP, "%spartial_rotary_factor is not supported", r->where);
 }
 
 /* rope_scaling (null, or the type that scales nothing) and the newer rope_parameters, which holds theta too. */
@@ -160,18 +166,17 @@ static void read_rope(struct reader *r, struct wn_text_config *t)
                                      i ? "config.json: text_config.rope_parameters."
                                        : "config.json: text_config.rope_scaling.");
         const char *type;
-        if (s.rc == WN_OK && s.obj) {
+        if (*s.rc == WN_OK && s.obj) {
             type = read_str(&s, "rope_type", read_str(&s, "type", i ? "default" : "?"));
-            if (s.rc == WN_OK && strcmp(type, "default") != 0)
+            if (*s.rc == WN_OK && strcmp(type, "default") != 0)
                 FAIL(&s, WN_EUNSUPP, "config.json: text_config: %s type '%.60s' is not supported",
                      names[i], type);
+            refuse_partial_rope(&s);
             if (i) theta = read_float(&s, "rope_theta", theta, 1.0, 1e12);
         }
-        r->rc = s.rc;
     }
     t->rope_theta = read_float(r, "rope_theta", theta, 1.0, 1e12);
-    if (read_float(r, "partial_rotary_factor", 1.0, 0.0, 1.0) < 1.0f && r->rc == WN_OK)
-        FAIL(r, WN_EUNSUPP, "%spartial_rotary_factor is not supported", r->where);
+    refuse_partial_rope(r);
 }
 
 /* Defaults are those of LlamaConfig. */
@@ -192,7 +197,7 @@ static void read_text(struct reader *r, struct wn_text_config *t)
     t->eps = read_float(r, "rms_norm_eps", 1e-6, 1e-30, 1.0);
     t->tied = read_bool(r, "tie_word_embeddings", false);
     read_rope(r, t);
-    if (r->rc != WN_OK) return;
+    if (*r->rc != WN_OK) return;
     if (t->heads % t->kv_heads != 0) {
         FAIL(r, WN_EFORMAT, "%snum_key_value_heads: %u does not divide %u heads", r->where,
              t->kv_heads, t->heads);
@@ -205,10 +210,10 @@ static void read_text(struct reader *r, struct wn_text_config *t)
     }
     t->head_dim =
         read_u32(r, "head_dim", t->hidden / t->heads ? t->hidden / t->heads : 1, WIDTH_MAX);
-    if (r->rc == WN_OK && t->head_dim % 2 != 0)
+    if (*r->rc == WN_OK && t->head_dim % 2 != 0)
         FAIL(r, WN_EUNSUPP, "%shead_dim: %u is odd, and rotary embedding needs pairs", r->where,
              t->head_dim);
-    if (r->rc == WN_OK && (uint64_t)t->heads * t->head_dim > MLP_MAX)
+    if (*r->rc == WN_OK && (uint64_t)t->heads * t->head_dim > MLP_MAX)
         FAIL(r, WN_ELIMIT, "%shead_dim: %u heads of %u are wider than %u", r->where, t->heads,
              t->head_dim, MLP_MAX);
 }
@@ -220,7 +225,7 @@ static void read_feature_layer(struct reader *top, struct wn_vision_config *v)
     int64_t n;
     const char *select;
 
-    if (top->rc != WN_OK) return;
+    if (*top->rc != WN_OK) return;
     if (json_is_array(layer)) {
         FAIL(top, WN_EUNSUPP, "%svision_feature_layer: a list of layers is not supported",
              top->where);
@@ -230,7 +235,7 @@ static void read_feature_layer(struct reader *top, struct wn_vision_config *v)
     v->layers_run = (uint32_t)(n < 0 ? n + v->layers + 1 : n);
     select = read_str(top, "vision_feature_select_strategy", "default");
     v->keep_cls = strcmp(select, "full") == 0;
-    if (top->rc == WN_OK && !v->keep_cls && strcmp(select, "default") != 0)
+    if (*top->rc == WN_OK && !v->keep_cls && strcmp(select, "default") != 0)
         FAIL(top, WN_EUNSUPP,
              "%svision_feature_select_strategy '%.60s' is not supported; supported: default, full",
              top->where, select);
@@ -252,9 +257,9 @@ static void read_vision(struct reader *r, struct wn_vision_config *v)
     v->patch_side = read_u32(r, "patch_size", absent ? 14 : 32, PIXELS_MAX);
     v->eps = read_float(r, "layer_norm_eps", 1e-5, 1e-30, 1.0);
     v->act = read_act(r, "hidden_act", "quick_gelu");
-    if (read_u32(r, "num_channels", 3, 16) != 3 && r->rc == WN_OK)
+    if (read_u32(r, "num_channels", 3, 16) != 3 && *r->rc == WN_OK)
         FAIL(r, WN_EUNSUPP, "%snum_channels other than 3 is not supported", r->where);
-    if (r->rc != WN_OK) return;
+    if (*r->rc != WN_OK) return;
     if (v->hidden % v->heads != 0) {
         FAIL(r, WN_EFORMAT, "%snum_attention_heads: %u does not divide hidden_size %u", r->where,
              v->heads, v->hidden);
@@ -280,7 +285,7 @@ static void read_architecture(struct reader *r, struct wn_model *m)
     const char *name = json_string_value(json_array_get(list, 0));
 
     if (!list && strcmp(read_str(r, "model_type", ""), "llava") == 0) name = supported;
-    if (r->rc != WN_OK) return;
+    if (*r->rc != WN_OK) return;
     if (!name) {
         FAIL(r, WN_EFORMAT, "%sarchitectures: missing, or not a list of names", r->where);
         return;
@@ -299,8 +304,7 @@ static void read_dtype(struct reader *top, struct reader *text, struct wn_model 
     const char *s = read_str(top, "dtype", read_str(top, "torch_dtype", NULL));
 
     if (!s) s = read_str(text, "dtype", read_str(text, "torch_dtype", "float32"));
-    if (top->rc == WN_OK) top->rc = text->rc;
-    if (top->rc != WN_OK) return;
+    if (*top->rc != WN_OK) return;
     if (strcmp(s, "float32") == 0)
         m->dtype = WN_F32;
     else if (strcmp(s, "bfloat16") == 0)
@@ -344,9 +348,9 @@ static void read_eos(struct reader *places, int n, struct wn_model *m)
         return;
     }
     count = json_array_size(v);
-    if (r->rc == WN_OK && count > WN_EOS_MAX)
+    if (*r->rc == WN_OK && count > WN_EOS_MAX)
         FAIL(r, WN_ELIMIT, "%seos_token_id: %zu ids; the limit is %d", r->where, count, WN_EOS_MAX);
-    for (size_t i = 0; r->rc == WN_OK && i < count; i++) {
+    for (size_t i = 0; *r->rc == WN_OK && i < count; i++) {
         const json_t *e = json_array_get(v, i);
         if (!json_is_integer(e) || json_integer_value(e) < 0 ||
             json_integer_value(e) >= m->text.vocab)
@@ -361,7 +365,9 @@ static void read_tokens(struct reader *top, struct reader *text, const json_t *g
                         struct wn_model *m)
 {
     struct reader places[3] = {
-        {.obj = generation, .where = "generation_config.json: ", .err = top->err}, *top, *text};
+        {.obj = generation, .where = "generation_config.json: ", .rc = top->rc, .err = top->err},
+        *top,
+        *text};
     int64_t last = (int64_t)m->text.vocab - 1;
     bool newer = field(top, "image_token_id") != NULL,
          older = field(top, "image_token_index") != NULL;
@@ -369,13 +375,12 @@ static void read_tokens(struct reader *top, struct reader *text, const json_t *g
     m->image_token =
         (uint32_t)read_int(top, newer ? "image_token_id" : "image_token_index", 32000, 0, last);
     if (newer && older && read_int(top, "image_token_index", 0, 0, last) != m->image_token &&
-        top->rc == WN_OK)
+        *top->rc == WN_OK)
         FAIL(top, WN_EFORMAT, "%simage_token_index and image_token_id differ", top->where);
-    if (top->rc != WN_OK) return;
+    if (*top->rc != WN_OK) return;
     m->bos = read_token(places, 3, "bos_token_id", 1, m->text.vocab);
     read_eos(places, 3, m);
     m->pad = read_token(places, 3, "pad_token_id", WN_TOKEN_NONE, m->text.vocab);
-    for (int i = 0; i < 3 && top->rc == WN_OK; i++) top->rc = places[i].rc;
 }
 
 static uint32_t slices_of(const struct wn_text_config *t)
@@ -389,23 +394,24 @@ static uint32_t slices_of(const struct wn_text_config *t)
 static wn_status read_model(struct wn_model *m, const json_t *config, const json_t *generation,
                             struct wn_err *err)
 {
-    struct reader top = {.obj = config, .where = "config.json: ", .err = err}, text, vision;
+    wn_status rc = WN_OK;
+    struct reader top = {.obj = config, .where = "config.json: ", .rc = &rc, .err = err}, text,
+                  vision;
 
     read_architecture(&top, m);
     refuse_quantization(&top);
     text = sub_reader(&top, "text_config", "config.json: text_config.");
-    if (text.rc == WN_OK) read_text(&text, &m->text);
-    if (text.rc != WN_OK) return text.rc;
+    read_text(&text, &m->text);
     vision = sub_reader(&top, "vision_config", "config.json: vision_config.");
-    if (vision.rc == WN_OK) read_vision(&vision, &m->vision);
-    if (vision.rc != WN_OK) return vision.rc;
+    read_vision(&vision, &m->vision);
     read_feature_layer(&top, &m->vision);
     m->projector_act = read_act(&top, "projector_hidden_act", "gelu");
     refuse_bool(&top, "multimodal_projector_bias", true);
     read_dtype(&top, &text, m);
+    if (rc != WN_OK) return rc;
     read_tokens(&top, &text, generation, m);
     m->slices = slices_of(&m->text);
-    return top.rc;
+    return rc;
 }
 
 wn_status wn_model_parse(struct wn_model *out, const char *config, size_t config_len,

@@ -183,6 +183,10 @@ static void test_refused(void **state)
         {"", ", \"rms_norm_eps\": 0", "", NULL, WN_ELIMIT, "rms_norm_eps"},
         {"", ", \"rms_norm_eps\": \"x\"", "", NULL, WN_EFORMAT, "rms_norm_eps: not a number"},
         {"", ", \"partial_rotary_factor\": 0.5", "", NULL, WN_EUNSUPP, "partial_rotary_factor"},
+        {"", ", \"rope_parameters\": {\"partial_rotary_factor\": 0.5}", "", NULL, WN_EUNSUPP,
+         "rope_parameters.partial_rotary_factor"},
+        {", \"vision_feature_select_strategy\": \"cls\"", ", \"torch_dtype\": 0", "", NULL,
+         WN_EUNSUPP, "'cls'"}, /* two wrong: the first is told, with its own code */
         {"", ", \"quantization_config\": {\"quant_method\": \"awq\"}", "", NULL, WN_EUNSUPP,
          "'awq'"},
         {"", ", \"eos_token_id\": 100", "", NULL, WN_ELIMIT, "eos_token_id: 100"},
