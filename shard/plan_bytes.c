@@ -1,5 +1,5 @@
-/* shard/plan_bytes.c - the bytes that one prompt puts on each link; see plan.h. It follows the calls of the decoder, and
- * asks transport/coll.h what each collective sends. */
+/* shard/plan_bytes.c - the bytes that one prompt puts on each link; see plan.h. It follows the
+ * calls of the decoder, and asks transport/coll.h what each collective sends. */
 #include <stdbool.h>
 #include <stddef.h>
 

@@ -2,8 +2,8 @@
  *
  * Owns:    the mappings, from open to close; tensors are views into them, borrowed until close.
  * Threads: immutable after open; any thread may look up and read.
- * Fails:   WN_ENOENT (no such file or tensor), WN_EFORMAT (a header that lies: each offset, shape and type is checked against
- *          the file's size before anything is read), WN_EIO. */
+ * Fails:   WN_ENOENT (no such file or tensor), WN_EFORMAT (a header that lies: each offset,
+ *          shape and type is checked against the file's size before anything is read), WN_EIO. */
 #ifndef WN_SHARD_WEIGHTS_H
 #define WN_SHARD_WEIGHTS_H
 
@@ -24,33 +24,41 @@ struct wn_tensor {
     uint64_t bytes;
 };
 
-/* Opens DIR/model.safetensors, or every shard that DIR/model.safetensors.index.json names. A missing shard, or a tensor that
- * the index places in a shard which lacks it, is an error that names both. Nothing is read but the headers. */
-WN_NODISCARD wn_status wn_weights_open(struct wn_weights **out, const char *dir, struct wn_err *err);
+/* Opens DIR/model.safetensors, or every shard that DIR/model.safetensors.index.json names. A
+ * missing shard, or a tensor that the index places in a shard which lacks it, is an error that
+ * names both. Nothing is read but the headers. */
+WN_NODISCARD wn_status wn_weights_open(struct wn_weights **out, const char *dir,
+                                       struct wn_err *err);
 void wn_weights_close(struct wn_weights *w); /* NULL is fine */
 
-/* Looks `name` up; WN_ENOENT names the tensor. LLaVA checkpoints come with two sets of names: `name` is of the older one
- * ("language_model.model.layers.0...", "language_model.lm_head.weight", "multi_modal_projector...", "vision_tower..."),
- * which Transformers still writes, and where it is missing the newer one is tried ("model.language_model.layers.0...",
- * "lm_head.weight", "model.multi_modal_projector...", "model.vision_tower..."). WN_EUNSUPP: the tensor is there, but its
- * type or number of dimensions cannot be read, or its data is not aligned to its type. */
-WN_NODISCARD wn_status wn_weights_find(const struct wn_weights *w, const char *name, struct wn_tensor *out,
-                                       struct wn_err *err);
+/* Looks `name` up; WN_ENOENT names the tensor. LLaVA checkpoints come with two sets of names:
+ * `name` is of the older one ("language_model.model.layers.0...",
+ * "language_model.lm_head.weight", "multi_modal_projector...", "vision_tower..."), which
+ * Transformers still writes, and where it is missing the newer one is tried
+ * ("model.language_model.layers.0...", "lm_head.weight", "model.multi_modal_projector...",
+ * "model.vision_tower..."). WN_EUNSUPP: the tensor is there, but its type or number of
+ * dimensions cannot be read, or its data is not aligned to its type. */
+WN_NODISCARD wn_status wn_weights_find(const struct wn_weights *w, const char *name,
+                                       struct wn_tensor *out, struct wn_err *err);
 
-/* As find, and the shape must be [d0] (d1 = 0) or [d0, d1]; a wrong shape is WN_EFORMAT that prints both. */
-WN_NODISCARD wn_status wn_weights_find_shape(const struct wn_weights *w, const char *name, uint64_t d0, uint64_t d1,
-                                             struct wn_tensor *out, struct wn_err *err);
+/* As find, and the shape must be [d0] (d1 = 0) or [d0, d1]; a wrong shape is WN_EFORMAT that
+ * prints both. */
+WN_NODISCARD wn_status wn_weights_find_shape(const struct wn_weights *w, const char *name,
+                                             uint64_t d0, uint64_t d1, struct wn_tensor *out,
+                                             struct wn_err *err);
 
-uint64_t wn_weights_bytes(const struct wn_weights *w);    /* all tensors together */
+uint64_t wn_weights_bytes(const struct wn_weights *w); /* all tensors together */
 uint32_t wn_weights_tensors_n(const struct wn_weights *w);
 
-/* Checks one safetensors header (the JSON after the 8-byte length) against a data area of data_bytes; for fuzzing and for
- * wn_weights_open. The tensors must cover the data area without gaps or overlaps. Calls `each` (NULL is fine) once a
- * tensor, with data NULL; `type` is the name in the file ("I64"), and t->dtype is meaningful only for F32, BF16 and F16.
- * offset is from the start of the data area. dims_n may exceed WN_DIMS_MAX; then only the first dims are there. */
-typedef wn_status wn_tensor_fn(void *ctx, const char *name, const char *type, const struct wn_tensor *t, uint64_t offset,
-                               struct wn_err *err);
-WN_NODISCARD wn_status wn_safetensors_parse(const char *json, size_t json_len, uint64_t data_bytes, wn_tensor_fn *each,
-                                            void *ctx, struct wn_err *err);
+/* Checks one safetensors header (the JSON after the 8-byte length) against a data area of
+ * data_bytes; for fuzzing and for wn_weights_open. The tensors must cover the data area without
+ * gaps or overlaps. Calls `each` (NULL is fine) once a tensor, with data NULL; `type` is the
+ * name in the file ("I64"), and t->dtype is meaningful only for F32, BF16 and F16. offset is
+ * from the start of the data area. dims_n may exceed WN_DIMS_MAX; then only the first dims are
+ * there. */
+typedef wn_status wn_tensor_fn(void *ctx, const char *name, const char *type,
+                               const struct wn_tensor *t, uint64_t offset, struct wn_err *err);
+WN_NODISCARD wn_status wn_safetensors_parse(const char *json, size_t json_len, uint64_t data_bytes,
+                                            wn_tensor_fn *each, void *ctx, struct wn_err *err);
 
 #endif

@@ -1,5 +1,5 @@
-/* tests/fuzz/fuzz_model.c - config.json and, behind a zero byte, generation_config.json. What is accepted must make sense,
- * and must be planned without harm. */
+/* tests/fuzz/fuzz_model.c - config.json and, behind a zero byte, generation_config.json. What is
+ * accepted must make sense, and must be planned without harm. */
 #include <stdint.h>
 #include <string.h>
 

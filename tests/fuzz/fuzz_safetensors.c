@@ -1,5 +1,6 @@
-/* tests/fuzz/fuzz_safetensors.c - headers of safetensors files. Input: size of the data area (2 bytes, little-endian),
- * then the JSON. Whatever is accepted must lie inside the data area, and fill it. */
+/* tests/fuzz/fuzz_safetensors.c - headers of safetensors files. Input: size of the data area (2
+ * bytes, little-endian), then the JSON. Whatever is accepted must lie inside the data area, and
+ * fill it. */
 #include <stdint.h>
 #include <string.h>
 

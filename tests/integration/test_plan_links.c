@@ -1,5 +1,5 @@
-/* tests/integration/test_plan_links.c - a replica of threads, with the real decoder over the local link, answers a prompt;
- * each link then counted exactly the payload that the plan predicts, by kind. */
+/* tests/integration/test_plan_links.c - a replica of threads, with the real decoder over the local
+ * link, answers a prompt; each link then counted exactly the payload that the plan predicts. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
