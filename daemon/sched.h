@@ -1,0 +1,138 @@
+/* daemon/sched.h - what the files of the scheduler share: sched_table.c, sched_client.c, sched_worker.c,
+ * sched_route.c, sched_status.c and scheduler.c. Everything runs in the scheduler's one thread. */
+#ifndef WN_DAEMON_SCHED_H
+#define WN_DAEMON_SCHED_H
+
+#include <stdatomic.h>
+
+#include "daemon/config.h"
+#include "daemon/job.h"
+#include "transport/endpoint.h"
+
+#define WN_SCHED_WORKERS_MAX  320
+#define WN_SCHED_WATCHERS_MAX 8          /* followers of one job */
+#define WN_SCHED_BUCKETS      4096
+#define WN_SCHED_PAYLOAD_MAX  ((size_t)256 << 20) /* images of one job */
+#define WN_SCHED_HELD_MAX     ((size_t)2 << 30)   /* images of all jobs that have not ended; more is Busy */
+#define WN_SCHED_RETRY_MS     500
+#define WN_NO_WORKER          (-1)
+
+/* Bytes that are sent without a copy: freed by whoever lets go last, on any thread. */
+struct wn_blob {
+    atomic_uint refs;
+    size_t bytes;
+    uint8_t data[];
+};
+
+/* A client that follows a job, and how far it has got. */
+struct wn_watcher {
+    struct wn_peer_id peer;
+    char tag[65];
+    bool stream, existed, accepted;   /* accepted: that message is out */
+    size_t tokens_at, text_at;
+};
+
+struct wn_job_image {
+    size_t offset, bytes;
+    uint64_t hash;
+    int worker;                       /* that has it in this attempt, or WN_NO_WORKER */
+    bool encoded;
+};
+
+/* Which list a job is in; one at a time. */
+enum wn_job_list { WN_LIST_QUEUED, WN_LIST_RUNNING, WN_LIST_ENDED, WN_LISTS };
+
+struct wn_job {
+    char id[WN_JOB_ID_CHARS + 1];
+    struct wn_job_life life;
+    Wn__Envelope *request;            /* the Submit, owned */
+    Wn__Pruning *pruning;             /* in force: the request's or the scheduler's default */
+    struct wn_blob *payload;          /* all images; NULL when there are none or the job has ended */
+    struct wn_job_image images[WN_IMAGES_MAX];
+    uint32_t images_n;
+    int leader;                       /* of this attempt, or WN_NO_WORKER */
+    bool answered;                    /* this attempt's leader has sent tokens: features are no longer needed */
+    struct wn_transcript answer;
+    struct wn_watcher watchers[WN_SCHED_WATCHERS_MAX];
+    unsigned watchers_n;
+    Wn__FinishReason reason;
+    struct wn_err error;              /* of a failed job; or why the last attempt was lost */
+    bool retriable;
+    Wn__Usage usage, leader_usage;    /* the parts we measure; what the leader said, by value, without pointers */
+    Wn__LinkBytes link;
+    int64_t submitted_us, queued_us, dispatched_us, first_token_us, ended_us, deadline_us;
+    struct wn_job *prev, *next;       /* in its list */
+    struct wn_job *by_id, *by_key;    /* next in the bucket */
+    enum wn_job_list list;
+};
+
+struct wn_sched_worker {
+    bool used, up, confirmed, draining; /* confirmed: it has answered our Welcome */
+    struct wn_peer_id peer;
+    Wn__Role role;
+    char name[65], host[257], model_id[129], features_endpoint[513];
+    uint32_t pid, slots, tokens_max;
+    uint32_t outstanding;             /* jobs of a leader, images of a vision worker */
+    uint64_t dispatched;
+    int64_t last_seen_us;
+    Wn__Envelope *heartbeat;          /* the last one, owned; or NULL */
+};
+
+struct wn_scheduler {
+    struct wn_config cfg;
+    struct wn_net *net;
+    struct wn_endpoint *clients, *workers;
+    struct wn_sched_worker worker[WN_SCHED_WORKERS_MAX];
+    int64_t absent_us[2];             /* since when there is no leader [0], no vision worker [1]; 0: there is one */
+    struct wn_job *by_id[WN_SCHED_BUCKETS], *by_key[WN_SCHED_BUCKETS];
+    struct {
+        struct wn_job *first, *last;
+        size_t n;
+    } list[WN_LISTS];
+    size_t held_bytes;
+    Wn__Pruning default_pruning;
+    bool draining, stalled;           /* stalled: a client's queue is full, try again soon */
+    int64_t started_us;
+    uint64_t accepted, answered, failed, cancelled, replayed;
+};
+
+/* ---- sched_table.c: jobs ---- */
+struct wn_job *wn_sched_job_find(struct wn_scheduler *s, const char *id);
+struct wn_job *wn_sched_job_find_key(struct wn_scheduler *s, const char *key);
+/* Takes over *request on success. images: a copy is made. The job is in no list yet. */
+WN_NODISCARD wn_status wn_sched_job_create(struct wn_scheduler *s, struct wn_job **out, Wn__Envelope *request,
+                                           const void *images, size_t images_bytes, struct wn_err *err);
+void wn_sched_job_destroy(struct wn_scheduler *s, struct wn_job *job);
+void wn_sched_list_put(struct wn_scheduler *s, struct wn_job *job, enum wn_job_list list, bool first);
+void wn_sched_payload_drop(struct wn_scheduler *s, struct wn_job *job);
+void wn_sched_expire(struct wn_scheduler *s, int64_t now_us); /* ended jobs that nobody will ask for */
+
+/* Packs and queues a message. payload (NULL: none) is bytes `offset`.. of a blob. *sent (NULL is fine): envelope bytes. */
+WN_NODISCARD wn_status wn_sched_send(struct wn_endpoint *ep, const struct wn_peer_id *to, Wn__Envelope__BodyCase kind,
+                                     const void *body, struct wn_blob *payload, size_t offset, size_t bytes,
+                                     size_t *sent);
+
+/* ---- sched_client.c ---- */
+void wn_sched_client_message(struct wn_scheduler *s, struct wn_msg *msg);
+void wn_sched_flush(struct wn_scheduler *s, struct wn_job *job); /* brings its followers up to date */
+/* About the last message, or (tag) about a Submit. */
+void wn_sched_refuse(struct wn_endpoint *ep, const struct wn_peer_id *to, const char *tag, const struct wn_err *err);
+
+/* ---- sched_worker.c ---- */
+void wn_sched_worker_message(struct wn_scheduler *s, struct wn_msg *msg);
+void wn_sched_leases(struct wn_scheduler *s, int64_t now_us);
+void wn_sched_worker_lost(struct wn_scheduler *s, int worker, const char *why);
+unsigned wn_sched_workers_up(const struct wn_scheduler *s, Wn__Role role);
+
+/* ---- sched_route.c: changes of a job's state; each may flush and free nothing ---- */
+void wn_sched_dispatch(struct wn_scheduler *s);             /* whatever can go out now */
+void wn_sched_lose(struct wn_scheduler *s, struct wn_job *job, const char *why);
+void wn_sched_fail(struct wn_scheduler *s, struct wn_job *job, wn_status code, bool retriable, const char *why);
+void wn_sched_cancel(struct wn_scheduler *s, struct wn_job *job);
+void wn_sched_complete(struct wn_scheduler *s, struct wn_job *job, const Wn__Done *done);
+void wn_sched_deadlines(struct wn_scheduler *s, int64_t now_us);
+
+/* ---- sched_status.c ---- */
+void wn_sched_status_send(struct wn_scheduler *s, const struct wn_peer_id *to);
+
+#endif

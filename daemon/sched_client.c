@@ -1,0 +1,317 @@
+/* daemon/sched_client.c - what clients ask, and how the followers of a job are kept up to date. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "daemon/sched.h"
+#include "pruning/prune.h"
+
+void wn_sched_refuse(struct wn_endpoint *ep, const struct wn_peer_id *to, const char *tag, const struct wn_err *err)
+{
+    Wn__Error e = WN__ERROR__INIT;
+
+    e.code = (uint32_t)err->code;
+    e.text = (char *)(uintptr_t)err->text;
+    e.client_tag = (char *)(uintptr_t)(tag ? tag : "");
+    wn_info("scheduler", "refused: %s", err->text);
+    (void)!wn_sched_send(ep, to, WN__ENVELOPE__BODY_ERROR, &e, NULL, 0, 0, NULL); /* gone or full: nothing lost */
+}
+
+/* ---- followers ---- */
+
+/* Adds a follower; one that is there already starts anew. NULL: too many. */
+static struct wn_watcher *watch(struct wn_job *job, const struct wn_peer_id *peer)
+{
+    struct wn_watcher *w = NULL;
+
+    for (unsigned i = 0; i < job->watchers_n; i++)
+        if (wn_peer_equal(&job->watchers[i].peer, peer)) w = &job->watchers[i];
+    if (!w) {
+        if (job->watchers_n == WN_SCHED_WATCHERS_MAX) return NULL;
+        w = &job->watchers[job->watchers_n++];
+    }
+    memset(w, 0, sizeof(*w));
+    w->peer = *peer;
+    return w;
+}
+
+static wn_status send_accepted(struct wn_scheduler *s, struct wn_job *job, struct wn_watcher *w, size_t *sent)
+{
+    Wn__Accepted a = WN__ACCEPTED__INIT;
+
+    a.job_id = job->id;
+    a.client_tag = w->tag;
+    a.existed = w->existed;
+    return wn_sched_send(s->clients, &w->peer, WN__ENVELOPE__BODY_ACCEPTED, &a, NULL, 0, 0, sent);
+}
+
+/* The next piece of the answer after the follower's place. Pieces end where a leader's pieces ended, or at the limit. */
+static wn_status send_tokens(struct wn_scheduler *s, struct wn_job *job, struct wn_watcher *w, size_t *sent)
+{
+    const struct wn_transcript *a = &job->answer;
+    Wn__JobRef ref = WN__JOB_REF__INIT;
+    Wn__Tokens t = WN__TOKENS__INIT;
+    size_t n = w->tokens_at < a->ids_n ? a->ids_n - w->tokens_at : 0, end;
+    char saved;
+    wn_status rc;
+
+    if (n > WN_TOKENS_IDS_MAX) n = WN_TOKENS_IDS_MAX;
+    end = wn_transcript_text_at(a, w->tokens_at + n);
+    if (w->tokens_at + n >= a->ids_n) end = a->text_bytes;
+    if (end < w->text_at) end = w->text_at;
+    ref.job_id = job->id;
+    ref.attempt = job->life.attempt;
+    t.job = &ref;
+    t.first = (uint32_t)w->tokens_at;
+    t.n_ids = n;
+    t.ids = n ? a->ids + w->tokens_at : NULL;
+    t.text = a->text + w->text_at;
+    saved = a->text[end]; /* ends the piece for the time of packing */
+    a->text[end] = '\0';
+    rc = wn_sched_send(s->clients, &w->peer, WN__ENVELOPE__BODY_TOKENS, &t, NULL, 0, 0, sent);
+    a->text[end] = saved;
+    if (rc != WN_OK) return rc;
+    w->tokens_at += n;
+    w->text_at = end;
+    return WN_OK;
+}
+
+static wn_status send_end(struct wn_scheduler *s, struct wn_job *job, struct wn_watcher *w)
+{
+    Wn__JobRef ref = WN__JOB_REF__INIT;
+    Wn__Done d = WN__DONE__INIT;
+    Wn__Error e = WN__ERROR__INIT;
+
+    ref.job_id = job->id;
+    ref.attempt = job->life.attempt;
+    if (job->life.state == WN_JOB_FAILED) {
+        e.job = &ref;
+        e.code = (uint32_t)job->error.code;
+        e.text = job->error.text;
+        e.client_tag = w->tag;
+        e.retriable = job->retriable;
+        return wn_sched_send(s->clients, &w->peer, WN__ENVELOPE__BODY_ERROR, &e, NULL, 0, 0, NULL);
+    }
+    job->usage.bytes_on_wire = &job->link;
+    job->usage.pruning = job->pruning;
+    d.job = &ref;
+    d.reason = job->reason;
+    d.usage = &job->usage;
+    d.text = job->answer.text ? job->answer.text : (char *)"";
+    return wn_sched_send(s->clients, &w->peer, WN__ENVELOPE__BODY_DONE, &d, NULL, 0, 0, NULL);
+}
+
+/* WN_OK: up to date; WN_EBUSY: its queue is full; anything else: it is gone. *end: nothing more will come. */
+static wn_status flush_watcher(struct wn_scheduler *s, struct wn_job *job, struct wn_watcher *w, bool *end)
+{
+    size_t sent = 0;
+    wn_status rc;
+
+    *end = false;
+    if (!w->accepted) {
+        if ((rc = send_accepted(s, job, w, &sent)) != WN_OK) return rc;
+        w->accepted = true;
+        job->link.control += sent;
+    }
+    while (w->stream && (w->tokens_at < job->answer.ids_n || w->text_at < job->answer.text_bytes)) {
+        if ((rc = send_tokens(s, job, w, &sent)) != WN_OK) return rc;
+        if (!wn_job_ended(&job->life)) job->link.control += sent;
+    }
+    if (!wn_job_ended(&job->life)) return WN_OK;
+    if ((rc = send_end(s, job, w)) == WN_OK) *end = true;
+    return rc;
+}
+
+void wn_sched_flush(struct wn_scheduler *s, struct wn_job *job)
+{
+    for (unsigned i = 0; i < job->watchers_n;) {
+        bool end;
+        wn_status rc = flush_watcher(s, job, &job->watchers[i], &end);
+        if (rc == WN_EBUSY) s->stalled = true;
+        if (end || (rc != WN_OK && rc != WN_EBUSY)) /* the job goes on without it */
+            job->watchers[i] = job->watchers[--job->watchers_n];
+        else
+            i++;
+    }
+}
+
+/* ---- requests ---- */
+
+static wn_status check_images(const struct wn_scheduler *s, const Wn__Submit *r, size_t payload, struct wn_err *err)
+{
+    uint64_t sum = 0;
+
+    for (size_t i = 0; i < r->n_image_bytes; i++) {
+        if (r->image_bytes[i] == 0) return wn_fail(err, WN_EINVAL, "image %zu is empty", i + 1);
+        if (r->image_bytes[i] > s->cfg.image_bytes_max)
+            return wn_fail(err, WN_ELIMIT, "image %zu has %llu bytes; at most %llu are allowed", i + 1,
+                           (unsigned long long)r->image_bytes[i], (unsigned long long)s->cfg.image_bytes_max);
+        sum += r->image_bytes[i]; /* 16 of at most 2^30 */
+    }
+    if (sum != payload)
+        return wn_fail(err, WN_EPROTO, "the images are said to have %llu bytes; %zu came", (unsigned long long)sum,
+                       payload);
+    return WN_OK;
+}
+
+static wn_status check_submit(const struct wn_scheduler *s, const Wn__Submit *r, size_t payload, struct wn_err *err)
+{
+    wn_status rc;
+
+    if (!r->prompt[0] && r->n_image_bytes == 0) return wn_fail(err, WN_EINVAL, "the prompt is empty");
+    if ((rc = check_images(s, r, payload, err)) != WN_OK) return rc;
+    if ((rc = wn_sampling_check(r->sampling, err)) != WN_OK) return rc;
+    if ((rc = wn_pruning_check(r->pruning, err)) != WN_OK) return rc;
+    if (r->pruning && !wn_prune_find(r->pruning->method, err)) return err->code;
+    return WN_OK;
+}
+
+/* Why nothing more is taken just now; NULL if it is. */
+static const char *full(const struct wn_scheduler *s, size_t payload)
+{
+    if (s->draining) return "the server is shutting down";
+    if (s->list[WN_LIST_QUEUED].n + s->list[WN_LIST_RUNNING].n >= s->cfg.max_queue) return "the queue is full";
+    if (payload > WN_SCHED_HELD_MAX - s->held_bytes) return "too many images are waiting";
+    return NULL;
+}
+
+static void send_busy(struct wn_scheduler *s, const struct wn_peer_id *to, const char *tag, const char *why)
+{
+    Wn__Busy b = WN__BUSY__INIT;
+
+    b.client_tag = (char *)(uintptr_t)tag;
+    b.retry_ms = WN_SCHED_RETRY_MS;
+    b.reason = (char *)(uintptr_t)why;
+    (void)!wn_sched_send(s->clients, to, WN__ENVELOPE__BODY_BUSY, &b, NULL, 0, 0, NULL);
+}
+
+/* Lets the sender of r follow the job. */
+static void follow(struct wn_scheduler *s, struct wn_job *job, const struct wn_peer_id *peer, const Wn__Submit *r,
+                   bool existed)
+{
+    struct wn_watcher *w = watch(job, peer);
+    struct wn_err err = {0};
+
+    if (!w) {
+        wn_fail(&err, WN_ELIMIT, "job %s has %d followers already", job->id, WN_SCHED_WATCHERS_MAX);
+        wn_sched_refuse(s->clients, peer, r->client_tag, &err);
+        return;
+    }
+    snprintf(w->tag, sizeof(w->tag), "%s", r->client_tag);
+    w->stream = r->stream;
+    w->existed = existed;
+}
+
+/* Moves *env into the new job. */
+static void on_submit(struct wn_scheduler *s, const struct wn_peer_id *peer, Wn__Envelope **env, const void *images,
+                      size_t images_bytes, size_t envelope_bytes)
+{
+    const Wn__Submit *r = (*env)->submit;
+    struct wn_job *job = wn_sched_job_find_key(s, r->idempotency_key);
+    struct wn_err err = {0};
+    const char *why;
+
+    if (job && !(job->life.state == WN_JOB_FAILED && job->retriable)) {
+        follow(s, job, peer, r, true);
+        wn_sched_flush(s, job);
+        return;
+    }
+    if (check_submit(s, r, images_bytes, &err) != WN_OK) {
+        wn_sched_refuse(s->clients, peer, r->client_tag, &err);
+        return;
+    }
+    if ((why = full(s, images_bytes)) != NULL) {
+        send_busy(s, peer, r->client_tag, why);
+        return;
+    }
+    if (wn_sched_job_create(s, &job, *env, images, images_bytes, &err) != WN_OK ||
+        wn_job_apply(&job->life, WN_JOB_QUEUE, &err) != WN_OK) {
+        wn_sched_refuse(s->clients, peer, r->client_tag, &err);
+        return;
+    }
+    *env = NULL;
+    job->submitted_us = job->queued_us = wn_now_us();
+    job->deadline_us = r->deadline_ms && r->deadline_ms < (uint64_t)WN_NEVER / 1000
+                           ? wn_deadline_in_us((int64_t)r->deadline_ms * 1000)
+                           : WN_NEVER;
+    job->pruning = r->pruning && r->pruning->method && r->pruning->method[0] ? r->pruning : &s->default_pruning;
+    job->link.control += envelope_bytes;
+    wn_sched_list_put(s, job, WN_LIST_QUEUED, false);
+    s->accepted++;
+    follow(s, job, peer, r, false);
+    wn_sched_flush(s, job);
+    wn_debug("scheduler", "job %s: %zu bytes of prompt, %u images", job->id, strlen(r->prompt), job->images_n);
+}
+
+static void on_attach(struct wn_scheduler *s, const struct wn_peer_id *peer, const Wn__Attach *a)
+{
+    struct wn_job *job = wn_sched_job_find(s, a->job_id);
+    struct wn_watcher *w = job ? watch(job, peer) : NULL;
+    struct wn_err err = {0};
+
+    if (!w) {
+        if (job)
+            wn_fail(&err, WN_ELIMIT, "job %s has %d followers already", job->id, WN_SCHED_WATCHERS_MAX);
+        else
+            wn_fail(&err, WN_ENOENT, "job '%s' is not known here", a->job_id);
+        wn_sched_refuse(s->clients, peer, a->job_id, &err);
+        return;
+    }
+    w->stream = w->existed = true;
+    w->tokens_at = a->from_token < job->answer.ids_n ? a->from_token : job->answer.ids_n;
+    w->text_at = wn_transcript_text_at(&job->answer, w->tokens_at);
+    wn_sched_flush(s, job);
+}
+
+static void on_cancel(struct wn_scheduler *s, const struct wn_peer_id *peer, const Wn__Cancel *c)
+{
+    struct wn_job *job = wn_sched_job_find(s, c->job->job_id);
+    struct wn_err err = {0};
+    bool follows = false;
+
+    if (!job) {
+        wn_fail(&err, WN_ENOENT, "job '%s' is not known here", c->job->job_id);
+        wn_sched_refuse(s->clients, peer, c->job->job_id, &err);
+        return;
+    }
+    for (unsigned i = 0; i < job->watchers_n; i++) follows |= wn_peer_equal(&job->watchers[i].peer, peer);
+    if (!follows) { /* who cancels hears of the end */
+        struct wn_watcher *w = watch(job, peer);
+        if (w) w->existed = true;
+    }
+    if (!wn_job_ended(&job->life)) wn_sched_cancel(s, job);
+    else wn_sched_flush(s, job);
+}
+
+void wn_sched_client_message(struct wn_scheduler *s, struct wn_msg *msg)
+{
+    const struct wn_peer_id peer = msg->peer;
+    const size_t bytes = wn_msg_size(msg, 0), payload = msg->frames_n > 1 ? wn_msg_size(msg, 1) : 0;
+    Wn__Envelope *env = NULL;
+    struct wn_err err = {0};
+
+    wn_endpoint_received(s->clients, WN_TRAFFIC_CONTROL, bytes);
+    if (msg->frames_n > 1) wn_endpoint_received(s->clients, WN_TRAFFIC_IMAGE, payload);
+    if (wn_codec_unpack(&env, wn_msg_data(msg, 0), bytes, &err) != WN_OK) {
+        wn_sched_refuse(s->clients, &peer, NULL, &err);
+        return;
+    }
+    if (msg->frames_n > 1 && env->body_case != WN__ENVELOPE__BODY_SUBMIT) {
+        wn_fail(&err, WN_EPROTO, "%s with a payload", wn_codec_body_name(env->body_case));
+        wn_sched_refuse(s->clients, &peer, NULL, &err);
+        wn_codec_free(env);
+        return;
+    }
+    switch (env->body_case) {
+    case WN__ENVELOPE__BODY_SUBMIT:
+        on_submit(s, &peer, &env, msg->frames_n > 1 ? wn_msg_data(msg, 1) : NULL, payload, bytes);
+        break;
+    case WN__ENVELOPE__BODY_ATTACH: on_attach(s, &peer, env->attach); break;
+    case WN__ENVELOPE__BODY_CANCEL: on_cancel(s, &peer, env->cancel); break;
+    case WN__ENVELOPE__BODY_STATUS_REQUEST: wn_sched_status_send(s, &peer); break;
+    default:
+        wn_fail(&err, WN_EPROTO, "%s is not for clients", wn_codec_body_name(env->body_case));
+        wn_sched_refuse(s->clients, &peer, NULL, &err);
+    }
+    wn_codec_free(env);
+}

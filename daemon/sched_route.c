@@ -1,0 +1,308 @@
+/* daemon/sched_route.c - who gets which job, and every change of a job's state after it was accepted. */
+#include <string.h>
+
+#include "base/log.h"
+#include "daemon/sched.h"
+
+static bool has_room(const struct wn_sched_worker *w, Wn__Role role)
+{
+    return w->up && !w->draining && w->role == role && w->outstanding < w->slots;
+}
+
+/* The leader with the smallest share of its slots in use; among equals the one that has had fewest jobs. */
+static int pick_leader(const struct wn_scheduler *s)
+{
+    int best = WN_NO_WORKER;
+
+    for (int i = 0; i < WN_SCHED_WORKERS_MAX; i++) {
+        const struct wn_sched_worker *w = &s->worker[i], *b = &s->worker[best < 0 ? 0 : best];
+        uint64_t load, best_load;
+        if (!has_room(w, WN__ROLE__ROLE_LEADER)) continue;
+        load = (uint64_t)w->outstanding * b->slots;
+        best_load = (uint64_t)b->outstanding * w->slots;
+        if (best < 0 || load < best_load || (load == best_load && w->dispatched < b->dispatched)) best = i;
+    }
+    return best;
+}
+
+static uint64_t mix(uint64_t h, const char *name)
+{
+    for (; *name; name++) h = (h ^ (unsigned char)*name) * 0x100000001b3ull;
+    h ^= h >> 33;
+    h *= 0xff51afd7ed558ccdull;
+    return h ^ h >> 33;
+}
+
+/* The worker that this image belongs to (the highest hash of image and name: when a worker leaves, only its images
+ * move), or if that one is full the least loaded with room. */
+static int pick_vision(const struct wn_scheduler *s, uint64_t image_hash)
+{
+    int home = WN_NO_WORKER, idle = WN_NO_WORKER;
+    uint64_t home_hash = 0;
+
+    for (int i = 0; i < WN_SCHED_WORKERS_MAX; i++) {
+        const struct wn_sched_worker *w = &s->worker[i];
+        uint64_t h;
+        if (!w->up || w->draining || w->role != WN__ROLE__ROLE_VISION) continue;
+        h = mix(image_hash, w->name);
+        if (home < 0 || h > home_hash) {
+            home = i;
+            home_hash = h;
+        }
+        if (w->outstanding < w->slots && (idle < 0 || w->outstanding < s->worker[idle].outstanding)) idle = i;
+    }
+    return home >= 0 && has_room(&s->worker[home], WN__ROLE__ROLE_VISION) ? home : idle;
+}
+
+static void send_cancel(struct wn_scheduler *s, int worker, const struct wn_job *job)
+{
+    Wn__JobRef ref = WN__JOB_REF__INIT;
+    Wn__Cancel c = WN__CANCEL__INIT;
+
+    ref.job_id = (char *)(uintptr_t)job->id;
+    ref.attempt = job->life.attempt;
+    c.job = &ref;
+    (void)!wn_sched_send(s->workers, &s->worker[worker].peer, WN__ENVELOPE__BODY_CANCEL, &c, NULL, 0, 0, NULL);
+}
+
+/* The attempt is over: its workers have room again; `cancel` tells them to stop. */
+static void release(struct wn_scheduler *s, struct wn_job *job, bool cancel)
+{
+    if (job->leader != WN_NO_WORKER) {
+        struct wn_sched_worker *w = &s->worker[job->leader];
+        if (w->outstanding) w->outstanding--;
+        if (cancel) send_cancel(s, job->leader, job);
+        job->leader = WN_NO_WORKER;
+    }
+    for (uint32_t i = 0; i < job->images_n; i++) {
+        struct wn_job_image *im = &job->images[i];
+        if (im->worker != WN_NO_WORKER && !im->encoded) {
+            struct wn_sched_worker *w = &s->worker[im->worker];
+            if (w->outstanding) w->outstanding--;
+            if (cancel) send_cancel(s, im->worker, job);
+        }
+        im->worker = WN_NO_WORKER;
+        im->encoded = false;
+    }
+}
+
+/* The job has ended in life.state. */
+static void finish(struct wn_scheduler *s, struct wn_job *job)
+{
+    job->ended_us = wn_now_us();
+    job->usage.attempts = job->life.attempt;
+    job->usage.completion_tokens = (uint32_t)job->answer.ids_n;
+    job->usage.total_us = (uint64_t)(job->ended_us - job->submitted_us);
+    if (job->first_token_us) job->usage.time_to_first_token_us = (uint64_t)(job->first_token_us - job->submitted_us);
+    wn_sched_payload_drop(s, job);
+    wn_sched_list_put(s, job, WN_LIST_ENDED, false);
+    if (job->life.state == WN_JOB_DONE) s->answered++;
+    if (job->life.state == WN_JOB_FAILED) s->failed++;
+    if (job->life.state == WN_JOB_CANCELLED) s->cancelled++;
+    wn_info("scheduler", "job %s %s after %llu ms, attempt %u%s%s", job->id, wn_job_state_name(job->life.state),
+            (unsigned long long)job->usage.total_us / 1000, job->life.attempt, job->error.text[0] ? ": " : "",
+            job->error.text);
+    wn_sched_flush(s, job);
+}
+
+void wn_sched_lose(struct wn_scheduler *s, struct wn_job *job, const char *why)
+{
+    struct wn_err err = {0};
+    char text[WN_ERR_TEXT_MAX];
+
+    snprintf(text, sizeof(text), "%s", why); /* why may lie in what is changed below */
+    release(s, job, true);
+    if (wn_job_apply(&job->life, WN_JOB_LOSE, &err) != WN_OK) return;
+    if (wn_job_ended(&job->life)) {
+        wn_fail(&job->error, WN_EPEER, "gave up after %u attempts: %.300s", job->life.attempt, text);
+        job->retriable = true;
+        finish(s, job);
+        return;
+    }
+    wn_warn("scheduler", "job %s goes back to the queue: %s", job->id, text);
+    job->queued_us = wn_now_us();
+    wn_sched_list_put(s, job, WN_LIST_QUEUED, true); /* it has waited longest */
+}
+
+void wn_sched_fail(struct wn_scheduler *s, struct wn_job *job, wn_status code, bool retriable, const char *why)
+{
+    struct wn_err err = {0};
+    char text[WN_ERR_TEXT_MAX];
+
+    snprintf(text, sizeof(text), "%s", why);
+    release(s, job, true);
+    if (wn_job_apply(&job->life, WN_JOB_FAIL, &err) != WN_OK) return;
+    wn_fail(&job->error, code, "%s", text);
+    job->retriable = retriable;
+    finish(s, job);
+}
+
+void wn_sched_cancel(struct wn_scheduler *s, struct wn_job *job)
+{
+    struct wn_err err = {0};
+
+    release(s, job, true);
+    if (wn_job_apply(&job->life, WN_JOB_CANCEL, &err) != WN_OK) return;
+    job->reason = WN__FINISH_REASON__FINISH_CANCELLED;
+    finish(s, job);
+}
+
+/* What the leader measured goes before what was added up from Encoded: it knows of caches. */
+static void merge_usage(struct wn_job *job, const Wn__Usage *from)
+{
+    Wn__Usage encoded = job->usage;
+
+    job->usage.bytes_on_wire = &job->link;
+    if (from->preprocess_us || from->encode_us || from->prune_us)
+        job->usage.preprocess_us = job->usage.encode_us = job->usage.prune_us = 0;
+    wn_usage_add(&job->usage, from);
+    if (!job->usage.image_tokens) job->usage.image_tokens = encoded.image_tokens;
+}
+
+void wn_sched_complete(struct wn_scheduler *s, struct wn_job *job, const Wn__Done *done)
+{
+    struct wn_err err = {0};
+
+    if (done->reason == WN__FINISH_REASON__FINISH_ERROR) {
+        wn_sched_fail(s, job, WN_EPEER, false, done->text[0] ? done->text : "the replica could not finish the job");
+        return;
+    }
+    release(s, job, false);
+    if (wn_job_apply(&job->life, WN_JOB_COMPLETE, &err) != WN_OK) return;
+    if (done->usage) merge_usage(job, done->usage);
+    job->reason = done->reason;
+    finish(s, job);
+}
+
+static bool send_generate(struct wn_scheduler *s, struct wn_job *job, int leader)
+{
+    const Wn__Submit *r = job->request->submit;
+    Wn__JobRef ref = WN__JOB_REF__INIT;
+    Wn__Generate g = WN__GENERATE__INIT;
+    size_t sent = 0;
+    wn_status rc;
+
+    ref.job_id = job->id;
+    ref.attempt = job->life.attempt;
+    g.job = &ref;
+    g.prompt = r->prompt;
+    g.images = job->images_n;
+    g.sampling = r->sampling;
+    g.emitted = job->answer.ids;
+    g.n_emitted = job->answer.ids_n;
+    g.pruning = job->pruning;
+    rc = wn_sched_send(s->workers, &s->worker[leader].peer, WN__ENVELOPE__BODY_GENERATE, &g, NULL, 0, 0, &sent);
+    if (rc == WN_OK) job->link.control += sent;
+    else if (rc == WN_ELIMIT) wn_sched_fail(s, job, WN_ELIMIT, false, "prompt and answer do not fit in one message");
+    else wn_sched_worker_lost(s, leader, "its connection is gone");
+    return rc == WN_OK;
+}
+
+static bool send_encode(struct wn_scheduler *s, struct wn_job *job, uint32_t image, int worker)
+{
+    const struct wn_sched_worker *leader = &s->worker[job->leader];
+    struct wn_job_image *im = &job->images[image];
+    Wn__JobRef ref = WN__JOB_REF__INIT;
+    Wn__Encode e = WN__ENCODE__INIT;
+    size_t sent = 0;
+
+    ref.job_id = job->id;
+    ref.attempt = job->life.attempt;
+    e.job = &ref;
+    e.image = image;
+    e.pruning = job->pruning;
+    e.leader_endpoint = (char *)(uintptr_t)leader->features_endpoint;
+    e.leader_name = (char *)(uintptr_t)leader->name;
+    im->worker = worker; /* before the send: if that fails, this job is among the worker's */
+    s->worker[worker].outstanding++;
+    s->worker[worker].dispatched++;
+    if (wn_sched_send(s->workers, &s->worker[worker].peer, WN__ENVELOPE__BODY_ENCODE, &e, job->payload, im->offset,
+                      im->bytes, &sent) != WN_OK) {
+        wn_sched_worker_lost(s, worker, "its connection is gone");
+        return false;
+    }
+    job->link.control += sent;
+    return true;
+}
+
+/* Orders for the images that have no worker yet, as far as there is room. false: the job's state has changed. */
+static bool encode_some(struct wn_scheduler *s, struct wn_job *job)
+{
+    for (uint32_t i = 0; i < job->images_n; i++) {
+        int worker;
+        if (job->images[i].worker != WN_NO_WORKER) continue;
+        if ((worker = pick_vision(s, job->images[i].hash)) == WN_NO_WORKER) return true;
+        if (!send_encode(s, job, i, worker)) return false;
+    }
+    return true;
+}
+
+static void start(struct wn_scheduler *s, struct wn_job *job, int leader)
+{
+    struct wn_err err = {0};
+
+    if (wn_job_apply(&job->life, WN_JOB_DISPATCH, &err) != WN_OK) return;
+    wn_sched_list_put(s, job, WN_LIST_RUNNING, false);
+    job->dispatched_us = wn_now_us();
+    job->usage.queue_us = (uint64_t)(job->dispatched_us - job->submitted_us);
+    job->usage.image_tokens = job->usage.image_tokens_before_pruning = 0;
+    job->usage.preprocess_us = job->usage.encode_us = job->usage.prune_us = 0;
+    job->answered = false;
+    job->leader = leader;
+    s->worker[leader].outstanding++;
+    s->worker[leader].dispatched++;
+    if (job->life.attempt > 1) s->replayed++;
+    if (send_generate(s, job, leader)) (void)encode_some(s, job);
+}
+
+void wn_sched_dispatch(struct wn_scheduler *s)
+{
+    const bool vision = wn_sched_workers_up(s, WN__ROLE__ROLE_VISION) > 0;
+
+    /* Whatever changes a job's state below may move others in the lists: then begin again. Each pass moves one job on,
+     * and a job comes back at most attempts_max times. */
+    for (struct wn_job *job = s->list[WN_LIST_RUNNING].first, *next; job; job = next) {
+        next = job->next;
+        if (!encode_some(s, job)) next = s->list[WN_LIST_RUNNING].first;
+    }
+    for (struct wn_job *job = s->list[WN_LIST_QUEUED].first; job;) {
+        int leader = pick_leader(s);
+        if (leader == WN_NO_WORKER) break;
+        if (job->images_n > 0 && !vision) {
+            job = job->next;
+            continue;
+        }
+        start(s, job, leader);
+        job = s->list[WN_LIST_QUEUED].first;
+    }
+}
+
+/* NULL, or what the job has waited for too long. */
+static const char *hopeless(const struct wn_scheduler *s, const struct wn_job *job, int64_t now_us)
+{
+    static const char *const texts[2] = {"no replica is connected", "no vision worker is connected"};
+    const int64_t wait_us = (int64_t)s->cfg.no_worker_timeout_ms * 1000;
+
+    if (!wait_us) return NULL;
+    for (int i = 0; i < 2; i++) {
+        bool needs = i == 0 ? job->leader == WN_NO_WORKER : false;
+        int64_t since = s->absent_us[i] > job->queued_us ? s->absent_us[i] : job->queued_us;
+        for (uint32_t k = 0; i == 1 && k < job->images_n; k++) needs |= job->images[k].worker == WN_NO_WORKER;
+        if (needs && s->absent_us[i] && now_us - since > wait_us) return texts[i];
+    }
+    return NULL;
+}
+
+void wn_sched_deadlines(struct wn_scheduler *s, int64_t now_us)
+{
+    for (int l = WN_LIST_QUEUED; l <= WN_LIST_RUNNING; l++) {
+        for (struct wn_job *job = s->list[l].first, *next; job; job = next) {
+            const char *why = hopeless(s, job, now_us);
+            next = job->next;
+            if (job->deadline_us != WN_NEVER && now_us >= job->deadline_us)
+                wn_sched_fail(s, job, WN_ETIME, false, "the job's deadline has passed");
+            else if (why)
+                wn_sched_fail(s, job, WN_EPEER, true, why);
+        }
+    }
+}

@@ -1,0 +1,329 @@
+/* daemon/sched_worker.c - vision workers and leaders: who is there, and what they answer. */
+#include <string.h>
+
+#include "base/log.h"
+#include "daemon/sched.h"
+
+static bool is_leader(const struct wn_sched_worker *w)
+{
+    return w->role == WN__ROLE__ROLE_LEADER;
+}
+
+static int find_peer(const struct wn_scheduler *s, const struct wn_peer_id *peer)
+{
+    for (int i = 0; i < WN_SCHED_WORKERS_MAX; i++)
+        if (s->worker[i].used && wn_peer_equal(&s->worker[i].peer, peer)) return i;
+    return WN_NO_WORKER;
+}
+
+static int find_name(const struct wn_scheduler *s, Wn__Role role, const char *name)
+{
+    for (int i = 0; i < WN_SCHED_WORKERS_MAX; i++)
+        if (s->worker[i].used && s->worker[i].role == role && strcmp(s->worker[i].name, name) == 0) return i;
+    return WN_NO_WORKER;
+}
+
+/* A free place, or that of somebody who is long gone. */
+static int find_place(const struct wn_scheduler *s)
+{
+    for (int i = 0; i < WN_SCHED_WORKERS_MAX; i++)
+        if (!s->worker[i].used) return i;
+    for (int i = 0; i < WN_SCHED_WORKERS_MAX; i++)
+        if (!s->worker[i].up) return i;
+    return WN_NO_WORKER;
+}
+
+unsigned wn_sched_workers_up(const struct wn_scheduler *s, Wn__Role role)
+{
+    unsigned n = 0;
+
+    for (int i = 0; i < WN_SCHED_WORKERS_MAX; i++) n += s->worker[i].up && s->worker[i].role == role;
+    return n;
+}
+
+static void note_absence(struct wn_scheduler *s)
+{
+    const bool there[2] = {wn_sched_workers_up(s, WN__ROLE__ROLE_LEADER) > 0,
+                           wn_sched_workers_up(s, WN__ROLE__ROLE_VISION) > 0};
+
+    for (int i = 0; i < 2; i++) {
+        if (there[i]) s->absent_us[i] = 0;
+        else if (s->absent_us[i] == 0) s->absent_us[i] = wn_now_us();
+    }
+}
+
+/* Whether a running job cannot go on without this worker. Features that were sent may still have been in its queue, so
+ * a vision worker counts until the leader's first token shows that they arrived. */
+static bool depends(const struct wn_job *job, int worker)
+{
+    if (job->leader == worker) return true;
+    if (job->answered) return false;
+    for (uint32_t i = 0; i < job->images_n; i++)
+        if (job->images[i].worker == worker) return true;
+    return false;
+}
+
+/* Takes its jobs back, but for those that it says it still has. */
+static void take_back(struct wn_scheduler *s, int worker, const char *why, const Wn__Hello *hello)
+{
+    for (struct wn_job *job = s->list[WN_LIST_RUNNING].first, *next; job; job = next) {
+        bool has = false;
+        next = job->next;
+        if (!depends(job, worker)) continue;
+        for (size_t i = 0; hello && i < hello->n_running; i++)
+            has |= strcmp(hello->running[i]->job_id, job->id) == 0 && hello->running[i]->attempt == job->life.attempt;
+        if (!has) wn_sched_lose(s, job, why);
+    }
+}
+
+void wn_sched_worker_lost(struct wn_scheduler *s, int worker, const char *why)
+{
+    struct wn_sched_worker *w = &s->worker[worker];
+    char text[WN_ERR_TEXT_MAX];
+
+    if (!w->up) return;
+    wn_warn("scheduler", "%s is lost: %s", w->name, why);
+    w->up = false;
+    note_absence(s);
+    snprintf(text, sizeof(text), "%s was lost: %.200s", w->name, why);
+    take_back(s, worker, text, NULL);
+    w->outstanding = 0;
+}
+
+void wn_sched_leases(struct wn_scheduler *s, int64_t now_us)
+{
+    char why[64];
+
+    snprintf(why, sizeof(why), "nothing heard for %u ms", s->cfg.lease_ms);
+    for (int i = 0; i < WN_SCHED_WORKERS_MAX; i++)
+        if (s->worker[i].up && now_us - s->worker[i].last_seen_us > (int64_t)s->cfg.lease_ms * 1000)
+            wn_sched_worker_lost(s, i, why);
+}
+
+static wn_status check_model(const struct wn_scheduler *s, const Wn__Hello *h, struct wn_err *err)
+{
+    for (int i = 0; i < WN_SCHED_WORKERS_MAX; i++) {
+        const struct wn_sched_worker *w = &s->worker[i];
+        if (w->up && strcmp(w->model_id, h->model_id) != 0)
+            return wn_fail(err, WN_EINVAL, "%s serves model %.12s, but %s serves %.12s: they do not mix", h->name,
+                           h->model_id, w->name, w->model_id);
+    }
+    return WN_OK;
+}
+
+static void send_welcome(struct wn_scheduler *s, int worker)
+{
+    Wn__Welcome body = WN__WELCOME__INIT;
+
+    body.lease_ms = s->cfg.lease_ms;
+    body.heartbeat_ms = s->cfg.heartbeat_ms;
+    body.worker_id = s->worker[worker].name;
+    (void)!wn_sched_send(s->workers, &s->worker[worker].peer, WN__ENVELOPE__BODY_WELCOME, &body, NULL, 0, 0, NULL);
+}
+
+static void fill_worker(struct wn_sched_worker *w, const Wn__Hello *h, const struct wn_peer_id *peer)
+{
+    w->used = w->up = true;
+    w->confirmed = w->draining = false;
+    w->peer = *peer;
+    w->role = h->role;
+    w->pid = h->pid;
+    w->slots = h->slots ? h->slots : 1;
+    w->tokens_max = h->tokens_max;
+    snprintf(w->name, sizeof(w->name), "%s", h->name);
+    snprintf(w->host, sizeof(w->host), "%s", h->host);
+    snprintf(w->model_id, sizeof(w->model_id), "%s", h->model_id);
+    snprintf(w->features_endpoint, sizeof(w->features_endpoint), "%s", h->features_endpoint);
+    wn_codec_free(w->heartbeat);
+    w->heartbeat = NULL;
+}
+
+/* Jobs that the worker still has and that are not its any more. */
+static void cancel_strange(struct wn_scheduler *s, int worker, const Wn__Hello *h)
+{
+    for (size_t i = 0; i < h->n_running; i++) {
+        const struct wn_job *job = wn_sched_job_find(s, h->running[i]->job_id);
+        Wn__Cancel c = WN__CANCEL__INIT;
+        if (job && wn_job_takes(&job->life, h->running[i]->attempt) && depends(job, worker)) continue;
+        c.job = h->running[i];
+        (void)!wn_sched_send(s->workers, &s->worker[worker].peer, WN__ENVELOPE__BODY_CANCEL, &c, NULL, 0, 0, NULL);
+    }
+}
+
+static void on_hello(struct wn_scheduler *s, const struct wn_peer_id *peer, const Wn__Hello *h)
+{
+    int i = find_name(s, h->role, h->name);
+    struct wn_sched_worker *w = i == WN_NO_WORKER ? NULL : &s->worker[i];
+    struct wn_err err = {0};
+
+    if (w && w->up && wn_peer_equal(&w->peer, peer) && w->pid == h->pid && !w->confirmed) {
+        w->last_seen_us = wn_now_us(); /* it had not seen our Welcome yet when it said hello again */
+        send_welcome(s, i);
+        return;
+    }
+    if (w && w->up) {
+        char why[WN_ERR_TEXT_MAX];
+        bool same = w->pid == h->pid;
+        snprintf(why, sizeof(why), "%s %s", w->name, same ? "gave up its jobs and came back" : "was restarted");
+        w->up = false;
+        take_back(s, i, why, same ? h : NULL);
+    }
+    if (check_model(s, h, &err) != WN_OK) {
+        wn_warn("scheduler", "%s", err.text);
+        note_absence(s);
+        wn_sched_refuse(s->workers, peer, NULL, &err);
+        return;
+    }
+    if (i == WN_NO_WORKER && (i = find_place(s)) == WN_NO_WORKER) {
+        wn_fail(&err, WN_ELIMIT, "more than %d workers", WN_SCHED_WORKERS_MAX);
+        wn_sched_refuse(s->workers, peer, NULL, &err);
+        return;
+    }
+    w = &s->worker[i];
+    fill_worker(w, h, peer);
+    w->last_seen_us = wn_now_us();
+    w->outstanding = 0;
+    for (const struct wn_job *job = s->list[WN_LIST_RUNNING].first; job; job = job->next) { /* what it kept */
+        w->outstanding += is_leader(w) && job->leader == i;
+        for (uint32_t k = 0; !is_leader(w) && k < job->images_n; k++)
+            w->outstanding += job->images[k].worker == i && !job->images[k].encoded;
+    }
+    note_absence(s);
+    wn_info("scheduler", "%s on %s is there, %u slots", w->name, w->host, w->slots);
+    send_welcome(s, i);
+    cancel_strange(s, i, h);
+}
+
+static void on_heartbeat(struct wn_scheduler *s, int worker, Wn__Envelope **env)
+{
+    struct wn_sched_worker *w = &s->worker[worker];
+    Wn__Heartbeat answer = WN__HEARTBEAT__INIT;
+
+    wn_codec_free(w->heartbeat);
+    w->heartbeat = *env;
+    *env = NULL;
+    w->confirmed = true;
+    if (!w->up) { /* late, but alive; the jobs it had were cancelled when it was given up */
+        wn_info("scheduler", "%s is heard again", w->name);
+        w->up = true;
+        note_absence(s);
+    }
+    (void)!wn_sched_send(s->workers, &w->peer, WN__ENVELOPE__BODY_HEARTBEAT, &answer, NULL, 0, 0, NULL);
+}
+
+/* The job that an answer is about, if the answer still counts. */
+static struct wn_job *current(struct wn_scheduler *s, const Wn__JobRef *ref, const char *what)
+{
+    struct wn_job *job = wn_sched_job_find(s, ref->job_id);
+
+    if (job && wn_job_takes(&job->life, ref->attempt)) return job;
+    wn_debug("scheduler", "dropped %s of job %s, attempt %u: %s", what, ref->job_id, ref->attempt,
+             job ? wn_job_state_name(job->life.state) : "not known");
+    return NULL;
+}
+
+static void on_encoded(struct wn_scheduler *s, int worker, const Wn__Encoded *e, size_t bytes)
+{
+    struct wn_job *job = current(s, e->job, "Encoded");
+    struct wn_job_image *im;
+
+    if (!job || e->image >= job->images_n) return;
+    im = &job->images[e->image];
+    if (im->worker != worker || im->encoded) return;
+    im->encoded = true;
+    if (s->worker[worker].outstanding) s->worker[worker].outstanding--;
+    job->link.control += bytes;
+    job->link.embedding += e->bytes;
+    job->usage.image_tokens += e->rows;
+    job->usage.image_tokens_before_pruning += e->rows_before;
+    job->usage.preprocess_us += e->preprocess_us;
+    job->usage.encode_us += e->encode_us;
+    job->usage.prune_us += e->prune_us;
+}
+
+static void on_tokens(struct wn_scheduler *s, int worker, const Wn__Tokens *t, size_t bytes)
+{
+    struct wn_job *job = current(s, t->job, "Tokens");
+    struct wn_err err = {0};
+    bool news;
+
+    if (!job || job->leader != worker) return;
+    job->link.control += bytes;
+    job->answered = true;
+    if (wn_transcript_add(&job->answer, t->first, t->ids, t->n_ids, t->text, &news, &err) != WN_OK) {
+        wn_warn("scheduler", "%s: job %s: %s", s->worker[worker].name, job->id, err.text);
+        if (err.code == WN_EPROTO) wn_sched_lose(s, job, err.text);
+        else wn_sched_fail(s, job, err.code, false, err.text);
+        return;
+    }
+    if (!news) return;
+    if (!job->first_token_us) job->first_token_us = wn_now_us();
+    wn_sched_flush(s, job);
+}
+
+static void on_error(struct wn_scheduler *s, int worker, const Wn__Error *e)
+{
+    const struct wn_sched_worker *w = &s->worker[worker];
+    struct wn_job *job;
+    bool concerned;
+
+    if (!e->job || !e->job->job_id || !e->job->job_id[0]) {
+        wn_warn("scheduler", "%s says: %s", w->name, e->text);
+        return;
+    }
+    if (!(job = current(s, e->job, "Error"))) return;
+    concerned = job->leader == worker;
+    for (uint32_t i = 0; i < job->images_n; i++) concerned |= job->images[i].worker == worker;
+    if (!concerned) return;
+    if (e->retriable)
+        wn_sched_lose(s, job, e->text);
+    else
+        wn_sched_fail(s, job, e->code > 0 && e->code < WN_STATUS_N ? (wn_status)e->code : WN_EPEER, false, e->text);
+}
+
+static void on_answer(struct wn_scheduler *s, int worker, Wn__Envelope **env, size_t bytes)
+{
+    Wn__Envelope *e = *env;
+    struct wn_job *job;
+
+    switch (e->body_case) {
+    case WN__ENVELOPE__BODY_HEARTBEAT: on_heartbeat(s, worker, env); break;
+    case WN__ENVELOPE__BODY_ENCODED: on_encoded(s, worker, e->encoded, bytes); break;
+    case WN__ENVELOPE__BODY_TOKENS: on_tokens(s, worker, e->tokens, bytes); break;
+    case WN__ENVELOPE__BODY_DONE:
+        job = current(s, e->done->job, "Done");
+        if (job && job->leader == worker) {
+            job->link.control += bytes;
+            wn_sched_complete(s, job, e->done);
+        }
+        break;
+    case WN__ENVELOPE__BODY_ERROR: on_error(s, worker, e->error); break;
+    case WN__ENVELOPE__BODY_DRAIN: s->worker[worker].draining = true; break;
+    default:
+        wn_warn("scheduler", "%s sent %s, which is not for the scheduler", s->worker[worker].name,
+                wn_codec_body_name(e->body_case));
+    }
+}
+
+void wn_sched_worker_message(struct wn_scheduler *s, struct wn_msg *msg)
+{
+    const size_t bytes = wn_msg_size(msg, 0);
+    Wn__Envelope *env = NULL;
+    struct wn_err err = {0};
+    int worker;
+
+    wn_endpoint_received(s->workers, WN_TRAFFIC_CONTROL, bytes);
+    if (wn_codec_unpack(&env, wn_msg_data(msg, 0), bytes, &err) != WN_OK) {
+        wn_sched_refuse(s->workers, &msg->peer, NULL, &err);
+        return;
+    }
+    if (env->body_case == WN__ENVELOPE__BODY_HELLO) {
+        on_hello(s, &msg->peer, env->hello);
+    } else if ((worker = find_peer(s, &msg->peer)) != WN_NO_WORKER) {
+        s->worker[worker].last_seen_us = wn_now_us();
+        on_answer(s, worker, &env, bytes);
+    } else { /* a connection that we do not know: without an answer its lease ends, and it says hello */
+        wn_debug("scheduler", "%s from a stranger", wn_codec_body_name(env->body_case));
+    }
+    wn_codec_free(env);
+}

@@ -1,0 +1,169 @@
+/* daemon/scheduler.c - the scheduler's sockets, loop and end. */
+#include "daemon/scheduler.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "daemon/sched.h"
+#include "pruning/prune.h"
+
+#define BURST    64              /* messages of one socket before the other has its turn */
+#define TICK_US  ((int64_t)50000)
+#define STALL_US ((int64_t)10000) /* while a client's queue is full */
+
+static wn_status open_endpoints(struct wn_scheduler *s, const char *workers, struct wn_err *err)
+{
+    const size_t images_max = WN_IMAGES_MAX * s->cfg.image_bytes_max;
+    char address[WN_TEXT_LEN + 32];
+    struct wn_endpoint_opts clients_opts = {
+        .type = WN_ENDPOINT_ROUTER,
+        .address = address,
+        .bind = true,
+        .frame_max = {WN_CODEC_BYTES_MAX, images_max < WN_SCHED_PAYLOAD_MAX ? images_max : WN_SCHED_PAYLOAD_MAX},
+        .recv_queue_max = 4, /* a message may be large, and is taken out at once */
+        .linger_ms = 1000,
+    };
+    struct wn_endpoint_opts workers_opts = {
+        .type = WN_ENDPOINT_ROUTER,
+        .address = workers,
+        .bind = true,
+        .frame_max = {WN_CODEC_BYTES_MAX},
+        .linger_ms = 1000,
+        .handover = true,
+    };
+    wn_status rc;
+
+    snprintf(address, sizeof(address), "tcp://%s:%u", s->cfg.host, s->cfg.port);
+    if ((rc = wn_endpoint_open(&s->workers, s->net, &workers_opts, err)) != WN_OK) return rc;
+    return wn_endpoint_open(&s->clients, s->net, &clients_opts, err);
+}
+
+wn_status wn_scheduler_open(struct wn_scheduler **out, const struct wn_config *cfg, const char *workers,
+                            struct wn_err *err)
+{
+    struct wn_scheduler *s = calloc(1, sizeof(*s));
+    wn_status rc;
+
+    if (!s) return wn_fail(err, WN_ENOMEM, "scheduler");
+    s->cfg = *cfg;
+    s->started_us = s->absent_us[0] = s->absent_us[1] = wn_now_us();
+    s->default_pruning = (Wn__Pruning)WN__PRUNING__INIT;
+    s->default_pruning.method = s->cfg.image_pruning_method;
+    s->default_pruning.keep = s->cfg.image_keep_tokens;
+    s->default_pruning.rate = s->cfg.image_pruning_rate;
+    if (!wn_prune_find(s->cfg.image_pruning_method, err)) {
+        rc = err ? err->code : WN_ENOENT;
+        goto out;
+    }
+    if ((rc = wn_net_create(&s->net, err)) != WN_OK) goto out;
+    if ((rc = open_endpoints(s, workers, err)) != WN_OK) goto out;
+    *out = s;
+    s = NULL;
+out:
+    wn_scheduler_close(s);
+    return rc;
+}
+
+void wn_scheduler_close(struct wn_scheduler *s)
+{
+    if (!s) return;
+    for (int l = 0; l < WN_LISTS; l++)
+        while (s->list[l].first) wn_sched_job_destroy(s, s->list[l].first);
+    for (int i = 0; i < WN_SCHED_WORKERS_MAX; i++) wn_codec_free(s->worker[i].heartbeat);
+    wn_endpoint_close(s->clients);
+    wn_endpoint_close(s->workers);
+    wn_net_destroy(s->net);
+    free(s);
+}
+
+const char *wn_scheduler_client_address(const struct wn_scheduler *s)
+{
+    return wn_endpoint_address(s->clients);
+}
+
+const char *wn_scheduler_worker_address(const struct wn_scheduler *s)
+{
+    return wn_endpoint_address(s->workers);
+}
+
+/* Takes up to BURST messages. */
+static void receive(struct wn_scheduler *s, struct wn_endpoint *ep,
+                    void (*handle)(struct wn_scheduler *s, struct wn_msg *msg))
+{
+    struct wn_msg msg;
+
+    wn_msg_init(&msg);
+    for (int i = 0; i < BURST; i++) {
+        wn_status rc = wn_endpoint_recv(ep, &msg);
+        struct wn_err err = {0};
+        if (rc == WN_EBUSY) break;
+        if (rc == WN_OK) {
+            handle(s, &msg);
+        } else if (rc == WN_EPROTO) {
+            wn_fail(&err, WN_ELIMIT, "a frame is larger than allowed, or there are too many");
+            wn_sched_refuse(ep, &msg.peer, NULL, &err);
+        } else {
+            wn_error("scheduler", "receive: %s", wn_status_name(rc));
+            break;
+        }
+    }
+    wn_msg_clear(&msg);
+}
+
+static void tick(struct wn_scheduler *s)
+{
+    const int64_t now = wn_now_us();
+
+    wn_sched_leases(s, now);
+    wn_sched_deadlines(s, now);
+    if (s->stalled) {
+        s->stalled = false;
+        for (int l = 0; l < WN_LISTS; l++)
+            for (struct wn_job *job = s->list[l].first; job; job = job->next)
+                if (job->watchers_n) wn_sched_flush(s, job);
+    }
+    wn_sched_expire(s, now);
+}
+
+static void begin_drain(struct wn_scheduler *s)
+{
+    s->draining = true; /* workers go on: what is queued may still be finished */
+    wn_info("scheduler", "shutting down: %zu jobs are left",
+            s->list[WN_LIST_QUEUED].n + s->list[WN_LIST_RUNNING].n);
+}
+
+/* What could not be finished in time. */
+static void end_rest(struct wn_scheduler *s)
+{
+    for (int l = WN_LIST_QUEUED; l <= WN_LIST_RUNNING; l++)
+        while (s->list[l].first) wn_sched_fail(s, s->list[l].first, WN_ECANCEL, true, "the server is shutting down");
+}
+
+wn_status wn_scheduler_run(struct wn_scheduler *s, int stop_fd, struct wn_err *err)
+{
+    int64_t end_us = WN_NEVER, next_tick_us = 0;
+
+    for (;;) {
+        struct wn_poll_item items[3] = {{.ep = s->workers}, {.ep = s->clients}, {.fd = stop_fd}};
+        size_t left = s->list[WN_LIST_QUEUED].n + s->list[WN_LIST_RUNNING].n;
+        wn_status rc;
+
+        if (s->draining && (left == 0 || wn_deadline_passed(end_us))) break;
+        rc = wn_endpoint_poll(items, s->draining ? 2 : 3, next_tick_us);
+        if (rc != WN_OK && rc != WN_ETIME) return wn_fail(err, rc, "scheduler: waiting failed");
+        if (items[0].readable) receive(s, s->workers, wn_sched_worker_message);
+        if (items[1].readable) receive(s, s->clients, wn_sched_client_message);
+        if (!s->draining && items[2].readable) {
+            begin_drain(s);
+            end_us = wn_deadline_in_us((int64_t)s->cfg.shutdown_timeout_s * 1000000);
+        }
+        if (wn_now_us() >= next_tick_us) {
+            tick(s); /* after what had come was read: a pause of this process is not a worker's fault */
+            next_tick_us = wn_deadline_in_us(s->stalled ? STALL_US : TICK_US);
+        }
+        wn_sched_dispatch(s);
+    }
+    end_rest(s);
+    return WN_OK;
+}
