@@ -78,7 +78,8 @@ struct wn_msg {
 
 struct wn_endpoint_stats {
     uint64_t connected, disconnected; /* connections ready, and lost */
-    uint64_t handshake_failed;        /* wrong key, wrong protocol, or gone before it was ready */
+    uint64_t handshake_failed;        /* wrong key, wrong protocol, or gone before it was ready; a client with none
+                                       * connected and some failed was refused, and may not be tried again */
     uint64_t refused;                 /* messages that broke the frame limits (WN_EPROTO) */
     uint64_t busy;                    /* sends that found a full queue, or nobody connected */
 };
