@@ -1,0 +1,199 @@
+/* tests/bench/bench_serve.c - a real service under a closed loop of clients: time to first token, time between tokens,
+ * tokens a second, beside the same work one job at a time in the same run.
+ *
+ *   bench_serve [-n JOBS] [-c CONCURRENT[,CONCURRENT...]] [-t NEW_TOKENS] [-- flags of winnowd serve]
+ *
+ * Verifies first: each job's answer must equal the answer that it gets alone. Then a CSV row a level of concurrency:
+ * commit, machine, flags, concurrent, jobs, tokens, seconds, ready_s, ttft_p50_ms, ttft_p95_ms, itl_p50_ms, itl_p95_ms,
+ * tokens_s, jobs_s, ratio (tokens_s over that of the first level). Questions: tests/eval, "Describe the picture." */
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <setjmp.h>
+#include <cmocka.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "tests/integration/service.h"
+#include "winnow_version.h"
+
+#define PICTURES  8
+#define LEVELS    8
+#define TOKENS_MAX 512
+
+static double now_s(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
+}
+
+struct times {
+    double *v;
+    size_t n, cap;
+};
+
+static void add(struct times *t, double v)
+{
+    if (t->n == t->cap) {
+        t->cap = t->cap ? 2 * t->cap : 256;
+        t->v = realloc(t->v, t->cap * sizeof(double));
+        if (!t->v) abort();
+    }
+    t->v[t->n++] = v;
+}
+
+static int compare(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double quantile_ms(struct times *t, double q)
+{
+    if (!t->n) return 0;
+    qsort(t->v, t->n, sizeof(double), compare);
+    return t->v[(size_t)(q * (double)(t->n - 1) + 0.5)] * 1e3;
+}
+
+struct job {
+    uint64_t id;
+    int picture;
+    double sent, last;
+    char text[TOKENS_MAX * 16];
+};
+
+static void *pictures[PICTURES];
+static size_t pictures_bytes[PICTURES];
+static char *answers[PICTURES]; /* each question's answer when it is alone */
+static uint32_t new_tokens = 64;
+
+static void submit(struct winnow *w, struct job *j, int picture)
+{
+    const struct winnow_image im = {.data = pictures[picture], .bytes = pictures_bytes[picture]};
+    const struct winnow_request r = {
+        .prompt = "Describe the picture.", .images = &im, .images_n = 1, .max_tokens = new_tokens};
+    j->picture = picture;
+    j->sent = now_s();
+    j->last = 0;
+    j->text[0] = '\0';
+    if (winnow_submit(w, &r, &j->id) != WINNOW_OK) fail_msg("submit: %s", winnow_error(w));
+}
+
+static void run_level(struct winnow *w, int concurrent, int jobs, const char *machine, const char *flags, double ready_s,
+                      double *first_rate)
+{
+    struct job *running = calloc((size_t)concurrent, sizeof(*running));
+    struct times ttft = {0}, itl = {0};
+    const double began = now_s();
+    int sent = 0, done = 0;
+    uint64_t tokens = 0;
+    double seconds, rate;
+
+    if (!running) abort();
+    for (; sent < concurrent && sent < jobs; sent++) submit(w, &running[sent], sent % PICTURES);
+    while (done < jobs) {
+        struct winnow_event ev;
+        struct job *j = NULL;
+        if (winnow_next(w, &ev, 120000) != WINNOW_OK) fail_msg("%s", winnow_error(w));
+        for (int i = 0; i < concurrent; i++)
+            if (running[i].id == ev.job) j = &running[i];
+        if (!j) continue;
+        if (ev.type == WINNOW_EVENT_ERROR || ev.type == WINNOW_EVENT_BUSY) fail_msg("job failed: %s", ev.text);
+        if (ev.type == WINNOW_EVENT_TEXT && ev.token_ids_n) {
+            const double now = now_s();
+            add(j->last > 0 ? &itl : &ttft, now - (j->last > 0 ? j->last : j->sent));
+            j->last = now;
+            tokens += ev.token_ids_n;
+        }
+        if (ev.type != WINNOW_EVENT_DONE) continue;
+        if (answers[j->picture] && strcmp(answers[j->picture], ev.text) != 0)
+            fail_msg("picture %d among others: '%s', alone: '%s'", j->picture, ev.text, answers[j->picture]);
+        if (!answers[j->picture]) answers[j->picture] = strdup(ev.text);
+        done++;
+        if (sent < jobs) submit(w, j, sent++ % PICTURES);
+    }
+    seconds = now_s() - began;
+    rate = (double)tokens / seconds;
+    if (machine) {
+        if (*first_rate <= 0) *first_rate = rate;
+        printf("%s,%s,\"%s\",%d,%d,%llu,%.2f,%.2f,%.1f,%.1f,%.2f,%.2f,%.1f,%.2f,%.2f\n", WN_COMMIT, machine, flags, concurrent,
+               jobs, (unsigned long long)tokens, seconds, ready_s, quantile_ms(&ttft, .5), quantile_ms(&ttft, .95),
+               quantile_ms(&itl, .5), quantile_ms(&itl, .95), rate, (double)jobs / seconds, rate / *first_rate);
+        fflush(stdout);
+    }
+    free(ttft.v);
+    free(itl.v);
+    free(running);
+}
+
+static int levels[LEVELS] = {1, 4, 16}, levels_n = 3, jobs_n = 16;
+static const char *serve_flags[32];
+static char flags_text[512];
+
+static void machine_name(char *out, size_t room)
+{
+    FILE *f = fopen("/proc/cpuinfo", "r");
+    char line[256];
+    snprintf(out, room, "cpu");
+    while (f && fgets(line, sizeof(line), f)) {
+        char *at = strchr(line, ':');
+        if (strncmp(line, "model name", 10) != 0 || !at) continue;
+        at[strcspn(at, "\n")] = '\0';
+        snprintf(out, room, "%s x%ld", at + 2, sysconf(_SC_NPROCESSORS_ONLN));
+        break;
+    }
+    if (f) fclose(f);
+}
+
+static void bench(void **state)
+{
+    struct service s;
+    struct winnow *w = NULL;
+    char path[64], machine[160];
+    double first_rate = 0;
+    (void)state;
+
+    machine_name(machine, sizeof(machine));
+    for (int i = 0; i < PICTURES; i++) {
+        snprintf(path, sizeof(path), "tests/eval/images/%03d.jpg", i);
+        pictures[i] = read_file(path, &pictures_bytes[i]);
+    }
+    service_start(&s, "models/tiny-llava", serve_flags);
+    assert_int_equal(winnow_connect(&w, s.endpoint, NULL), WINNOW_OK);
+    run_level(w, 1, PICTURES, NULL, flags_text, 0, NULL); /* answers alone; warm-up */
+    printf("commit,machine,flags,concurrent,jobs,tokens,seconds,ready_s,ttft_p50_ms,ttft_p95_ms,itl_p50_ms,itl_p95_ms,"
+           "tokens_s,jobs_s,ratio\n");
+    for (int i = 0; i < levels_n; i++) run_level(w, levels[i], jobs_n, machine, flags_text, s.ready_s, &first_rate);
+    winnow_close(w);
+    assert_int_equal(service_stop(&s), 0);
+    for (int i = 0; i < PICTURES; i++) {
+        free(pictures[i]);
+        free(answers[i]);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(bench)};
+    int opt, n = 0;
+
+    while ((opt = getopt(argc, argv, "n:c:t:")) != -1) {
+        if (opt == 'n') jobs_n = (int)strtol(optarg, NULL, 10);
+        if (opt == 't') new_tokens = (uint32_t)strtoul(optarg, NULL, 10);
+        if (opt == 'c') {
+            char *at = optarg;
+            for (levels_n = 0; levels_n < LEVELS && *at; at += *at == ',') levels[levels_n++] = (int)strtol(at, &at, 10);
+        }
+        if (opt == '?') return 2;
+    }
+    for (int i = optind; i < argc && n < 30; i++) {
+        serve_flags[n++] = argv[i];
+        snprintf(flags_text + strlen(flags_text), sizeof(flags_text) - strlen(flags_text), "%s%s", n > 1 ? " " : "", argv[i]);
+    }
+    if (new_tokens > TOKENS_MAX || jobs_n < 1 || levels_n < 1) return 2;
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

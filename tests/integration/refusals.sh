@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# tests/integration/refusals.sh WINNOWD - what is refused before a service starts: one clear line, exit code 1 (2: usage).
+set -uo pipefail
+winnowd=$1
+model=models/tiny-llava
+dir=$(mktemp -d)
+holder=
+passed=0 failed=0
+cleanup() {
+    [ -n "$holder" ] && kill "$holder" 2>/dev/null
+    rm -rf "$dir"
+}
+trap cleanup EXIT
+
+# refuse CODE WORDS COMMAND...: the command ends with CODE and says WORDS in a single line
+refuse() {
+    local code=$1 words=$2 got lines
+    shift 2
+    timeout 60 "$@" >"$dir/out" 2>"$dir/err" </dev/null
+    got=$?
+    lines=$(grep -c . "$dir/err")
+    if [ "$got" -eq "$code" ] && grep -qF -- "$words" "$dir/err" && [ "$lines" -eq 1 ]; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        echo "FAILED: $*: exit code $got (expected $code), '$words' expected in one line of:"
+        cat "$dir/err"
+    fi
+}
+
+copy() { # a checkpoint of links, so that one file can be replaced
+    rm -rf "$dir/model"
+    mkdir "$dir/model"
+    for f in $model/*; do ln -s "$PWD/$f" "$dir/model/"; done
+}
+
+refuse 1 "no such checkpoint" "$winnowd" serve "$dir/nowhere"
+refuse 2 "--tensor-paralel-size" "$winnowd" serve $model --tensor-paralel-size 2
+refuse 2 "--port" "$winnowd" serve $model --port 70000
+refuse 1 "tensor" "$winnowd" serve $model -tp 3
+refuse 1 "sharpen" "$winnowd" serve $model --image-pruning-method sharpen
+refuse 1 "layers" "$winnowd" serve $model -pp 2 --pipeline-layers 0-1,3-5
+
+copy
+rm "$dir/model/model-00002-of-00002.safetensors"
+refuse 1 "model-00002-of-00002.safetensors" "$winnowd" serve "$dir/model"
+copy
+rm "$dir/model/tokenizer.json"
+refuse 1 "tokenizer.json" "$winnowd" serve "$dir/model"
+copy
+rm "$dir/model/config.json"
+sed 's/LlavaForConditionalGeneration/Qwen2VLForConditionalGeneration/' $model/config.json >"$dir/model/config.json"
+refuse 1 "Qwen2VLForConditionalGeneration" "$winnowd" serve "$dir/model"
+copy
+rm "$dir/model/model-00001-of-00002.safetensors"
+{ printf '\377\377\377\377\377\377\377\177'; head -c 4096 /dev/zero; } >"$dir/model/model-00001-of-00002.safetensors"
+refuse 1 "model-00001-of-00002.safetensors" "$winnowd" serve "$dir/model"
+copy
+rm "$dir/model/model-00001-of-00002.safetensors"
+head -c 100000 $model/model-00001-of-00002.safetensors >"$dir/model/model-00001-of-00002.safetensors"
+refuse 1 "model-00001-of-00002.safetensors" "$winnowd" serve "$dir/model"
+
+# a port in use, held by a service of ours
+"$winnowd" serve $model --port 0 >"$dir/ready" 2>/dev/null &
+holder=$!
+for _ in $(seq 300); do grep -q 'ready at' "$dir/ready" && break; sleep 0.1; done
+port=$(sed -n 's/.*ready at tcp:\/\/[^:]*:\([0-9]*\).*/\1/p' "$dir/ready")
+refuse 1 "tcp://127.0.0.1:$port" "$winnowd" serve $model --port "${port:-1}"
+kill -TERM "$holder"
+wait "$holder"
+code=$?
+holder=
+if [ "$code" -eq 0 ]; then passed=$((passed + 1)); else failed=$((failed + 1)); echo "FAILED: SIGTERM: exit code $code"; fi
+
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]

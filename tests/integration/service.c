@@ -1,0 +1,186 @@
+/* tests/integration/service.c - see service.h. */
+#include "tests/integration/service.h"
+
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <setjmp.h>
+#include <cmocka.h>
+#include <dirent.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define READY_S 60
+#define STOP_S  40
+
+static double now_s(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
+}
+
+/* The ready line has the address; everything else is passed on. */
+static bool read_ready(struct service *s)
+{
+    const double until = now_s() + READY_S;
+    char line[512];
+    size_t n = 0;
+
+    while (now_s() < until && n < sizeof(line) - 1) {
+        struct pollfd p = {.fd = s->out, .events = POLLIN};
+        const char *at;
+        if (poll(&p, 1, 200) <= 0) continue;
+        if (read(s->out, line + n, 1) != 1) return false;
+        line[++n] = '\0';
+        if (line[n - 1] != '\n') continue;
+        at = strstr(line, "ready at ");
+        if (at && sscanf(at, "ready at %127s", s->endpoint) == 1) return true;
+        n = 0;
+    }
+    return false;
+}
+
+void service_start(struct service *s, const char *model, const char *const *flags)
+{
+    const char *argv[40] = {WN_TEST_WINNOWD, "serve", model, "--port=0"};
+    char run[96];
+    int n = 4, pipes[2];
+    const double began = now_s();
+
+    memset(s, 0, sizeof(*s));
+    snprintf(s->run_dir, sizeof(s->run_dir), "/tmp/winnow-test-%d-%ld", (int)getpid(), (long)(now_s() * 1000) % 100000);
+    snprintf(run, sizeof(run), "--run-dir=%s", s->run_dir);
+    argv[n++] = run;
+    for (int i = 0; flags && flags[i]; i++) argv[n++] = flags[i];
+    argv[n] = NULL;
+    assert_int_equal(pipe(pipes), 0);
+    s->pid = fork();
+    if (s->pid == 0) {
+        dup2(pipes[1], STDOUT_FILENO);
+        close(pipes[0]);
+        close(pipes[1]);
+        execv(argv[0], (char **)(uintptr_t)argv);
+        _exit(127);
+    }
+    close(pipes[1]);
+    s->out = pipes[0];
+    if (!read_ready(s)) {
+        service_stop(s);
+        fail_msg("the service did not become ready in %d s", READY_S);
+    }
+    s->ready_s = now_s() - began;
+}
+
+/* Does the process's command line have --run-dir of this service, and, if name is given, --name=NAME? */
+static bool is_ours(const struct service *s, const char *pid, const char *name)
+{
+    char path[300], text[8192], want[128];
+    FILE *f;
+    size_t n;
+    bool run = false, named = name == NULL;
+
+    snprintf(path, sizeof(path), "/proc/%s/cmdline", pid);
+    if (!(f = fopen(path, "rb"))) return false;
+    n = fread(text, 1, sizeof(text) - 1, f);
+    fclose(f);
+    text[n] = '\0';
+    if (name && !strstr(text, "winnowd")) return false; /* mpirun has the flags, too, but starts with its own name */
+    for (size_t i = 0; i < n; i += strlen(text + i) + 1) {
+        snprintf(want, sizeof(want), "--run-dir=%s", s->run_dir);
+        run = run || strcmp(text + i, want) == 0;
+        snprintf(want, sizeof(want), "--name=%s", name ? name : "");
+        named = named || strcmp(text + i, want) == 0;
+        if (name && i == 0 && strstr(text, "mpirun") == text) return false;
+    }
+    return run && named;
+}
+
+int service_pids(const struct service *s, const char *name, pid_t *pids, int max)
+{
+    DIR *d = opendir("/proc");
+    struct dirent *e;
+    int n = 0;
+
+    assert_non_null(d);
+    while ((e = readdir(d)) != NULL && n < max) {
+        if (e->d_name[0] < '0' || e->d_name[0] > '9') continue;
+        if (is_ours(s, e->d_name, name)) pids[n++] = (pid_t)strtol(e->d_name, NULL, 10);
+    }
+    closedir(d);
+    return n;
+}
+
+int service_stop(struct service *s)
+{
+    const double until = now_s() + STOP_S;
+    pid_t left[64];
+    int status = 0, n;
+
+    kill(s->pid, SIGTERM);
+    while (waitpid(s->pid, &status, WNOHANG) == 0) {
+        if (now_s() > until) {
+            kill(s->pid, SIGKILL);
+            waitpid(s->pid, &status, 0);
+            status = -1;
+            break;
+        }
+        usleep(20000);
+    }
+    close(s->out);
+    for (int i = 0; i < 100 && (n = service_pids(s, NULL, left, 64)) > 0; i++) usleep(20000);
+    if (n > 0) {
+        for (int i = 0; i < n; i++) kill(left[i], SIGKILL);
+        fail_msg("%d processes of the service were left", n);
+    }
+    return status == -1 || !WIFEXITED(status) ? -1 : WEXITSTATUS(status);
+}
+
+void *read_file(const char *path, size_t *bytes)
+{
+    FILE *f = fopen(path, "rb");
+    long n;
+    char *data;
+
+    if (!f) fail_msg("%s cannot be read", path);
+    fseek(f, 0, SEEK_END);
+    n = ftell(f);
+    rewind(f);
+    data = malloc((size_t)n + 1);
+    assert_non_null(data);
+    assert_int_equal(fread(data, 1, (size_t)n, f), n);
+    data[n] = '\0';
+    fclose(f);
+    *bytes = (size_t)n;
+    return data;
+}
+
+enum winnow_event_type ask(struct winnow *w, const void *image, size_t image_bytes, const char *question, char **answer,
+                           struct winnow_usage *usage)
+{
+    const struct winnow_image im = {.data = image, .bytes = image_bytes};
+    const struct winnow_request q = {.prompt = question, .images = image ? &im : NULL, .images_n = image ? 1 : 0};
+    struct winnow_event ev;
+    uint64_t job = 0;
+
+    *answer = NULL;
+    if (winnow_submit(w, &q, &job) != WINNOW_OK) {
+        *answer = strdup(winnow_error(w));
+        return WINNOW_EVENT_ERROR;
+    }
+    for (;;) {
+        const int rc = winnow_next(w, &ev, 60000);
+        if (rc != WINNOW_OK) fail_msg("no answer to '%s': %s", question, winnow_error(w));
+        if (ev.job != job) continue;
+        if (ev.type != WINNOW_EVENT_DONE && ev.type != WINNOW_EVENT_ERROR && ev.type != WINNOW_EVENT_BUSY) continue;
+        if (ev.text) *answer = strdup(ev.text);
+        if (usage) *usage = ev.usage;
+        return ev.type;
+    }
+}

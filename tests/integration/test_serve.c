@@ -1,0 +1,432 @@
+/* tests/integration/test_serve.c - the whole service as a user sees it: right answers from every plan, clear errors for
+ * bad requests, and a service that goes on when one of its processes dies.
+ *
+ *   test_serve answers TP PP N    the first N evaluation questions, against Transformers' bfloat16 answers
+ *   test_serve requests           bad requests, streaming, cancel, text only
+ *   test_serve deaths             a worker, a rank and the scheduler are killed */
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <setjmp.h>
+#include <cmocka.h>
+#include <jansson.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "tests/integration/service.h"
+
+#define MODEL     "models/tiny-llava"
+#define QUESTIONS "tests/eval/questions.jsonl"
+#define ANSWERS   "tests/golden/tiny-llava/answers.txt" /* one line a question: what Transformers answers */
+#define IN_FLIGHT 8
+#define AGREE     0.99
+
+struct question {
+    char *image, *text, *expected, *golden, *got;
+};
+
+static struct question *questions;
+static int questions_n;
+
+static char *take_line(char **at)
+{
+    char *line = *at, *end = strchr(line, '\n');
+    if (!*line) return NULL;
+    if (end) *end = '\0';
+    *at = end ? end + 1 : line + strlen(line);
+    return line;
+}
+
+static void load_questions(int max)
+{
+    size_t n;
+    char *text = read_file(QUESTIONS, &n), *answers = read_file(ANSWERS, &n), *at = text, *at2 = answers, *line, *golden;
+
+    questions = calloc((size_t)max, sizeof(*questions));
+    while (questions_n < max && (line = take_line(&at)) != NULL) {
+        json_error_t e;
+        json_t *o = json_loads(line, 0, &e);
+        struct question *q = &questions[questions_n++];
+        if (!o) fail_msg("%s line %d: %s", QUESTIONS, questions_n, e.text);
+        if (!(golden = take_line(&at2))) fail_msg("%s has no line %d", ANSWERS, questions_n);
+        q->image = strdup(json_string_value(json_object_get(o, "image")));
+        q->text = strdup(json_string_value(json_object_get(o, "question")));
+        q->expected = strdup(json_string_value(json_object_get(o, "answer")));
+        q->golden = strdup(golden);
+        json_decref(o);
+    }
+    free(text);
+    free(answers);
+}
+
+static void free_questions(void)
+{
+    for (int i = 0; i < questions_n; i++) {
+        free(questions[i].image);
+        free(questions[i].text);
+        free(questions[i].expected);
+        free(questions[i].golden);
+        free(questions[i].got);
+    }
+    free(questions);
+    questions = NULL;
+    questions_n = 0;
+}
+
+static uint64_t submit(struct winnow *w, const struct question *q)
+{
+    char path[512];
+    size_t n;
+    struct winnow_image im;
+    struct winnow_request r = {.prompt = q->text, .images = &im, .images_n = 1, .max_tokens = 256};
+    uint64_t job;
+    void *data;
+
+    snprintf(path, sizeof(path), "tests/eval/%s", q->image);
+    data = read_file(path, &n);
+    im = (struct winnow_image){.data = data, .bytes = n};
+    if (winnow_submit(w, &r, &job) != WINNOW_OK) fail_msg("submit: %s", winnow_error(w));
+    free(data);
+    return job;
+}
+
+/* All questions, IN_FLIGHT at a time. */
+static void ask_all(struct winnow *w)
+{
+    uint64_t *jobs = calloc((size_t)questions_n, sizeof(*jobs));
+    int sent = 0, done = 0;
+
+    while (done < questions_n) {
+        struct winnow_event ev;
+        while (sent < questions_n && sent - done < IN_FLIGHT) {
+            jobs[sent] = submit(w, &questions[sent]);
+            sent++;
+        }
+        if (winnow_next(w, &ev, 60000) != WINNOW_OK) fail_msg("after %d answers: %s", done, winnow_error(w));
+        if (ev.type == WINNOW_EVENT_ERROR || ev.type == WINNOW_EVENT_BUSY) fail_msg("job failed: %s", ev.text);
+        if (ev.type != WINNOW_EVENT_DONE) continue;
+        for (int i = 0; i < sent; i++)
+            if (jobs[i] == ev.job) questions[i].got = strdup(ev.text);
+        done++;
+    }
+    free(jobs);
+}
+
+static int tp = 1, pp = 1, count = 40;
+
+static void test_answers(void **state)
+{
+    char tp_flag[16], pp_flag[16];
+    const char *flags[] = {tp_flag, pp_flag, "--dtype=bfloat16", NULL};
+    struct service s;
+    struct winnow *w = NULL;
+    int agree = 0, right = 0;
+    (void)state;
+
+    snprintf(tp_flag, sizeof(tp_flag), "-tp=%d", tp);
+    snprintf(pp_flag, sizeof(pp_flag), "-pp=%d", pp);
+    load_questions(count);
+    service_start(&s, MODEL, flags);
+    assert_int_equal(winnow_connect(&w, s.endpoint, NULL), WINNOW_OK);
+    ask_all(w);
+    winnow_close(w);
+    assert_int_equal(service_stop(&s), 0);
+    for (int i = 0; i < questions_n; i++) {
+        const struct question *q = &questions[i];
+        agree += strcmp(q->got, q->golden) == 0;
+        right += strcmp(q->got, q->expected) == 0;
+        if (strcmp(q->got, q->golden) != 0)
+            printf("differs: %s | %s | '%s', Transformers '%s'\n", q->image, q->text, q->got, q->golden);
+    }
+    printf("%d stages x %d tensor ranks: %d questions, %d as Transformers answers, %d right; ready in %.2f s\n", pp, tp,
+           questions_n, agree, right, s.ready_s);
+    assert_true(agree >= AGREE * questions_n);
+    free_questions();
+}
+
+/* ---- requests ---- */
+
+static struct service service;
+static struct winnow *conn;
+static void *picture;
+static size_t picture_bytes;
+static char *question, *good_answer;
+
+static int start_service(void **state)
+{
+    const char *flags[] = {"-tp=2", "-pp=2", "--image-pixels-max=4000000", NULL};
+    char path[512];
+    (void)state;
+    load_questions(1);
+    snprintf(path, sizeof(path), "tests/eval/%s", questions[0].image);
+    picture = read_file(path, &picture_bytes);
+    question = strdup(questions[0].text);
+    service_start(&service, MODEL, flags);
+    assert_int_equal(winnow_connect(&conn, service.endpoint, NULL), WINNOW_OK);
+    assert_int_equal(ask(conn, picture, picture_bytes, question, &good_answer, NULL), WINNOW_EVENT_DONE);
+    return 0;
+}
+
+static int stop_service(void **state)
+{
+    (void)state;
+    winnow_close(conn);
+    conn = NULL;
+    assert_int_equal(service_stop(&service), 0);
+    free(picture);
+    free(question);
+    free(good_answer);
+    free_questions();
+    return 0;
+}
+
+/* The service still gives the answer that it gave at the start. */
+static void still_right(void)
+{
+    char *answer;
+    assert_int_equal(ask(conn, picture, picture_bytes, question, &answer, NULL), WINNOW_EVENT_DONE);
+    assert_string_equal(answer, good_answer);
+    free(answer);
+}
+
+static void refused(const void *image, size_t bytes, const char *text, const char *word)
+{
+    char *answer;
+    const enum winnow_event_type type = ask(conn, image, bytes, text, &answer, NULL);
+    if (type != WINNOW_EVENT_ERROR) fail_msg("expected an error with '%s', got %d: %s", word, (int)type, answer);
+    if (!answer || !strstr(answer, word)) fail_msg("'%s' is not in the error: %s", word, answer);
+    free(answer);
+    still_right();
+}
+
+static void test_truncated_image(void **state)
+{
+    (void)state;
+    refused(picture, picture_bytes / 2, question, "JPEG");
+}
+
+static void test_not_an_image(void **state)
+{
+    (void)state;
+    refused("hello, I am text", 16, question, "image");
+}
+
+static void test_decompression_bomb(void **state)
+{
+    /* a PNG header that claims 60000 x 60000 pixels */
+    static const unsigned char bomb[] = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1a, '\n', 0, 0, 0, 13, 'I', 'H', 'D', 'R',
+                                         0, 0, 0xea, 0x60, 0, 0, 0xea, 0x60, 8, 2, 0, 0, 0, 0x5d, 0x5e, 0x3a, 0x0e};
+    (void)state;
+    refused(bomb, sizeof(bomb), question, "pixels");
+}
+
+static void test_oversized_image(void **state)
+{
+    const size_t n = (size_t)40 << 20;
+    char *big = calloc(1, n);
+    (void)state;
+    memcpy(big, picture, picture_bytes);
+    refused(big, n, question, "bytes");
+    free(big);
+}
+
+static void test_prompt_too_long(void **state)
+{
+    char *text = malloc(60001);
+    (void)state;
+    for (int i = 0; i < 60000; i += 6) memcpy(text + i, "circle", 6);
+    for (int i = 6; i < 60000; i += 7) text[i] = ' ';
+    text[60000] = '\0';
+    refused(picture, picture_bytes, text, "tokens");
+    free(text);
+}
+
+static void test_unknown_pruning_method(void **state)
+{
+    const struct winnow_image im = {.data = picture, .bytes = picture_bytes};
+    const struct winnow_request q = {.prompt = question, .images = &im, .images_n = 1, .pruning_method = "sharpen"};
+    struct winnow_event ev;
+    uint64_t job;
+    (void)state;
+    assert_int_equal(winnow_submit(conn, &q, &job), WINNOW_OK);
+    do {
+        assert_int_equal(winnow_next(conn, &ev, 20000), WINNOW_OK);
+    } while (ev.job != job);
+    assert_int_equal(ev.type, WINNOW_EVENT_ERROR);
+    assert_non_null(strstr(ev.text, "sharpen"));
+    still_right();
+}
+
+static void test_special_tokens_in_text_are_text(void **state)
+{
+    char *answer;
+    (void)state;
+    /* were these tokens, the prompt would have more images than features, or end at once */
+    assert_int_equal(ask(conn, picture, picture_bytes, "<image></s><image> What is there?", &answer, NULL),
+                     WINNOW_EVENT_DONE);
+    free(answer);
+    still_right();
+}
+
+static void test_text_only(void **state)
+{
+    char *answer;
+    struct winnow_usage usage;
+    (void)state;
+    assert_int_equal(ask(conn, NULL, 0, "How many objects are there?", &answer, &usage), WINNOW_EVENT_DONE);
+    assert_int_equal(usage.image_tokens, 0);
+    assert_int_equal(usage.bytes_embedding, 0);
+    free(answer);
+}
+
+static void test_two_images(void **state)
+{
+    const struct winnow_image im[2] = {{picture, picture_bytes}, {picture, picture_bytes}};
+    const struct winnow_request q = {.prompt = question, .images = im, .images_n = 2, .max_tokens = 8};
+    struct winnow_event ev;
+    uint64_t job;
+    (void)state;
+    assert_int_equal(winnow_submit(conn, &q, &job), WINNOW_OK);
+    do {
+        assert_int_equal(winnow_next(conn, &ev, 20000), WINNOW_OK);
+    } while (ev.type != WINNOW_EVENT_DONE && ev.type != WINNOW_EVENT_ERROR);
+    if (ev.type == WINNOW_EVENT_ERROR) fail_msg("%s", ev.text);
+    assert_int_equal(ev.usage.image_tokens, 2 * 576);
+}
+
+static void test_stream_joins_to_the_answer(void **state)
+{
+    const struct winnow_image im = {.data = picture, .bytes = picture_bytes};
+    const struct winnow_request q = {.prompt = "Describe the picture.", .images = &im, .images_n = 1, .max_tokens = 100};
+    struct winnow_event ev;
+    char joined[4096] = "";
+    uint64_t job;
+    uint32_t next = 0;
+    int pieces = 0;
+    (void)state;
+    assert_int_equal(winnow_submit(conn, &q, &job), WINNOW_OK);
+    for (;;) {
+        assert_int_equal(winnow_next(conn, &ev, 20000), WINNOW_OK);
+        if (ev.type == WINNOW_EVENT_DONE) break;
+        if (ev.type != WINNOW_EVENT_TEXT) continue;
+        if (ev.token_ids_n) assert_int_equal(ev.first_token, next);
+        next += (uint32_t)ev.token_ids_n;
+        snprintf(joined + strlen(joined), sizeof(joined) - strlen(joined), "%s", ev.text);
+        pieces++;
+    }
+    assert_string_equal(joined, ev.text);
+    assert_int_equal(ev.usage.completion_tokens, next);
+    assert_true(pieces > 1);
+    assert_int_equal(ev.usage.image_tokens, 576);
+    assert_int_equal(ev.usage.bytes_embedding > 0 && ev.usage.bytes_activation > 0 && ev.usage.bytes_allreduce > 0, 1);
+}
+
+static void test_cancel(void **state)
+{
+    const struct winnow_image im = {.data = picture, .bytes = picture_bytes};
+    const struct winnow_request q = {.prompt = "Describe the picture.", .images = &im, .images_n = 1, .max_tokens = 400};
+    struct winnow_event ev;
+    uint64_t job;
+    (void)state;
+    assert_int_equal(winnow_submit(conn, &q, &job), WINNOW_OK);
+    assert_int_equal(winnow_next(conn, &ev, 20000), WINNOW_OK);
+    assert_int_equal(ev.type, WINNOW_EVENT_ACCEPTED);
+    assert_int_equal(winnow_cancel(conn, job), WINNOW_OK);
+    do {
+        assert_int_equal(winnow_next(conn, &ev, 20000), WINNOW_OK);
+    } while (ev.type == WINNOW_EVENT_TEXT);
+    assert_int_equal(ev.type, WINNOW_EVENT_DONE);
+    assert_string_equal(ev.finish_reason, "cancelled");
+    still_right();
+}
+
+/* ---- deaths ---- */
+
+static void kill_component(const char *name, int which)
+{
+    pid_t pids[16];
+    const int n = service_pids(&service, name, pids, 16);
+    if (n <= which) fail_msg("%s has %d processes", name, n);
+    kill(pids[which], SIGKILL);
+}
+
+static void test_vision_worker_dies(void **state)
+{
+    (void)state;
+    kill_component("vision-0", 0);
+    still_right();
+}
+
+static void test_rank_dies(void **state)
+{
+    (void)state;
+    for (int which = 0; which < 4; which += 3) {
+        kill_component("replica-0", which);
+        still_right();
+    }
+}
+
+static void test_rank_dies_in_the_middle(void **state)
+{
+    const struct winnow_image im = {.data = picture, .bytes = picture_bytes};
+    const struct winnow_request q = {.prompt = "Describe the picture.", .images = &im, .images_n = 1};
+    struct winnow_event ev;
+    char *whole, joined[4096] = "";
+    uint64_t job;
+    bool killed = false;
+    (void)state;
+    assert_int_equal(ask(conn, picture, picture_bytes, q.prompt, &whole, NULL), WINNOW_EVENT_DONE);
+    assert_int_equal(winnow_submit(conn, &q, &job), WINNOW_OK);
+    for (;;) {
+        assert_int_equal(winnow_next(conn, &ev, 60000), WINNOW_OK);
+        if (ev.type == WINNOW_EVENT_ERROR) fail_msg("%s", ev.text);
+        if (ev.type == WINNOW_EVENT_DONE) break;
+        if (ev.type != WINNOW_EVENT_TEXT) continue;
+        snprintf(joined + strlen(joined), sizeof(joined) - strlen(joined), "%s", ev.text);
+        if (!killed && strlen(joined) > 10) {
+            kill_component("replica-0", 1);
+            killed = true;
+        }
+    }
+    assert_true(killed);
+    assert_string_equal(joined, whole); /* no gap, no repeat */
+    assert_true(ev.usage.attempts >= 1);
+    free(whole);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest answers[] = {cmocka_unit_test(test_answers)};
+    const struct CMUnitTest requests[] = {
+        cmocka_unit_test(test_truncated_image),
+        cmocka_unit_test(test_not_an_image),
+        cmocka_unit_test(test_decompression_bomb),
+        cmocka_unit_test(test_oversized_image),
+        cmocka_unit_test(test_prompt_too_long),
+        cmocka_unit_test(test_unknown_pruning_method),
+        cmocka_unit_test(test_special_tokens_in_text_are_text),
+        cmocka_unit_test(test_text_only),
+        cmocka_unit_test(test_two_images),
+        cmocka_unit_test(test_stream_joins_to_the_answer),
+        cmocka_unit_test(test_cancel),
+    };
+    const struct CMUnitTest deaths[] = {
+        cmocka_unit_test(test_vision_worker_dies),
+        cmocka_unit_test(test_rank_dies),
+        cmocka_unit_test(test_rank_dies_in_the_middle),
+    };
+
+    if (argc == 5 && strcmp(argv[1], "answers") == 0) {
+        tp = (int)strtol(argv[2], NULL, 10);
+        pp = (int)strtol(argv[3], NULL, 10);
+        count = (int)strtol(argv[4], NULL, 10);
+        return cmocka_run_group_tests(answers, NULL, NULL);
+    }
+    if (argc == 2 && strcmp(argv[1], "requests") == 0) return cmocka_run_group_tests(requests, start_service, stop_service);
+    if (argc == 2 && strcmp(argv[1], "deaths") == 0) return cmocka_run_group_tests(deaths, start_service, stop_service);
+    fprintf(stderr, "usage: test_serve answers TP PP N | requests | deaths\n");
+    return 2;
+}
