@@ -26,7 +26,8 @@ wn_status wn_ring_create(struct wn_ring **out, uint32_t capacity, struct wn_err 
     size_t bytes;
 
     if (capacity == 0 || capacity > RING_CAPACITY_MAX)
-        return wn_fail(err, WN_EINVAL, "ring capacity %u is not in 1..%u", capacity, RING_CAPACITY_MAX);
+        return wn_fail(err, WN_EINVAL, "ring capacity %u is not in 1..%u", capacity,
+                       RING_CAPACITY_MAX);
     while (n < capacity) n *= 2;
     bytes = (sizeof(*ring) + n * sizeof(void *) + 63) / 64 * 64;
     ring = aligned_alloc(64, bytes);
@@ -61,7 +62,8 @@ bool wn_ring_put(struct wn_ring *ring, void *item)
     if (tail - atomic_load_explicit(&ring->head, memory_order_acquire) > ring->mask) return false;
     ring->items[tail & ring->mask] = item;
     atomic_store_explicit(&ring->tail, tail + 1, memory_order_release);
-    (void)!write(ring->fd, &one, sizeof(one)); /* EAGAIN: the counter is at its end, so the reader is awake */
+    (void)!write(ring->fd, &one,
+                 sizeof(one)); /* EAGAIN: the counter is at its end, so the reader is awake */
     return true;
 }
 

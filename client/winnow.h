@@ -6,13 +6,13 @@
  *     uint64_t job;
  *     winnow_submit(w, &q, &job);
  *     struct winnow_event ev;
- *     while (winnow_next(w, &ev, 10000) == WINNOW_OK && ev.type != WINNOW_EVENT_DONE && ev.type != WINNOW_EVENT_ERROR)
+ *     while (winnow_next(w, &ev, 10000) == WINNOW_OK && ev.type < WINNOW_EVENT_DONE)
  *         if (ev.type == WINNOW_EVENT_TEXT) fputs(ev.text, stdout);
  *     winnow_close(w);
  *
- * A connection is used by one thread at a time. Submitting never blocks on the answer: jobs run side by side and their
- * events come out of winnow_next() in the order of arrival. Strings in an event are valid until the next call on the same
- * connection. Structures may grow at their end in later versions: zero-initialise them. */
+ * A connection is used by one thread at a time. Submitting never blocks on the answer: jobs run side by side
+ * and their events come out of winnow_next() in the order of arrival. Strings in an event are valid until the
+ * next call on the same connection. Structures may grow at their end in later versions: zero-initialise them. */
 #ifndef WINNOW_H
 #define WINNOW_H
 
@@ -98,8 +98,9 @@ struct winnow_event {
     struct winnow_usage usage;
 };
 
-/* Connects to "tcp://HOST:PORT" or "ipc://PATH" and checks that a server of this protocol answers. *out is owned by the
- * caller and must be closed. On failure *out is NULL-able to winnow_error() for the reason, too: winnow_error(NULL). */
+/* Connects to "tcp://HOST:PORT" or "ipc://PATH" and checks that a server of this protocol answers. *out is
+ * owned by the caller and must be closed. On failure *out is NULL-able to winnow_error() for the reason, too:
+ * winnow_error(NULL). */
 WINNOW_API int winnow_connect(struct winnow **out, const char *endpoint, const struct winnow_options *options);
 
 /* Sends the request. *job is this connection's number for it. The answer comes as events. */

@@ -16,8 +16,8 @@ struct wn_answer {
     size_t shown_cap;
 };
 
-wn_status wn_answer_create(struct wn_answer **out, const struct wn_tokenizer *tok, char *const *stop, size_t stop_n,
-                           struct wn_err *err)
+wn_status wn_answer_create(struct wn_answer **out, const struct wn_tokenizer *tok,
+                           char *const *stop, size_t stop_n, struct wn_err *err)
 {
     struct wn_answer *a = calloc(1, sizeof(*a));
     wn_status rc = WN_OK;
@@ -89,7 +89,8 @@ static size_t find_stop(const struct wn_answer *a)
     size_t first = a->held_n;
 
     for (size_t i = 0; i < a->stop_n; i++) {
-        const char *at = a->held_n ? memmem(a->held, a->held_n, a->stop[i], a->stop_bytes[i]) : NULL;
+        const char *at =
+            a->held_n ? memmem(a->held, a->held_n, a->stop[i], a->stop_bytes[i]) : NULL;
         if (at && (size_t)(at - a->held) < first) first = (size_t)(at - a->held);
     }
     return first;
@@ -102,10 +103,12 @@ static size_t safe_bytes(const struct wn_answer *a)
 
     for (size_t i = 0; i < a->stop_n; i++) {
         size_t longest = a->stop_bytes[i] - 1 < a->held_n ? a->stop_bytes[i] - 1 : a->held_n;
-        while (longest && memcmp(a->held + a->held_n - longest, a->stop[i], longest) != 0) longest--;
+        while (longest && memcmp(a->held + a->held_n - longest, a->stop[i], longest) != 0)
+            longest--;
         if (a->held_n - longest < safe) safe = a->held_n - longest;
     }
-    /* A stop string may begin inside a character only if it is not UTF-8, and then cutting there is what it asks for. */
+    /* A stop string may begin inside a character only if it is not UTF-8, and then cutting there is what
+     * it asks for. */
     return safe;
 }
 
@@ -121,7 +124,8 @@ static wn_status hold(struct wn_answer *a, const char *text, size_t bytes, struc
     return WN_OK;
 }
 
-wn_status wn_answer_push(struct wn_answer *a, uint32_t id, const char **text, bool *stopped, struct wn_err *err)
+wn_status wn_answer_push(struct wn_answer *a, uint32_t id, const char **text, bool *stopped,
+                         struct wn_err *err)
 {
     const char *piece;
     size_t bytes, at;

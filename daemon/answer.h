@@ -1,8 +1,11 @@
-/* daemon/answer.h - from token ids to the text that a client may see: detokenized as it streams, cut at stop strings.
+/* daemon/answer.h - from token ids to the text that a client may see: detokenized as it streams, cut at stop
+ * strings.
  *
- * Text that may be the beginning of a stop string is held back until the next tokens decide. What comes out depends on
- * the ids alone, so a replay that pushes the tokens of an earlier attempt is in the same state afterwards.
- * Owns: its buffers. Threads: one at a time. */
+ * Text that may be the beginning of a stop string is held back until the next tokens decide. What comes out
+ * depends on the ids alone, so a replay that pushes the tokens of an earlier attempt is in the same state
+ * afterwards.
+ * Owns:    its buffers.
+ * Threads: one at a time. */
 #ifndef WN_DAEMON_ANSWER_H
 #define WN_DAEMON_ANSWER_H
 
@@ -20,8 +23,8 @@ WN_NODISCARD wn_status wn_answer_create(struct wn_answer **out, const struct wn_
                                         size_t stop_n, struct wn_err *err);
 void wn_answer_destroy(struct wn_answer *a); /* NULL is fine */
 
-/* Takes one token. *text is what may be shown now (valid until the next call, never NULL, maybe ""); *stopped: a stop string
- * was completed, and *text ends before it. */
+/* Takes one token. *text is what may be shown now (valid until the next call, never NULL, maybe ""); *stopped:
+ * a stop string was completed, and *text ends before it. */
 WN_NODISCARD wn_status wn_answer_push(struct wn_answer *a, uint32_t id, const char **text, bool *stopped,
                                       struct wn_err *err);
 

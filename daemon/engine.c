@@ -7,11 +7,11 @@
 #include "base/log.h"
 #include "shard/kvpool.h"
 
-#define ORPHANS_MAX      64                  /* features that came before their order */
-#define ORPHAN_US        (10 * 1000000ll)
-#define WORKER_CREDIT    4                   /* images that a vision worker may have unacknowledged here */
-#define STATS_PERIOD_US  1000000ll           /* how old the reported traffic may get under load */
-#define IDLE_WAIT_US     500000ll            /* a look at the drain flag, at least this often */
+#define ORPHANS_MAX     64 /* features that came before their order */
+#define ORPHAN_US       (10 * 1000000ll)
+#define WORKER_CREDIT   4         /* images that a vision worker may have unacknowledged here */
+#define STATS_PERIOD_US 1000000ll /* how old the reported traffic may get under load */
+#define IDLE_WAIT_US    500000ll  /* a look at the drain flag, at least this often */
 
 struct orphan {
     struct wn_front_msg *msg;
@@ -23,19 +23,20 @@ struct wn_engine {
     struct wn_kvpool *pool;
     struct wn_gen_job *jobs, **jobs_end; /* in order of arrival */
     uint32_t jobs_n;
-    struct wn_gen_job **slots; /* [seqs_max] who has the slot */
-    bool *feature_busy;        /* [features_max] */
+    struct wn_gen_job **slots;                   /* [seqs_max] who has the slot */
+    bool *feature_busy;                          /* [features_max] */
     uint32_t *closes, closes_n, *drops, drops_n; /* to be said in the next record */
-    const void **features;     /* [features_max] data of the record's features */
+    const void **features;                       /* [features_max] data of the record's features */
     struct wn_front_msg **handed; /* [features_max] their messages, to acknowledge after the step */
-    struct wn_gen_job **order; /* [seqs_max] whose sequence i of the record is */
+    struct wn_gen_job **order;    /* [seqs_max] whose sequence i of the record is */
     struct wn_step_token *tokens;
     struct orphan orphans[ORPHANS_MAX];
     bool draining, stats_due;
     int64_t stats_us;
 };
 
-wn_status wn_engine_open(struct wn_engine **out, const struct wn_engine_opts *opts, struct wn_err *err)
+wn_status wn_engine_open(struct wn_engine **out, const struct wn_engine_opts *opts,
+                         struct wn_err *err)
 {
     const struct wn_step_limits *l = &opts->step;
     struct wn_engine *e = calloc(1, sizeof(*e));
@@ -52,7 +53,8 @@ wn_status wn_engine_open(struct wn_engine **out, const struct wn_engine_opts *op
     e->drops = calloc(l->features_max, sizeof(*e->drops));
     e->features = calloc(l->features_max, sizeof(*e->features));
     e->handed = calloc(l->features_max, sizeof(*e->handed));
-    if (!e->slots || !e->order || !e->closes || !e->tokens || !e->feature_busy || !e->drops || !e->features || !e->handed)
+    if (!e->slots || !e->order || !e->closes || !e->tokens || !e->feature_busy || !e->drops ||
+        !e->features || !e->handed)
         rc = wn_fail(err, WN_ENOMEM, "engine of %u sequences", l->seqs_max);
     if (rc == WN_OK) rc = wn_kvpool_create(&e->pool, l->pages_max, err);
     if (rc != WN_OK) {
@@ -127,7 +129,8 @@ static void acknowledge(struct wn_engine *e, const struct wn_front_msg *m, const
         ack.code = (uint32_t)err->code;
         ack.text = (char *)(uintptr_t)err->text;
     }
-    wn_front_send(e->opts.front, &m->party, WN__ENVELOPE__BODY_FEATURES_ACK, &ack, WN_TRAFFIC_CONTROL, NULL, 0, NULL, NULL);
+    wn_front_send(e->opts.front, &m->party, WN__ENVELOPE__BODY_FEATURES_ACK, &ack,
+                  WN_TRAFFIC_CONTROL, NULL, 0, NULL, NULL);
 }
 
 /* Features that will not be used free their credit, too. */
@@ -144,7 +147,8 @@ static void fail_job(struct wn_engine *e, struct wn_gen_job *job, const struct w
     remove_job(e, job);
 }
 
-static void send_tokens(struct wn_engine *e, const struct wn_gen_job *job, uint32_t *id, const char *text)
+static void send_tokens(struct wn_engine *e, const struct wn_gen_job *job, uint32_t *id,
+                        const char *text)
 {
     Wn__Tokens t = WN__TOKENS__INIT;
 
@@ -153,7 +157,8 @@ static void send_tokens(struct wn_engine *e, const struct wn_gen_job *job, uint3
     t.ids = id;
     t.n_ids = id ? 1 : 0;
     t.text = (char *)(uintptr_t)text;
-    wn_front_send(e->opts.front, &job->order->party, WN__ENVELOPE__BODY_TOKENS, &t, WN_TRAFFIC_TOKENS, NULL, 0, NULL, NULL);
+    wn_front_send(e->opts.front, &job->order->party, WN__ENVELOPE__BODY_TOKENS, &t,
+                  WN_TRAFFIC_TOKENS, NULL, 0, NULL, NULL);
 }
 
 static void finish_job(struct wn_engine *e, struct wn_gen_job *job, Wn__FinishReason reason)
@@ -166,8 +171,8 @@ static void finish_job(struct wn_engine *e, struct wn_gen_job *job, Wn__FinishRe
     done.job = job->g->job;
     done.reason = reason;
     done.usage = &usage;
-    wn_front_send(e->opts.front, &job->order->party, WN__ENVELOPE__BODY_DONE, &done, WN_TRAFFIC_CONTROL, NULL, 0, NULL,
-                  NULL);
+    wn_front_send(e->opts.front, &job->order->party, WN__ENVELOPE__BODY_DONE, &done,
+                  WN_TRAFFIC_CONTROL, NULL, 0, NULL, NULL);
     remove_job(e, job);
     e->stats_due = true;
 }
@@ -179,9 +184,12 @@ static void job_ready(struct wn_engine *e, struct wn_gen_job *job)
     if (!wn_gen_job_complete(job)) return;
     if (wn_gen_job_layout(job, &e->opts.gen, &err) != WN_OK) {
         fail_job(e, job, &err);
-    } else if (wn_kvpool_need(job->prompt_rows_n + job->max_new, e->opts.step.page_tokens) > e->opts.step.pages_max) {
-        wn_fail(&err, WN_ELIMIT, "%u tokens of prompt and answer need more KV pages than there are (%u of %u tokens)",
-                job->prompt_rows_n + job->max_new, e->opts.step.pages_max, e->opts.step.page_tokens);
+    } else if (wn_kvpool_need(job->prompt_rows_n + job->max_new, e->opts.step.page_tokens) >
+               e->opts.step.pages_max) {
+        wn_fail(
+            &err, WN_ELIMIT,
+            "%u tokens of prompt and answer need more KV pages than there are (%u of %u tokens)",
+            job->prompt_rows_n + job->max_new, e->opts.step.pages_max, e->opts.step.page_tokens);
         fail_job(e, job, &err);
     } else if (job->new_n >= job->max_new) { /* a replay that had all but its end */
         finish_job(e, job, WN__FINISH_REASON__FINISH_LENGTH);
@@ -292,13 +300,15 @@ static void greet_worker(struct wn_engine *e, const struct wn_front_msg *m, cons
     struct wn_err err = {0};
 
     if (strcmp(m->env->features_hello->model_id, model_id) != 0) {
-        wn_fail(&err, WN_EINVAL, "vision worker %s serves another checkpoint", m->env->features_hello->name);
+        wn_fail(&err, WN_EINVAL, "vision worker %s serves another checkpoint",
+                m->env->features_hello->name);
         wn_warn("engine", "%s", err.text);
         wn_front_send_error(e->opts.front, &m->party, NULL, &err, false);
         return;
     }
     credit.images = WORKER_CREDIT;
-    wn_front_send(e->opts.front, &m->party, WN__ENVELOPE__BODY_CREDIT, &credit, WN_TRAFFIC_CONTROL, NULL, 0, NULL, NULL);
+    wn_front_send(e->opts.front, &m->party, WN__ENVELOPE__BODY_CREDIT, &credit, WN_TRAFFIC_CONTROL,
+                  NULL, 0, NULL, NULL);
 }
 
 static void take_message(struct wn_engine *e, struct wn_front_msg *m)
@@ -308,7 +318,8 @@ static void take_message(struct wn_engine *e, struct wn_front_msg *m)
     if (m->lease_lost) {
         wn_warn("engine", "the scheduler is lost: its %u jobs are given up here", e->jobs_n);
         drop_all(e);
-    } else if (m->party.side == WN_SIDE_SCHEDULER && env->body_case == WN__ENVELOPE__BODY_GENERATE) {
+    } else if (m->party.side == WN_SIDE_SCHEDULER &&
+               env->body_case == WN__ENVELOPE__BODY_GENERATE) {
         take_order(e, m);
         return;
     } else if (m->party.side == WN_SIDE_WORKER && env->body_case == WN__ENVELOPE__BODY_FEATURES) {
@@ -318,7 +329,8 @@ static void take_message(struct wn_engine *e, struct wn_front_msg *m)
         cancel_job(e, env->cancel->job);
     } else if (m->party.side == WN_SIDE_SCHEDULER && env->body_case == WN__ENVELOPE__BODY_DRAIN) {
         e->draining = true;
-    } else if (m->party.side == WN_SIDE_WORKER && env->body_case == WN__ENVELOPE__BODY_FEATURES_HELLO) {
+    } else if (m->party.side == WN_SIDE_WORKER &&
+               env->body_case == WN__ENVELOPE__BODY_FEATURES_HELLO) {
         greet_worker(e, m, e->opts.gen.model_id);
     } else {
         wn_warn("engine", "unexpected %s", wn_codec_body_name(env->body_case));
@@ -340,12 +352,15 @@ static bool find_feature_slots(struct wn_engine *e, struct wn_gen_job *job)
 /* Gives the job a slot, pages and feature slots, or leaves all as it was. */
 static bool admit(struct wn_engine *e, struct wn_gen_job *job, struct wn_step_record *rec)
 {
-    const uint32_t need = wn_kvpool_need(job->prompt_rows_n + job->max_new, e->opts.step.page_tokens);
+    const uint32_t need =
+        wn_kvpool_need(job->prompt_rows_n + job->max_new, e->opts.step.page_tokens);
     const Wn__Sampling *s = job->g->sampling;
     uint32_t slot = 0;
 
     while (slot < e->opts.step.seqs_max && e->slots[slot]) slot++;
-    if (slot == e->opts.step.seqs_max || rec->features_n + job->images_n > e->opts.step.features_max) return false;
+    if (slot == e->opts.step.seqs_max ||
+        rec->features_n + job->images_n > e->opts.step.features_max)
+        return false;
     if (!find_feature_slots(e, job)) return false;
     if (!job->pages && !(job->pages = calloc(need, sizeof(*job->pages)))) return false;
     if (wn_kvpool_take(e->pool, job->pages, need) != WN_OK) return false;
@@ -362,7 +377,8 @@ static bool admit(struct wn_engine *e, struct wn_gen_job *job, struct wn_step_re
         im->msg = NULL;
     }
     for (uint32_t i = 0; i < job->rows_n; i++)
-        if (job->rows[i].features != WN_STEP_NO_FEATURES) job->rows[i].features = job->images[job->rows[i].features].slot;
+        if (job->rows[i].features != WN_STEP_NO_FEATURES)
+            job->rows[i].features = job->images[job->rows[i].features].slot;
     rec->opens[rec->opens_n++] = (struct wn_step_open){
         .slot = slot,
         .temperature = s ? s->temperature : 0,
@@ -386,7 +402,8 @@ static void admit_ready(struct wn_engine *e, struct wn_step_record *rec)
 }
 
 /* Rows [pos, pos + n) of the job, as the next sequence of the record. */
-static void add_rows(struct wn_engine *e, struct wn_step_record *rec, struct wn_gen_job *job, uint32_t n, bool sample)
+static void add_rows(struct wn_engine *e, struct wn_step_record *rec, struct wn_gen_job *job,
+                     uint32_t n, bool sample)
 {
     const uint32_t pages = wn_kvpool_need(job->pos + n, e->opts.step.page_tokens);
 
@@ -402,7 +419,8 @@ static void add_rows(struct wn_engine *e, struct wn_step_record *rec, struct wn_
     memcpy(rec->pages + rec->pages_n, job->pages, pages * sizeof(*job->pages));
     rec->pages_n += pages;
     if (job->state == WN_GEN_DECODE) {
-        rec->rows[rec->rows_n++] = (struct wn_step_row){.id = job->last_token, .features = WN_STEP_NO_FEATURES};
+        rec->rows[rec->rows_n++] =
+            (struct wn_step_row){.id = job->last_token, .features = WN_STEP_NO_FEATURES};
     } else {
         memcpy(rec->rows + rec->rows_n, job->rows + job->pos, n * sizeof(*job->rows));
         rec->rows_n += n;
@@ -421,14 +439,17 @@ static void fill_record(struct wn_engine *e, struct wn_step_record *rec)
     e->closes_n = e->drops_n = 0;
     admit_ready(e, rec);
     for (struct wn_gen_job *j = e->jobs; j; j = j->next)
-        if (j->state == WN_GEN_DECODE && rec->rows_n < e->opts.step.rows_max) add_rows(e, rec, j, 1, true);
+        if (j->state == WN_GEN_DECODE && rec->rows_n < e->opts.step.rows_max)
+            add_rows(e, rec, j, 1, true);
     for (struct wn_gen_job *j = e->jobs; j; j = j->next) {
-        if (j->state != WN_GEN_PREFILL || (room = e->opts.step.rows_max - rec->rows_n) == 0) continue;
+        if (j->state != WN_GEN_PREFILL || (room = e->opts.step.rows_max - rec->rows_n) == 0)
+            continue;
         if (room > j->rows_n - j->pos) room = j->rows_n - j->pos;
         add_rows(e, rec, j, room, j->pos + room == j->rows_n);
     }
     if (e->draining && !e->jobs) rec->flags |= WN_STEP_STOP;
-    if ((e->stats_due && !e->jobs) || (rec->rows_n && wn_now_us() - e->stats_us > STATS_PERIOD_US)) rec->flags |= WN_STEP_STATS;
+    if ((e->stats_due && !e->jobs) || (rec->rows_n && wn_now_us() - e->stats_us > STATS_PERIOD_US))
+        rec->flags |= WN_STEP_STATS;
 }
 
 /* ---- after the step ---- */
@@ -453,8 +474,10 @@ static void take_token(struct wn_engine *e, struct wn_gen_job *job, uint32_t id)
     }
     send_tokens(e, job, &id, text);
     if (!eos && !stopped && job->new_n < job->max_new) return;
-    if (!stopped && wn_answer_finish(job->answer, &rest, &err) == WN_OK && rest[0]) send_tokens(e, job, NULL, rest);
-    finish_job(e, job, eos || stopped ? WN__FINISH_REASON__FINISH_STOP : WN__FINISH_REASON__FINISH_LENGTH);
+    if (!stopped && wn_answer_finish(job->answer, &rest, &err) == WN_OK && rest[0])
+        send_tokens(e, job, NULL, rest);
+    finish_job(e, job,
+               eos || stopped ? WN__FINISH_REASON__FINISH_STOP : WN__FINISH_REASON__FINISH_LENGTH);
 }
 
 /* Features whose rows have all been read make room. */
@@ -472,7 +495,8 @@ static void release_features(struct wn_engine *e, struct wn_gen_job *job)
 static void report_traffic(struct wn_engine *e, const struct wn_traffic_table *stats)
 {
     struct wn_front_load *load = wn_front_load(e->opts.front);
-    for (int k = 0; k < WN_TRAFFIC_N; k++) atomic_store(&load->sent_bytes[k], stats->of[k].sent_bytes);
+    for (int k = 0; k < WN_TRAFFIC_N; k++)
+        atomic_store(&load->sent_bytes[k], stats->of[k].sent_bytes);
     e->stats_us = wn_now_us();
     e->stats_due = false;
 }
@@ -504,7 +528,8 @@ static wn_status step(struct wn_engine *e, struct wn_step_record *rec, struct wn
     if (rc != WN_OK) return rc;
     atomic_fetch_add(&wn_front_load(e->opts.front)->steps, 1);
     for (uint32_t i = 0; i < seqs_n; i++) release_features(e, e->order[i]);
-    for (uint32_t i = 0; i < tokens_n; i++) take_token(e, e->order[e->tokens[i].seq], e->tokens[i].id);
+    for (uint32_t i = 0; i < tokens_n; i++)
+        take_token(e, e->order[e->tokens[i].seq], e->tokens[i].id);
     if (with_stats) report_traffic(e, &stats);
     return WN_OK;
 }

@@ -1,7 +1,7 @@
 /* daemon/engine_job.h - a job at the leader: its prompt as rows, its features, its pages, its answer so far.
  *
- * Owns:    everything it points at, from create to destroy, but the messages of its features only until they are handed
- *          to the replica. KV pages are given back by the engine.
+ * Owns:    everything it points at, from create to destroy, but the messages of its features only until they
+ *          are handed to the replica. KV pages are given back by the engine.
  * Threads: engine only. */
 #ifndef WN_DAEMON_ENGINE_JOB_H
 #define WN_DAEMON_ENGINE_JOB_H
@@ -38,7 +38,8 @@ struct wn_gen_job {
     struct wn_gen_image images[WN_IMAGES_MAX];
     uint32_t images_n;
     uint32_t image_rows, image_rows_before;
-    struct wn_step_row *rows; /* [rows_n] prompt and emitted tokens; `features` is the image's number until it has a slot */
+    /* [rows_n] prompt and emitted tokens; `features` is the image's number until it has a slot */
+    struct wn_step_row *rows;
     uint32_t rows_n, prompt_rows_n;
     uint32_t pos; /* rows in the KV cache */
     uint32_t slot, *pages, pages_n;
@@ -59,8 +60,8 @@ struct wn_gen_limits {
     uint32_t images_max;
 };
 
-/* Makes a job of a Generate message: checks it and tokenizes the prompt. Success: *out is the caller's and owns `order`.
- * Failure (WN_EINVAL, WN_ELIMIT, ...: answer it): `order` is still the caller's. */
+/* Makes a job of a Generate message: checks it and tokenizes the prompt. Success: *out is the caller's and owns
+ * `order`. Failure (WN_EINVAL, WN_ELIMIT, ...: answer it): `order` is still the caller's. */
 WN_NODISCARD wn_status wn_gen_job_create(struct wn_gen_job **out, struct wn_front_msg *order,
                                          const struct wn_gen_limits *limits, struct wn_err *err);
 void wn_gen_job_destroy(struct wn_gen_job *job); /* NULL is fine */
@@ -72,9 +73,11 @@ WN_NODISCARD wn_status wn_gen_job_features(struct wn_gen_job *job, struct wn_fro
 bool wn_gen_job_complete(const struct wn_gen_job *job); /* are all features here? */
 
 /* Lays the rows out from the real row counts. WN_ELIMIT: the prompt is too long. State becomes READY. */
-WN_NODISCARD wn_status wn_gen_job_layout(struct wn_gen_job *job, const struct wn_gen_limits *limits, struct wn_err *err);
+WN_NODISCARD wn_status wn_gen_job_layout(struct wn_gen_job *job, const struct wn_gen_limits *limits,
+                                         struct wn_err *err);
 
-/* Usage so far, as far as the leader knows it. `bytes` is filled from the plan. Strings and messages are the job's. */
+/* Usage so far, as far as the leader knows it. `bytes` is filled from the plan. Strings and messages are the
+ * job's. */
 void wn_gen_job_usage(const struct wn_gen_job *job, const struct wn_plan *plan, uint32_t chunk, Wn__Usage *usage,
                       Wn__LinkBytes *bytes);
 

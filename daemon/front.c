@@ -12,12 +12,12 @@
 #include "base/log.h"
 #include "base/ring.h"
 
-#define RING_SLOTS         4096
-#define LEADERS_MAX        16 /* connections of a vision worker; the longest unused one makes room */
-#define DEFAULT_BEAT_MS    500
-#define DEFAULT_LEASE_MS   3000
-#define RETRY_MS           10 /* how soon a send that found a full queue is tried again */
-#define RECV_BURST         64 /* messages of one socket before the others get a turn */
+#define RING_SLOTS       4096
+#define LEADERS_MAX      16 /* connections of a vision worker; the longest unused one makes room */
+#define DEFAULT_BEAT_MS  500
+#define DEFAULT_LEASE_MS 3000
+#define RETRY_MS         10 /* how soon a send that found a full queue is tried again */
+#define RECV_BURST       64 /* messages of one socket before the others get a turn */
 
 struct leader {
     struct wn_endpoint *ep; /* NULL: free place */
@@ -74,8 +74,9 @@ static void free_packed(void *data, void *hint)
 }
 
 /* Packs a body into a fresh message; NULL (with a record in the log) when that fails. Takes the payload in any case. */
-static struct wn_front_msg *msg_pack(const struct wn_party *to, Wn__Envelope__BodyCase kind, const void *body, void *payload,
-                                     size_t payload_bytes, void (*free_fn)(void *, void *), void *hint)
+static struct wn_front_msg *msg_pack(const struct wn_party *to, Wn__Envelope__BodyCase kind,
+                                     const void *body, void *payload, size_t payload_bytes,
+                                     void (*free_fn)(void *, void *), void *hint)
 {
     struct wn_front_msg *m = msg_new();
     struct wn_err err = {0};
@@ -133,8 +134,9 @@ static struct wn_endpoint *leader_connect(struct wn_front *f, const char *addres
 static wn_status send_one(struct wn_front *f, struct wn_front_msg *m)
 {
     struct wn_endpoint *ep = m->party.side == WN_SIDE_SCHEDULER ? f->scheduler
-                             : m->party.side == WN_SIDE_WORKER  ? f->features
-                                                                : leader_connect(f, m->party.address);
+                             : m->party.side == WN_SIDE_WORKER
+                                 ? f->features
+                                 : leader_connect(f, m->party.address);
     wn_status rc;
 
     if (!ep) {
@@ -151,7 +153,8 @@ static wn_status send_one(struct wn_front *f, struct wn_front_msg *m)
 
 static bool same_party(const struct wn_party *a, const struct wn_party *b)
 {
-    return a->side == b->side && wn_peer_equal(&a->peer, &b->peer) && strcmp(a->address, b->address) == 0;
+    return a->side == b->side && wn_peer_equal(&a->peer, &b->peer) &&
+           strcmp(a->address, b->address) == 0;
 }
 
 /* Sends the queue. A message waits behind an earlier one to the same party, not behind others. */
@@ -209,7 +212,8 @@ static void send_heartbeat(struct wn_front *f)
     Wn__LinkBytes sent = WN__LINK_BYTES__INIT;
     struct wn_traffic_table table = {0};
 
-    for (int k = 0; k < WN_TRAFFIC_N; k++) table.of[k].sent_bytes = atomic_load(&f->load.sent_bytes[k]);
+    for (int k = 0; k < WN_TRAFFIC_N; k++)
+        table.of[k].sent_bytes = atomic_load(&f->load.sent_bytes[k]);
     wn_link_bytes_from_traffic(&sent, &table);
     h.running = atomic_load(&f->load.running);
     h.waiting = atomic_load(&f->load.waiting);
@@ -231,7 +235,8 @@ static void beat(struct wn_front *f)
     f->next_beat_us = now + f->beat_us;
     if (f->welcome && now - f->heard_us > f->lease_us) {
         struct wn_front_msg *m = msg_new();
-        wn_warn("front", "nothing from the scheduler for %lld ms", (long long)(now - f->heard_us) / 1000);
+        wn_warn("front", "nothing from the scheduler for %lld ms",
+                (long long)(now - f->heard_us) / 1000);
         f->welcome = false;
         if (m) {
             m->party.side = WN_SIDE_SELF;
@@ -298,9 +303,11 @@ static void receive(struct wn_front *f, struct wn_endpoint *ep, const struct wn_
             wn_front_msg_free(m);
             return;
         }
-        if (rc == WN_OK) rc = wn_codec_unpack(&m->env, wn_msg_data(&m->msg, 0), wn_msg_size(&m->msg, 0), &err);
+        if (rc == WN_OK)
+            rc = wn_codec_unpack(&m->env, wn_msg_data(&m->msg, 0), wn_msg_size(&m->msg, 0), &err);
         if (rc == WN_OK && m->msg.frames_n > 1 && !wn_codec_has_payload(m->env->body_case))
-            rc = wn_fail(&err, WN_EPROTO, "%s has no payload", wn_codec_body_name(m->env->body_case));
+            rc = wn_fail(&err, WN_EPROTO, "%s has no payload",
+                         wn_codec_body_name(m->env->body_case));
         if (rc != WN_OK) {
             wn_warn("front", "message dropped: %s", err.text[0] ? err.text : wn_status_name(rc));
             wn_front_msg_free(m);
@@ -311,8 +318,9 @@ static void receive(struct wn_front *f, struct wn_endpoint *ep, const struct wn_
         if (m->msg.frames_n > 1) {
             m->payload = wn_msg_data(&m->msg, 1);
             m->payload_bytes = wn_msg_size(&m->msg, 1);
-            wn_endpoint_received(ep, from->side == WN_SIDE_WORKER ? WN_TRAFFIC_EMBEDDING : WN_TRAFFIC_IMAGE,
-                                 wn_msg_bytes(&m->msg));
+            wn_endpoint_received(
+                ep, from->side == WN_SIDE_WORKER ? WN_TRAFFIC_EMBEDDING : WN_TRAFFIC_IMAGE,
+                wn_msg_bytes(&m->msg));
         } else {
             wn_endpoint_received(ep, WN_TRAFFIC_CONTROL, wn_msg_bytes(&m->msg));
         }
@@ -338,7 +346,9 @@ static wn_status open_sockets(struct wn_front *f, struct wn_err *err)
     eo.bind = true;
     eo.address = f->opts.features_bind;
     rc = wn_endpoint_open(&f->features, f->net, &eo, err);
-    if (rc == WN_OK) snprintf(f->features_address, sizeof(f->features_address), "%s", wn_endpoint_address(f->features));
+    if (rc == WN_OK)
+        snprintf(f->features_address, sizeof(f->features_address), "%s",
+                 wn_endpoint_address(f->features));
     return rc;
 }
 
@@ -356,7 +366,8 @@ static void take_outbound(struct wn_front *f)
 
 static void turn(struct wn_front *f)
 {
-    struct wn_poll_item items[3 + LEADERS_MAX] = {{.ep = f->scheduler}, {.fd = wn_ring_fd(f->outbound)}};
+    struct wn_poll_item items[3 + LEADERS_MAX] = {{.ep = f->scheduler},
+                                                  {.fd = wn_ring_fd(f->outbound)}};
     struct leader *who[3 + LEADERS_MAX] = {0};
     size_t n = 2, features_at = 0;
     int64_t deadline_us = f->next_beat_us;
@@ -371,7 +382,8 @@ static void turn(struct wn_front *f)
         who[n] = &f->leaders[i];
         items[n++].ep = f->leaders[i].ep;
     }
-    if (f->pending && deadline_us > wn_now_us() + RETRY_MS * 1000) deadline_us = wn_now_us() + RETRY_MS * 1000;
+    if (f->pending && deadline_us > wn_now_us() + RETRY_MS * 1000)
+        deadline_us = wn_now_us() + RETRY_MS * 1000;
     if (wn_endpoint_poll(items, n, deadline_us) == WN_OK) {
         if (items[0].readable) receive(f, f->scheduler, &from);
         if (features_at && items[features_at].readable) {
@@ -434,7 +446,8 @@ static void *front_start_main(void *arg)
     return rc == WN_OK ? front_main(f) : NULL;
 }
 
-wn_status wn_front_start(struct wn_front **out, const struct wn_front_opts *opts, struct wn_err *err)
+wn_status wn_front_start(struct wn_front **out, const struct wn_front_opts *opts,
+                         struct wn_err *err)
 {
     struct wn_front *f = calloc(1, sizeof(*f));
     struct start s = {.f = f, .lock = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER};
@@ -478,7 +491,8 @@ void wn_front_stop(struct wn_front *f, int flush_ms)
         atomic_store(&f->stop, true);
         if (wake) {
             wake->party.side = WN_SIDE_SELF;
-            if (!wn_ring_put(f->outbound, wake)) wn_front_msg_free(wake); /* full: the thread is awake */
+            if (!wn_ring_put(f->outbound, wake))
+                wn_front_msg_free(wake); /* full: the thread is awake */
         }
         pthread_join(f->thread, NULL);
     }
@@ -522,18 +536,20 @@ bool wn_front_wait(struct wn_front *f, int64_t deadline_us)
     return poll(&p, 1, (int)left) > 0;
 }
 
-void wn_front_send(struct wn_front *f, const struct wn_party *to, Wn__Envelope__BodyCase kind, const void *body,
-                   wn_traffic traffic, void *payload, size_t payload_bytes, void (*free_fn)(void *, void *), void *hint)
+void wn_front_send(struct wn_front *f, const struct wn_party *to, Wn__Envelope__BodyCase kind,
+                   const void *body, wn_traffic traffic, void *payload, size_t payload_bytes,
+                   void (*free_fn)(void *, void *), void *hint)
 {
     struct wn_front_msg *m = msg_pack(to, kind, body, payload, payload_bytes, free_fn, hint);
 
     if (!m) return;
     m->traffic = traffic;
-    while (!wn_ring_put(f->outbound, m)) sched_yield(); /* the front never waits for this thread, so room comes */
+    while (!wn_ring_put(f->outbound, m))
+        sched_yield(); /* the front never waits for this thread, so room comes */
 }
 
-void wn_front_send_error(struct wn_front *f, const struct wn_party *to, Wn__JobRef *job, const struct wn_err *err,
-                         bool retriable)
+void wn_front_send_error(struct wn_front *f, const struct wn_party *to, Wn__JobRef *job,
+                         const struct wn_err *err, bool retriable)
 {
     Wn__Error body = WN__ERROR__INIT;
     body.job = job;

@@ -1,14 +1,16 @@
-/* daemon/front.h - the thread of a worker (leader or vision) that owns its sockets, so that heartbeats go out while the
- * main thread computes.
+/* daemon/front.h - the thread of a worker (leader or vision) that owns its sockets, so that heartbeats go out
+ * while the main thread computes.
  *
- * It says hello to the scheduler, keeps the lease alive, and moves messages between the sockets and two bounded rings.
- * A leader binds the endpoint where vision workers connect; a vision worker connects to leaders on demand.
+ * It says hello to the scheduler, keeps the lease alive, and moves messages between the sockets and two bounded
+ * rings. A leader binds the endpoint where vision workers connect; a vision worker connects to leaders on
+ * demand.
  *
- * Owns:    sockets, both rings, and every message inside them. A taken message is the caller's: wn_front_msg_free().
+ * Owns:    sockets, both rings, and every message inside them. A taken message is the caller's:
+ *          wn_front_msg_free().
  * Threads: start, take, send and stop from the main thread; the load figures are atomics.
- * Fails:   start: WN_EIO, WN_EINVAL (an address), WN_ENOMEM. A message for a peer that is gone is dropped with a record
- *          in the log: whoever waits for it has a lease or a deadline. When the inbound ring is full the front answers
- *          the sender with an Error of code WN_EBUSY. */
+ * Fails:   start: WN_EIO, WN_EINVAL (an address), WN_ENOMEM. A message for a peer that is gone is dropped with
+ *          a record in the log: whoever waits for it has a lease or a deadline. When the inbound ring is full
+ *          the front answers the sender with an Error of code WN_EBUSY. */
 #ifndef WN_DAEMON_FRONT_H
 #define WN_DAEMON_FRONT_H
 
@@ -80,9 +82,11 @@ void wn_front_msg_free(struct wn_front_msg *m); /* NULL is fine */
 /* Waits until something is inbound or the deadline passes; false then. */
 bool wn_front_wait(struct wn_front *f, int64_t deadline_us);
 
-/* Sends a body to a party. The payload (NULL: none) is not copied: free_fn(payload, hint) gives it back, also on failure. */
+/* Sends a body to a party. The payload (NULL: none) is not copied: free_fn(payload, hint) gives it back, also
+ * on failure. */
 void wn_front_send(struct wn_front *f, const struct wn_party *to, Wn__Envelope__BodyCase kind, const void *body,
-                   wn_traffic traffic, void *payload, size_t payload_bytes, void (*free_fn)(void *, void *), void *hint);
+                   wn_traffic traffic, void *payload, size_t payload_bytes, void (*free_fn)(void *, void *),
+                   void *hint);
 
 /* An Error about a job (NULL: none) to a party, from *err. */
 void wn_front_send_error(struct wn_front *f, const struct wn_party *to, Wn__JobRef *job, const struct wn_err *err,

@@ -1,7 +1,9 @@
-/* daemon/launcher.h - how the supervisor starts the processes of a component, and ends them. One launcher a file.
+/* daemon/launcher.h - how the supervisor starts the processes of a component, and ends them. One launcher a
+ * file.
  *
- * Owns:    a started component's processes, until they have ended and been reaped by the supervisor.
- * Threads: main. Fails: WN_EIO names the command. */
+ * Owns:    a started component's processes, until they have ended and been reaped by the supervisor. Threads:
+ *          main.
+ * Fails: WN_EIO names the command. */
 #ifndef WN_DAEMON_LAUNCHER_H
 #define WN_DAEMON_LAUNCHER_H
 

@@ -19,7 +19,8 @@ static const struct {
 static int usage(FILE *f)
 {
     fprintf(f, "Usage: winnowd ROLE [OPTION]...\n\n");
-    for (size_t i = 0; i < sizeof(roles) / sizeof(roles[0]); i++) fprintf(f, "  %-12s%s\n", roles[i].name, roles[i].what);
+    for (size_t i = 0; i < sizeof(roles) / sizeof(roles[0]); i++)
+        fprintf(f, "  %-12s%s\n", roles[i].name, roles[i].what);
     fprintf(f, "\nwinnowd ROLE --help lists the options. Clients use the command winnow.\n");
     return f == stdout ? 0 : 2;
 }

@@ -13,20 +13,24 @@ int wn_cmd_plan(int argc, char **argv)
     struct wn_plan_load load;
     struct wn_err err = {0};
     char id[WN_MODEL_ID_LEN], *json;
-    int code = wn_config_start(&cfg, argc, argv,
-                               "winnow plan MODEL [options]: who holds what, and what a prompt puts on each link\n"
-                               "MODEL is a checkpoint folder, or only its config.json");
+    int code = wn_config_start(
+        &cfg, argc, argv,
+        "winnow plan MODEL [options]: who holds what, and what a prompt puts on each link\n"
+        "MODEL is a checkpoint folder, or only its config.json");
 
     if (code >= 0) return code;
-    if (wn_worker_model(&cfg, &model, id, &err) != WN_OK || wn_worker_plan(&cfg, &model, &plan, &err) != WN_OK) {
+    if (wn_worker_model(&cfg, &model, id, &err) != WN_OK ||
+        wn_worker_plan(&cfg, &model, &plan, &err) != WN_OK) {
         fprintf(stderr, "winnow: %s\n", err.text);
         return 1;
     }
     load = (struct wn_plan_load){
         .text_tokens = cfg.prompt_tokens,
-        .image_rows = cfg.images * (cfg.image_keep_tokens && cfg.image_keep_tokens < model.vision.patches
-                                        ? cfg.image_keep_tokens
-                                        : (uint32_t)((float)model.vision.patches * (1 - cfg.image_pruning_rate) + 0.5f)),
+        .image_rows =
+            cfg.images *
+            (cfg.image_keep_tokens && cfg.image_keep_tokens < model.vision.patches
+                 ? cfg.image_keep_tokens
+                 : (uint32_t)((float)model.vision.patches * (1 - cfg.image_pruning_rate) + 0.5f)),
         .new_tokens = 1,
         .chunk_tokens = cfg.max_num_batched_tokens,
     };

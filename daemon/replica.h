@@ -1,14 +1,14 @@
 /* daemon/replica.h - what every rank of a replica does in a step: take the record, run its stage, draw tokens.
  *
- * The leader (rank 0) sends a step record to every rank, all run their stage, and the last stage's tensor rank 0 (the
- * sampler) draws one token for each sequence that asked and sends them to the leader. A failure inside a step is a failure
- * of the group: whoever sees it returns it, and its process ends the replica.
+ * The leader (rank 0) sends a step record to every rank, all run their stage, and the last stage's tensor rank
+ * 0 (the sampler) draws one token for each sequence that asked and sends them to the leader. A failure inside a
+ * step is a failure of the group: whoever sees it returns it, and its process ends the replica.
  *
- * Owns:    stage, sampler, record buffers and, on the sampler, the token history of each slot; link and backend are
- *          borrowed until close. Close the link before the replica after a failure (see shard/decoder.h).
+ * Owns:    stage, sampler, record buffers and, on the sampler, the token history of each slot; link and backend
+ *          are borrowed until close. Close the link before the replica after a failure (see shard/decoder.h).
  * Threads: engine thread only.
- * Fails:   open: as wn_stage_open. Steps: WN_EPROTO (a record that breaks the limits), WN_ETIME, WN_EPEER, and what
- *          shard/decoder.h says. After a failed step the replica is good for close only. */
+ * Fails:   open: as wn_stage_open. Steps: WN_EPROTO (a record that breaks the limits), WN_ETIME, WN_EPEER, and
+ *          what shard/decoder.h says. After a failed step the replica is good for close only. */
 #ifndef WN_DAEMON_REPLICA_H
 #define WN_DAEMON_REPLICA_H
 
@@ -28,7 +28,8 @@ struct wn_replica_opts {
     int64_t step_timeout_us; /* a step that takes longer has lost a rank */
 };
 
-WN_NODISCARD wn_status wn_replica_open(struct wn_replica **out, const struct wn_replica_opts *opts, struct wn_err *err);
+WN_NODISCARD wn_status wn_replica_open(struct wn_replica **out, const struct wn_replica_opts *opts,
+                                       struct wn_err *err);
 void wn_replica_close(struct wn_replica *r); /* NULL is fine */
 
 /* Leader: a cleared record to fill for the next step; valid until wn_replica_lead. */
@@ -37,11 +38,12 @@ struct wn_step_record *wn_replica_record(struct wn_replica *r);
 /* Leader: would this record be refused by a rank? Nothing is sent. */
 WN_NODISCARD wn_status wn_replica_check(struct wn_replica *r, struct wn_err *err);
 
-/* Leader: sends the record and runs the step. features[i] is the data of record->features[i] (host memory, borrowed).
- * tokens [limits.seqs_max] receives what was drawn, in the order of the record's sequences. With WN_STEP_STATS, *stats
- * (else NULL) receives the traffic of all ranks together since the start. */
-WN_NODISCARD wn_status wn_replica_lead(struct wn_replica *r, const void *const *features, struct wn_step_token *tokens,
-                                       uint32_t *tokens_n, struct wn_traffic_table *stats, struct wn_err *err);
+/* Leader: sends the record and runs the step. features[i] is the data of record->features[i] (host memory,
+ *         borrowed). tokens [limits.seqs_max] receives what was drawn, in the order of the record's sequences.
+ *         With WN_STEP_STATS, *stats (else NULL) receives the traffic of all ranks together since the start. */
+WN_NODISCARD wn_status wn_replica_lead(struct wn_replica *r, const void *const *features,
+                                       struct wn_step_token *tokens, uint32_t *tokens_n,
+                                       struct wn_traffic_table *stats, struct wn_err *err);
 
 /* Other ranks: waits for a record (as long as it takes) and runs it. *stop: the leader said to leave. */
 WN_NODISCARD wn_status wn_replica_follow(struct wn_replica *r, bool *stop, struct wn_err *err);

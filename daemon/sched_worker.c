@@ -327,3 +327,13 @@ void wn_sched_worker_message(struct wn_scheduler *s, struct wn_msg *msg)
     }
     wn_codec_free(env);
 }
+
+void wn_sched_dismiss(struct wn_scheduler *s)
+{
+    Wn__Drain drain = WN__DRAIN__INIT;
+
+    for (int i = 0; i < WN_SCHED_WORKERS_MAX; i++) {
+        if (!s->worker[i].used || !s->worker[i].up) continue;
+        (void)!wn_sched_send(s->workers, &s->worker[i].peer, WN__ENVELOPE__BODY_DRAIN, &drain, NULL, 0, 0, NULL);
+    }
+}

@@ -138,6 +138,7 @@ static void end_rest(struct wn_scheduler *s)
 {
     for (int l = WN_LIST_QUEUED; l <= WN_LIST_RUNNING; l++)
         while (s->list[l].first) wn_sched_fail(s, s->list[l].first, WN_ECANCEL, true, "the server is shutting down");
+    wn_sched_dismiss(s);
 }
 
 wn_status wn_scheduler_run(struct wn_scheduler *s, int stop_fd, struct wn_err *err)

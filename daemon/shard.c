@@ -1,7 +1,8 @@
 /* daemon/shard.c - the role `winnowd shard`: one rank of a replica, under mpirun or alone.
  *
- * Opens link, checkpoint, plan and stage, then leads (rank 0: front thread and engine) or follows. A lost rank ends the
- * whole group with exit code 3, so that the supervisor starts it again; a clean STOP ends every rank with 0. */
+ * Opens link, checkpoint, plan and stage, then leads (rank 0: front thread and engine) or follows. A lost rank
+ * ends the whole group with exit code 3, so that the supervisor starts it again; a clean STOP ends every rank
+ * with 0. */
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,10 +16,11 @@
 #include "shard/jsonfile.h"
 #include "transport/link.h"
 
-#define STEP_TIMEOUT_US  (300 * 1000000ll) /* the longest step: a prefill chunk of a large model on slow cores */
-#define STOP_FLUSH_MS    1000
-#define DEFAULT_NEW_MAX  512 /* answer length when the job names none */
-#define KV_PAGES_MAX     (1u << 24)
+#define STEP_TIMEOUT_US                                                                            \
+    (300 * 1000000ll) /* the longest step: a prefill chunk of a large model on slow cores */
+#define STOP_FLUSH_MS   1000
+#define DEFAULT_NEW_MAX 512 /* answer length when the job names none */
+#define KV_PAGES_MAX    (1u << 24)
 
 struct shard {
     struct wn_config cfg;
@@ -67,8 +69,10 @@ static wn_status open_link(struct shard *s, struct wn_err *err)
     if ((rc = wn_link_open(&s->link, "mpi", &group, err)) != WN_OK) return rc;
     s->rank = wn_link_rank(s->link);
     if (wn_link_size(s->link) != (int)ranks)
-        return wn_fail(err, WN_EINVAL, "%d processes were started, and %u stages x %u tensor ranks need %u",
-                       wn_link_size(s->link), s->cfg.pipeline_parallel_size, s->cfg.tensor_parallel_size, ranks);
+        return wn_fail(err, WN_EINVAL,
+                       "%d processes were started, and %u stages x %u tensor ranks need %u",
+                       wn_link_size(s->link), s->cfg.pipeline_parallel_size,
+                       s->cfg.tensor_parallel_size, ranks);
     return WN_OK;
 }
 
@@ -79,11 +83,13 @@ static void set_limits(struct shard *s)
 
     s->tokens_max = s->model.text.positions_max;
     if (c->max_model_len && c->max_model_len < s->tokens_max) s->tokens_max = c->max_model_len;
-    pages = c->kv_pages ? c->kv_pages
-                        : (uint64_t)c->max_num_seqs * ((s->tokens_max + c->block_size - 1) / c->block_size);
+    pages = c->kv_pages
+                ? c->kv_pages
+                : (uint64_t)c->max_num_seqs * ((s->tokens_max + c->block_size - 1) / c->block_size);
     s->limits = (struct wn_step_limits){
         .rows_max = c->max_num_batched_tokens,
-        .seqs_max = c->max_num_seqs < c->max_num_batched_tokens ? c->max_num_seqs : c->max_num_batched_tokens,
+        .seqs_max = c->max_num_seqs < c->max_num_batched_tokens ? c->max_num_seqs
+                                                                : c->max_num_batched_tokens,
         .pages_max = pages < KV_PAGES_MAX ? (uint32_t)pages : KV_PAGES_MAX,
         .features_max = c->max_num_seqs > WN_IMAGES_MAX ? c->max_num_seqs : WN_IMAGES_MAX,
         .page_tokens = c->block_size,
@@ -122,22 +128,23 @@ static void features_address(const struct shard *s, char out[WN_ADDRESS_MAX])
     if (s->cfg.features_endpoint[0])
         snprintf(out, WN_ADDRESS_MAX, "%s", s->cfg.features_endpoint);
     else
-        snprintf(out, WN_ADDRESS_MAX, "ipc://%s/%s-%d.sock", s->cfg.run_dir, s->cfg.name[0] ? s->cfg.name : "replica",
-                 (int)getpid());
+        snprintf(out, WN_ADDRESS_MAX, "ipc://%s/%s-%d.sock", s->cfg.run_dir,
+                 s->cfg.name[0] ? s->cfg.name : "replica", (int)getpid());
 }
 
 static wn_status lead(struct shard *s, struct wn_err *err)
 {
     char path[WN_PATH_MAX], bind[WN_ADDRESS_MAX], scheduler[WN_ADDRESS_MAX];
-    struct wn_front_opts fo = {.role = WN__ROLE__ROLE_LEADER,
-                               .name = s->cfg.name[0] ? s->cfg.name : "replica-0",
-                               .model_id = s->model_id,
-                               .build = WN_VERSION,
-                               .scheduler = scheduler,
-                               .features_bind = bind,
-                               .slots = s->limits.seqs_max,
-                               .tokens_max = s->tokens_max,
-                               .payload_max = (size_t)(s->model.vision.patches + 1) * s->model.text.hidden * 4 + 4096};
+    struct wn_front_opts fo = {
+        .role = WN__ROLE__ROLE_LEADER,
+        .name = s->cfg.name[0] ? s->cfg.name : "replica-0",
+        .model_id = s->model_id,
+        .build = WN_VERSION,
+        .scheduler = scheduler,
+        .features_bind = bind,
+        .slots = s->limits.seqs_max,
+        .tokens_max = s->tokens_max,
+        .payload_max = (size_t)(s->model.vision.patches + 1) * s->model.text.hidden * 4 + 4096};
     struct wn_engine_opts eo;
     wn_status rc;
 
@@ -156,12 +163,13 @@ static wn_status lead(struct shard *s, struct wn_err *err)
                 .model_id = s->model_id,
                 .tokens_max = s->tokens_max,
                 .max_new = DEFAULT_NEW_MAX,
-                .images_max = WN_IMAGES_MAX < s->limits.features_max ? WN_IMAGES_MAX : s->limits.features_max},
+                .images_max = WN_IMAGES_MAX < s->limits.features_max ? WN_IMAGES_MAX
+                                                                     : s->limits.features_max},
         .drain = &drain_asked,
     };
     if ((rc = wn_engine_open(&s->engine, &eo, err)) != WN_OK) return rc;
-    wn_info("shard", "leads %u x %u ranks, %u KV pages of %u tokens", s->plan.stages, s->plan.tensors,
-            s->limits.pages_max, s->limits.page_tokens);
+    wn_info("shard", "leads %u x %u ranks, %u KV pages of %u tokens", s->plan.stages,
+            s->plan.tensors, s->limits.pages_max, s->limits.page_tokens);
     return wn_engine_run(s->engine, err);
 }
 
@@ -177,7 +185,8 @@ int wn_role_shard(int argc, char **argv)
 {
     struct shard s = {0};
     struct wn_err err = {0};
-    int code = wn_config_start(&s.cfg, argc, argv, "winnowd shard MODEL [options]: one rank of a replica");
+    int code =
+        wn_config_start(&s.cfg, argc, argv, "winnowd shard MODEL [options]: one rank of a replica");
     wn_status rc;
 
     if (code >= 0) return code;
@@ -189,7 +198,8 @@ int wn_role_shard(int argc, char **argv)
     if (rc == WN_OK) rc = open_replica(&s, &err);
     if (rc == WN_OK) rc = s.rank == 0 ? lead(&s, &err) : follow(&s, &err);
     if (rc != WN_OK) {
-        if (s.rank == 0 || s.replica) wn_error("shard", "%s", err.text); /* of a common mistake one line is enough */
+        if (s.rank == 0 || s.replica)
+            wn_error("shard", "%s", err.text); /* of a common mistake one line is enough */
         wn_front_stop(s.front, STOP_FLUSH_MS);
         if (s.link) wn_link_mpi_abort(WN_EXIT_LOST);
         return s.replica ? WN_EXIT_LOST : 1;

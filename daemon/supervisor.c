@@ -1,8 +1,10 @@
-/* daemon/supervisor.c - `winnow serve`: checks everything that can be checked before weights load, starts the scheduler,
- * the vision workers and the replicas, says when the service is ready, starts again what dies, and drains on SIGTERM.
+/* daemon/supervisor.c - `winnow serve`: checks everything that can be checked before weights load, starts the
+ * scheduler, the vision workers and the replicas, says when the service is ready, starts again what dies, and
+ * drains on SIGTERM.
  *
- * A component that ends before the service was ready once ends the service: its own error line says why. After that it is
- * started again after a pause that doubles; one that keeps dying (RESTARTS_MAX in RESTARTS_WINDOW_US) ends the service. */
+ * A component that ends before the service was ready once ends the service: its own error line says why. After
+ * that it is started again after a pause that doubles; one that keeps dying (RESTARTS_MAX in
+ * RESTARTS_WINDOW_US) ends the service. */
 #include <errno.h>
 #include <netinet/in.h>
 #include <arpa/inet.h>
@@ -56,7 +58,7 @@ struct supervisor {
     size_t parts_n;
     int signals;
     struct wn_net *net;
-    struct wn_endpoint *ask; /* asks the scheduler whether all are there */
+    struct wn_endpoint *ask;             /* asks the scheduler whether all are there */
     int64_t began_us, asked_us, stop_us; /* stop_us: when the draining ends; 0: not draining */
     bool ready, failed;
 };
@@ -75,10 +77,12 @@ static wn_status check_model(struct supervisor *s, struct wn_err *err)
     if ((rc = wn_weights_open(&weights, s->cfg.model, err)) != WN_OK) return rc;
     wn_weights_close(weights);
     if ((rc = wn_path_join(path, s->cfg.model, "tokenizer.json", err)) != WN_OK) return rc;
-    return access(path, R_OK) == 0 ? WN_OK : wn_fail(err, WN_ENOENT, "%s: %s", path, strerror(errno));
+    return access(path, R_OK) == 0 ? WN_OK
+                                   : wn_fail(err, WN_ENOENT, "%s: %s", path, strerror(errno));
 }
 
-/* Binds the clients' address for a moment: a port in use is said before weights load, and port 0 becomes a free one. */
+/* Binds the clients' address for a moment: a port in use is said before weights load, and port 0 becomes a free
+ * one. */
 static wn_status choose_port(struct supervisor *s, struct wn_err *err)
 {
     struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons((uint16_t)s->cfg.port)};
@@ -87,12 +91,14 @@ static wn_status choose_port(struct supervisor *s, struct wn_err *err)
     int fd = -1;
     wn_status rc = WN_OK;
 
-    if (inet_pton(AF_INET, strcmp(s->cfg.host, "localhost") == 0 ? "127.0.0.1" : s->cfg.host, &a.sin_addr) != 1)
+    if (inet_pton(AF_INET, strcmp(s->cfg.host, "localhost") == 0 ? "127.0.0.1" : s->cfg.host,
+                  &a.sin_addr) != 1)
         return WN_OK; /* a name or an interface: the scheduler resolves it */
     fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0) return wn_fail(err, WN_EIO, "socket: %s", strerror(errno));
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-    if (bind(fd, (struct sockaddr *)&a, sizeof(a)) != 0 || getsockname(fd, (struct sockaddr *)&a, &len) != 0)
+    if (bind(fd, (struct sockaddr *)&a, sizeof(a)) != 0 ||
+        getsockname(fd, (struct sockaddr *)&a, &len) != 0)
         rc = wn_fail(err, WN_EIO, "tcp://%s:%u: %s", s->cfg.host, s->cfg.port, strerror(errno));
     else
         s->cfg.port = ntohs(a.sin_port);
@@ -109,8 +115,10 @@ static wn_status make_run_dir(struct supervisor *s, struct wn_err *err)
             return wn_fail(err, WN_EIO, "--run-dir %s: %s", s->cfg.run_dir, strerror(errno));
         return WN_OK;
     }
-    snprintf(s->cfg.run_dir, sizeof(s->cfg.run_dir), "%s/winnow-XXXXXX", base && access(base, W_OK) == 0 ? base : "/tmp");
-    if (!mkdtemp(s->cfg.run_dir)) return wn_fail(err, WN_EIO, "%s: %s", s->cfg.run_dir, strerror(errno));
+    snprintf(s->cfg.run_dir, sizeof(s->cfg.run_dir), "%s/winnow-XXXXXX",
+             base && access(base, W_OK) == 0 ? base : "/tmp");
+    if (!mkdtemp(s->cfg.run_dir))
+        return wn_fail(err, WN_EIO, "%s: %s", s->cfg.run_dir, strerror(errno));
     s->own_run_dir = true;
     return WN_OK;
 }
@@ -124,7 +132,8 @@ static wn_status find_program(struct supervisor *s, struct wn_err *err)
 }
 
 /* argv: program, role, flags that differ from their defaults, and what only this process knows. */
-static wn_status add_component(struct supervisor *s, const char *role, const char *name, unsigned ranks, struct wn_err *err)
+static wn_status add_component(struct supervisor *s, const char *role, const char *name,
+                               unsigned ranks, struct wn_err *err)
 {
     struct component *c = &s->parts[s->parts_n];
     char **flags = NULL;
@@ -143,7 +152,7 @@ static wn_status add_component(struct supervisor *s, const char *role, const cha
     c->ranks = ranks;
     c->argv[0] = s->program;
     c->argv[1] = (char *)(uintptr_t)role;
-    memcpy(c->argv + 2, flags, n * sizeof(*flags)); /* the texts stay in the block, which lives as long as the process */
+    memcpy(c->argv + 2, flags, n * sizeof(*flags)); /* the texts live in the block, as long as the process */
     c->argv[2 + n] = c->name_flag;
     c->argv[3 + n] = s->run_flag;
     c->argv[4 + n] = s->port_flag;
@@ -161,8 +170,10 @@ static wn_status make_components(struct supervisor *s, struct wn_err *err)
 
     snprintf(s->run_flag, sizeof(s->run_flag), "--run-dir=%s", s->cfg.run_dir);
     snprintf(s->port_flag, sizeof(s->port_flag), "--port=%u", s->cfg.port);
-    snprintf(s->expect_flags[0], sizeof(s->expect_flags[0]), "--expect-replicas=%u", s->cfg.replicas);
-    snprintf(s->expect_flags[1], sizeof(s->expect_flags[1]), "--expect-vision-workers=%u", s->cfg.vision_workers);
+    snprintf(s->expect_flags[0], sizeof(s->expect_flags[0]), "--expect-replicas=%u",
+             s->cfg.replicas);
+    snprintf(s->expect_flags[1], sizeof(s->expect_flags[1]), "--expect-vision-workers=%u",
+             s->cfg.vision_workers);
     s->parts = calloc(COMPONENTS_MAX, sizeof(*s->parts));
     if (!s->parts) return wn_fail(err, WN_ENOMEM, "components");
     if ((rc = add_component(s, "scheduler", "scheduler", 1, err)) != WN_OK) return rc;
@@ -182,9 +193,14 @@ static wn_status make_components(struct supervisor *s, struct wn_err *err)
 static wn_status open_ask(struct supervisor *s, struct wn_err *err)
 {
     char address[WN_TEXT_LEN + 32];
-    const struct wn_endpoint_opts eo = {.type = WN_ENDPOINT_DEALER, .address = address, .frame_max = {WN_CODEC_BYTES_MAX},
-                                        .reconnect_ms = 20, .reconnect_max_ms = 200};
-    const char *host = strcmp(s->cfg.host, "0.0.0.0") == 0 || strcmp(s->cfg.host, "*") == 0 ? "127.0.0.1" : s->cfg.host;
+    const struct wn_endpoint_opts eo = {.type = WN_ENDPOINT_DEALER,
+                                        .address = address,
+                                        .frame_max = {WN_CODEC_BYTES_MAX},
+                                        .reconnect_ms = 20,
+                                        .reconnect_max_ms = 200};
+    const char *host = strcmp(s->cfg.host, "0.0.0.0") == 0 || strcmp(s->cfg.host, "*") == 0
+                           ? "127.0.0.1"
+                           : s->cfg.host;
     wn_status rc = wn_net_create(&s->net, err);
 
     if (rc != WN_OK) return rc;
@@ -195,9 +211,11 @@ static wn_status open_ask(struct supervisor *s, struct wn_err *err)
 static void say_ready(struct supervisor *s)
 {
     s->ready = true;
-    printf("winnow: ready at tcp://%s:%u  (%s: %u stage%s x %u tensor rank%s, %u replica%s, %u vision worker%s; %.1f s)\n",
-           s->cfg.host, s->cfg.port, s->cfg.model, s->plan.stages, s->plan.stages == 1 ? "" : "s", s->plan.tensors,
-           s->plan.tensors == 1 ? "" : "s", s->cfg.replicas, s->cfg.replicas == 1 ? "" : "s", s->cfg.vision_workers,
+    printf("winnow: ready at tcp://%s:%u  (%s: %u stage%s x %u tensor rank%s, %u replica%s, %u "
+           "vision worker%s; %.1f s)\n",
+           s->cfg.host, s->cfg.port, s->cfg.model, s->plan.stages, s->plan.stages == 1 ? "" : "s",
+           s->plan.tensors, s->plan.tensors == 1 ? "" : "s", s->cfg.replicas,
+           s->cfg.replicas == 1 ? "" : "s", s->cfg.vision_workers,
            s->cfg.vision_workers == 1 ? "" : "s", (double)(wn_now_us() - s->began_us) / 1e6);
     fflush(stdout);
     wn_endpoint_close(s->ask);
@@ -212,7 +230,8 @@ static void read_status(struct supervisor *s)
     wn_msg_init(&msg);
     while (s->ask && wn_endpoint_recv(s->ask, &msg) == WN_OK) {
         Wn__Envelope *env = NULL;
-        if (wn_codec_unpack(&env, wn_msg_data(&msg, 0), wn_msg_size(&msg, 0), &err) != WN_OK) continue;
+        if (wn_codec_unpack(&env, wn_msg_data(&msg, 0), wn_msg_size(&msg, 0), &err) != WN_OK)
+            continue;
         if (env->body_case == WN__ENVELOPE__BODY_STATUS && env->status->ready) say_ready(s);
         wn_codec_free(env);
     }
@@ -264,7 +283,8 @@ static void plan_restart(struct supervisor *s, struct component *c, int status)
     int64_t pause = BACKOFF_US;
 
     if (WIFSIGNALED(status))
-        snprintf(why, sizeof(why), "%s was ended by signal %d (%s)", c->name, WTERMSIG(status), strsignal(WTERMSIG(status)));
+        snprintf(why, sizeof(why), "%s was ended by signal %d (%s)", c->name, WTERMSIG(status),
+                 strsignal(WTERMSIG(status)));
     else
         snprintf(why, sizeof(why), "%s ended with exit code %d", c->name, WEXITSTATUS(status));
     if (!s->ready) {
@@ -277,13 +297,15 @@ static void plan_restart(struct supervisor *s, struct component *c, int status)
         c->restarts = 0;
     }
     if (++c->restarts > RESTARTS_MAX) {
-        snprintf(why + strlen(why), sizeof(why) - strlen(why), ", for the %uth time in a minute", c->restarts);
+        snprintf(why + strlen(why), sizeof(why) - strlen(why), ", for the %uth time in a minute",
+                 c->restarts);
         fail_service(s, why);
         return;
     }
     for (unsigned i = 1; i < c->restarts && pause < BACKOFF_MAX_US; i++) pause *= 2;
     c->start_at_us = now + (pause < BACKOFF_MAX_US ? pause : BACKOFF_MAX_US);
-    wn_warn("supervisor", "%s; it starts again in %lld ms", why, (long long)(c->start_at_us - now) / 1000);
+    wn_warn("supervisor", "%s; it starts again in %lld ms", why,
+            (long long)(c->start_at_us - now) / 1000);
 }
 
 static void reap(struct supervisor *s)
@@ -348,7 +370,8 @@ static void take_signals(struct supervisor *s)
     reap(s);
 }
 
-/* Once the scheduler has drained and left, the workers follow by themselves; those that were never told are told now. */
+/* Once the scheduler has drained and left, the workers follow by themselves; those that were never told are
+ * told now. */
 static bool stopped(struct supervisor *s)
 {
     if (!s->stop_us) return false;
@@ -363,7 +386,8 @@ static void run(struct supervisor *s)
 
         if (!s->stop_us) start_due(s);
         for (size_t i = 0; i < s->parts_n; i++)
-            if (!s->parts[i].pid && s->parts[i].start_at_us < until) until = s->parts[i].start_at_us;
+            if (!s->parts[i].pid && s->parts[i].start_at_us < until)
+                until = s->parts[i].start_at_us;
         if (s->stop_us) until = wn_deadline_in_us(20000);
         if (s->ask && wn_now_us() - s->asked_us >= ASK_PERIOD_US) ask_status(s);
         (void)!wn_endpoint_poll(items, s->ask ? 2 : 1, until);
@@ -401,7 +425,8 @@ int wn_role_serve(int argc, char **argv)
 {
     struct supervisor s = {.launcher = &wn_launcher_local, .signals = -1, .began_us = wn_now_us()};
     struct wn_err err = {0};
-    int code = wn_config_start(&s.cfg, argc, argv, "winnow serve MODEL [options]: starts a service and watches over it");
+    int code = wn_config_start(
+        &s.cfg, argc, argv, "winnow serve MODEL [options]: starts a service and watches over it");
     wn_status rc;
 
     if (code >= 0) return code;
@@ -413,7 +438,8 @@ int wn_role_serve(int argc, char **argv)
     if ((rc = make_run_dir(&s, &err)) != WN_OK) goto out;
     if ((rc = make_components(&s, &err)) != WN_OK) goto out;
     start_due(&s);
-    if ((rc = open_ask(&s, &err)) != WN_OK) goto out; /* after fork: ZeroMQ's threads do not survive one */
+    if ((rc = open_ask(&s, &err)) != WN_OK)
+        goto out; /* after fork: ZeroMQ's threads do not survive one */
     run(&s);
 out:
     if (rc != WN_OK) fprintf(stderr, "winnow: %s\n", err.text);

@@ -14,8 +14,8 @@
 #include "base/log.h"
 #include "shard/jsonfile.h"
 
-wn_status wn_worker_model(const struct wn_config *cfg, struct wn_model *model, char id[WN_MODEL_ID_LEN],
-                          struct wn_err *err)
+wn_status wn_worker_model(const struct wn_config *cfg, struct wn_model *model,
+                          char id[WN_MODEL_ID_LEN], struct wn_err *err)
 {
     unsigned char hash[crypto_hash_sha256_BYTES];
     char path[WN_PATH_MAX], *text = NULL;
@@ -24,7 +24,8 @@ wn_status wn_worker_model(const struct wn_config *cfg, struct wn_model *model, c
     wn_status rc;
 
     if (!cfg->model[0]) return wn_fail(err, WN_EINVAL, "no model named: give a checkpoint folder");
-    if (stat(cfg->model, &st) != 0) return wn_fail(err, WN_ENOENT, "%s: no such checkpoint folder", cfg->model);
+    if (stat(cfg->model, &st) != 0)
+        return wn_fail(err, WN_ENOENT, "%s: no such checkpoint folder", cfg->model);
     if (S_ISDIR(st.st_mode)) {
         if ((rc = wn_model_open(model, cfg->model, err)) != WN_OK) return rc;
         if ((rc = wn_path_join(path, cfg->model, "config.json", err)) != WN_OK) return rc;
@@ -43,18 +44,22 @@ wn_status wn_worker_model(const struct wn_config *cfg, struct wn_model *model, c
 wn_dtype wn_worker_dtype(const struct wn_config *cfg, const struct wn_model *model)
 {
     switch ((enum wn_config_dtype)cfg->dtype) {
-    case WN_CONFIG_DTYPE_FLOAT32: return WN_F32;
-    case WN_CONFIG_DTYPE_BFLOAT16: return WN_BF16;
-    case WN_CONFIG_DTYPE_AUTO: break;
+    case WN_CONFIG_DTYPE_FLOAT32:
+        return WN_F32;
+    case WN_CONFIG_DTYPE_BFLOAT16:
+        return WN_BF16;
+    case WN_CONFIG_DTYPE_AUTO:
+        break;
     }
     return model->dtype == WN_BF16 ? WN_BF16 : WN_F32;
 }
 
-wn_status wn_worker_plan(const struct wn_config *cfg, const struct wn_model *model, struct wn_plan *plan,
-                         struct wn_err *err)
+wn_status wn_worker_plan(const struct wn_config *cfg, const struct wn_model *model,
+                         struct wn_plan *plan, struct wn_err *err)
 {
     return wn_plan_make(plan, model, cfg->pipeline_parallel_size, cfg->tensor_parallel_size,
-                        cfg->pipeline_layers[0] ? cfg->pipeline_layers : NULL, wn_worker_dtype(cfg, model), err);
+                        cfg->pipeline_layers[0] ? cfg->pipeline_layers : NULL,
+                        wn_worker_dtype(cfg, model), err);
 }
 
 void wn_worker_threads(const struct wn_config *cfg, uint32_t share)

@@ -1,5 +1,6 @@
-/* daemon/worker.h - what the worker roles (vision, shard) share: which checkpoint, which arithmetic, how many threads.
- * Owns: nothing. Threads: main. */
+/* daemon/worker.h - what the worker roles (vision, shard) share: which checkpoint, which arithmetic, how many
+ * threads. Owns: nothing.
+ * Threads: main. */
 #ifndef WN_DAEMON_WORKER_H
 #define WN_DAEMON_WORKER_H
 
@@ -21,8 +22,8 @@ wn_dtype wn_worker_dtype(const struct wn_config *cfg, const struct wn_model *mod
 WN_NODISCARD wn_status wn_worker_plan(const struct wn_config *cfg, const struct wn_model *model, struct wn_plan *plan,
                                       struct wn_err *err);
 
-/* Sets the number of compute threads: --threads, else OMP_NUM_THREADS, else what this process may use divided by the
- * processes that share it. Call before the backend opens. */
+/* Sets the number of compute threads: --threads, else OMP_NUM_THREADS, else what this process may use divided
+ * by the processes that share it. Call before the backend opens. */
 void wn_worker_threads(const struct wn_config *cfg, uint32_t share);
 
 /* Asks the kernel to end this process when its parent dies, and names it in the log. */

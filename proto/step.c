@@ -11,7 +11,14 @@
 #define STEP_HEADER_BYTES 64u
 
 /* Bytes of one element on the wire. */
-enum { OPEN_BYTES = 28, SLOT_BYTES = 4, FEATURES_BYTES = 16, SEQ_BYTES = 28, ROW_BYTES = 8, PAGE_BYTES = 4 };
+enum {
+    OPEN_BYTES = 28,
+    SLOT_BYTES = 4,
+    FEATURES_BYTES = 16,
+    SEQ_BYTES = 28,
+    ROW_BYTES = 8,
+    PAGE_BYTES = 4
+};
 
 struct cursor {
     uint8_t *at;
@@ -61,7 +68,8 @@ static float getf(struct reader *r)
     return f;
 }
 
-wn_status wn_step_record_init(struct wn_step_record *r, const struct wn_step_limits *l, struct wn_err *err)
+wn_status wn_step_record_init(struct wn_step_record *r, const struct wn_step_limits *l,
+                              struct wn_err *err)
 {
     memset(r, 0, sizeof(*r));
     r->opens = calloc(l->seqs_max, sizeof(*r->opens));
@@ -96,17 +104,17 @@ void wn_step_record_clear(struct wn_step_record *r)
     r->opens_n = r->closes_n = r->features_n = r->drops_n = r->seqs_n = r->rows_n = r->pages_n = 0;
 }
 
-static size_t body_bytes(uint64_t opens, uint64_t closes, uint64_t features, uint64_t drops, uint64_t seqs, uint64_t rows,
-                         uint64_t pages)
+static size_t body_bytes(uint64_t opens, uint64_t closes, uint64_t features, uint64_t drops,
+                         uint64_t seqs, uint64_t rows, uint64_t pages)
 {
-    return (size_t)(opens * OPEN_BYTES + (closes + drops) * SLOT_BYTES + features * FEATURES_BYTES + seqs * SEQ_BYTES +
-                    rows * ROW_BYTES + pages * PAGE_BYTES);
+    return (size_t)(opens * OPEN_BYTES + (closes + drops) * SLOT_BYTES + features * FEATURES_BYTES +
+                    seqs * SEQ_BYTES + rows * ROW_BYTES + pages * PAGE_BYTES);
 }
 
 size_t wn_step_bytes_max(const struct wn_step_limits *l)
 {
-    return STEP_HEADER_BYTES + body_bytes(l->seqs_max, l->seqs_max, l->features_max, l->features_max, l->seqs_max,
-                                          l->rows_max, l->pages_max);
+    return STEP_HEADER_BYTES + body_bytes(l->seqs_max, l->seqs_max, l->features_max,
+                                          l->features_max, l->seqs_max, l->rows_max, l->pages_max);
 }
 
 size_t wn_step_encode(const struct wn_step_record *r, uint8_t *out)
@@ -163,10 +171,11 @@ size_t wn_step_encode(const struct wn_step_record *r, uint8_t *out)
 }
 
 /* Reads the header and proves that the counts are within the limits and give exactly `bytes`. */
-static wn_status decode_header(struct wn_step_record *r, const struct wn_step_limits *l, struct reader *in, size_t bytes,
-                               struct wn_err *err)
+static wn_status decode_header(struct wn_step_record *r, const struct wn_step_limits *l,
+                               struct reader *in, size_t bytes, struct wn_err *err)
 {
-    if (bytes < STEP_HEADER_BYTES) return wn_fail(err, WN_EPROTO, "step record of %zu bytes is cut short", bytes);
+    if (bytes < STEP_HEADER_BYTES)
+        return wn_fail(err, WN_EPROTO, "step record of %zu bytes is cut short", bytes);
     if (get32(in) != STEP_MAGIC) return wn_fail(err, WN_EPROTO, "step record: wrong magic number");
     if (get32(in) != STEP_VERSION) return wn_fail(err, WN_EPROTO, "step record: another version");
     r->step = get64(in);
@@ -184,17 +193,20 @@ static wn_status decode_header(struct wn_step_record *r, const struct wn_step_li
         return wn_fail(err, WN_EPROTO, "step record: more than %u sequences", l->seqs_max);
     if (r->features_n > l->features_max || r->drops_n > l->features_max)
         return wn_fail(err, WN_EPROTO, "step record: more than %u features", l->features_max);
-    if (r->rows_n > l->rows_max) return wn_fail(err, WN_EPROTO, "step record: more than %u rows", l->rows_max);
-    if (r->pages_n > l->pages_max) return wn_fail(err, WN_EPROTO, "step record: more than %u pages", l->pages_max);
-    if (bytes != STEP_HEADER_BYTES + body_bytes(r->opens_n, r->closes_n, r->features_n, r->drops_n, r->seqs_n,
-                                                r->rows_n, r->pages_n))
+    if (r->rows_n > l->rows_max)
+        return wn_fail(err, WN_EPROTO, "step record: more than %u rows", l->rows_max);
+    if (r->pages_n > l->pages_max)
+        return wn_fail(err, WN_EPROTO, "step record: more than %u pages", l->pages_max);
+    if (bytes != STEP_HEADER_BYTES + body_bytes(r->opens_n, r->closes_n, r->features_n, r->drops_n,
+                                                r->seqs_n, r->rows_n, r->pages_n))
         return wn_fail(err, WN_EPROTO, "step record of %zu bytes does not fit its counts", bytes);
     in->at += STEP_HEADER_BYTES - 48; /* reserved */
     return WN_OK;
 }
 
 /* The sequences must use rows 0 .. rows_n - 1 one after the other, and as many pages as their tokens need. */
-static wn_status check_seqs(const struct wn_step_record *r, const struct wn_step_limits *l, struct wn_err *err)
+static wn_status check_seqs(const struct wn_step_record *r, const struct wn_step_limits *l,
+                            struct wn_err *err)
 {
     uint32_t next_row = 0;
 
@@ -207,41 +219,49 @@ static wn_status check_seqs(const struct wn_step_record *r, const struct wn_step
         if (s->first_page > r->pages_n || s->pages > r->pages_n - s->first_page ||
             s->pages != (tokens + l->page_tokens - 1) / l->page_tokens)
             return wn_fail(err, WN_EPROTO, "step record: pages of sequence %u", i);
-        if (s->sample > 1) return wn_fail(err, WN_EPROTO, "step record: sample flag of sequence %u", i);
+        if (s->sample > 1)
+            return wn_fail(err, WN_EPROTO, "step record: sample flag of sequence %u", i);
         next_row += s->rows;
     }
-    if (next_row != r->rows_n) return wn_fail(err, WN_EPROTO, "step record: rows that no sequence has");
+    if (next_row != r->rows_n)
+        return wn_fail(err, WN_EPROTO, "step record: rows that no sequence has");
     return WN_OK;
 }
 
-static wn_status check_slots(const struct wn_step_record *r, const struct wn_step_limits *l, struct wn_err *err)
+static wn_status check_slots(const struct wn_step_record *r, const struct wn_step_limits *l,
+                             struct wn_err *err)
 {
     for (uint32_t i = 0; i < r->opens_n; i++) {
         const struct wn_step_open *o = &r->opens[i];
-        if (o->slot >= l->seqs_max || !(o->temperature >= 0) || !(o->top_p >= 0) || !(o->repetition_penalty >= 0))
+        if (o->slot >= l->seqs_max || !(o->temperature >= 0) || !(o->top_p >= 0) ||
+            !(o->repetition_penalty >= 0))
             return wn_fail(err, WN_EPROTO, "step record: opening %u", i);
     }
     for (uint32_t i = 0; i < r->closes_n; i++)
-        if (r->closes[i] >= l->seqs_max) return wn_fail(err, WN_EPROTO, "step record: closing slot %u", r->closes[i]);
+        if (r->closes[i] >= l->seqs_max)
+            return wn_fail(err, WN_EPROTO, "step record: closing slot %u", r->closes[i]);
     for (uint32_t i = 0; i < r->features_n; i++) {
         const struct wn_step_features *f = &r->features[i];
         if (f->slot >= l->features_max || f->dtype > WN_F16)
             return wn_fail(err, WN_EPROTO, "step record: features %u", i);
     }
     for (uint32_t i = 0; i < r->drops_n; i++)
-        if (r->drops[i] >= l->features_max) return wn_fail(err, WN_EPROTO, "step record: dropping features %u", r->drops[i]);
+        if (r->drops[i] >= l->features_max)
+            return wn_fail(err, WN_EPROTO, "step record: dropping features %u", r->drops[i]);
     for (uint32_t i = 0; i < r->rows_n; i++) {
         const struct wn_step_row *row = &r->rows[i];
-        if (row->features == WN_STEP_NO_FEATURES ? row->id >= l->vocab : row->features >= l->features_max)
+        if (row->features == WN_STEP_NO_FEATURES ? row->id >= l->vocab
+                                                 : row->features >= l->features_max)
             return wn_fail(err, WN_EPROTO, "step record: row %u", i);
     }
     for (uint32_t i = 0; i < r->pages_n; i++)
-        if (r->pages[i] >= l->pages_max) return wn_fail(err, WN_EPROTO, "step record: page %u", r->pages[i]);
+        if (r->pages[i] >= l->pages_max)
+            return wn_fail(err, WN_EPROTO, "step record: page %u", r->pages[i]);
     return WN_OK;
 }
 
-wn_status wn_step_decode(struct wn_step_record *r, const struct wn_step_limits *limits, const uint8_t *data, size_t bytes,
-                         struct wn_err *err)
+wn_status wn_step_decode(struct wn_step_record *r, const struct wn_step_limits *limits,
+                         const uint8_t *data, size_t bytes, struct wn_err *err)
 {
     struct reader in = {data};
     wn_status rc = decode_header(r, limits, &in, bytes, err);

@@ -1,9 +1,9 @@
 /* proto/step.h - the record that the leader broadcasts before each step: what every rank must do next.
  *
- * On the wire: a header of 64 bytes, then the arrays one after the other, all little-endian, version in the header; the
- * header's counts give the length, which must be exact. A record is decoded under limits: every count, slot, row, page
- * and range is checked before the engine looks at it.
- * Owns: a record owns its arrays, sized once by init for the limits; encoding and decoding allocate nothing. */
+ * On the wire: a header of 64 bytes, then the arrays one after the other, all little-endian, version in the
+ * header; the header's counts give the length, which must be exact. A record is decoded under limits: every
+ * count, slot, row, page and range is checked before the engine looks at it. Owns: a record owns its arrays,
+ * sized once by init for the limits; encoding and decoding allocate nothing. */
 #ifndef WN_PROTO_STEP_H
 #define WN_PROTO_STEP_H
 
@@ -78,7 +78,8 @@ struct wn_step_token {
 };
 
 /* Allocates the arrays for the limits. Pair: fini. After a failure the record is empty and safe for fini. */
-WN_NODISCARD wn_status wn_step_record_init(struct wn_step_record *r, const struct wn_step_limits *limits, struct wn_err *err);
+WN_NODISCARD wn_status wn_step_record_init(struct wn_step_record *r, const struct wn_step_limits *limits,
+                                           struct wn_err *err);
 void wn_step_record_fini(struct wn_step_record *r);
 void wn_step_record_clear(struct wn_step_record *r); /* all counts 0 */
 
@@ -89,7 +90,7 @@ size_t wn_step_bytes_max(const struct wn_step_limits *limits);
 size_t wn_step_encode(const struct wn_step_record *r, uint8_t *out);
 
 /* Reads and checks; the record's arrays must have been made for the same limits. WN_EPROTO names what is wrong. */
-WN_NODISCARD wn_status wn_step_decode(struct wn_step_record *r, const struct wn_step_limits *limits, const uint8_t *data,
-                                      size_t bytes, struct wn_err *err);
+WN_NODISCARD wn_status wn_step_decode(struct wn_step_record *r, const struct wn_step_limits *limits,
+                                      const uint8_t *data, size_t bytes, struct wn_err *err);
 
 #endif

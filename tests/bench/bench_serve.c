@@ -20,8 +20,8 @@
 #include "tests/integration/service.h"
 #include "winnow_version.h"
 
-#define PICTURES  8
-#define LEVELS    8
+#define PICTURES   8
+#define LEVELS     8
 #define TOKENS_MAX 512
 
 static double now_s(void)
@@ -83,8 +83,8 @@ static void submit(struct winnow *w, struct job *j, int picture)
     if (winnow_submit(w, &r, &j->id) != WINNOW_OK) fail_msg("submit: %s", winnow_error(w));
 }
 
-static void run_level(struct winnow *w, int concurrent, int jobs, const char *machine, const char *flags, double ready_s,
-                      double *first_rate)
+static void run_level(struct winnow *w, int concurrent, int jobs, const char *machine,
+                      const char *flags, double ready_s, double *first_rate)
 {
     struct job *running = calloc((size_t)concurrent, sizeof(*running));
     struct times ttft = {0}, itl = {0};
@@ -102,7 +102,8 @@ static void run_level(struct winnow *w, int concurrent, int jobs, const char *ma
         for (int i = 0; i < concurrent; i++)
             if (running[i].id == ev.job) j = &running[i];
         if (!j) continue;
-        if (ev.type == WINNOW_EVENT_ERROR || ev.type == WINNOW_EVENT_BUSY) fail_msg("job failed: %s", ev.text);
+        if (ev.type == WINNOW_EVENT_ERROR || ev.type == WINNOW_EVENT_BUSY)
+            fail_msg("job failed: %s", ev.text);
         if (ev.type == WINNOW_EVENT_TEXT && ev.token_ids_n) {
             const double now = now_s();
             add(j->last > 0 ? &itl : &ttft, now - (j->last > 0 ? j->last : j->sent));
@@ -111,7 +112,8 @@ static void run_level(struct winnow *w, int concurrent, int jobs, const char *ma
         }
         if (ev.type != WINNOW_EVENT_DONE) continue;
         if (answers[j->picture] && strcmp(answers[j->picture], ev.text) != 0)
-            fail_msg("picture %d among others: '%s', alone: '%s'", j->picture, ev.text, answers[j->picture]);
+            fail_msg("picture %d among others: '%s', alone: '%s'", j->picture, ev.text,
+                     answers[j->picture]);
         if (!answers[j->picture]) answers[j->picture] = strdup(ev.text);
         done++;
         if (sent < jobs) submit(w, j, sent++ % PICTURES);
@@ -120,9 +122,10 @@ static void run_level(struct winnow *w, int concurrent, int jobs, const char *ma
     rate = (double)tokens / seconds;
     if (machine) {
         if (*first_rate <= 0) *first_rate = rate;
-        printf("%s,%s,\"%s\",%d,%d,%llu,%.2f,%.2f,%.1f,%.1f,%.2f,%.2f,%.1f,%.2f,%.2f\n", WN_COMMIT, machine, flags, concurrent,
-               jobs, (unsigned long long)tokens, seconds, ready_s, quantile_ms(&ttft, .5), quantile_ms(&ttft, .95),
-               quantile_ms(&itl, .5), quantile_ms(&itl, .95), rate, (double)jobs / seconds, rate / *first_rate);
+        printf("%s,%s,\"%s\",%d,%d,%llu,%.2f,%.2f,%.1f,%.1f,%.2f,%.2f,%.1f,%.2f,%.2f\n", WN_COMMIT,
+               machine, flags, concurrent, jobs, (unsigned long long)tokens, seconds, ready_s,
+               quantile_ms(&ttft, .5), quantile_ms(&ttft, .95), quantile_ms(&itl, .5),
+               quantile_ms(&itl, .95), rate, (double)jobs / seconds, rate / *first_rate);
         fflush(stdout);
     }
     free(ttft.v);
@@ -165,9 +168,11 @@ static void bench(void **state)
     service_start(&s, "models/tiny-llava", serve_flags);
     assert_int_equal(winnow_connect(&w, s.endpoint, NULL), WINNOW_OK);
     run_level(w, 1, PICTURES, NULL, flags_text, 0, NULL); /* answers alone; warm-up */
-    printf("commit,machine,flags,concurrent,jobs,tokens,seconds,ready_s,ttft_p50_ms,ttft_p95_ms,itl_p50_ms,itl_p95_ms,"
+    printf("commit,machine,flags,concurrent,jobs,tokens,seconds,ready_s,ttft_p50_ms,ttft_p95_ms,"
+           "itl_p50_ms,itl_p95_ms,"
            "tokens_s,jobs_s,ratio\n");
-    for (int i = 0; i < levels_n; i++) run_level(w, levels[i], jobs_n, machine, flags_text, s.ready_s, &first_rate);
+    for (int i = 0; i < levels_n; i++)
+        run_level(w, levels[i], jobs_n, machine, flags_text, s.ready_s, &first_rate);
     winnow_close(w);
     assert_int_equal(service_stop(&s), 0);
     for (int i = 0; i < PICTURES; i++) {
@@ -186,13 +191,15 @@ int main(int argc, char **argv)
         if (opt == 't') new_tokens = (uint32_t)strtoul(optarg, NULL, 10);
         if (opt == 'c') {
             char *at = optarg;
-            for (levels_n = 0; levels_n < LEVELS && *at; at += *at == ',') levels[levels_n++] = (int)strtol(at, &at, 10);
+            for (levels_n = 0; levels_n < LEVELS && *at; at += *at == ',')
+                levels[levels_n++] = (int)strtol(at, &at, 10);
         }
         if (opt == '?') return 2;
     }
     for (int i = optind; i < argc && n < 30; i++) {
         serve_flags[n++] = argv[i];
-        snprintf(flags_text + strlen(flags_text), sizeof(flags_text) - strlen(flags_text), "%s%s", n > 1 ? " " : "", argv[i]);
+        snprintf(flags_text + strlen(flags_text), sizeof(flags_text) - strlen(flags_text), "%s%s",
+                 n > 1 ? " " : "", argv[i]);
     }
     if (new_tokens > TOKENS_MAX || jobs_n < 1 || levels_n < 1) return 2;
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -9,8 +9,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static const struct wn_step_limits limits = {
-        .rows_max = 32, .seqs_max = 4, .pages_max = 64, .features_max = 3, .page_tokens = 4, .vocab = 100};
+    static const struct wn_step_limits limits = {.rows_max = 32,
+                                                 .seqs_max = 4,
+                                                 .pages_max = 64,
+                                                 .features_max = 3,
+                                                 .page_tokens = 4,
+                                                 .vocab = 100};
     struct wn_step_record r;
     uint8_t *again = malloc(wn_step_bytes_max(&limits));
 

@@ -55,7 +55,8 @@ void service_start(struct service *s, const char *model, const char *const *flag
     const double began = now_s();
 
     memset(s, 0, sizeof(*s));
-    snprintf(s->run_dir, sizeof(s->run_dir), "/tmp/winnow-test-%d-%ld", (int)getpid(), (long)(now_s() * 1000) % 100000);
+    snprintf(s->run_dir, sizeof(s->run_dir), "/tmp/winnow-test-%d-%ld", (int)getpid(),
+             (long)(now_s() * 1000) % 100000);
     snprintf(run, sizeof(run), "--run-dir=%s", s->run_dir);
     argv[n++] = run;
     for (int i = 0; flags && flags[i]; i++) argv[n++] = flags[i];
@@ -91,7 +92,8 @@ static bool is_ours(const struct service *s, const char *pid, const char *name)
     n = fread(text, 1, sizeof(text) - 1, f);
     fclose(f);
     text[n] = '\0';
-    if (name && !strstr(text, "winnowd")) return false; /* mpirun has the flags, too, but starts with its own name */
+    if (name && !strstr(text, "winnowd"))
+        return false; /* mpirun has the flags, too, but starts with its own name */
     for (size_t i = 0; i < n; i += strlen(text + i) + 1) {
         snprintf(want, sizeof(want), "--run-dir=%s", s->run_dir);
         run = run || strcmp(text + i, want) == 0;
@@ -161,11 +163,12 @@ void *read_file(const char *path, size_t *bytes)
     return data;
 }
 
-enum winnow_event_type ask(struct winnow *w, const void *image, size_t image_bytes, const char *question, char **answer,
-                           struct winnow_usage *usage)
+enum winnow_event_type ask(struct winnow *w, const void *image, size_t image_bytes,
+                           const char *question, char **answer, struct winnow_usage *usage)
 {
     const struct winnow_image im = {.data = image, .bytes = image_bytes};
-    const struct winnow_request q = {.prompt = question, .images = image ? &im : NULL, .images_n = image ? 1 : 0};
+    const struct winnow_request q = {
+        .prompt = question, .images = image ? &im : NULL, .images_n = image ? 1 : 0};
     struct winnow_event ev;
     uint64_t job = 0;
 
@@ -178,7 +181,9 @@ enum winnow_event_type ask(struct winnow *w, const void *image, size_t image_byt
         const int rc = winnow_next(w, &ev, 60000);
         if (rc != WINNOW_OK) fail_msg("no answer to '%s': %s", question, winnow_error(w));
         if (ev.job != job) continue;
-        if (ev.type != WINNOW_EVENT_DONE && ev.type != WINNOW_EVENT_ERROR && ev.type != WINNOW_EVENT_BUSY) continue;
+        if (ev.type != WINNOW_EVENT_DONE && ev.type != WINNOW_EVENT_ERROR &&
+            ev.type != WINNOW_EVENT_BUSY)
+            continue;
         if (ev.text) *answer = strdup(ev.text);
         if (usage) *usage = ev.usage;
         return ev.type;

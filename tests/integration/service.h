@@ -1,5 +1,5 @@
-/* tests/integration/service.h - a real `winnowd serve` as a child of the test: started on a free port, stopped in order.
- * Owns: the process and its output pipe, from start to stop. Threads: one. */
+/* tests/integration/service.h - a real `winnowd serve` as a child of the test: started on a free port, stopped
+ * in order. Owns: the process and its output pipe, from start to stop. Threads: one. */
 #ifndef WN_TESTS_SERVICE_H
 #define WN_TESTS_SERVICE_H
 
@@ -16,7 +16,8 @@ struct service {
     double ready_s;
 };
 
-/* Starts "winnowd serve MODEL flags..." (NULL-terminated) and waits for its ready line; fails the test if none comes. */
+/* Starts "winnowd serve MODEL flags..." (NULL-terminated) and waits for its ready line; fails the test if none
+ * comes. */
 void service_start(struct service *s, const char *model, const char *const *flags);
 
 /* SIGTERM; returns the exit code, or -1 if it had to be killed. No process of the service is left. */
@@ -28,8 +29,9 @@ int service_pids(const struct service *s, const char *name, pid_t *pids, int max
 /* Whole file; *bytes is its size; fails the test if it cannot be read. free() it. */
 void *read_file(const char *path, size_t *bytes);
 
-/* Asks one question and waits for the end. Returns the event type; *answer (free it) is the answer or the error text. */
-enum winnow_event_type ask(struct winnow *w, const void *image, size_t image_bytes, const char *question, char **answer,
-                           struct winnow_usage *usage);
+/* Asks one question and waits for the end. Returns the event type; *answer (free it) is the answer or the error
+ * text. */
+enum winnow_event_type ask(struct winnow *w, const void *image, size_t image_bytes, const char *question,
+                           char **answer, struct winnow_usage *usage);
 
 #endif

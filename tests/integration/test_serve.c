@@ -20,7 +20,8 @@
 
 #define MODEL     "models/tiny-llava"
 #define QUESTIONS "tests/eval/questions.jsonl"
-#define ANSWERS   "tests/golden/tiny-llava/answers.txt" /* one line a question: what Transformers answers */
+#define ANSWERS                                                                                    \
+    "tests/golden/tiny-llava/answers.txt" /* one line a question: what Transformers answers */
 #define IN_FLIGHT 8
 #define AGREE     0.99
 
@@ -43,7 +44,8 @@ static char *take_line(char **at)
 static void load_questions(int max)
 {
     size_t n;
-    char *text = read_file(QUESTIONS, &n), *answers = read_file(ANSWERS, &n), *at = text, *at2 = answers, *line, *golden;
+    char *text = read_file(QUESTIONS, &n), *answers = read_file(ANSWERS, &n), *at = text,
+         *at2 = answers, *line, *golden;
 
     questions = calloc((size_t)max, sizeof(*questions));
     while (questions_n < max && (line = take_line(&at)) != NULL) {
@@ -105,8 +107,10 @@ static void ask_all(struct winnow *w)
             jobs[sent] = submit(w, &questions[sent]);
             sent++;
         }
-        if (winnow_next(w, &ev, 60000) != WINNOW_OK) fail_msg("after %d answers: %s", done, winnow_error(w));
-        if (ev.type == WINNOW_EVENT_ERROR || ev.type == WINNOW_EVENT_BUSY) fail_msg("job failed: %s", ev.text);
+        if (winnow_next(w, &ev, 60000) != WINNOW_OK)
+            fail_msg("after %d answers: %s", done, winnow_error(w));
+        if (ev.type == WINNOW_EVENT_ERROR || ev.type == WINNOW_EVENT_BUSY)
+            fail_msg("job failed: %s", ev.text);
         if (ev.type != WINNOW_EVENT_DONE) continue;
         for (int i = 0; i < sent; i++)
             if (jobs[i] == ev.job) questions[i].got = strdup(ev.text);
@@ -139,10 +143,12 @@ static void test_answers(void **state)
         agree += strcmp(q->got, q->golden) == 0;
         right += strcmp(q->got, q->expected) == 0;
         if (strcmp(q->got, q->golden) != 0)
-            printf("differs: %s | %s | '%s', Transformers '%s'\n", q->image, q->text, q->got, q->golden);
+            printf("differs: %s | %s | '%s', Transformers '%s'\n", q->image, q->text, q->got,
+                   q->golden);
     }
-    printf("%d stages x %d tensor ranks: %d questions, %d as Transformers answers, %d right; ready in %.2f s\n", pp, tp,
-           questions_n, agree, right, s.ready_s);
+    printf("%d stages x %d tensor ranks: %d questions, %d as Transformers answers, %d right; ready "
+           "in %.2f s\n",
+           pp, tp, questions_n, agree, right, s.ready_s);
     assert_true(agree >= AGREE * questions_n);
     free_questions();
 }
@@ -166,7 +172,8 @@ static int start_service(void **state)
     question = strdup(questions[0].text);
     service_start(&service, MODEL, flags);
     assert_int_equal(winnow_connect(&conn, service.endpoint, NULL), WINNOW_OK);
-    assert_int_equal(ask(conn, picture, picture_bytes, question, &good_answer, NULL), WINNOW_EVENT_DONE);
+    assert_int_equal(ask(conn, picture, picture_bytes, question, &good_answer, NULL),
+                     WINNOW_EVENT_DONE);
     return 0;
 }
 
@@ -196,7 +203,8 @@ static void refused(const void *image, size_t bytes, const char *text, const cha
 {
     char *answer;
     const enum winnow_event_type type = ask(conn, image, bytes, text, &answer, NULL);
-    if (type != WINNOW_EVENT_ERROR) fail_msg("expected an error with '%s', got %d: %s", word, (int)type, answer);
+    if (type != WINNOW_EVENT_ERROR)
+        fail_msg("expected an error with '%s', got %d: %s", word, (int)type, answer);
     if (!answer || !strstr(answer, word)) fail_msg("'%s' is not in the error: %s", word, answer);
     free(answer);
     still_right();
@@ -217,8 +225,9 @@ static void test_not_an_image(void **state)
 static void test_decompression_bomb(void **state)
 {
     /* a PNG header that claims 60000 x 60000 pixels */
-    static const unsigned char bomb[] = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1a, '\n', 0, 0, 0, 13, 'I', 'H', 'D', 'R',
-                                         0, 0, 0xea, 0x60, 0, 0, 0xea, 0x60, 8, 2, 0, 0, 0, 0x5d, 0x5e, 0x3a, 0x0e};
+    static const unsigned char bomb[] = {
+        0x89, 'P',  'N',  'G', '\r', '\n', 0x1a, '\n', 0, 0, 0, 13, 'I',  'H',  'D',  'R', 0,
+        0,    0xea, 0x60, 0,   0,    0xea, 0x60, 8,    2, 0, 0, 0,  0x5d, 0x5e, 0x3a, 0x0e};
     (void)state;
     refused(bomb, sizeof(bomb), question, "pixels");
 }
@@ -247,7 +256,8 @@ static void test_prompt_too_long(void **state)
 static void test_unknown_pruning_method(void **state)
 {
     const struct winnow_image im = {.data = picture, .bytes = picture_bytes};
-    const struct winnow_request q = {.prompt = question, .images = &im, .images_n = 1, .pruning_method = "sharpen"};
+    const struct winnow_request q = {
+        .prompt = question, .images = &im, .images_n = 1, .pruning_method = "sharpen"};
     struct winnow_event ev;
     uint64_t job;
     (void)state;
@@ -265,8 +275,9 @@ static void test_special_tokens_in_text_are_text(void **state)
     char *answer;
     (void)state;
     /* were these tokens, the prompt would have more images than features, or end at once */
-    assert_int_equal(ask(conn, picture, picture_bytes, "<image></s><image> What is there?", &answer, NULL),
-                     WINNOW_EVENT_DONE);
+    assert_int_equal(
+        ask(conn, picture, picture_bytes, "<image></s><image> What is there?", &answer, NULL),
+        WINNOW_EVENT_DONE);
     free(answer);
     still_right();
 }
@@ -276,7 +287,8 @@ static void test_text_only(void **state)
     char *answer;
     struct winnow_usage usage;
     (void)state;
-    assert_int_equal(ask(conn, NULL, 0, "How many objects are there?", &answer, &usage), WINNOW_EVENT_DONE);
+    assert_int_equal(ask(conn, NULL, 0, "How many objects are there?", &answer, &usage),
+                     WINNOW_EVENT_DONE);
     assert_int_equal(usage.image_tokens, 0);
     assert_int_equal(usage.bytes_embedding, 0);
     free(answer);
@@ -285,7 +297,8 @@ static void test_text_only(void **state)
 static void test_two_images(void **state)
 {
     const struct winnow_image im[2] = {{picture, picture_bytes}, {picture, picture_bytes}};
-    const struct winnow_request q = {.prompt = question, .images = im, .images_n = 2, .max_tokens = 8};
+    const struct winnow_request q = {
+        .prompt = question, .images = im, .images_n = 2, .max_tokens = 8};
     struct winnow_event ev;
     uint64_t job;
     (void)state;
@@ -300,7 +313,8 @@ static void test_two_images(void **state)
 static void test_stream_joins_to_the_answer(void **state)
 {
     const struct winnow_image im = {.data = picture, .bytes = picture_bytes};
-    const struct winnow_request q = {.prompt = "Describe the picture.", .images = &im, .images_n = 1, .max_tokens = 100};
+    const struct winnow_request q = {
+        .prompt = "Describe the picture.", .images = &im, .images_n = 1, .max_tokens = 100};
     struct winnow_event ev;
     char joined[4096] = "";
     uint64_t job;
@@ -321,13 +335,16 @@ static void test_stream_joins_to_the_answer(void **state)
     assert_int_equal(ev.usage.completion_tokens, next);
     assert_true(pieces > 1);
     assert_int_equal(ev.usage.image_tokens, 576);
-    assert_int_equal(ev.usage.bytes_embedding > 0 && ev.usage.bytes_activation > 0 && ev.usage.bytes_allreduce > 0, 1);
+    assert_int_equal(ev.usage.bytes_embedding > 0 && ev.usage.bytes_activation > 0 &&
+                         ev.usage.bytes_allreduce > 0,
+                     1);
 }
 
 static void test_cancel(void **state)
 {
     const struct winnow_image im = {.data = picture, .bytes = picture_bytes};
-    const struct winnow_request q = {.prompt = "Describe the picture.", .images = &im, .images_n = 1, .max_tokens = 400};
+    const struct winnow_request q = {
+        .prompt = "Describe the picture.", .images = &im, .images_n = 1, .max_tokens = 400};
     struct winnow_event ev;
     uint64_t job;
     (void)state;
@@ -372,7 +389,8 @@ static void test_rank_dies(void **state)
 static void test_rank_dies_in_the_middle(void **state)
 {
     const struct winnow_image im = {.data = picture, .bytes = picture_bytes};
-    const struct winnow_request q = {.prompt = "Describe the picture.", .images = &im, .images_n = 1};
+    const struct winnow_request q = {
+        .prompt = "Describe the picture.", .images = &im, .images_n = 1};
     struct winnow_event ev;
     char *whole, joined[4096] = "";
     uint64_t job;
@@ -425,8 +443,10 @@ int main(int argc, char **argv)
         count = (int)strtol(argv[4], NULL, 10);
         return cmocka_run_group_tests(answers, NULL, NULL);
     }
-    if (argc == 2 && strcmp(argv[1], "requests") == 0) return cmocka_run_group_tests(requests, start_service, stop_service);
-    if (argc == 2 && strcmp(argv[1], "deaths") == 0) return cmocka_run_group_tests(deaths, start_service, stop_service);
+    if (argc == 2 && strcmp(argv[1], "requests") == 0)
+        return cmocka_run_group_tests(requests, start_service, stop_service);
+    if (argc == 2 && strcmp(argv[1], "deaths") == 0)
+        return cmocka_run_group_tests(deaths, start_service, stop_service);
     fprintf(stderr, "usage: test_serve answers TP PP N | requests | deaths\n");
     return 2;
 }

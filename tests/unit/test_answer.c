@@ -14,15 +14,17 @@
 static struct wn_tokenizer *make_tokenizer(void)
 {
     char json[4096];
-    size_t n = (size_t)snprintf(json, sizeof(json),
-                                "{\"version\":\"1.0\",\"added_tokens\":[],\"normalizer\":null,"
-                                "\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"use_regex\":true,"
-                                "\"trim_offsets\":true},\"post_processor\":null,\"decoder\":{\"type\":\"ByteLevel\","
-                                "\"add_prefix_space\":true,\"trim_offsets\":true,\"use_regex\":true},"
-                                "\"model\":{\"type\":\"BPE\",\"vocab\":{");
+    size_t n = (size_t)snprintf(
+        json, sizeof(json),
+        "{\"version\":\"1.0\",\"added_tokens\":[],\"normalizer\":null,"
+        "\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"use_regex\":true,"
+        "\"trim_offsets\":true},\"post_processor\":null,\"decoder\":{\"type\":\"ByteLevel\","
+        "\"add_prefix_space\":true,\"trim_offsets\":true,\"use_regex\":true},"
+        "\"model\":{\"type\":\"BPE\",\"vocab\":{");
     struct wn_tokenizer *tok = NULL;
     struct wn_err err = {0};
-    for (int i = 0; i < 26; i++) n += (size_t)snprintf(json + n, sizeof(json) - n, "\"%c\":%d,", 'a' + i, i);
+    for (int i = 0; i < 26; i++)
+        n += (size_t)snprintf(json + n, sizeof(json) - n, "\"%c\":%d,", 'a' + i, i);
     snprintf(json + n, sizeof(json) - n, "\"\\u0120\":26},\"merges\":[]}}");
     if (wn_tokenizer_parse(&tok, json, strlen(json), &err) != WN_OK) fail_msg("%s", err.text);
     return tok;

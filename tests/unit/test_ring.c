@@ -105,8 +105,9 @@ static void test_two_threads(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_order_and_fullness), cmocka_unit_test(test_wake), cmocka_unit_test(test_destroy_drops),
-        cmocka_unit_test(test_bad_capacity),       cmocka_unit_test(test_two_threads),
+        cmocka_unit_test(test_order_and_fullness), cmocka_unit_test(test_wake),
+        cmocka_unit_test(test_destroy_drops),      cmocka_unit_test(test_bad_capacity),
+        cmocka_unit_test(test_two_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -12,8 +12,12 @@
 #include "base/dtype.h"
 #include "proto/step.h"
 
-static const struct wn_step_limits limits = {
-    .rows_max = 32, .seqs_max = 4, .pages_max = 64, .features_max = 3, .page_tokens = 4, .vocab = 100};
+static const struct wn_step_limits limits = {.rows_max = 32,
+                                             .seqs_max = 4,
+                                             .pages_max = 64,
+                                             .features_max = 3,
+                                             .page_tokens = 4,
+                                             .vocab = 100};
 
 /* Two sequences: a prompt chunk with image rows, and a decode. */
 static void fill(struct wn_step_record *r)
@@ -21,17 +25,23 @@ static void fill(struct wn_step_record *r)
     wn_step_record_clear(r);
     r->step = 0x123456789abcull;
     r->flags = WN_STEP_STATS;
-    r->opens[r->opens_n++] = (struct wn_step_open){
-        .slot = 1, .temperature = 0.7f, .top_k = 40, .top_p = 0.9f, .repetition_penalty = 1.1f, .seed = ~0ull};
+    r->opens[r->opens_n++] = (struct wn_step_open){.slot = 1,
+                                                   .temperature = 0.7f,
+                                                   .top_k = 40,
+                                                   .top_p = 0.9f,
+                                                   .repetition_penalty = 1.1f,
+                                                   .seed = ~0ull};
     r->closes[r->closes_n++] = 3;
-    r->features[r->features_n++] = (struct wn_step_features){.slot = 2, .rows = 5, .width = 8, .dtype = WN_BF16};
+    r->features[r->features_n++] =
+        (struct wn_step_features){.slot = 2, .rows = 5, .width = 8, .dtype = WN_BF16};
     r->drops[r->drops_n++] = 0;
     for (uint32_t i = 0; i < 6; i++)
-        r->rows[r->rows_n++] = i < 5 ? (struct wn_step_row){i, 2} : (struct wn_step_row){99, WN_STEP_NO_FEATURES};
+        r->rows[r->rows_n++] =
+            i < 5 ? (struct wn_step_row){i, 2} : (struct wn_step_row){99, WN_STEP_NO_FEATURES};
     r->rows[r->rows_n++] = (struct wn_step_row){7, WN_STEP_NO_FEATURES};
     r->seqs[r->seqs_n++] = (struct wn_step_seq){.slot = 1, .rows = 6, .pages = 2, .sample = 1};
-    r->seqs[r->seqs_n++] =
-        (struct wn_step_seq){.slot = 0, .first_row = 6, .rows = 1, .pos = 8, .first_page = 2, .pages = 3};
+    r->seqs[r->seqs_n++] = (struct wn_step_seq){
+        .slot = 0, .first_row = 6, .rows = 1, .pos = 8, .first_page = 2, .pages = 3};
     for (uint32_t i = 0; i < 5; i++) r->pages[r->pages_n++] = 63 - i;
 }
 
