@@ -97,8 +97,8 @@ static bool make_room(struct wn_transcript *a, size_t ids_n, size_t text_bytes)
     return true;
 }
 
-wn_status wn_transcript_add(struct wn_transcript *a, uint32_t first, const uint32_t *ids, size_t ids_n, const char *text,
-                        bool *news, struct wn_err *err)
+wn_status wn_transcript_add(struct wn_transcript *a, uint32_t first, const uint32_t *ids, size_t ids_n,
+                            const char *text, bool *news, struct wn_err *err)
 {
     const size_t bytes = strlen(text);
 

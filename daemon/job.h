@@ -72,7 +72,7 @@ void wn_transcript_fini(struct wn_transcript *a);
 /* Adds what a leader sent. *news says whether something was added. Tokens that are there already (a replay) are
  * skipped; a gap or a partial overlap is WN_EPROTO, and nothing changes. Text without ids belongs to the last token. */
 WN_NODISCARD wn_status wn_transcript_add(struct wn_transcript *a, uint32_t first, const uint32_t *ids, size_t ids_n,
-                                     const char *text, bool *news, struct wn_err *err);
+                                         const char *text, bool *news, struct wn_err *err);
 
 /* Offset of the text that token `from` begins; the end for those to come. */
 size_t wn_transcript_text_at(const struct wn_transcript *a, size_t from);

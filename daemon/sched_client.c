@@ -45,7 +45,7 @@ static wn_status send_accepted(struct wn_scheduler *s, struct wn_job *job, struc
     return wn_sched_send(s->clients, &w->peer, WN__ENVELOPE__BODY_ACCEPTED, &a, NULL, 0, 0, sent);
 }
 
-/* The next piece of the answer after the follower's place. Pieces end where a leader's pieces ended, or at the limit. */
+/* The piece of the answer after the follower's place. It ends where a leader's piece ended, or at the limit. */
 static wn_status send_tokens(struct wn_scheduler *s, struct wn_job *job, struct wn_watcher *w, size_t *sent)
 {
     const struct wn_transcript *a = &job->answer;

@@ -1,5 +1,5 @@
 /* tests/integration/sched_bed.h - a scheduler in a thread, and scripted clients and workers that speak to it over real
- * sockets on loopback. Included by one test program. */
+ * sockets on loopback. Each test uses some of it. */
 #ifndef WN_TESTS_SCHED_BED_H
 #define WN_TESTS_SCHED_BED_H
 
@@ -18,6 +18,8 @@
 #include "daemon/scheduler.h"
 #include "proto/codec.h"
 #include "transport/endpoint.h"
+
+#pragma GCC diagnostic ignored "-Wunused-function"
 
 struct bed {
     struct wn_config cfg;

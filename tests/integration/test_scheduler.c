@@ -62,7 +62,8 @@ static void happy_path(void **state)
     bed_stop(&b);
 }
 
-/* The leader falls silent in the middle; another gets the job with the tokens that are out; the late one is not heard. */
+/* The leader falls silent in the middle; another gets the job with the tokens that are out; the late one is not
+ * heard. */
 static void worker_death_and_fencing(void **state)
 {
     struct bed b;
@@ -561,9 +562,9 @@ static void shutdown_tells_clients(void **state)
     submit(&client, "q", NULL, "");
     wn_codec_free(end_expect(&client, WN__ENVELOPE__BODY_BUSY));
     end_expect_error(&client, WN_ECANCEL, "shutting down");
-    bed_stop(&b);
     end_close(&client);
     end_close(&leader);
+    bed_stop(&b);
 }
 
 /* Ports and addresses that cannot be had are one clear line. */

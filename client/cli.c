@@ -1,0 +1,162 @@
+/* client/cli.c - see cli.h. */
+#include "client/cli.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define DEFAULT_ENDPOINT   "tcp://127.0.0.1:5599"
+#define CONNECT_TIMEOUT_MS 3000
+
+static void print_help(const struct cli_args *a)
+{
+    printf("%s\n\nOptions\n", a->usage);
+    for (const struct cli_opt *o = a->opts; o->name; o++) {
+        char left[64];
+        snprintf(left, sizeof(left), "--%s%s%s", o->name, o->value ? " " : "", o->value ? o->value : "");
+        printf("  %-28s %s\n", left, o->help);
+    }
+    printf("  %-28s %s\n", "--help", "print this and exit");
+}
+
+static int bad_option(const char *arg, const struct cli_opt *opts)
+{
+    fprintf(stderr, "winnow: unknown option %.80s; known:", arg);
+    for (; opts->name; opts++) fprintf(stderr, " --%s", opts->name);
+    fputc('\n', stderr);
+    return CLI_BAD;
+}
+
+int cli_next(struct cli_args *a)
+{
+    const char *arg;
+    size_t n;
+
+    if (a->at == 0) a->at = 1; /* the subcommand's own name */
+    if (a->at >= a->argc) return CLI_END;
+    arg = a->argv[a->at++];
+    if (!a->plain && strcmp(arg, "--") == 0) {
+        a->plain = true;
+        return cli_next(a);
+    }
+    if (a->plain || arg[0] != '-' || !arg[1]) {
+        a->value = arg;
+        return CLI_PLAIN;
+    }
+    if (strcmp(arg, "--help") == 0 || strcmp(arg, "-h") == 0) {
+        print_help(a);
+        return CLI_EXIT;
+    }
+    if (strncmp(arg, "--", 2) != 0) return bad_option(arg, a->opts);
+    n = strcspn(arg + 2, "=");
+    for (int i = 0; a->opts[i].name; i++) {
+        if (strlen(a->opts[i].name) != n || strncmp(a->opts[i].name, arg + 2, n) != 0) continue;
+        a->value = arg[2 + n] ? arg + 3 + n : NULL;
+        if (!a->opts[i].value && a->value) {
+            fprintf(stderr, "winnow: --%s has no value\n", a->opts[i].name);
+            return CLI_BAD;
+        }
+        if (a->opts[i].value && !a->value) {
+            if (a->at >= a->argc) {
+                fprintf(stderr, "winnow: --%s wants a value\n", a->opts[i].name);
+                return CLI_BAD;
+            }
+            a->value = a->argv[a->at++];
+        }
+        return i;
+    }
+    return bad_option(arg, a->opts);
+}
+
+bool cli_u32(const char *name, const char *text, uint32_t max, uint32_t *out)
+{
+    char *end;
+    unsigned long long v;
+
+    errno = 0;
+    v = strtoull(text, &end, 10);
+    if (!isdigit((unsigned char)text[0]) || *end || errno || v > max) {
+        fprintf(stderr, "winnow: --%s: '%.40s' is not a whole number up to %" PRIu32 "\n", name, text, max);
+        return false;
+    }
+    *out = (uint32_t)v;
+    return true;
+}
+
+bool cli_float(const char *name, const char *text, float min, float max, float *out)
+{
+    char *end;
+    double v = strtod(text, &end);
+
+    if (end == text || *end || !isfinite(v) || v < (double)min || v > (double)max) {
+        fprintf(stderr, "winnow: --%s: '%.40s' is not a number from %g to %g\n", name, text, (double)min, (double)max);
+        return false;
+    }
+    *out = (float)v;
+    return true;
+}
+
+const char *cli_endpoint(const char *flag)
+{
+    const char *env = getenv("WINNOW_ENDPOINT");
+
+    return flag ? flag : env && *env ? env : DEFAULT_ENDPOINT;
+}
+
+struct winnow *cli_connect(const char *endpoint_flag)
+{
+    const struct winnow_options options = {.connect_timeout_ms = CONNECT_TIMEOUT_MS};
+    struct winnow *w = NULL;
+
+    if (winnow_connect(&w, cli_endpoint(endpoint_flag), &options) != WINNOW_OK)
+        fprintf(stderr, "winnow: %s\n", winnow_error(NULL));
+    return w;
+}
+
+void cli_json_text(FILE *f, const char *text)
+{
+    fputc('"', f);
+    for (; *text; text++) {
+        unsigned char c = (unsigned char)*text;
+        if (c == '"' || c == '\\') fprintf(f, "\\%c", c);
+        else if (c == '\n') fputs("\\n", f);
+        else if (c < 0x20) fprintf(f, "\\u%04x", c);
+        else fputc(c, f);
+    }
+    fputc('"', f);
+}
+
+void cli_json_usage(FILE *f, const struct winnow_usage *u)
+{
+    fprintf(f,
+            "{\"prompt_tokens\": %u, \"completion_tokens\": %u, \"image_tokens\": %u, "
+            "\"image_tokens_before_pruning\": %u, \"attempts\": %u, ",
+            u->prompt_tokens, u->completion_tokens, u->image_tokens, u->image_tokens_before_pruning, u->attempts);
+    fprintf(f,
+            "\"bytes_on_wire\": {\"control\": %" PRIu64 ", \"embedding\": %" PRIu64 ", \"activation\": %" PRIu64
+            ", \"allreduce\": %" PRIu64 ", \"logits\": %" PRIu64 "}, ",
+            u->bytes_control, u->bytes_embedding, u->bytes_activation, u->bytes_allreduce, u->bytes_logits);
+    fprintf(f,
+            "\"queue_us\": %" PRIu64 ", \"preprocess_us\": %" PRIu64 ", \"encode_us\": %" PRIu64
+            ", \"prune_us\": %" PRIu64 ", \"transfer_us\": %" PRIu64 ", \"prefill_us\": %" PRIu64
+            ", \"decode_us\": %" PRIu64 ", \"time_to_first_token_us\": %" PRIu64 ", \"total_us\": %" PRIu64 "}",
+            u->queue_us, u->preprocess_us, u->encode_us, u->prune_us, u->transfer_us, u->prefill_us, u->decode_us,
+            u->time_to_first_token_us, u->total_us);
+}
+
+void cli_usage_line(FILE *f, const struct winnow_usage *u)
+{
+    const uint64_t wire = u->bytes_embedding + u->bytes_activation + u->bytes_allreduce + u->bytes_logits;
+
+    fprintf(f, "[%u + %u tokens", u->prompt_tokens, u->completion_tokens);
+    if (u->image_tokens_before_pruning)
+        fprintf(f, ", %u of %u visual", u->image_tokens, u->image_tokens_before_pruning);
+    fprintf(f, "; first after %.1f ms, all after %.1f ms", (double)u->time_to_first_token_us / 1e3,
+            (double)u->total_us / 1e3);
+    if (u->encode_us) fprintf(f, "; image %.1f ms", (double)(u->preprocess_us + u->encode_us + u->prune_us) / 1e3);
+    fprintf(f, "; %.1f KiB features, %.1f KiB on all links]\n", (double)u->bytes_embedding / 1024,
+            (double)wire / 1024);
+}

@@ -1,0 +1,61 @@
+/* client/cli.h - what the subcommands of `winnow` share. Each returns the process's exit code: 0, 1 failed, 2 usage. */
+#ifndef WN_CLIENT_CLI_H
+#define WN_CLIENT_CLI_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "client/winnow.h"
+
+#define CLI_OK     0
+#define CLI_FAILED 1
+#define CLI_USAGE  2
+
+/* One option of a subcommand; a table of them ends with a NULL name. */
+struct cli_opt {
+    const char *name;   /* without dashes */
+    const char *value;  /* what to call its value in --help; NULL: it has none */
+    const char *help;
+};
+
+/* Walks over arguments. Zero-initialise, then set argc, argv, opts. */
+struct cli_args {
+    int argc;
+    char **argv;
+    const struct cli_opt *opts;
+    const char *usage;      /* first lines of --help */
+    int at;                 /* set by cli_next */
+    bool plain;             /* after "--" */
+    const char *value;      /* of the option, or the plain argument */
+};
+
+#define CLI_END   (-1)
+#define CLI_PLAIN (-2) /* an argument that is no option */
+#define CLI_EXIT  (-3) /* --help was printed: exit 0 */
+#define CLI_BAD   (-4) /* said on stderr: exit 2 */
+
+/* The index of the next option, or one of the above. */
+int cli_next(struct cli_args *a);
+
+/* Numbers with bounds; say on stderr what is wrong. */
+bool cli_u32(const char *name, const char *text, uint32_t max, uint32_t *out);
+bool cli_float(const char *name, const char *text, float min, float max, float *out);
+
+/* --endpoint, else WINNOW_ENDPOINT, else tcp://127.0.0.1:5599 */
+const char *cli_endpoint(const char *flag);
+
+/* Connects or says why not; NULL then. */
+struct winnow *cli_connect(const char *endpoint_flag);
+
+void cli_json_text(FILE *f, const char *text); /* in quotes */
+void cli_json_usage(FILE *f, const struct winnow_usage *u);
+void cli_usage_line(FILE *f, const struct winnow_usage *u);
+
+int cmd_ask(int argc, char **argv);
+int cmd_status(int argc, char **argv);
+int cmd_cancel(int argc, char **argv);
+int cmd_attach(int argc, char **argv);
+int cmd_collect_env(int argc, char **argv);
+
+#endif

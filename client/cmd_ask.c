@@ -1,0 +1,266 @@
+/* client/cmd_ask.c - `winnow ask`: one job, its answer on standard output as it comes. */
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "client/cli.h"
+#include "proto/codec.h"
+
+#define IMAGE_MAX ((size_t)256 << 20)
+#define STOP_N    WN_STOP_MAX
+
+static const char usage[] = "Usage: winnow ask [--image FILE]... [OPTION]... QUESTION\n"
+                            "Asks one question and prints the answer as it comes.";
+static const struct cli_opt opts[] = {
+    {"image", "FILE", "a JPEG, PNG or WebP picture; several are allowed"},
+    {"max-tokens", "N", "length of the answer"},
+    {"temperature", "T", "0: always the likeliest token [0]"},
+    {"top-k", "N", "choose among the N likeliest tokens"},
+    {"top-p", "P", "choose among the likeliest tokens that together have this share"},
+    {"repetition-penalty", "R", "above 1: say less twice"},
+    {"seed", "N", "of the random choices"},
+    {"stop", "TEXT", "end the answer before this text; several are allowed"},
+    {"pruning", "METHOD[:K]", "how many visual tokens are kept: a count (64) or a share removed (0.5)"},
+    {"json", NULL, "print one JSON object at the end"},
+    {"usage", NULL, "print a line with the costs, also when standard error is no terminal"},
+    {"timeout", "S", "give up after so many seconds [600]"},
+    {"endpoint", "ADDRESS", "of the server; else WINNOW_ENDPOINT, else tcp://127.0.0.1:5599"},
+    {NULL, NULL, NULL},
+};
+enum { O_IMAGE, O_MAX, O_TEMPERATURE, O_TOPK, O_TOPP, O_PENALTY, O_SEED, O_STOP, O_PRUNING, O_JSON, O_USAGE,
+       O_TIMEOUT, O_ENDPOINT };
+
+struct ask {
+    struct winnow_request request;
+    struct winnow_image images[WN_IMAGES_MAX];
+    const char *stop[STOP_N];
+    char method[64];
+    const char *endpoint;
+    bool json, usage;
+    uint32_t timeout_s;
+};
+
+static volatile sig_atomic_t interrupted;
+
+static void on_signal(int signal_number)
+{
+    (void)signal_number;
+    interrupted = 1;
+}
+
+/* The whole file; says on stderr why not. */
+static void *read_image(const char *path, size_t *bytes)
+{
+    FILE *f = fopen(path, "rb");
+    uint8_t *data = NULL;
+    size_t room = 0, n = 0;
+
+    if (!f) {
+        fprintf(stderr, "winnow: cannot open %s: %s\n", path, strerror(errno));
+        return NULL;
+    }
+    while (!feof(f) && !ferror(f) && n < IMAGE_MAX) {
+        if (n == room) {
+            uint8_t *more = realloc(data, room = room ? room * 2 : 1 << 16);
+            if (!more) break;
+            data = more;
+        }
+        n += fread(data + n, 1, room - n, f);
+    }
+    if (!feof(f) || n == 0) {
+        fprintf(stderr, "winnow: cannot read %s: %s\n", path,
+                ferror(f) ? strerror(errno) : n == 0 ? "it is empty" : "it is too large");
+        free(data);
+        data = NULL;
+    }
+    fclose(f);
+    *bytes = n;
+    return data;
+}
+
+static bool parse_pruning(struct ask *a, const char *text)
+{
+    size_t n = strcspn(text, ":");
+
+    if (n == 0 || n >= sizeof(a->method)) {
+        fprintf(stderr, "winnow: --pruning: '%.60s' is not METHOD or METHOD:K\n", text);
+        return false;
+    }
+    memcpy(a->method, text, n);
+    a->method[n] = '\0';
+    a->request.pruning_method = a->method;
+    if (!text[n]) return true;
+    if (strchr(text + n, '.')) return cli_float("pruning", text + n + 1, 0, 0.99f, &a->request.pruning_rate);
+    return cli_u32("pruning", text + n + 1, WN_FEATURE_ROWS_MAX, &a->request.pruning_keep);
+}
+
+static bool add_image(struct ask *a, const char *path)
+{
+    struct winnow_image *im = &a->images[a->request.images_n];
+
+    if (a->request.images_n == WN_IMAGES_MAX) {
+        fprintf(stderr, "winnow: at most %d images are allowed\n", WN_IMAGES_MAX);
+        return false;
+    }
+    im->data = read_image(path, &im->bytes);
+    a->request.images_n += im->data != NULL;
+    return im->data != NULL;
+}
+
+/* One option; -1: go on, else the exit code. */
+static int take_option(struct ask *a, int option, const char *value)
+{
+    struct winnow_request *r = &a->request;
+    uint32_t seed;
+    bool good = true;
+
+    switch (option) {
+    case O_IMAGE: return add_image(a, value) ? -1 : CLI_FAILED;
+    case O_MAX: good = cli_u32("max-tokens", value, WN_EMITTED_MAX, &r->max_tokens); break;
+    case O_TEMPERATURE: good = cli_float("temperature", value, 0, 100, &r->temperature); break;
+    case O_TOPK: good = cli_u32("top-k", value, UINT32_MAX, &r->top_k); break;
+    case O_TOPP: good = cli_float("top-p", value, 0, 1, &r->top_p); break;
+    case O_PENALTY: good = cli_float("repetition-penalty", value, 0, 10, &r->repetition_penalty); break;
+    case O_SEED:
+        if ((good = cli_u32("seed", value, UINT32_MAX, &seed))) r->seed = seed;
+        break;
+    case O_STOP:
+        good = r->stop_n < STOP_N;
+        if (good) a->stop[r->stop_n++] = value;
+        else fprintf(stderr, "winnow: at most %d stop texts are allowed\n", STOP_N);
+        break;
+    case O_PRUNING: good = parse_pruning(a, value); break;
+    case O_JSON: a->json = true; break;
+    case O_USAGE: a->usage = true; break;
+    case O_TIMEOUT: good = cli_u32("timeout", value, 86400, &a->timeout_s); break;
+    case O_ENDPOINT: a->endpoint = value; break;
+    default: break;
+    }
+    return good ? -1 : CLI_USAGE;
+}
+
+static int parse(struct ask *a, int argc, char **argv)
+{
+    struct cli_args args = {.argc = argc, .argv = argv, .opts = opts, .usage = usage};
+
+    a->timeout_s = 600;
+    a->request.images = a->images;
+    a->request.stop = a->stop;
+    for (;;) {
+        int option = cli_next(&args), code;
+        if (option == CLI_END) break;
+        if (option == CLI_EXIT) return CLI_OK;
+        if (option == CLI_BAD) return CLI_USAGE;
+        if (option == CLI_PLAIN) {
+            if (a->request.prompt) {
+                fprintf(stderr, "winnow: more than one question: put it in quotes\n");
+                return CLI_USAGE;
+            }
+            a->request.prompt = args.value;
+        } else if ((code = take_option(a, option, args.value)) >= 0) {
+            return code;
+        }
+    }
+    if (!a->request.prompt) {
+        fprintf(stderr, "winnow: no question; --help says how to ask one\n");
+        return CLI_USAGE;
+    }
+    a->request.quiet = a->json;
+    return -1;
+}
+
+static void print_json(const struct winnow_event *ev)
+{
+    printf("{\"job_id\": \"%s\", \"text\": ", ev->job_id);
+    cli_json_text(stdout, ev->text);
+    printf(", \"finish_reason\": \"%s\", \"usage\": ", ev->finish_reason);
+    cli_json_usage(stdout, &ev->usage);
+    puts("}");
+}
+
+static void print_done(const struct ask *a, const struct winnow_event *ev)
+{
+    if (a->json) {
+        print_json(ev);
+        return;
+    }
+    putchar('\n');
+    fflush(stdout);
+    if (a->usage || isatty(STDERR_FILENO)) cli_usage_line(stderr, &ev->usage);
+}
+
+/* Waits for the end of the job; -1: the server was busy and the request should be sent again. */
+static int follow(const struct ask *a, struct winnow *w, uint64_t job, int64_t deadline_us)
+{
+    bool cancelled = false;
+
+    for (;;) {
+        struct winnow_event ev;
+        int rc;
+        if ((interrupted || wn_deadline_passed(deadline_us)) && !cancelled) {
+            cancelled = true;
+            if (!interrupted) fprintf(stderr, "winnow: no answer within %u s\n", a->timeout_s);
+            if (winnow_cancel(w, job) != WINNOW_OK) return CLI_FAILED;
+            deadline_us = wn_deadline_in_us(2000000);
+        } else if (cancelled && wn_deadline_passed(deadline_us)) {
+            return CLI_FAILED;
+        }
+        rc = winnow_next(w, &ev, 100);
+        if (rc == WINNOW_TIMEOUT) continue;
+        if (rc != WINNOW_OK) {
+            fprintf(stderr, "winnow: %s\n", winnow_error(w));
+            return CLI_FAILED;
+        }
+        if (ev.type == WINNOW_EVENT_TEXT) {
+            fputs(ev.text, stdout);
+            fflush(stdout);
+        } else if (ev.type == WINNOW_EVENT_DONE) {
+            print_done(a, &ev);
+            return cancelled ? CLI_FAILED : CLI_OK;
+        } else if (ev.type == WINNOW_EVENT_ERROR) {
+            fprintf(stderr, "winnow: %s\n", ev.text);
+            return CLI_FAILED;
+        } else if (ev.type == WINNOW_EVENT_BUSY) {
+            if (interrupted || wn_deadline_passed(deadline_us)) {
+                fprintf(stderr, "winnow: %s\n", ev.text);
+                return CLI_FAILED;
+            }
+            usleep((ev.retry_ms < 10000 ? ev.retry_ms : 10000) * 1000);
+            return -1;
+        }
+    }
+}
+
+int cmd_ask(int argc, char **argv)
+{
+    const struct sigaction action = {.sa_handler = on_signal};
+    struct ask a = {0};
+    struct winnow *w = NULL;
+    int64_t deadline_us;
+    int code = parse(&a, argc, argv);
+
+    if (code >= 0) goto out;
+    if (!(w = cli_connect(a.endpoint))) {
+        code = CLI_FAILED;
+        goto out;
+    }
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    deadline_us = wn_deadline_in_us((int64_t)a.timeout_s * 1000000);
+    while (code < 0) {
+        uint64_t job;
+        if (winnow_submit(w, &a.request, &job) != WINNOW_OK) {
+            fprintf(stderr, "winnow: %s\n", winnow_error(w));
+            code = CLI_FAILED;
+        } else {
+            code = follow(&a, w, job, deadline_us);
+        }
+    }
+out:
+    winnow_close(w);
+    for (size_t i = 0; i < a.request.images_n; i++) free((void *)(uintptr_t)a.images[i].data);
+    return code;
+}

@@ -1,0 +1,99 @@
+/* client/cmd_status.c - `winnow status`. */
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "client/cli.h"
+#include "client/conn.h"
+
+#define ANSWER_MS 3000
+
+static const struct cli_opt opts[] = {
+    {"json", NULL, "print JSON"},
+    {"wait", "S", "wait up to S seconds until the server is ready; exit code 1 if it is not"},
+    {"endpoint", "ADDRESS", "of the server; else WINNOW_ENDPOINT, else tcp://127.0.0.1:5599"},
+    {NULL, NULL, NULL},
+};
+
+static void print_worker(const Wn__WorkerStatus *w)
+{
+    const Wn__Heartbeat *h = w->heartbeat;
+
+    printf("  %-16s %-12s %s", w->name, w->host, w->up ? "up" : "LOST");
+    if (!w->up) printf(" for %.1f s", (double)w->last_seen_ms / 1e3);
+    if (h && w->role == WN__ROLE__ROLE_LEADER)
+        printf(", %u running, %u waiting, %u of %u KV pages, %zu ranks, %" PRIu64 " steps", h->running, h->waiting,
+               h->pages_used, h->pages, h->n_ranks, h->steps);
+    if (h && w->role == WN__ROLE__ROLE_VISION) printf(", %u running, %" PRIu64 " images so far", h->running, h->images);
+    putchar('\n');
+}
+
+static void print_status(const Wn__Status *st, const char *endpoint)
+{
+    printf("%s: %s%s\n", endpoint, st->ready ? "ready" : "not ready: ", st->ready ? "" : st->not_ready_because);
+    if (st->model[0]) printf("model %s, ", st->model);
+    printf("version %s, up for %.1f s\n", st->version, (double)st->uptime_ms / 1e3);
+    printf("jobs: %u queued, %u running; %" PRIu64 " accepted, %" PRIu64 " answered, %" PRIu64 " failed, %" PRIu64
+           " cancelled, %" PRIu64 " replayed\n",
+           st->queued, st->running, st->accepted, st->answered, st->failed, st->cancelled, st->replayed);
+    for (size_t i = 0; i < st->n_workers; i++) print_worker(st->workers[i]);
+}
+
+/* Asks once; NULL: no answer. */
+static Wn__Envelope *ask(const char *endpoint, uint32_t timeout_ms, char *error, size_t error_size)
+{
+    const struct winnow_options options = {.connect_timeout_ms = timeout_ms};
+    struct winnow *w = NULL;
+    Wn__Envelope *env = NULL;
+
+    if (winnow_connect(&w, endpoint, &options) != WINNOW_OK ||
+        conn_status(w, &env, wn_deadline_in_us((int64_t)timeout_ms * 1000)) != WINNOW_OK)
+        snprintf(error, error_size, "%s", winnow_error(w));
+    winnow_close(w);
+    return env;
+}
+
+int cmd_status(int argc, char **argv)
+{
+    struct cli_args args = {.argc = argc, .argv = argv, .opts = opts,
+                            .usage = "Usage: winnow status [OPTION]...\nSays what the server and its workers do."};
+    const char *flag = NULL;
+    char error[WN_ERR_TEXT_MAX] = "";
+    Wn__Envelope *env = NULL;
+    uint32_t wait_s = 0;
+    bool json = false, ready = false;
+    int64_t deadline_us;
+
+    for (;;) {
+        int option = cli_next(&args);
+        if (option == CLI_END) break;
+        if (option == CLI_EXIT) return CLI_OK;
+        if (option == CLI_PLAIN) fprintf(stderr, "winnow: unexpected argument '%.60s'\n", args.value);
+        if (option < 0) return CLI_USAGE;
+        if (option == 0) json = true;
+        if (option == 1 && !cli_u32("wait", args.value, 86400, &wait_s)) return CLI_USAGE;
+        if (option == 2) flag = args.value;
+    }
+    deadline_us = wn_deadline_in_us((int64_t)wait_s * 1000000);
+    for (;;) {
+        wn_codec_free(env);
+        env = ask(cli_endpoint(flag), wait_s ? 500 : ANSWER_MS, error, sizeof(error));
+        ready = env && env->status->ready;
+        if (ready || wn_deadline_passed(deadline_us)) break;
+        usleep(50000);
+    }
+    if (!env) {
+        fprintf(stderr, "winnow: %s\n", error);
+        return CLI_FAILED;
+    }
+    if (json) {
+        char *text = status_json(env->status);
+        if (text) puts(text);
+        free(text);
+    } else {
+        print_status(env->status, cli_endpoint(flag));
+    }
+    wn_codec_free(env);
+    return wait_s && !ready ? CLI_FAILED : CLI_OK;
+}

@@ -1,0 +1,252 @@
+/* client/conn.c - the ZeroMQ socket of a connection. A monitor socket beside it tells when the server goes away, which a
+ * DEALER would otherwise hide by reconnecting. */
+#include "client/conn.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <zmq.h>
+
+#define LINGER_MS     1000
+#define FRAME_MAX     ((int64_t)WN_CODEC_BYTES_MAX)
+#define HEARTBEAT_MS  2000
+#define SILENCE_MS    10000
+#define RECONNECT_MS  100
+
+int conn_result(wn_status code)
+{
+    switch (code) {
+    case WN_OK: return WINNOW_OK;
+    case WN_EINVAL:
+    case WN_ELIMIT:
+    case WN_ENOENT:
+    case WN_EUNSUPP: return WINNOW_EINVAL;
+    case WN_EBUSY: return WINNOW_EBUSY;
+    case WN_ENOMEM: return WINNOW_ENOMEM;
+    case WN_ETIME: return WINNOW_TIMEOUT;
+    case WN_EIO:
+    case WN_EPEER: return WINNOW_ECONNECT;
+    default: return WINNOW_EPROTO;
+    }
+}
+
+static int fail(struct winnow *w, wn_status code, const char *what)
+{
+    return conn_result(wn_fail(&w->error, code, "%s: %s", what, zmq_strerror(errno)));
+}
+
+static bool set_option(struct winnow *w, int option, int value)
+{
+    return zmq_setsockopt(w->socket, option, &value, sizeof(value)) == 0;
+}
+
+static int open_sockets(struct winnow *w, const char *endpoint)
+{
+    const int64_t frame_max = FRAME_MAX;
+    char inside[64];
+
+    w->ctx = zmq_ctx_new();
+    if (!w->ctx) return fail(w, WN_ENOMEM, "ZeroMQ");
+    w->socket = zmq_socket(w->ctx, ZMQ_DEALER);
+    w->monitor = zmq_socket(w->ctx, ZMQ_PAIR);
+    if (!w->socket || !w->monitor) return fail(w, WN_ENOMEM, "ZeroMQ");
+    snprintf(inside, sizeof(inside), "inproc://winnow-monitor-%p", (void *)w);
+    if (!set_option(w, ZMQ_LINGER, LINGER_MS) || !set_option(w, ZMQ_HEARTBEAT_IVL, HEARTBEAT_MS) ||
+        !set_option(w, ZMQ_HEARTBEAT_TIMEOUT, SILENCE_MS) || !set_option(w, ZMQ_RECONNECT_IVL, RECONNECT_MS) ||
+        !set_option(w, ZMQ_SNDHWM, 1024) || !set_option(w, ZMQ_RCVHWM, 4096) ||
+        zmq_setsockopt(w->socket, ZMQ_MAXMSGSIZE, &frame_max, sizeof(frame_max)) != 0)
+        return fail(w, WN_EINVAL, "ZeroMQ options");
+    if (zmq_socket_monitor(w->socket, inside, ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED) != 0 ||
+        zmq_connect(w->monitor, inside) != 0)
+        return fail(w, WN_EIO, "ZeroMQ monitor");
+    if (zmq_connect(w->socket, endpoint) != 0)
+        return conn_result(wn_fail(&w->error, WN_EINVAL, "'%.200s' is no address: %s", endpoint, zmq_strerror(errno)));
+    return WINNOW_OK;
+}
+
+int conn_open(struct winnow *w, const char *endpoint, int timeout_ms)
+{
+    const int64_t deadline_us = wn_deadline_in_us((int64_t)timeout_ms * 1000);
+    Wn__Envelope *status = NULL;
+    int rc;
+
+    w->end = &w->first;
+    snprintf(w->endpoint, sizeof(w->endpoint), "%s", endpoint);
+    if ((rc = open_sockets(w, endpoint)) != WINNOW_OK) return rc;
+    rc = conn_status(w, &status, deadline_us);
+    wn_codec_free(status);
+    if (rc == WINNOW_TIMEOUT || rc == WINNOW_ECONNECT) {
+        rc = conn_result(wn_fail(&w->error, WN_EPEER, w->connected ? "the server at %s does not answer"
+                                                                   : "no server at %s", endpoint));
+    } else if (rc != WINNOW_OK) {
+        wn_err_prefix(&w->error, "%s is no server of this version", endpoint);
+    }
+    return rc;
+}
+
+void conn_close(struct winnow *w)
+{
+    while (w->first) {
+        struct pending *p = w->first;
+        w->first = p->next;
+        wn_codec_free(p->env);
+        free(p);
+    }
+    if (w->socket) zmq_socket_monitor(w->socket, NULL, 0);
+    if (w->monitor) zmq_close(w->monitor);
+    if (w->socket) zmq_close(w->socket);
+    if (w->ctx) zmq_ctx_term(w->ctx);
+}
+
+static void free_bytes(void *data, void *hint)
+{
+    (void)hint;
+    free(data);
+}
+
+/* All images as one frame. */
+static int gather(struct winnow *w, zmq_msg_t *msg, const struct winnow_image *images, size_t n)
+{
+    size_t bytes = 0, at = 0;
+
+    for (size_t i = 0; i < n; i++) bytes += images[i].bytes; /* the caller checked the sum */
+    if (zmq_msg_init_size(msg, bytes) != 0) return fail(w, WN_ENOMEM, "images");
+    for (size_t i = 0; i < n; i++) {
+        memcpy((uint8_t *)zmq_msg_data(msg) + at, images[i].data, images[i].bytes);
+        at += images[i].bytes;
+    }
+    return WINNOW_OK;
+}
+
+int conn_send(struct winnow *w, Wn__Envelope__BodyCase kind, const void *body, const struct winnow_image *images,
+              size_t images_n)
+{
+    zmq_msg_t head, tail;
+    uint8_t *data = NULL;
+    size_t bytes = 0;
+    wn_status code;
+    int rc = WINNOW_OK;
+
+    if (w->lost) return conn_result(wn_fail(&w->error, WN_EPEER, "the connection to %s was lost", w->endpoint));
+    code = wn_codec_pack_body(&data, &bytes, kind, body, &w->error);
+    if (code != WN_OK) return conn_result(code);
+    if (zmq_msg_init_data(&head, data, bytes, free_bytes, NULL) != 0) {
+        free(data);
+        return fail(w, WN_ENOMEM, "message");
+    }
+    if (images_n > 0) rc = gather(w, &tail, images, images_n);
+    /* the second part of a message never waits or fails once the first was taken */
+    if (rc == WINNOW_OK && zmq_msg_send(&head, w->socket, ZMQ_DONTWAIT | (images_n ? ZMQ_SNDMORE : 0)) < 0) {
+        rc = errno == EAGAIN ? conn_result(wn_fail(&w->error, WN_EBUSY, "too many requests are on their way"))
+                             : fail(w, WN_EIO, "send");
+        if (images_n) zmq_msg_close(&tail);
+    } else if (rc == WINNOW_OK && images_n && zmq_msg_send(&tail, w->socket, 0) < 0) {
+        rc = fail(w, WN_EIO, "send");
+        zmq_msg_close(&tail);
+    }
+    zmq_msg_close(&head);
+    return rc;
+}
+
+/* Takes what the monitor has to say. */
+static void watch(struct winnow *w)
+{
+    for (;;) {
+        zmq_msg_t msg;
+        uint16_t event = 0;
+        int more = 1;
+        zmq_msg_init(&msg);
+        if (zmq_msg_recv(&msg, w->monitor, ZMQ_DONTWAIT) < 0) {
+            zmq_msg_close(&msg);
+            return;
+        }
+        if (zmq_msg_size(&msg) >= sizeof(event)) memcpy(&event, zmq_msg_data(&msg), sizeof(event));
+        for (more = zmq_msg_more(&msg); more; more = zmq_msg_more(&msg)) /* the address */
+            if (zmq_msg_recv(&msg, w->monitor, ZMQ_DONTWAIT) < 0) break;
+        zmq_msg_close(&msg);
+        if (event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED) w->connected = true;
+        if (event == ZMQ_EVENT_DISCONNECTED && w->connected) w->lost = true;
+    }
+}
+
+/* One message from the socket, if there is one: WINNOW_TIMEOUT if not. Frames after the first are dropped. */
+static int take(struct winnow *w, Wn__Envelope **out)
+{
+    zmq_msg_t msg, rest;
+    wn_status code;
+    int more;
+
+    zmq_msg_init(&msg);
+    if (zmq_msg_recv(&msg, w->socket, ZMQ_DONTWAIT) < 0) {
+        zmq_msg_close(&msg);
+        return errno == EAGAIN || errno == EINTR ? WINNOW_TIMEOUT : fail(w, WN_EIO, "receive");
+    }
+    for (more = zmq_msg_more(&msg); more;) {
+        zmq_msg_init(&rest);
+        more = zmq_msg_recv(&rest, w->socket, 0) >= 0 && zmq_msg_more(&rest);
+        zmq_msg_close(&rest);
+    }
+    code = wn_codec_unpack(out, zmq_msg_data(&msg), zmq_msg_size(&msg), &w->error);
+    zmq_msg_close(&msg);
+    if (code == WN_OK) return WINNOW_OK;
+    return code == WN_ENOMEM ? WINNOW_ENOMEM : WINNOW_EPROTO;
+}
+
+/* Waits for the socket; not longer than the deadline. */
+static int receive(struct winnow *w, Wn__Envelope **out, int64_t deadline_us)
+{
+    for (;;) {
+        zmq_pollitem_t items[2] = {{.socket = w->socket, .events = ZMQ_POLLIN},
+                                   {.socket = w->monitor, .events = ZMQ_POLLIN}};
+        int64_t left_us;
+        int rc = take(w, out);
+        if (rc != WINNOW_TIMEOUT) return rc;
+        watch(w);
+        if (w->lost && (rc = take(w, out)) != WINNOW_TIMEOUT) return rc; /* what it said before it went */
+        if (w->lost) return conn_result(wn_fail(&w->error, WN_EPEER, "the connection to %s was lost", w->endpoint));
+        left_us = deadline_us == WN_NEVER ? 3600000000 : deadline_us - wn_now_us();
+        if (left_us <= 0) return conn_result(wn_fail(&w->error, WN_ETIME, "nothing came from %s in time", w->endpoint));
+        if (zmq_poll(items, 2, (long)(left_us / 1000 + 1)) < 0 && errno != EINTR) return fail(w, WN_EIO, "wait");
+    }
+}
+
+int conn_recv(struct winnow *w, Wn__Envelope **out, int64_t deadline_us)
+{
+    struct pending *p = w->first;
+
+    if (!p) return receive(w, out, deadline_us);
+    w->first = p->next;
+    if (!w->first) w->end = &w->first;
+    w->pending_n--;
+    *out = p->env;
+    free(p);
+    return WINNOW_OK;
+}
+
+int conn_status(struct winnow *w, Wn__Envelope **out, int64_t deadline_us)
+{
+    Wn__StatusRequest q = WN__STATUS_REQUEST__INIT;
+    int rc;
+
+    q.detail = true;
+    if ((rc = conn_send(w, WN__ENVELOPE__BODY_STATUS_REQUEST, &q, NULL, 0)) != WINNOW_OK) return rc;
+    for (;;) {
+        Wn__Envelope *env = NULL;
+        struct pending *p;
+        if ((rc = receive(w, &env, deadline_us)) != WINNOW_OK) return rc;
+        if (env->body_case == WN__ENVELOPE__BODY_STATUS) {
+            *out = env;
+            return WINNOW_OK;
+        }
+        p = w->pending_n < WN_CLIENT_PENDING_MAX ? calloc(1, sizeof(*p)) : NULL;
+        if (!p) {
+            wn_codec_free(env);
+            return conn_result(wn_fail(&w->error, WN_ENOMEM, "too many events are waiting: take them first"));
+        }
+        p->env = env;
+        *w->end = p;
+        w->end = &p->next;
+        w->pending_n++;
+    }
+}

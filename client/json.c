@@ -1,0 +1,74 @@
+/* client/json.c - the server's status as JSON. Small enough to write by hand and spare users a library. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "client/conn.h"
+
+/* Text in quotes; bytes of UTF-8 pass through. */
+static void put_text(FILE *f, const char *name, const char *text)
+{
+    fprintf(f, "\"%s\": \"", name);
+    for (; text && *text; text++) {
+        unsigned char c = (unsigned char)*text;
+        if (c == '"' || c == '\\') fprintf(f, "\\%c", c);
+        else if (c < 0x20) fprintf(f, "\\u%04x", c);
+        else fputc(c, f);
+    }
+    fputc('"', f);
+}
+
+static const char *role_text(Wn__Role role)
+{
+    return role == WN__ROLE__ROLE_VISION ? "vision" : role == WN__ROLE__ROLE_LEADER ? "replica" : "unknown";
+}
+
+static void put_heartbeat(FILE *f, const Wn__Heartbeat *h)
+{
+    fprintf(f, ", \"running\": %u, \"waiting\": %u, \"kv_pages_used\": %u, \"kv_pages\": %u", h->running, h->waiting,
+            h->pages_used, h->pages);
+    fprintf(f, ", \"steps\": %" PRIu64 ", \"images\": %" PRIu64 ", \"ranks\": %zu", h->steps, h->images, h->n_ranks);
+    if (!h->sent) return;
+    fprintf(f,
+            ", \"sent_bytes\": {\"control\": %" PRIu64 ", \"embedding\": %" PRIu64 ", \"activation\": %" PRIu64
+            ", \"allreduce\": %" PRIu64 ", \"logits\": %" PRIu64 "}",
+            h->sent->control, h->sent->embedding, h->sent->activation, h->sent->allreduce, h->sent->logits);
+}
+
+char *status_json(const Wn__Status *st)
+{
+    char *text = NULL;
+    size_t bytes = 0;
+    FILE *f = open_memstream(&text, &bytes);
+    bool bad;
+
+    if (!f) return NULL;
+    fprintf(f, "{\"ready\": %s, ", st->ready ? "true" : "false");
+    put_text(f, "not_ready_because", st->not_ready_because);
+    fputs(", ", f);
+    put_text(f, "model", st->model);
+    fputs(", ", f);
+    put_text(f, "version", st->version);
+    fprintf(f, ", \"queued\": %u, \"running\": %u", st->queued, st->running);
+    fprintf(f,
+            ", \"accepted\": %" PRIu64 ", \"answered\": %" PRIu64 ", \"failed\": %" PRIu64 ", \"cancelled\": %" PRIu64
+            ", \"replayed\": %" PRIu64 ", \"uptime_ms\": %" PRIu64 ", \"workers\": [",
+            st->accepted, st->answered, st->failed, st->cancelled, st->replayed, st->uptime_ms);
+    for (size_t i = 0; i < st->n_workers; i++) {
+        const Wn__WorkerStatus *w = st->workers[i];
+        fprintf(f, "%s{\"role\": \"%s\", ", i ? ", " : "", role_text(w->role));
+        put_text(f, "name", w->name);
+        fputs(", ", f);
+        put_text(f, "host", w->host);
+        fprintf(f, ", \"up\": %s, \"last_seen_ms\": %" PRIu64, w->up ? "true" : "false", w->last_seen_ms);
+        if (w->heartbeat) put_heartbeat(f, w->heartbeat);
+        fputc('}', f);
+    }
+    fputs("]}", f);
+    bad = ferror(f) != 0;
+    if (fclose(f) != 0 || bad) {
+        free(text);
+        return NULL;
+    }
+    return text;
+}

@@ -1,0 +1,100 @@
+/* client/main.c - the `winnow` command. What is not in its table is winnowd's: serve, plan, check, ... */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <zmq.h>
+
+#include "client/cli.h"
+#include "proto/codec.h"
+#include "winnow_version.h"
+
+static const struct {
+    const char *name;
+    int (*run)(int argc, char **argv); /* NULL: winnowd does it */
+    const char *group, *help;
+} commands[] = {
+    {"ask", cmd_ask, "Jobs", "ask a question about pictures and print the answer"},
+    {"attach", cmd_attach, "Jobs", "follow a job that was submitted before"},
+    {"cancel", cmd_cancel, "Jobs", "stop a job"},
+    {"serve", NULL, "Servers", "start everything for a model on this machine"},
+    {"plan", NULL, "Servers", "who would hold what, and the bytes on each link"},
+    {"status", cmd_status, "Servers", "what the server and its workers do"},
+    {"collect-env", cmd_collect_env, "Problems", "versions and machine, for a report"},
+};
+#define COMMANDS_N (sizeof(commands) / sizeof(commands[0]))
+
+static void print_help(FILE *f)
+{
+    const char *group = "";
+
+    fputs("Usage: winnow COMMAND [ARGUMENT]...\n", f);
+    for (size_t i = 0; i < COMMANDS_N; i++) {
+        if (strcmp(group, commands[i].group) != 0) fprintf(f, "\n%s\n", group = commands[i].group);
+        fprintf(f, "  %-14s %s\n", commands[i].name, commands[i].help);
+    }
+    fputs("\nGeneral\n  --help         print this; after a command: its options\n"
+          "  --version      print version, commit and libraries\n"
+          "\nClients find the server by --endpoint, else WINNOW_ENDPOINT, else tcp://127.0.0.1:5599.\n"
+          "Exit codes: 0 done, 1 failed, 2 usage.\n",
+          f);
+}
+
+static void print_version(void)
+{
+    int major, minor, patch;
+
+    zmq_version(&major, &minor, &patch);
+    printf("winnow %s (commit %s)\nZeroMQ      %d.%d.%d\nprotobuf-c  %s\ncompiler    %s\n", WN_VERSION, WN_COMMIT, major,
+           minor, patch, protobuf_c_version(), __VERSION__);
+}
+
+/* Becomes `winnowd ARGS`: the one beside this program, else the one on PATH. Returns only if there is none. */
+static int exec_daemon(int argc, char **argv)
+{
+    char path[4096];
+    ssize_t n = readlink("/proc/self/exe", path, sizeof(path) - 16);
+    char **args = calloc((size_t)argc + 1, sizeof(*args)), *slash;
+
+    if (!args) {
+        fprintf(stderr, "winnow: out of memory\n");
+        return CLI_FAILED;
+    }
+    memcpy(args, argv, (size_t)argc * sizeof(*args));
+    args[0] = "winnowd";
+    if (n > 0) {
+        path[n] = '\0';
+        slash = strrchr(path, '/');
+        if (slash) {
+            memcpy(slash + 1, "winnowd", sizeof("winnowd"));
+            execv(path, args);
+        }
+    }
+    execvp("winnowd", args);
+    fprintf(stderr, "winnow: cannot run winnowd for '%s': %s\n", argv[1], strerror(errno));
+    free(args);
+    return CLI_FAILED;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 2) {
+        print_help(stderr);
+        return CLI_USAGE;
+    }
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
+        print_help(stdout);
+        return CLI_OK;
+    }
+    if (strcmp(argv[1], "--version") == 0) {
+        print_version();
+        return CLI_OK;
+    }
+    for (size_t i = 0; i < COMMANDS_N; i++)
+        if (strcmp(argv[1], commands[i].name) == 0 && commands[i].run) return commands[i].run(argc - 1, argv + 1);
+    if (argv[1][0] == '-') {
+        fprintf(stderr, "winnow: unknown option %.60s; --help lists the commands\n", argv[1]);
+        return CLI_USAGE;
+    }
+    return exec_daemon(argc, argv);
+}

@@ -1,0 +1,366 @@
+/* client/winnow.c - the functions of winnow.h: requests out, events in. */
+#include "client/winnow.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "client/conn.h"
+#include "winnow_version.h"
+
+#define CONNECT_TIMEOUT_MS 5000
+#define PAYLOAD_MAX        ((size_t)256 << 20) /* images of one request */
+
+static _Thread_local struct wn_err connect_error; /* there is no connection to keep it in */
+
+const char *winnow_version(void)
+{
+    return WN_VERSION;
+}
+
+const char *winnow_error(const struct winnow *w)
+{
+    const char *text = w ? w->error.text : connect_error.text;
+
+    return text[0] ? text : "no error";
+}
+
+int winnow_connect(struct winnow **out, const char *endpoint, const struct winnow_options *options)
+{
+    struct winnow *w = calloc(1, sizeof(*w));
+    uint32_t timeout_ms = options && options->connect_timeout_ms ? options->connect_timeout_ms : CONNECT_TIMEOUT_MS;
+    int rc;
+
+    if (!out || !endpoint) {
+        free(w);
+        return conn_result(wn_fail(&connect_error, WN_EINVAL, "no endpoint was given"));
+    }
+    *out = NULL;
+    if (!w) return conn_result(wn_fail(&connect_error, WN_ENOMEM, "connection"));
+    if (options && (options->server_key || options->client_key_file))
+        rc = conn_result(wn_fail(&w->error, WN_EUNSUPP, "keys are not supported by this version"));
+    else if (strncmp(endpoint, "tcp://", 6) != 0 && strncmp(endpoint, "ipc://", 6) != 0)
+        rc = conn_result(wn_fail(&w->error, WN_EINVAL, "'%.200s' is neither tcp://HOST:PORT nor ipc://PATH", endpoint));
+    else
+        rc = conn_open(w, endpoint, (int)(timeout_ms < 86400000 ? timeout_ms : 86400000));
+    if (rc != WINNOW_OK) {
+        connect_error = w->error;
+        winnow_close(w);
+        return rc;
+    }
+    *out = w;
+    return WINNOW_OK;
+}
+
+void winnow_close(struct winnow *w)
+{
+    if (!w) return;
+    conn_close(w);
+    wn_codec_free(w->current);
+    free(w->jobs);
+    free(w);
+}
+
+/* ---- jobs of this connection ---- */
+
+static struct winnow_job *job_add(struct winnow *w)
+{
+    if (w->jobs_n == w->jobs_room) {
+        size_t room = w->jobs_room * 2 + 16;
+        struct winnow_job *jobs = realloc(w->jobs, room * sizeof(*jobs));
+        if (!jobs) return NULL;
+        w->jobs = jobs;
+        w->jobs_room = room;
+    }
+    memset(&w->jobs[w->jobs_n], 0, sizeof(w->jobs[0]));
+    w->jobs[w->jobs_n].number = ++w->last_number;
+    return &w->jobs[w->jobs_n++];
+}
+
+/* The newest with this id: a job that was attached to again answers there. */
+static struct winnow_job *job_by_id(struct winnow *w, const char *id)
+{
+    for (size_t i = w->jobs_n; id && id[0] && i > 0; i--)
+        if (strcmp(w->jobs[i - 1].id, id) == 0) return &w->jobs[i - 1];
+    return NULL;
+}
+
+static struct winnow_job *job_by_number(struct winnow *w, uint64_t number)
+{
+    for (size_t i = 0; i < w->jobs_n; i++)
+        if (w->jobs[i].number == number) return &w->jobs[i];
+    return NULL;
+}
+
+static struct winnow_job *job_by_tag(struct winnow *w, const char *tag)
+{
+    char *end;
+    uint64_t number = strtoull(tag, &end, 10);
+
+    return tag[0] && !*end ? job_by_number(w, number) : job_by_id(w, tag);
+}
+
+static void job_drop(struct winnow *w, struct winnow_job *job)
+{
+    size_t i = (size_t)(job - w->jobs);
+
+    memmove(job, job + 1, (w->jobs_n - i - 1) * sizeof(*job));
+    w->jobs_n--;
+}
+
+/* ---- requests ---- */
+
+static int check_request(struct winnow *w, const struct winnow_request *r, uint64_t *image_bytes)
+{
+    uint64_t sum = 0;
+
+    if (!r->prompt) return conn_result(wn_fail(&w->error, WN_EINVAL, "the request has no prompt"));
+    if (strlen(r->prompt) > WN_PROMPT_BYTES_MAX)
+        return conn_result(wn_fail(&w->error, WN_ELIMIT, "the prompt has %zu bytes; at most %zu are allowed",
+                                   strlen(r->prompt), WN_PROMPT_BYTES_MAX));
+    if (!wn_utf8_valid(r->prompt, strlen(r->prompt)))
+        return conn_result(wn_fail(&w->error, WN_EINVAL, "the prompt is not valid UTF-8"));
+    if (r->images_n > WN_IMAGES_MAX || (r->images_n && !r->images))
+        return conn_result(wn_fail(&w->error, WN_ELIMIT, "at most %d images are allowed", WN_IMAGES_MAX));
+    for (size_t i = 0; i < r->images_n; i++) {
+        if (!r->images[i].data || r->images[i].bytes == 0)
+            return conn_result(wn_fail(&w->error, WN_EINVAL, "image %zu is empty", i + 1));
+        if (r->images[i].bytes > PAYLOAD_MAX - sum)
+            return conn_result(wn_fail(&w->error, WN_ELIMIT, "the images have more than %zu bytes", PAYLOAD_MAX));
+        image_bytes[i] = r->images[i].bytes;
+        sum += r->images[i].bytes;
+    }
+    return WINNOW_OK;
+}
+
+static void fresh_key(char out[33])
+{
+    uint8_t random[16] = {0};
+
+    for (size_t at = 0; at < sizeof(random);) {
+        ssize_t n = getrandom(random + at, sizeof(random) - at, 0);
+        if (n > 0) at += (size_t)n;
+    }
+    for (int i = 0; i < 16; i++) snprintf(out + 2 * i, 3, "%02x", random[i]);
+}
+
+static void fill_sampling(Wn__Sampling *s, const struct winnow_request *r)
+{
+    s->max_tokens = r->max_tokens;
+    s->temperature = r->temperature;
+    s->top_k = r->top_k;
+    s->top_p = r->top_p;
+    s->repetition_penalty = r->repetition_penalty;
+    s->seed = r->seed;
+    s->stop = (char **)(uintptr_t)r->stop; /* read only */
+    s->n_stop = r->stop ? r->stop_n : 0;
+}
+
+int winnow_submit(struct winnow *w, const struct winnow_request *request, uint64_t *job)
+{
+    Wn__Submit submit = WN__SUBMIT__INIT;
+    Wn__Sampling sampling = WN__SAMPLING__INIT;
+    Wn__Pruning pruning = WN__PRUNING__INIT;
+    uint64_t image_bytes[WN_IMAGES_MAX];
+    struct winnow_job *entry;
+    char key[33], tag[24];
+    int rc = check_request(w, request, image_bytes);
+
+    if (rc != WINNOW_OK) return rc;
+    fill_sampling(&sampling, request);
+    pruning.method = (char *)(uintptr_t)(request->pruning_method ? request->pruning_method : "");
+    pruning.keep = request->pruning_keep;
+    pruning.rate = request->pruning_rate;
+    if (wn_sampling_check(&sampling, &w->error) != WN_OK || wn_pruning_check(&pruning, &w->error) != WN_OK)
+        return conn_result(w->error.code);
+    if (!(entry = job_add(w))) return conn_result(wn_fail(&w->error, WN_ENOMEM, "job"));
+    fresh_key(key);
+    snprintf(tag, sizeof(tag), "%" PRIu64, entry->number);
+    submit.idempotency_key = (char *)(uintptr_t)(request->idempotency_key ? request->idempotency_key : key);
+    submit.prompt = (char *)(uintptr_t)request->prompt;
+    submit.image_bytes = image_bytes;
+    submit.n_image_bytes = request->images_n;
+    submit.sampling = &sampling;
+    submit.pruning = &pruning;
+    submit.stream = !request->quiet;
+    submit.client_tag = tag;
+    rc = conn_send(w, WN__ENVELOPE__BODY_SUBMIT, &submit, request->images, request->images_n);
+    if (rc == WINNOW_OK)
+        *job = entry->number;
+    else
+        job_drop(w, entry);
+    return rc;
+}
+
+int winnow_attach(struct winnow *w, const char *job_id, uint32_t from_token, uint64_t *job)
+{
+    Wn__Attach attach = WN__ATTACH__INIT;
+    struct winnow_job *entry;
+    int rc;
+
+    if (!wn_job_id_valid(job_id))
+        return conn_result(wn_fail(&w->error, WN_EINVAL, "'%.60s' is no job id", job_id ? job_id : ""));
+    if (!(entry = job_add(w))) return conn_result(wn_fail(&w->error, WN_ENOMEM, "job"));
+    snprintf(entry->id, sizeof(entry->id), "%s", job_id);
+    attach.job_id = entry->id;
+    attach.from_token = from_token;
+    rc = conn_send(w, WN__ENVELOPE__BODY_ATTACH, &attach, NULL, 0);
+    if (rc == WINNOW_OK)
+        *job = entry->number;
+    else
+        job_drop(w, entry);
+    return rc;
+}
+
+static int send_cancel(struct winnow *w, const struct winnow_job *job)
+{
+    Wn__Cancel cancel = WN__CANCEL__INIT;
+    Wn__JobRef ref = WN__JOB_REF__INIT;
+
+    ref.job_id = (char *)(uintptr_t)job->id;
+    cancel.job = &ref;
+    return conn_send(w, WN__ENVELOPE__BODY_CANCEL, &cancel, NULL, 0);
+}
+
+int winnow_cancel(struct winnow *w, uint64_t job)
+{
+    struct winnow_job *entry = job_by_number(w, job);
+
+    if (!entry) return conn_result(wn_fail(&w->error, WN_EINVAL, "job %" PRIu64 " has ended or never was", job));
+    if (entry->id[0]) return send_cancel(w, entry);
+    entry->cancel = true; /* goes out when the server has named the job */
+    return WINNOW_OK;
+}
+
+/* ---- events ---- */
+
+static const char *reason_text(Wn__FinishReason reason)
+{
+    switch (reason) {
+    case WN__FINISH_REASON__FINISH_STOP: return "stop";
+    case WN__FINISH_REASON__FINISH_LENGTH: return "length";
+    case WN__FINISH_REASON__FINISH_CANCELLED: return "cancelled";
+    case WN__FINISH_REASON__FINISH_ERROR: return "error";
+    default: return "unknown";
+    }
+}
+
+static void fill_usage(struct winnow_usage *out, const Wn__Usage *u)
+{
+    const Wn__LinkBytes *b = u->bytes_on_wire;
+
+    out->prompt_tokens = u->prompt_tokens;
+    out->completion_tokens = u->completion_tokens;
+    out->image_tokens = u->image_tokens;
+    out->image_tokens_before_pruning = u->image_tokens_before_pruning;
+    out->attempts = u->attempts;
+    if (b) {
+        out->bytes_control = b->control;
+        out->bytes_embedding = b->embedding;
+        out->bytes_activation = b->activation;
+        out->bytes_allreduce = b->allreduce;
+        out->bytes_logits = b->logits;
+    }
+    out->queue_us = u->queue_us;
+    out->preprocess_us = u->preprocess_us;
+    out->encode_us = u->encode_us;
+    out->prune_us = u->prune_us;
+    out->transfer_us = u->transfer_us;
+    out->prefill_us = u->prefill_us;
+    out->decode_us = u->decode_us;
+    out->time_to_first_token_us = u->time_to_first_token_us;
+    out->total_us = u->total_us;
+}
+
+static struct winnow_job *on_accepted(struct winnow *w, const Wn__Accepted *a, struct winnow_event *ev)
+{
+    struct winnow_job *job = a->client_tag[0] ? job_by_tag(w, a->client_tag) : job_by_id(w, a->job_id);
+
+    if (!job || !wn_job_id_valid(a->job_id)) return NULL;
+    ev->type = WINNOW_EVENT_ACCEPTED;
+    snprintf(job->id, sizeof(job->id), "%s", a->job_id);
+    if (job->cancel) (void)!send_cancel(w, job);
+    job->cancel = false;
+    return job;
+}
+
+/* An Error is about a job, about a request that became none, or (job 0) about the connection. */
+static struct winnow_job *on_error(struct winnow *w, const Wn__Error *e, struct winnow_event *ev)
+{
+    struct winnow_job *job = e->job ? job_by_id(w, e->job->job_id) : NULL;
+
+    ev->type = WINNOW_EVENT_ERROR;
+    ev->text = e->text;
+    ev->error_code = e->code;
+    return job ? job : job_by_tag(w, e->client_tag);
+}
+
+/* Fills ev from w->current; false: nothing for the user. *job: whose it is; NULL: none of ours. */
+static bool to_event(struct winnow *w, struct winnow_event *ev, struct winnow_job **job)
+{
+    const Wn__Envelope *env = w->current;
+
+    switch (env->body_case) {
+    case WN__ENVELOPE__BODY_ACCEPTED: *job = on_accepted(w, env->accepted, ev); return *job != NULL;
+    case WN__ENVELOPE__BODY_TOKENS:
+        *job = job_by_id(w, env->tokens->job->job_id);
+        ev->type = WINNOW_EVENT_TEXT;
+        ev->text = env->tokens->text;
+        ev->token_ids = env->tokens->ids;
+        ev->token_ids_n = env->tokens->n_ids;
+        ev->first_token = env->tokens->first;
+        return *job != NULL;
+    case WN__ENVELOPE__BODY_DONE:
+        *job = job_by_id(w, env->done->job->job_id);
+        ev->type = WINNOW_EVENT_DONE;
+        ev->text = env->done->text;
+        ev->finish_reason = reason_text(env->done->reason);
+        if (env->done->usage) fill_usage(&ev->usage, env->done->usage);
+        return *job != NULL;
+    case WN__ENVELOPE__BODY_BUSY:
+        *job = job_by_tag(w, env->busy->client_tag);
+        ev->type = WINNOW_EVENT_BUSY;
+        ev->text = env->busy->reason;
+        ev->retry_ms = env->busy->retry_ms;
+        return *job != NULL;
+    case WN__ENVELOPE__BODY_ERROR: *job = on_error(w, env->error, ev); return true;
+    default: return false;
+    }
+}
+
+int winnow_next(struct winnow *w, struct winnow_event *event, int timeout_ms)
+{
+    const int64_t deadline_us = timeout_ms < 0 ? WN_NEVER : wn_deadline_in_us((int64_t)timeout_ms * 1000);
+    struct winnow_job *job = NULL;
+
+    memset(event, 0, sizeof(*event));
+    event->text = "";
+    event->finish_reason = "";
+    do {
+        int rc;
+        wn_codec_free(w->current);
+        w->current = NULL;
+        if ((rc = conn_recv(w, &w->current, deadline_us)) != WINNOW_OK) return rc;
+    } while (!to_event(w, event, &job));
+    if (!job) return WINNOW_OK;
+    event->job = job->number;
+    memcpy(event->job_id, job->id, sizeof(event->job_id));
+    if (event->type == WINNOW_EVENT_DONE || event->type == WINNOW_EVENT_ERROR || event->type == WINNOW_EVENT_BUSY)
+        job_drop(w, job);
+    return WINNOW_OK;
+}
+
+char *winnow_status_json(struct winnow *w, int timeout_ms)
+{
+    const int64_t deadline_us = timeout_ms < 0 ? WN_NEVER : wn_deadline_in_us((int64_t)timeout_ms * 1000);
+    Wn__Envelope *env = NULL;
+    char *text;
+
+    if (conn_status(w, &env, deadline_us) != WINNOW_OK) return NULL;
+    text = status_json(env->status);
+    if (!text) wn_fail(&w->error, WN_ENOMEM, "status");
+    wn_codec_free(env);
+    return text;
+}

@@ -1,0 +1,357 @@
+/* tests/integration/test_client.c - libwinnow and the winnow command against a real scheduler with scripted workers.
+ * argv: the winnow program and libwinnow.so. */
+#include "sched_bed.h"
+
+#include <sys/wait.h>
+
+#include "base/log.h"
+#include "client/winnow.h"
+
+static const char *program, *library;
+
+/* A scheduler with one leader and one vision worker, and a connection. */
+struct fixture {
+    struct bed b;
+    struct end leader, vision;
+    struct winnow *w;
+};
+
+static void start(struct fixture *f)
+{
+    bed_init(&f->b);
+    f->b.cfg.lease_ms = 60000;
+    bed_start(&f->b);
+    f->leader = worker_open(&f->b, WN__ROLE__ROLE_LEADER, "replica-0", 4);
+    f->vision = worker_open(&f->b, WN__ROLE__ROLE_VISION, "vision-0", 4);
+    if (winnow_connect(&f->w, f->b.clients, NULL) != WINNOW_OK) fail_msg("%s", winnow_error(NULL));
+}
+
+static void stop(struct fixture *f)
+{
+    winnow_close(f->w);
+    end_close(&f->leader);
+    end_close(&f->vision);
+    bed_stop(&f->b);
+}
+
+static struct winnow_event next(struct winnow *w, enum winnow_event_type type)
+{
+    struct winnow_event ev;
+
+    if (winnow_next(w, &ev, 5000) != WINNOW_OK) fail_msg("%s", winnow_error(w));
+    if (ev.type != type) fail_msg("event %d came instead of %d: %s", ev.type, type, ev.text);
+    return ev;
+}
+
+static void ask_and_stream(void **state)
+{
+    struct fixture f;
+    struct winnow_image images[2] = {{"first", 5}, {"second", 6}};
+    struct winnow_request r = {.prompt = "What?", .images = images, .images_n = 2, .max_tokens = 7, .seed = 3};
+    struct winnow_event ev;
+    struct order gen, enc[2];
+    uint64_t job = 0;
+
+    (void)state;
+    start(&f);
+    assert_int_equal(winnow_submit(f.w, &r, &job), WINNOW_OK);
+    ev = next(f.w, WINNOW_EVENT_ACCEPTED);
+    assert_int_equal(ev.job, job);
+    assert_true(wn_job_id_valid(ev.job_id));
+    gen = take_order(&f.leader, WN__ENVELOPE__BODY_GENERATE);
+    for (int i = 0; i < 2; i++) {
+        enc[i] = take_order(&f.vision, WN__ENVELOPE__BODY_ENCODE);
+        assert_int_equal(f.vision.payload_bytes, images[enc[i].image].bytes);
+        assert_memory_equal(f.vision.payload, images[enc[i].image].data, images[enc[i].image].bytes);
+        give_encoded(&f.vision, &enc[i]);
+    }
+    give_tokens(&f.leader, &gen, 0, 40, "yes");
+    ev = next(f.w, WINNOW_EVENT_TEXT);
+    assert_string_equal(ev.text, "yes");
+    assert_int_equal(ev.token_ids_n, 1);
+    assert_int_equal(ev.token_ids[0], 40);
+    give_done(&f.leader, &gen, 50);
+    ev = next(f.w, WINNOW_EVENT_DONE);
+    assert_string_equal(ev.text, "yes");
+    assert_string_equal(ev.finish_reason, "stop");
+    assert_int_equal(ev.usage.prompt_tokens, 50);
+    assert_int_equal(ev.usage.bytes_embedding, 2 * 576 * 64);
+    assert_int_equal(winnow_next(f.w, &ev, 0), WINNOW_TIMEOUT);
+    assert_int_equal(winnow_cancel(f.w, job), WINNOW_EINVAL); /* it has ended */
+    stop(&f);
+}
+
+/* Two jobs at a time keep apart; one is cancelled before the server has named it. */
+static void side_by_side(void **state)
+{
+    struct fixture f;
+    struct winnow_request r = {.prompt = "one"}, q = {.prompt = "two", .quiet = 1};
+    uint64_t a, b;
+    struct order first, second;
+    struct winnow_event ev;
+    bool cancelled = false, done = false;
+
+    (void)state;
+    start(&f);
+    assert_int_equal(winnow_submit(f.w, &r, &a), WINNOW_OK);
+    assert_int_equal(winnow_submit(f.w, &q, &b), WINNOW_OK);
+    assert_int_equal(winnow_cancel(f.w, a), WINNOW_OK);
+    first = take_order(&f.leader, WN__ENVELOPE__BODY_GENERATE);
+    second = take_order(&f.leader, WN__ENVELOPE__BODY_GENERATE);
+    assert_string_equal(first.text, "one");
+    give_tokens(&f.leader, &second, 0, 1, "quiet");
+    give_done(&f.leader, &second, 5);
+    while (!cancelled || !done) {
+        if (winnow_next(f.w, &ev, 5000) != WINNOW_OK) fail_msg("%s", winnow_error(f.w));
+        assert_true(ev.type == WINNOW_EVENT_ACCEPTED || ev.type == WINNOW_EVENT_DONE);
+        if (ev.type != WINNOW_EVENT_DONE) continue;
+        assert_string_equal(ev.finish_reason, ev.job == a ? "cancelled" : "stop");
+        if (ev.job == a) cancelled = true;
+        if (ev.job == b) {
+            done = true;
+            assert_string_equal(ev.text, "quiet");
+        }
+    }
+    assert_string_equal(take_order(&f.leader, WN__ENVELOPE__BODY_CANCEL).id, first.id);
+    stop(&f);
+}
+
+static void refusals(void **state)
+{
+    struct fixture f;
+    struct winnow_image empty = {"x", 0};
+    struct winnow_request r = {.prompt = "q", .images = &empty, .images_n = 1};
+    struct winnow_event ev;
+    uint64_t job;
+
+    (void)state;
+    start(&f);
+    assert_int_equal(winnow_submit(f.w, &r, &job), WINNOW_EINVAL);
+    assert_string_equal(winnow_error(f.w), "image 1 is empty");
+    r.images_n = 0;
+    r.temperature = -1;
+    assert_int_equal(winnow_submit(f.w, &r, &job), WINNOW_EINVAL);
+    assert_non_null(strstr(winnow_error(f.w), "temperature"));
+    r.temperature = 0;
+    r.prompt = "\xff";
+    assert_int_equal(winnow_submit(f.w, &r, &job), WINNOW_EINVAL);
+    assert_non_null(strstr(winnow_error(f.w), "UTF-8"));
+    r.prompt = "q";
+    r.pruning_method = "nonsense"; /* only the server knows the methods */
+    assert_int_equal(winnow_submit(f.w, &r, &job), WINNOW_OK);
+    ev = next(f.w, WINNOW_EVENT_ERROR);
+    assert_int_equal(ev.job, job);
+    assert_non_null(strstr(ev.text, "known: none"));
+    assert_int_equal(winnow_attach(f.w, "no id", 0, &job), WINNOW_EINVAL);
+    assert_int_equal(winnow_attach(f.w, "01ARZ3NDEKTSV4RRFFQ69G5FAV", 0, &job), WINNOW_OK);
+    ev = next(f.w, WINNOW_EVENT_ERROR);
+    assert_int_equal(ev.job, job);
+    assert_non_null(strstr(ev.text, "not known"));
+    stop(&f);
+}
+
+static void attach_and_status(void **state)
+{
+    struct fixture f;
+    struct winnow_request r = {.prompt = "q"};
+    struct winnow *other = NULL;
+    struct winnow_event ev;
+    struct order gen;
+    uint64_t job, again;
+    char id[WINNOW_JOB_ID_MAX], *json;
+
+    (void)state;
+    start(&f);
+    assert_int_equal(winnow_submit(f.w, &r, &job), WINNOW_OK);
+    ev = next(f.w, WINNOW_EVENT_ACCEPTED);
+    memcpy(id, ev.job_id, sizeof(id));
+    gen = take_order(&f.leader, WN__ENVELOPE__BODY_GENERATE);
+    give_tokens(&f.leader, &gen, 0, 1, "a");
+    give_tokens(&f.leader, &gen, 1, 2, "b");
+    usleep(50000);
+    json = winnow_status_json(f.w, 2000); /* while events wait: they are kept, in order */
+    assert_non_null(json);
+    assert_non_null(strstr(json, "\"ready\": true"));
+    assert_non_null(strstr(json, "\"running\": 1"));
+    assert_non_null(strstr(json, "\"name\": \"vision-0\""));
+    free(json);
+    assert_string_equal(next(f.w, WINNOW_EVENT_TEXT).text, "a");
+    assert_string_equal(next(f.w, WINNOW_EVENT_TEXT).text, "b");
+    winnow_close(f.w);
+
+    assert_int_equal(winnow_connect(&other, f.b.clients, NULL), WINNOW_OK);
+    f.w = other;
+    assert_int_equal(winnow_attach(f.w, id, 1, &again), WINNOW_OK);
+    assert_string_equal(next(f.w, WINNOW_EVENT_ACCEPTED).job_id, id);
+    ev = next(f.w, WINNOW_EVENT_TEXT);
+    assert_string_equal(ev.text, "b");
+    assert_int_equal(ev.first_token, 1);
+    give_done(&f.leader, &gen, 3);
+    assert_string_equal(next(f.w, WINNOW_EVENT_DONE).text, "ab");
+    stop(&f);
+}
+
+static void no_server(void **state)
+{
+    const struct winnow_options o = {.connect_timeout_ms = 300};
+    struct fixture f;
+    struct winnow *w = NULL;
+    struct winnow_event ev;
+
+    (void)state;
+    assert_int_equal(winnow_connect(&w, "tcp://127.0.0.1:1", &o), WINNOW_ECONNECT);
+    assert_null(w);
+    assert_string_equal(winnow_error(NULL), "no server at tcp://127.0.0.1:1");
+    assert_int_equal(winnow_connect(&w, "http://x", &o), WINNOW_EINVAL);
+    start(&f);
+    end_close(&f.leader);
+    end_close(&f.vision);
+    bed_stop(&f.b); /* it goes away */
+    assert_int_equal(winnow_next(f.w, &ev, 5000), WINNOW_ECONNECT);
+    assert_non_null(strstr(winnow_error(f.w), "was lost"));
+    winnow_close(f.w);
+}
+
+/* Starts the program; the test plays the workers while it runs. */
+static FILE *run(const char *args, const char *endpoint)
+{
+    char line[1024];
+
+    snprintf(line, sizeof(line), "WINNOW_ENDPOINT=%s %s %s 2>&1", endpoint, program, args);
+    return popen(line, "r");
+}
+
+static int end_of(FILE *p, char *out, size_t size)
+{
+    size_t n = fread(out, 1, size - 1, p);
+    int rc = pclose(p);
+
+    out[n] = '\0';
+    return WIFEXITED(rc) ? WEXITSTATUS(rc) : -1;
+}
+
+static void expect_run(const char *args, const char *endpoint, int want, const char *words)
+{
+    char out[8192];
+    int code = end_of(run(args, endpoint), out, sizeof(out));
+
+    if (code != want || !strstr(out, words)) fail_msg("winnow %s: exit code %d, printed '%s'", args, code, out);
+}
+
+static void command_line(void **state)
+{
+    const char *nobody = "tcp://127.0.0.1:1";
+    int64_t before;
+
+    (void)state;
+    expect_run("", nobody, 2, "Usage: winnow COMMAND");
+    expect_run("--help", nobody, 0, "collect-env");
+    expect_run("--version", nobody, 0, "ZeroMQ");
+    expect_run("--nonsense", nobody, 2, "unknown option --nonsense");
+    expect_run("ask", nobody, 2, "no question");
+    expect_run("ask --help", nobody, 0, "--max-tokens N");
+    expect_run("ask a b", nobody, 2, "put it in quotes");
+    expect_run("ask --max-tokens x q", nobody, 2, "not a whole number");
+    expect_run("ask --colour q", nobody, 2, "unknown option --colour");
+    expect_run("ask --image /nowhere q", nobody, 1, "cannot open /nowhere");
+    expect_run("cancel xyz --endpoint tcp://127.0.0.1:1", nobody, 1, "no server at tcp://127.0.0.1:1");
+    before = wn_now_us();
+    expect_run("status", nobody, 1, "no server at tcp://127.0.0.1:1");
+    assert_true(wn_now_us() - before < 5000000);
+    expect_run("collect-env", nobody, 0, "cpu flags");
+}
+
+static void command_asks(void **state)
+{
+    struct fixture f;
+    struct order gen, enc;
+    char out[4096], path[] = "/tmp/winnow-test-image-XXXXXX", args[256];
+    int fd = mkstemp(path);
+    FILE *p;
+
+    (void)state;
+    assert_true(fd >= 0 && write(fd, "picture", 7) == 7);
+    close(fd);
+    start(&f);
+    expect_run("status", f.b.clients, 0, "ready");
+    expect_run("status --json", f.b.clients, 0, "\"ready\": true");
+    expect_run("status --wait 5", f.b.clients, 0, "replica-0");
+
+    snprintf(args, sizeof(args), "ask --image %s --usage 'What is it?'", path);
+    p = run(args, f.b.clients);
+    gen = take_order(&f.leader, WN__ENVELOPE__BODY_GENERATE);
+    assert_string_equal(gen.text, "What is it?");
+    enc = take_order(&f.vision, WN__ENVELOPE__BODY_ENCODE);
+    assert_memory_equal(f.vision.payload, "picture", 7);
+    give_encoded(&f.vision, &enc);
+    give_tokens(&f.leader, &gen, 0, 1, "a \"red\"");
+    give_tokens(&f.leader, &gen, 1, 2, " dot");
+    give_done(&f.leader, &gen, 600);
+    assert_int_equal(end_of(p, out, sizeof(out)), 0);
+    assert_non_null(strstr(out, "a \"red\" dot\n"));
+    assert_non_null(strstr(out, "576 of 576 visual"));
+
+    p = run("ask --json text", f.b.clients);
+    gen = take_order(&f.leader, WN__ENVELOPE__BODY_GENERATE);
+    give_tokens(&f.leader, &gen, 0, 1, "a \"red\"");
+    give_done(&f.leader, &gen, 600);
+    assert_int_equal(end_of(p, out, sizeof(out)), 0);
+    assert_non_null(strstr(out, "\"text\": \"a \\\"red\\\"\", \"finish_reason\": \"stop\""));
+
+    p = run("ask text", f.b.clients);
+    gen = take_order(&f.leader, WN__ENVELOPE__BODY_GENERATE);
+    give_error(&f.leader, &gen, WN_ELIMIT, false, "the prompt is too long");
+    assert_int_equal(end_of(p, out, sizeof(out)), 1);
+    assert_string_equal(out, "winnow: the prompt is too long\n");
+    (void)take_order(&f.leader, WN__ENVELOPE__BODY_CANCEL);
+
+    p = run("ask text", f.b.clients); /* one process asks, another cancels, a third looks */
+    gen = take_order(&f.leader, WN__ENVELOPE__BODY_GENERATE);
+    snprintf(args, sizeof(args), "cancel %s", gen.id);
+    expect_run(args, f.b.clients, 0, "cancelled");
+    assert_int_equal(end_of(p, out, sizeof(out)), 0);
+    snprintf(args, sizeof(args), "attach %s", gen.id);
+    expect_run(args, f.b.clients, 0, "\n");
+    unlink(path);
+    stop(&f);
+}
+
+/* The shared library shows nothing but its interface. */
+static void exports(void **state)
+{
+    char line[1024], name[256];
+    int functions = 0;
+    FILE *p;
+
+    (void)state;
+    snprintf(line, sizeof(line), "nm -D --defined-only %s", library);
+    p = popen(line, "r");
+    while (fgets(line, sizeof(line), p)) {
+        char type;
+        if (sscanf(line, "%*s %c %255s", &type, name) != 2 || type == 'A') continue;
+        if (strncmp(name, "winnow_", 7) != 0) fail_msg("libwinnow exports %s", name);
+        functions++;
+    }
+    pclose(p);
+    assert_int_equal(functions, 9);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(ask_and_stream),
+        cmocka_unit_test(side_by_side),
+        cmocka_unit_test(refusals),
+        cmocka_unit_test(attach_and_status),
+        cmocka_unit_test(no_server),
+        cmocka_unit_test(command_line),
+        cmocka_unit_test(command_asks),
+        cmocka_unit_test(exports),
+    };
+    if (argc < 3) return 2;
+    program = argv[1];
+    library = argv[2];
+    if (argc > 3) cmocka_set_test_filter(argv[3]);
+    wn_log_max = WN_LOG_ERROR;
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
