@@ -1,0 +1,288 @@
+/* bench_vision [machine] - the vision tower, as CSV on standard output.
+ *
+ * First verifies the tower against tests/golden/llava-a; then times encode for a tower of models/tiny-llava's shape and for
+ * one layer of CLIP ViT-L/14-336 (patch embedding included), random weights, bfloat16, one picture and a batch.
+ * ratio is the encode's rate over the rate of the backend's own matmul [2304, 1024] x [4096, 1024]^T, measured in this
+ * run just before. Compare minima: other processes of the machine disturb everything else.
+ * Run from the repository's root. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "shard/vision.h"
+#include "tests/integration/golden.h"
+
+#define RUNS_MAX 200
+
+static const char *machine = "unnamed";
+static char commit[64] = "unknown";
+static struct wn_backend *be;
+
+static void must(bool ok, const char *what, const char *why)
+{
+    if (ok) return;
+    fprintf(stderr, "bench_vision: %s %s\n", what, why);
+    exit(1);
+}
+
+static int by_value(const void *a, const void *b)
+{
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x > y) - (x < y);
+}
+
+static uint32_t noise_state = 1;
+static float noise(void)
+{
+    noise_state = noise_state * 1664525u + 1013904223u;
+    return (float)(noise_state >> 8) * 0x1p-24f - 0.5f;
+}
+
+/* --- a checkpoint of random weights --- */
+
+struct file {
+    FILE *data;
+    char header[1 << 16];
+    size_t header_n;
+    uint64_t at;
+};
+
+static void add(struct file *f, const char *name, uint32_t d0, uint32_t d1)
+{
+    uint64_t n = (uint64_t)d0 * (d1 ? d1 : 1);
+    size_t len = strlen(name);
+    bool ones = d1 == 0 && len > 7 && strcmp(name + len - 7, ".weight") == 0; /* a norm */
+    char dims[32];
+
+    if (d1)
+        snprintf(dims, sizeof(dims), "%u,%u", d0, d1);
+    else
+        snprintf(dims, sizeof(dims), "%u", d0);
+    f->header_n +=
+        (size_t)snprintf(f->header + f->header_n, sizeof(f->header) - f->header_n,
+                         "%c\"vision_tower.vision_model.%s\":{\"dtype\":\"BF16\",\"shape\":[%s],"
+                         "\"data_offsets\":[%llu,%llu]}",
+                         f->header_n ? ',' : '{', name, dims, (unsigned long long)f->at,
+                         (unsigned long long)(f->at + 2 * n));
+    must(f->header_n + 2 < sizeof(f->header), "header", "too long");
+    for (uint64_t i = 0; i < n; i++) {
+        wn_bf16 v = wn_f32_to_bf16(ones ? 1.0f : 0.08f * noise());
+        must(fwrite(&v, sizeof(v), 1, f->data) == 1, "scratch file", "write");
+    }
+    f->at += 2 * n;
+}
+
+static void add_layer(struct file *f, const struct wn_vision_config *c, uint32_t i)
+{
+    const struct {
+        const char *name;
+        uint32_t d0, d1;
+    } parts[] = {
+        {"layer_norm1.weight", c->hidden, 0},
+        {"layer_norm1.bias", c->hidden, 0},
+        {"layer_norm2.weight", c->hidden, 0},
+        {"layer_norm2.bias", c->hidden, 0},
+        {"self_attn.q_proj.weight", c->hidden, c->hidden},
+        {"self_attn.q_proj.bias", c->hidden, 0},
+        {"self_attn.k_proj.weight", c->hidden, c->hidden},
+        {"self_attn.k_proj.bias", c->hidden, 0},
+        {"self_attn.v_proj.weight", c->hidden, c->hidden},
+        {"self_attn.v_proj.bias", c->hidden, 0},
+        {"self_attn.out_proj.weight", c->hidden, c->hidden},
+        {"self_attn.out_proj.bias", c->hidden, 0},
+        {"mlp.fc1.weight", c->mlp, c->hidden},
+        {"mlp.fc1.bias", c->mlp, 0},
+        {"mlp.fc2.weight", c->hidden, c->mlp},
+        {"mlp.fc2.bias", c->hidden, 0},
+    };
+    char name[128];
+
+    for (size_t k = 0; k < sizeof(parts) / sizeof(parts[0]); k++) {
+        snprintf(name, sizeof(name), "encoder.layers.%u.%s", i, parts[k].name);
+        add(f, name, parts[k].d0, parts[k].d1);
+    }
+}
+
+/* Writes DIR/model.safetensors with a tower of layers_run layers. */
+static void write_tower(const char *dir, const struct wn_vision_config *c)
+{
+    static struct file f;
+    char path[128], block[1 << 16];
+    uint64_t header_bytes;
+    size_t n;
+    FILE *out;
+
+    memset(&f, 0, sizeof(f));
+    f.data = tmpfile();
+    must(f.data != NULL, "scratch file", "open");
+    add(&f, "embeddings.class_embedding", c->hidden, 0);
+    add(&f, "embeddings.patch_embedding.weight", c->hidden, 3 * c->patch_side * c->patch_side);
+    add(&f, "embeddings.position_embedding.weight", c->patches + 1, c->hidden);
+    add(&f, "pre_layrnorm.weight", c->hidden, 0);
+    add(&f, "pre_layrnorm.bias", c->hidden, 0);
+    for (uint32_t i = 0; i < c->layers_run; i++) add_layer(&f, c, i);
+    f.header[f.header_n++] = '}';
+    while (f.header_n % 8) f.header[f.header_n++] = ' ';
+    header_bytes = f.header_n;
+    snprintf(path, sizeof(path), "%s/model.safetensors", dir);
+    out = fopen(path, "wb");
+    must(out != NULL, path, "open");
+    fwrite(&header_bytes, sizeof(header_bytes), 1, out);
+    fwrite(f.header, 1, f.header_n, out);
+    rewind(f.data);
+    while ((n = fread(block, 1, sizeof(block), f.data)) > 0) fwrite(block, 1, n, out);
+    must(fclose(out) == 0, path, "write");
+    fclose(f.data);
+}
+
+/* --- verify, measure --- */
+
+static void verify(void)
+{
+    struct golden g;
+    struct wn_weights *w = NULL;
+    struct wn_vision *v = NULL;
+    struct wn_vision_out out;
+    struct wn_err err = {0};
+    double e = 1e9;
+
+    must(!golden_open(&g, "llava-a", &err) && !wn_weights_open(&w, g.dir, &err), "golden",
+         err.text);
+    must(!wn_vision_open(&v, be, &g.model, w, WN_F32, g.images, &err), "tower", err.text);
+    must(!wn_vision_encode(v, g.pixels, g.images, NULL, WN_NEVER, &out, &err), "encode", err.text);
+    e = golden_error(out.features, g.features, (size_t)out.images * out.rows, out.width);
+    must(e <= 1e-4, "features", "are not those of Transformers");
+    fprintf(stderr, "bench_vision: verified, relative error %.1e\n", e);
+    wn_vision_close(v);
+    wn_weights_close(w);
+    golden_close(&g);
+}
+
+/* Multiply-adds count as two. */
+static double flops_of(const struct wn_vision_config *c)
+{
+    double n = c->patches + 1.0, h = c->hidden, layers = c->layers_run;
+    double layer = 2.0 * n * (4.0 * h * h + 2.0 * h * c->mlp) + 4.0 * n * n * h;
+    return layers * layer + 2.0 * c->patches * h * 3.0 * c->patch_side * c->patch_side;
+}
+
+/* The backend's best rate on one large product, flop/s. */
+static double matmul_peak(void)
+{
+    enum { M = 2304, N = 4096, K = 1024 };
+    wn_bf16 *host = malloc((size_t)N * K * sizeof(*host));
+    struct wn_mat from = {host, WN_BF16, N, K, K};
+    struct wn_weight *w = NULL;
+    struct wn_buf x, out;
+    struct wn_matmul m;
+    int64_t best = INT64_MAX;
+
+    must(host != NULL, "matmul", "memory");
+    for (size_t i = 0; i < (size_t)N * K; i++) host[i] = wn_f32_to_bf16(noise());
+    must(!be->ops->weight_create(be, &w, &from, WN_BF16) &&
+             !be->ops->buf_alloc(be, (size_t)M * K * 2, &x) &&
+             !be->ops->buf_alloc(be, (size_t)M * N * 2, &out),
+         "matmul", "memory");
+    must(!be->ops->upload(be, x.ptr, host, (size_t)M * K * 2), "matmul", "upload");
+    m = (struct wn_matmul){
+        .out = {out.ptr, WN_BF16, M, N, N}, .x = {x.ptr, WN_BF16, M, K, K}, .w = w, .slices = 1};
+    for (int i = 0; i < 8; i++) {
+        int64_t start = wn_now_us();
+        must(!wn_be_matmul(be, &m) && !be->ops->sync(be, WN_NEVER), "matmul", "failed");
+        if (wn_now_us() - start < best) best = wn_now_us() - start;
+    }
+    be->ops->weight_destroy(be, w);
+    be->ops->buf_free(be, &x);
+    be->ops->buf_free(be, &out);
+    free(host);
+    return 2.0 * M * N * K / (double)best * 1e6;
+}
+
+static void measure(const char *shape, const struct wn_model *model, const struct wn_weights *w,
+                    uint32_t images)
+{
+    const struct wn_vision_config *c = &model->vision;
+    size_t floats = (size_t)images * 3 * c->image_side * c->image_side;
+    float *pixels = malloc(floats * sizeof(float));
+    int64_t us[RUNS_MAX], start = wn_now_us();
+    struct wn_vision *v = NULL;
+    struct wn_vision_out out;
+    struct wn_err err = {0};
+    double flops = flops_of(c) * images, peak;
+    uint32_t n = 0;
+
+    must(pixels != NULL, shape, "memory");
+    for (size_t i = 0; i < floats; i++) pixels[i] = 4.0f * noise();
+    must(!wn_vision_open(&v, be, model, w, WN_BF16, images, &err), shape, err.text);
+    must(!wn_vision_encode(v, pixels, images, NULL, WN_NEVER, &out, &err), shape,
+         err.text); /* warm */
+    peak = matmul_peak();
+    while (n < 5 || (wn_now_us() - start < 4000000 && n < RUNS_MAX)) {
+        int64_t t = wn_now_us();
+        must(!wn_vision_encode(v, pixels, images, NULL, WN_NEVER, &out, &err), shape, err.text);
+        us[n++] = wn_now_us() - t;
+    }
+    qsort(us, n, sizeof(us[0]), by_value);
+    printf("%s,%s,%s,%s,%u,%u,%lld,%lld,%lld,%.1f,%.1f,%.3f\n", commit, machine, be->ops->name,
+           shape, images, n, (long long)us[0], (long long)us[n / 2], (long long)us[n * 99 / 100],
+           flops / (double)us[0] * 1e-3, peak * 1e-9, flops / (double)us[0] * 1e6 / peak);
+    fflush(stdout);
+    wn_vision_close(v);
+    free(pixels);
+}
+
+static void measure_random(const char *shape, struct wn_vision_config c)
+{
+    char dir[] = "/tmp/bench_vision.XXXXXX", path[64];
+    struct wn_model model = {.vision = c};
+    struct wn_weights *w = NULL;
+    struct wn_err err = {0};
+
+    must(mkdtemp(dir) != NULL, "scratch folder", "");
+    write_tower(dir, &c);
+    must(!wn_weights_open(&w, dir, &err), shape, err.text);
+    measure(shape, &model, w, 1);
+    measure(shape, &model, w, 4);
+    wn_weights_close(w);
+    snprintf(path, sizeof(path), "%s/model.safetensors", dir);
+    unlink(path);
+    rmdir(dir);
+}
+
+int main(int argc, char **argv)
+{
+    const struct wn_vision_config tiny = {.hidden = 256,
+                                          .mlp = 768,
+                                          .layers = 6,
+                                          .heads = 4,
+                                          .head_dim = 64,
+                                          .image_side = 336,
+                                          .patch_side = 14,
+                                          .patches = 576,
+                                          .layers_run = 6,
+                                          .eps = 1e-5f,
+                                          .act = WN_ACT_QUICK_GELU};
+    struct wn_vision_config large = tiny;
+    struct wn_err err = {0};
+    FILE *git = popen("git rev-parse --short HEAD 2>/dev/null", "r");
+
+    if (git) {
+        if (fscanf(git, "%63s", commit) != 1) commit[0] = '?';
+        pclose(git);
+    }
+    if (argc > 1) machine = argv[1];
+    large.hidden = 1024;
+    large.mlp = 4096;
+    large.heads = 16;
+    large.layers = large.layers_run = 1;
+    must(!wn_backend_open(&be, wn_backends[0]->name, 0, &err), "backend", err.text);
+    verify();
+    printf("commit,machine,backend,shape,images,n,min_us,p50_us,p99_us,gflop_s,matmul_gflop_s,"
+           "ratio\n");
+    measure_random("tiny-llava tower", tiny);
+    measure_random("ViT-L/14-336 one layer", large);
+    wn_backend_close(be);
+    return 0;
+}
