@@ -1,5 +1,5 @@
-/* client/conn.c - the ZeroMQ socket of a connection. A monitor socket beside it tells when the server goes away, which a
- * DEALER would otherwise hide by reconnecting. */
+/* client/conn.c - the ZeroMQ socket of a connection. A monitor socket beside it tells when the server goes away, which
+ * a DEALER would otherwise hide by reconnecting. */
 #include "client/conn.h"
 
 #include <errno.h>

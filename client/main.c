@@ -45,8 +45,8 @@ static void print_version(void)
     int major, minor, patch;
 
     zmq_version(&major, &minor, &patch);
-    printf("winnow %s (commit %s)\nZeroMQ      %d.%d.%d\nprotobuf-c  %s\ncompiler    %s\n", WN_VERSION, WN_COMMIT, major,
-           minor, patch, protobuf_c_version(), __VERSION__);
+    printf("winnow %s (commit %s)\nZeroMQ      %d.%d.%d\nprotobuf-c  %s\ncompiler    %s\n", WN_VERSION, WN_COMMIT,
+           major, minor, patch, protobuf_c_version(), __VERSION__);
 }
 
 /* Becomes `winnowd ARGS`: the one beside this program, else the one on PATH. Returns only if there is none. */

@@ -107,7 +107,8 @@ void wn_sched_list_put(struct wn_scheduler *s, struct wn_job *job, enum wn_job_l
 void wn_sched_payload_drop(struct wn_scheduler *s, struct wn_job *job);
 void wn_sched_expire(struct wn_scheduler *s, int64_t now_us); /* ended jobs that nobody will ask for */
 
-/* Packs and queues a message. payload (NULL: none): `bytes` bytes from `offset` on. *sent (NULL is fine): of the envelope. */
+/* Packs and queues a message, with `bytes` of the payload from `offset` on (NULL: none). *sent (NULL is fine): bytes of
+ * the envelope. */
 WN_NODISCARD wn_status wn_sched_send(struct wn_endpoint *ep, const struct wn_peer_id *to, Wn__Envelope__BodyCase kind,
                                      const void *body, struct wn_blob *payload, size_t offset, size_t bytes,
                                      size_t *sent);
