@@ -10,6 +10,7 @@
 #include "shard/cpu/cpu.h"
 
 #define BLOCK     64u /* keys; a multiple of the panel */
+#define AHEAD     16u /* keys asked for before they are used */
 #define ROWS      96u /* query rows of a task (a row: one token, one head) */
 #define FULL_ROWS 24u /* query rows whose scores over all keys are held at once */
 #define KEYS      256u /* values swept while a panel of them is in the first-level cache */
@@ -34,6 +35,18 @@ struct paged {
     size_t q, s, o, k, v, tmp, m, task_floats; /* where each part of a thread's scratch starts */
 };
 
+static size_t kv_row(const struct wn_kv *kv, const struct wn_seq *seq, uint32_t key)
+{
+    return (size_t)seq->pages[key / kv->page_tokens] * kv->page_tokens + key % kv->page_tokens;
+}
+
+/* Asks for one head's part of a row. Rows of a page are far apart, so the processor does not guess the next one. */
+static void prefetch_row(const struct wn_mat *m, size_t row, size_t col, size_t n)
+{
+    const char *p = wn_mat_at(m, row, col);
+    for (size_t i = 0; i < n * wn_dtype_bytes(m->dtype); i += 64) __builtin_prefetch(p + i, 0, 2);
+}
+
 /* Panels of keys and values [base, base + BLOCK) of one kv head; keys from `end` on are zeros. */
 static void load_block(const struct paged *p, const struct wn_seq *seq, uint32_t kv_head, uint32_t base, uint32_t end,
                        float *f)
@@ -46,8 +59,13 @@ static void load_block(const struct paged *p, const struct wn_seq *seq, uint32_t
         for (uint32_t i = 0; i < WN_CPU_COLS; i++) {
             uint32_t key = base + j + i;
             float *v = f + p->v + (size_t)(j + i) * WN_CPU_COLS;
+            if (end > AHEAD && key < end - AHEAD) {
+                size_t row = kv_row(kv, seq, key + AHEAD);
+                prefetch_row(&kv->k, row, col, hd);
+                prefetch_row(&kv->v, row, col, hd);
+            }
             if (key < end) {
-                size_t row = (size_t)seq->pages[key / kv->page_tokens] * kv->page_tokens + key % kv->page_tokens;
+                size_t row = kv_row(kv, seq, key);
                 p->isa->load(tmp + i * hd, wn_mat_at(&kv->k, row, col), kv->k.dtype, hd);
                 p->isa->split(v, BLOCK * WN_CPU_COLS, wn_mat_at(&kv->v, row, col), kv->v.dtype, hd);
             } else {

@@ -8,6 +8,17 @@ static bool has_avx2(void)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 
+/* The compiler makes longer sequences of its own vectors for these two. */
+static inline __m256i load_bf16(const void *p)
+{
+    return _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), 16);
+}
+
+static inline __m128i narrow(__m256i u)
+{
+    return _mm_packus_epi32(_mm256_castsi256_si128(u), _mm256_extracti128_si256(u, 1));
+}
+
 /* out[8, 16-strided] = in[8, 8] transposed: pairs, then fours, then halves change places. */
 static inline void transpose8(float *out, const float *in, size_t ld_in)
 {
@@ -34,6 +45,8 @@ static inline void transpose8(float *out, const float *in, size_t ld_in)
 #define KERNEL_TILE_ROWS     6
 #define KERNEL_FMA(a, b, c)  ((vf)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
 #define KERNEL_TRANSPOSE8    transpose8
+#define KERNEL_LOAD_BF16(p)  load_bf16(p)
+#define KERNEL_NARROW(u)     ((vh)narrow((__m256i)(u)))
 #define KERNEL_NAME          "avx2"
 #define KERNEL_TABLE         wn_cpu_isa_avx2
 #define KERNEL_AVAILABLE     has_avx2

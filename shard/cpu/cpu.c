@@ -19,7 +19,7 @@ static const struct wn_cpu_isa *const isas[] = {
 #define ISAS (sizeof(isas) / sizeof(isas[0]))
 
 /* The instruction set that WINNOW_CPU_ISA names, or the best that this processor has. */
-static const struct wn_cpu_isa *choose_isa(struct wn_err *err)
+static wn_status choose_isa(const struct wn_cpu_isa **out, struct wn_err *err)
 {
     const char *wish = getenv("WINNOW_CPU_ISA");
     char known[128] = "";
@@ -27,26 +27,26 @@ static const struct wn_cpu_isa *choose_isa(struct wn_err *err)
 
     for (size_t i = 0; i < ISAS; i++) {
         bool named = wish && strcmp(wish, isas[i]->name) == 0;
-        if ((named || !wish || !*wish) && isas[i]->available()) return isas[i];
-        if (named) {
-            (void)wn_fail(err, WN_EUNSUPP, "WINNOW_CPU_ISA=%s: this processor does not have it", wish);
-            return NULL;
+        if ((named || !wish || !*wish) && isas[i]->available()) {
+            *out = isas[i];
+            return WN_OK;
         }
+        if (named) return wn_fail(err, WN_EUNSUPP, "WINNOW_CPU_ISA=%s: this processor does not have it", wish);
         if (used < sizeof(known))
             used += (size_t)snprintf(known + used, sizeof(known) - used, "%s%s", i ? ", " : "", isas[i]->name);
     }
-    (void)wn_fail(err, WN_EINVAL, "WINNOW_CPU_ISA=%s is unknown; there are: %s", wish ? wish : "", known);
-    return NULL;
+    return wn_fail(err, WN_EINVAL, "WINNOW_CPU_ISA=%s is unknown; there are: %s", wish ? wish : "", known);
 }
 
 static wn_status cpu_open(struct wn_backend **out, int device, struct wn_err *err)
 {
-    const struct wn_cpu_isa *isa;
+    const struct wn_cpu_isa *isa = NULL;
     struct wn_cpu *cpu;
+    wn_status rc;
 
     if (device != 0) return wn_fail(err, WN_EINVAL, "cpu: device %d: there is only device 0", device);
-    isa = choose_isa(err);
-    if (!isa) return err ? err->code : WN_EUNSUPP;
+    rc = choose_isa(&isa, err);
+    if (rc != WN_OK) return rc;
     cpu = calloc(1, sizeof(*cpu));
     if (!cpu) return wn_fail(err, WN_ENOMEM, "cpu: backend handle");
     cpu->base.ops = &wn_backend_cpu;

@@ -21,6 +21,8 @@ struct wn_cpu_isa {
     /* c[m, 16] (+)= a[m, k] * b[k, 16], m <= 6, b dense; `first` starts the chains at zero. lda, ldc in elements. */
     void (*tile)(uint32_t m, size_t k, const float *a, size_t lda, const float *b, float *c, size_t ldc, bool first);
     void (*tile_bf16)(uint32_t m, size_t k, const float *a, size_t lda, const wn_bf16 *b, float *c, size_t ldc, bool first);
+    /* k rows of 16 as a bfloat16 panel, whose order within a row is the instruction set's own */
+    void (*pack_bf16)(wn_bf16 *out, const float *in, size_t k);
     /* rows of c[rows, 16] + bias[cols], activation, rounded into out; cols <= 16, stride in elements */
     void (*finish)(void *out, wn_dtype type, size_t stride, float *c, size_t rows, uint32_t cols, const float *bias,
                    wn_act act);
@@ -49,7 +51,7 @@ extern const struct wn_cpu_isa wn_cpu_isa_avx2;
 #endif
 
 struct wn_weight {
-    void *panels; /* [ceil(n / 16)][k][16] of dtype, columns after n are zero */
+    void *panels; /* [ceil(n / 16)][k][16] of dtype, columns after n are zero; see pack_bf16 */
     wn_dtype dtype;
     uint32_t n, k;
 };

@@ -4,6 +4,7 @@
  *   KERNEL_LANES      floats in a vector: 8 (or 4, 16)
  *   KERNEL_TILE_ROWS  rows of a tile whose sums fit in registers
  *   KERNEL_FMA(a, b, c)   a * b + c on vectors: fused or not, but always the same
+ *   KERNEL_LOAD_BF16(p), KERNEL_NARROW(u)   a vector of bfloat16 widened; the low halves of its 32-bit lanes
  *   KERNEL_NAME, KERNEL_TABLE, KERNEL_AVAILABLE   name, symbol and test of the table that it defines
  * The end of a row goes through the same vector code, padded: so a value does not depend on where in a row it stands. */
 #include <math.h>
@@ -13,6 +14,8 @@
 
 #define L            KERNEL_LANES
 #define PANEL_VECS   (WN_CPU_COLS / L)
+#define KERNEL_FEW   4   /* rows */
+#define KERNEL_AHEAD 512 /* bytes */
 #define INLINE       static inline __attribute__((always_inline))
 
 typedef float vf __attribute__((vector_size(4 * L)));
@@ -20,6 +23,7 @@ typedef int32_t vi __attribute__((vector_size(4 * L)));
 typedef uint32_t vu __attribute__((vector_size(4 * L)));
 typedef uint16_t vh __attribute__((vector_size(2 * L)));
 typedef vf vf_any __attribute__((aligned(4), may_alias));
+typedef vu vu_any __attribute__((aligned(2), may_alias));
 typedef vh vh_any __attribute__((aligned(2), may_alias));
 
 INLINE vf all(float x)
@@ -39,7 +43,7 @@ INLINE void st(float *p, vf v)
 
 INLINE vf ld_bf16(const wn_bf16 *p)
 {
-    return (vf)(__builtin_convertvector(*(const vh_any *)p, vu) << 16);
+    return (vf)KERNEL_LOAD_BF16(p);
 }
 
 INLINE vf pick(vi mask, vf a, vf b)
@@ -47,11 +51,16 @@ INLINE vf pick(vi mask, vf a, vf b)
     return (vf)((mask & (vi)a) | (~mask & (vi)b));
 }
 
+/* Rounded to bfloat16, in the upper halves of the lanes. */
+INLINE vu round_bf16(vf v)
+{
+    vu u = (vu)v, nan = (vu)(v != v), rounded = u + 0x7fffu + ((u >> 16) & 1u);
+    return ((nan & (u | 0x400000u)) | (~nan & rounded)) & 0xffff0000u;
+}
+
 INLINE void st_bf16(wn_bf16 *p, vf v)
 {
-    vu u = (vu)v;
-    vu nan = (vu)(v != v), rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-    *(vh_any *)p = __builtin_convertvector((nan & ((u >> 16) | 0x40u)) | (~nan & rounded), vh);
+    *(vh_any *)p = KERNEL_NARROW(round_bf16(v) >> 16);
 }
 
 /* Lanes from n on are zero. */
@@ -140,6 +149,30 @@ INLINE vf vact(vf x, wn_act act)
 
 /* ---- tiles ---- */
 
+/* A row of a bfloat16 panel is eight 32-bit words: column i below, column i + 8 above, so that one load, one shift and
+ * one mask widen it. */
+#define HALF_VECS (PANEL_VECS / 2)
+
+INLINE void ld_panel(vf w[PANEL_VECS], const void *row, wn_dtype type)
+{
+    if (type == WN_F32) {
+        for (uint32_t v = 0; v < PANEL_VECS; v++) w[v] = ld((const float *)row + v * L);
+        return;
+    }
+    for (uint32_t v = 0; v < HALF_VECS; v++) {
+        vu u = *((const vu_any *)row + v);
+        w[v] = (vf)(u << 16);
+        w[v + HALF_VECS] = (vf)(u & 0xffff0000u);
+    }
+}
+
+static void k_pack_bf16(wn_bf16 *out, const float *in, size_t k)
+{
+    for (; k > 0; k--, in += WN_CPU_COLS, out += WN_CPU_COLS)
+        for (uint32_t v = 0; v < HALF_VECS; v++)
+            *((vu_any *)out + v) = round_bf16(ld(in + v * L)) >> 16 | round_bf16(ld(in + (v + HALF_VECS) * L));
+}
+
 INLINE void tile_rows(const uint32_t m, size_t k, const float *a, size_t lda, const void *b, wn_dtype type, float *c,
                       size_t ldc, bool first)
 {
@@ -149,10 +182,9 @@ INLINE void tile_rows(const uint32_t m, size_t k, const float *a, size_t lda, co
         for (uint32_t v = 0; v < PANEL_VECS; v++) sum[r][v] = first ? all(0.0f) : ld(c + r * ldc + v * L);
     for (size_t i = 0; i < k; i++) {
         vf w[PANEL_VECS];
-        for (uint32_t v = 0; v < PANEL_VECS; v++) {
-            size_t at = i * WN_CPU_COLS + v * L;
-            w[v] = type == WN_F32 ? ld((const float *)b + at) : ld_bf16((const wn_bf16 *)b + at);
-        }
+        const char *row = (const char *)b + i * WN_CPU_COLS * wn_dtype_bytes(type);
+        if (m <= KERNEL_FEW) __builtin_prefetch(row + KERNEL_AHEAD); /* the panel comes straight from memory */
+        ld_panel(w, row, type);
         for (uint32_t r = 0; r < m; r++) {
             vf x = all(a[r * lda + i]);
             for (uint32_t v = 0; v < PANEL_VECS; v++) sum[r][v] = KERNEL_FMA(x, w[v], sum[r][v]);
@@ -198,11 +230,9 @@ static void k_tile_bf16(uint32_t m, size_t k, const float *a, size_t lda, const 
 static void k_load(float *out, const void *in, wn_dtype type, size_t n)
 {
     size_t i = 0;
-    if (type == WN_F32) {
-        memcpy(out, in, n * sizeof(float));
-        return;
-    }
-    if (type == WN_BF16)
+    if (type == WN_F32)
+        for (; i + L <= n; i += L) st(out + i, ld((const float *)in + i));
+    else if (type == WN_BF16)
         for (; i + L <= n; i += L) st(out + i, ld_bf16((const wn_bf16 *)in + i));
     for (; i < n; i++) out[i] = wn_load(in, type, i);
 }
@@ -210,12 +240,11 @@ static void k_load(float *out, const void *in, wn_dtype type, size_t n)
 static void k_store(void *out, wn_dtype type, const float *in, size_t n)
 {
     size_t i = 0;
-    if (type == WN_F32) {
-        memcpy(out, in, n * sizeof(float));
-        return;
-    }
-    for (; i + L <= n; i += L) st_bf16((wn_bf16 *)out + i, ld(in + i));
-    for (; i < n; i++) ((wn_bf16 *)out)[i] = wn_f32_to_bf16(in[i]);
+    if (type == WN_F32)
+        for (; i + L <= n; i += L) st((float *)out + i, ld(in + i));
+    else
+        for (; i + L <= n; i += L) st_bf16((wn_bf16 *)out + i, ld(in + i));
+    for (; i < n; i++) wn_store(out, type, i, in[i]);
 }
 
 INLINE void finish_rows(void *out, wn_dtype type, size_t stride, float *c, size_t rows, uint32_t cols, const float *bias,
@@ -401,6 +430,7 @@ const struct wn_cpu_isa KERNEL_TABLE = {
     .available = KERNEL_AVAILABLE,
     .tile = k_tile,
     .tile_bf16 = k_tile_bf16,
+    .pack_bf16 = k_pack_bf16,
     .finish = k_finish,
     .load = k_load,
     .store = k_store,

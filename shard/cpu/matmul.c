@@ -14,7 +14,7 @@
 #define MC          96u  /* rows whose block of x is swept while a panel is in the first-level cache */
 #define MB          768u /* most rows of a task */
 #define STRIP       8u   /* panels of a task with many rows */
-#define FEW_ROWS    12u  /* up to here panels are read directly */
+#define FEW_ROWS    WN_CPU_ROWS /* up to here a panel is read once, top to bottom */
 #define SMALL_MACS  300000u /* less work than this is not worth waking threads for */
 
 struct mm {
@@ -23,7 +23,6 @@ struct mm {
     const float *x;               /* block b of KC columns at x + b * block_stride, rows x_ld apart */
     size_t x_ld, block_stride;
     uint32_t m, rows, strip, slice_len, kc, blocks_per_slice;
-    bool widen;                   /* bfloat16 blocks become float32 first */
     uint32_t levels;
     size_t area, task_floats;     /* floats of one level of sums; of a thread's scratch */
 };
@@ -65,7 +64,10 @@ wn_status wn_cpu_weight_create(struct wn_backend *be, struct wn_weight **out, co
             for (uint32_t j = 0; j < min_u32(WN_CPU_COLS, w->n - p * WN_CPU_COLS); j++)
                 isa->load(rows[j], wn_mat_at(host, p * WN_CPU_COLS + j, k), host->dtype, n);
             isa->transpose(cols, rows[0], 64, n);
-            isa->store(to + (size_t)k * WN_CPU_COLS * e, as, cols, (size_t)n * WN_CPU_COLS);
+            if (as == WN_F32)
+                memcpy(to + (size_t)k * WN_CPU_COLS * e, cols, (size_t)n * WN_CPU_COLS * e);
+            else
+                isa->pack_bf16((wn_bf16 *)(to + (size_t)k * WN_CPU_COLS * e), cols, n);
         }
     }
     *out = w;
@@ -81,8 +83,7 @@ void wn_cpu_weight_destroy(struct wn_backend *be, struct wn_weight *w)
 }
 
 /* sums[panel][row][16] of one slice of K: a strip of panels [p0, p1) times rows [r0, r1). */
-static void slice_sums(const struct mm *p, uint32_t slice, uint32_t p0, uint32_t p1, uint32_t r0, uint32_t r1, float *sums,
-                       float *wide)
+static void slice_sums(const struct mm *p, uint32_t slice, uint32_t p0, uint32_t p1, uint32_t r0, uint32_t r1, float *sums)
 {
     const struct wn_weight *w = p->a->w;
     size_t e = wn_dtype_bytes(w->dtype);
@@ -91,27 +92,19 @@ static void slice_sums(const struct mm *p, uint32_t slice, uint32_t p0, uint32_t
         uint32_t k0 = slice * p->slice_len + b * p->kc, n = min_u32(p->kc, p->slice_len - b * p->kc);
         const float *x = p->x + (size_t)(slice * p->blocks_per_slice + b) * p->block_stride;
         if (p->block_stride == 0) x = p->x + k0;
-        if (p->widen)
-            for (uint32_t j = p0; j < p1; j++)
-                p->isa->load(wide + (size_t)(j - p0) * KC * WN_CPU_COLS,
-                             (char *)w->panels + ((size_t)j * w->k + k0) * WN_CPU_COLS * e, WN_BF16,
-                             (size_t)n * WN_CPU_COLS);
         for (uint32_t m0 = r0; m0 < r1; m0 += MC) {
             uint32_t m1 = min_u32(m0 + MC, r1);
             for (uint32_t j = p0; j < p1; j++) {
                 const char *panel = (char *)w->panels + ((size_t)j * w->k + k0) * WN_CPU_COLS * e;
                 float *c = sums + (size_t)(j - p0) * p->rows * WN_CPU_COLS;
-                for (uint32_t r = m0; r < m1; r += WN_CPU_ROWS) {
-                    uint32_t rows = min_u32(WN_CPU_ROWS, m1 - r);
-                    if (p->widen)
-                        p->isa->tile(rows, n, x + (size_t)r * p->x_ld, p->x_ld, wide + (size_t)(j - p0) * KC * WN_CPU_COLS,
-                                     c + (size_t)(r - r0) * WN_CPU_COLS, WN_CPU_COLS, b == 0);
-                    else if (w->dtype == WN_F32)
-                        p->isa->tile(rows, n, x + (size_t)r * p->x_ld, p->x_ld, (const float *)panel, c + (size_t)(r - r0) * WN_CPU_COLS,
-                                     WN_CPU_COLS, b == 0);
+                for (uint32_t r = m0, rows; r < m1; r += rows) {
+                    const float *xr = x + (size_t)r * p->x_ld;
+                    float *cr = c + (size_t)(r - r0) * WN_CPU_COLS;
+                    rows = div_up(m1 - r, div_up(m1 - r, WN_CPU_ROWS)); /* 8 are 4 + 4: faster than 6 + 2 */
+                    if (w->dtype == WN_F32)
+                        p->isa->tile(rows, n, xr, p->x_ld, (const float *)panel, cr, WN_CPU_COLS, b == 0);
                     else
-                        p->isa->tile_bf16(rows, n, x + (size_t)r * p->x_ld, p->x_ld, (const wn_bf16 *)panel,
-                                          c + (size_t)(r - r0) * WN_CPU_COLS, WN_CPU_COLS, b == 0);
+                        p->isa->tile_bf16(rows, n, xr, p->x_ld, (const wn_bf16 *)panel, cr, WN_CPU_COLS, b == 0);
                 }
             }
         }
@@ -124,12 +117,11 @@ static void mm_task(const struct mm *p, uint32_t task, uint32_t row_blocks, floa
     const struct wn_matmul *a = p->a;
     uint32_t panels = div_up(a->w->n, WN_CPU_COLS), p0 = task / row_blocks * p->strip, p1 = min_u32(p0 + p->strip, panels);
     uint32_t r0 = task % row_blocks * p->rows, r1 = min_u32(r0 + p->rows, p->m);
-    float *wide = scratch + p->levels * p->area;
 
     /* Level by level like a binary counter: slice s has popcount(s) finished sums before it. */
     for (uint32_t s = 0; s < a->slices; s++) {
         float *sums = scratch + (uint32_t)__builtin_popcount(s) * p->area;
-        slice_sums(p, s, p0, p1, r0, r1, sums, wide);
+        slice_sums(p, s, p0, p1, r0, r1, sums);
         for (uint32_t t = s; t & 1; t >>= 1, sums -= p->area)
             for (uint32_t j = 0; j < p1 - p0; j++)
                 p->isa->add(sums - p->area + (size_t)j * p->rows * WN_CPU_COLS, sums + (size_t)j * p->rows * WN_CPU_COLS,
@@ -176,7 +168,7 @@ wn_status wn_cpu_matmul(struct wn_backend *be, const struct wn_matmul *a)
     if (p.m <= FEW_ROWS) {
         p.rows = p.m;
         p.strip = 1;
-        p.kc = p.m <= WN_CPU_ROWS ? p.slice_len : min_u32(KC, p.slice_len);
+        p.kc = p.slice_len;
         p.x_ld = a->x.dtype == WN_F32 ? a->x.stride : w->k;
         if (a->x.dtype != WN_F32) x_floats = (size_t)p.m * w->k;
     } else {
@@ -186,13 +178,12 @@ wn_status wn_cpu_matmul(struct wn_backend *be, const struct wn_matmul *a)
         p.kc = KC;
         p.x_ld = KC;
         p.block_stride = (size_t)p.m * KC;
-        p.widen = w->dtype == WN_BF16;
         x_floats = (size_t)a->slices * div_up(p.slice_len, KC) * p.block_stride;
     }
     row_blocks = div_up(p.m, p.rows);
     p.blocks_per_slice = p.slice_len ? div_up(p.slice_len, p.kc) : 1;
     p.area = (size_t)p.strip * p.rows * WN_CPU_COLS;
-    p.task_floats = p.levels * p.area + (p.widen ? (size_t)p.strip * KC * WN_CPU_COLS : 0);
+    p.task_floats = p.levels * p.area;
     x_floats = (x_floats + 15) / 16 * 16;
     x = wn_cpu_scratch(cpu, (x_floats + (size_t)threads * p.task_floats) * sizeof(float));
     if (!x) return WN_ENOMEM;

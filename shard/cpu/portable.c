@@ -10,6 +10,8 @@ static bool always(void)
 #define KERNEL_LANES         4
 #define KERNEL_TILE_ROWS     2
 #define KERNEL_FMA(a, b, c)  ((a) * (b) + (c))
+#define KERNEL_LOAD_BF16(p)  (__builtin_convertvector(*(const vh_any *)(p), vu) << 16)
+#define KERNEL_NARROW(u)     __builtin_convertvector((u), vh)
 #define KERNEL_NAME          "portable"
 #define KERNEL_TABLE         wn_cpu_isa_portable
 #define KERNEL_AVAILABLE     always
