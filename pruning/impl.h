@@ -1,0 +1,96 @@
+/* pruning/impl.h - what the methods share: the call's context, ranking, similarities.
+ *
+ * Owns:    wn_prune_alloc's memory belongs to the context and is freed when wn_prune_run returns.
+ * Threads: one context, one thread.
+ * Fails:   alloc returns NULL and has filled ctx->err. Nothing else here fails. */
+#ifndef WN_PRUNING_IMPL_H
+#define WN_PRUNING_IMPL_H
+
+#include "pruning/prune.h"
+
+#define WN_PRUNE_MEM_MAX 16
+
+struct wn_prune_ctx {
+    const struct wn_prune_method *method;
+    const struct wn_prune_in *in;
+    struct wn_prune_out *out;
+    struct wn_err *err;
+    const float *features; /* [n, width] if the method wants them */
+    const float *cls_row;  /* [width] if the method wants it */
+    uint32_t n, width;     /* rows of the image */
+    uint32_t count;        /* rows that the budget leaves; 0: the method chooses */
+    void *mem[WN_PRUNE_MEM_MAX];
+    uint32_t mem_n;
+};
+
+/* n elements of `bytes` each, uninitialised. */
+void *wn_prune_alloc(struct wn_prune_ctx *c, size_t n, size_t bytes);
+
+/* As alloc, all bytes 0. */
+void *wn_prune_calloc(struct wn_prune_ctx *c, size_t n, size_t bytes);
+
+static inline uint64_t wn_prune_bit(uint32_t layer)
+{
+    return layer < 64 ? (uint64_t)1 << layer : 0;
+}
+
+/* One layer of a tap that is there: [heads, tokens], [tokens]. */
+const float *wn_prune_cls_tap(const struct wn_prune_ctx *c, uint32_t layer);
+const float *wn_prune_mean_tap(const struct wn_prune_ctx *c, uint32_t layer);
+
+/* The CLS query's attention to each patch in the feature layer, summed over heads: out [n]. */
+void wn_prune_cls_sum(const struct wn_prune_ctx *c, float *out);
+void wn_prune_cls_mean(const struct wn_prune_ctx *c, float *out);
+
+/* Appends a row to the result. */
+void wn_prune_put(struct wn_prune_ctx *c, uint32_t index, uint8_t flags);
+/* The values of the row that the next put appends. */
+float *wn_prune_next_values(struct wn_prune_ctx *c);
+/* The rows i with kept[i] != 0, ascending, unchanged. */
+void wn_prune_put_kept(struct wn_prune_ctx *c, const uint8_t *kept);
+/* Sets kept[i] of the k first by score among the rows with kept[i] == 0. */
+WN_NODISCARD wn_status wn_prune_keep_top(struct wn_prune_ctx *c, const float *score, uint32_t k,
+                                         uint8_t *kept);
+/* Scores for the heat map, if they are wanted. */
+void wn_prune_put_scores(struct wn_prune_ctx *c, const float *scores);
+
+/* ---- ranking (rank.c): the larger score first, then the lower index; NaN last ---- */
+
+/* A number that is larger for what comes first; no two indices have the same. */
+uint64_t wn_prune_key(float score, uint32_t index);
+static inline uint32_t wn_prune_key_index(uint64_t key) { return ~(uint32_t)key; }
+
+/* The k first of n scores, in order; those with skip[i] != 0 (NULL: none) do not take part.
+ * Returns how many there were, at most k. scratch [n]. */
+uint32_t wn_prune_top(const float *score, const uint8_t *skip, uint32_t n, uint32_t k,
+                      uint32_t *out, uint64_t *scratch);
+
+/* The k largest keys of n, largest first, moved to the front: O(n log k). */
+void wn_prune_top_keys(uint64_t *keys, uint32_t n, uint32_t k);
+
+/* The q-quantile with linear interpolation; scratch [n]. */
+double wn_prune_quantile(const float *v, uint32_t n, double q, uint64_t *scratch);
+
+/* ---- similarities (dots.c) ---- */
+
+struct wn_prune_rows {
+    const float *x;       /* [.., width] */
+    const uint32_t *list; /* [n] the rows that are meant; NULL: 0 .. n-1 */
+    uint32_t n;
+};
+
+/* out[i * out_stride + j] = a[i] . b[j]. Eight partial sums, column c in sum c % 8, added in
+ * pairs: the same bits whatever the processor and the neighbours. */
+void wn_prune_dots(uint32_t width, struct wn_prune_rows a, struct wn_prune_rows b, float *out,
+                   size_t out_stride);
+
+/* inv[i] = 1 / max(length of row i, 1e-12). */
+void wn_prune_inverse_lengths(const float *x, uint32_t width, uint32_t n, float *inv);
+
+/* Cosines of all pairs of rows: out [n, n], symmetric; inv [n] is filled on the way. */
+void wn_prune_cosines(uint32_t width, struct wn_prune_rows rows, float *inv, float *out);
+
+/* y += w * x */
+void wn_prune_axpy(float *y, float w, const float *x, uint32_t width);
+
+#endif

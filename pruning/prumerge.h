@@ -1,0 +1,28 @@
+/* pruning/prumerge.h - the steps of PruMerge, apart, for its two methods and their tests.
+ *
+ * n patches, tokens = n + 1 with CLS first. Owns nothing; any thread. */
+#ifndef WN_PRUNING_PRUMERGE_H
+#define WN_PRUNING_PRUMERGE_H
+
+#include "pruning/impl.h"
+
+/* a [tokens]: softmax over all tokens of (q . k) / sqrt(width), all heads as one. */
+void wn_prumerge_scores(const float *q, const float *keys, uint32_t tokens, uint32_t width,
+                        float *a);
+
+/* The upper fence Q3 + 1.5 (Q3 - Q1); how many scores lie strictly above it. scratch [n]. */
+double wn_prumerge_fence(const float *a, uint32_t n, uint64_t *scratch);
+uint32_t wn_prumerge_outliers(const float *a, uint32_t n, uint64_t *scratch);
+
+struct wn_prumerge {
+    const float *a, *keys; /* [n], [n, width]: without CLS */
+    const uint32_t *kept;  /* [kept_n] in the order in which they leave; no duplicates */
+    uint32_t kept_n;
+    uint32_t neighbours;
+    wn_prune_setting setting;
+};
+
+/* Puts the merged rows of c->features, and with FAITHFUL the extra row, into c->out. */
+WN_NODISCARD wn_status wn_prumerge_merge(struct wn_prune_ctx *c, const struct wn_prumerge *m);
+
+#endif
