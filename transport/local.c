@@ -70,6 +70,7 @@ wn_status wn_local_hub_create(struct wn_local_hub **out, int size, struct wn_err
 {
     struct wn_local_hub *hub = NULL;
     pthread_condattr_t attr;
+    pthread_mutexattr_t lock_attr;
 
     if (size < 1 || size > WN_LINK_RANKS_MAX) {
         return wn_fail(err, WN_EINVAL, "local hub: %d ranks (1 to %d)", size, WN_LINK_RANKS_MAX);
@@ -88,7 +89,10 @@ wn_status wn_local_hub_create(struct wn_local_hub **out, int size, struct wn_err
         return wn_fail(err, WN_ENOMEM, "local hub of %d ranks", size);
     }
     hub->size = size;
-    pthread_mutex_init(&hub->lock, NULL); /* these cannot fail on Linux */
+    pthread_mutexattr_init(&lock_attr); /* none of these can fail on Linux */
+    pthread_mutexattr_settype(&lock_attr, PTHREAD_MUTEX_ADAPTIVE_NP); /* held for microseconds: spin a little */
+    pthread_mutex_init(&hub->lock, &lock_attr);
+    pthread_mutexattr_destroy(&lock_attr);
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     for (int i = 0; i < size; i++) pthread_cond_init(&hub->places[i].changed, &attr);
@@ -320,7 +324,7 @@ static void op_withdraw(struct local_link *l, struct local_op *op)
     if (pair->posted_end == &op->next) pair->posted_end = at;
 }
 
-/* Sleeps until something changes for this rank. The hub is locked; spins a little without the lock first. */
+/* Sleeps until something changes for this rank. The hub is locked; looks around without the lock for a while first. */
 static void wait_change(struct local_link *l, int64_t deadline_us, bool *spun)
 {
     struct place *place = &l->hub->places[l->base.rank];
@@ -333,7 +337,7 @@ static void wait_change(struct local_link *l, int64_t deadline_us, bool *spun)
         pthread_mutex_unlock(&l->hub->lock);
         while (atomic_load_explicit(&place->changes, memory_order_acquire) == seen &&
                wn_now_us() - start_us < WN_BACKOFF_SPIN_US) {
-            wn_cpu_relax();
+            sched_yield(); /* the rank that is waited for is often a thread of the same core */
         }
         pthread_mutex_lock(&l->hub->lock);
     } else if (deadline_us == WN_NEVER) {

@@ -12,12 +12,13 @@
 #include "transport/mpi_check.h"
 #include "transport/op_table.h"
 
-#define CLOSE_US 5000000 /* how long close waits for the other ranks */
+#define CLOSE_US    5000000 /* how long close waits for the other ranks */
+#define LARGE_BYTES 16384   /* above this MPI may move a message in pieces, each in a call of ours */
 
 struct mpi_op {
     MPI_Request request;
     struct wn_route route;
-    size_t bytes; /* of a send */
+    size_t bytes; /* size of a send, room of a receive */
     bool send;
 };
 
@@ -25,6 +26,7 @@ struct mpi_link {
     struct wn_link base;
     MPI_Comm comm; /* ours alone */
     struct wn_op_table table;
+    uint32_t large_n; /* large operations in flight: a wait must not sleep, since it moves their pieces */
     struct mpi_op ops[WN_LINK_OPS_MAX];
 };
 
@@ -107,7 +109,7 @@ static bool close_together(struct mpi_link *l)
     if (MPI_Ibarrier(l->comm, &request) != MPI_SUCCESS) return false;
     while (MPI_Test(&request, &done, MPI_STATUS_IGNORE) == MPI_SUCCESS && !done) {
         if (wn_deadline_passed(deadline_us)) return false;
-        wn_backoff_pause(&backoff, deadline_us);
+        wn_backoff_pause(&backoff, deadline_us, true);
     }
     return done != 0;
 }
@@ -130,7 +132,7 @@ static void mpi_close(struct wn_link *link)
     free(l);
 }
 
-static wn_status mpi_start_op(struct mpi_link *l, const struct mpi_op *what, void *data, size_t bytes, wn_op *out)
+static wn_status mpi_start_op(struct mpi_link *l, const struct mpi_op *what, void *data, wn_op *out)
 {
     uint32_t index = 0;
     wn_op handle = wn_op_table_take(&l->table, &index);
@@ -142,14 +144,15 @@ static wn_status mpi_start_op(struct mpi_link *l, const struct mpi_op *what, voi
     }
     *op = *what;
     if (op->send) {
-        code = MPI_Isend(data, (int)bytes, MPI_BYTE, op->route.peer, mpi_tag(op->route), l->comm, &op->request);
+        code = MPI_Isend(data, (int)op->bytes, MPI_BYTE, op->route.peer, mpi_tag(op->route), l->comm, &op->request);
     } else {
-        code = MPI_Irecv(data, (int)bytes, MPI_BYTE, op->route.peer, mpi_tag(op->route), l->comm, &op->request);
+        code = MPI_Irecv(data, (int)op->bytes, MPI_BYTE, op->route.peer, mpi_tag(op->route), l->comm, &op->request);
     }
     if (code != MPI_SUCCESS) {
         wn_op_table_give(&l->table, index);
         return wn_mpi_check(&l->base.error, code, op->send ? "mpi link: MPI_Isend" : "mpi link: MPI_Irecv");
     }
+    if (op->bytes > LARGE_BYTES) l->large_n++;
     *out = handle;
     return WN_OK;
 }
@@ -157,13 +160,13 @@ static wn_status mpi_start_op(struct mpi_link *l, const struct mpi_op *what, voi
 static wn_status mpi_send(struct wn_link *link, struct wn_route to, const void *data, size_t bytes, wn_op *out)
 {
     struct mpi_op op = {.request = MPI_REQUEST_NULL, .route = to, .bytes = bytes, .send = true};
-    return mpi_start_op((struct mpi_link *)link, &op, (void *)(uintptr_t)data, bytes, out);
+    return mpi_start_op((struct mpi_link *)link, &op, (void *)(uintptr_t)data, out);
 }
 
 static wn_status mpi_recv(struct wn_link *link, struct wn_route from, void *data, size_t room, wn_op *out)
 {
-    struct mpi_op op = {.request = MPI_REQUEST_NULL, .route = from, .send = false};
-    return mpi_start_op((struct mpi_link *)link, &op, data, room, out);
+    struct mpi_op op = {.request = MPI_REQUEST_NULL, .route = from, .bytes = room, .send = false};
+    return mpi_start_op((struct mpi_link *)link, &op, data, out);
 }
 
 /* The operation is over, well or not: its size or its error, and its place back. */
@@ -175,6 +178,7 @@ static wn_status mpi_end(struct mpi_link *l, wn_op handle, int code, const MPI_S
     int count = 0;
 
     wn_op_table_give(&l->table, index);
+    if (op.bytes > LARGE_BYTES) l->large_n--;
     if (rc == WN_EPROTO) {
         return wn_link_op_failed(&l->base, rc, op.route, op.send, "the message is larger than the buffer");
     }
@@ -212,7 +216,7 @@ static wn_status mpi_wait(struct wn_link *link, wn_op handle, size_t *bytes, int
         if (wn_deadline_passed(deadline_us)) {
             return wn_link_op_failed(link, WN_ETIME, op->route, op->send, "the deadline passed");
         }
-        wn_backoff_pause(&backoff, deadline_us);
+        wn_backoff_pause(&backoff, deadline_us, l->large_n == 0);
     }
 }
 

@@ -235,6 +235,27 @@ static void case_deadline(struct suite *s)
     }
 }
 
+/* Waiting for a small message (the next step) leaves the core to others. */
+static void case_idle(struct suite *s)
+{
+    struct timespec before, after;
+    int64_t used_us;
+    char byte = 0;
+
+    if (s->size < 2 || s->rank > 1) return;
+    if (s->rank == 0) {
+        sleep_us(400000);
+        CHECK_OK(s, wn_link_send_now(s->link, route(1, 6), &byte, 1, soon()));
+        return;
+    }
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &before);
+    CHECK_OK(s, wn_link_recv_now(s->link, route(0, 6), &byte, 1, soon()));
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &after);
+    used_us = (after.tv_sec - before.tv_sec) * 1000000 + (after.tv_nsec - before.tv_nsec) / 1000;
+    CHECK(s, used_us < 80000);
+    if (getenv("WN_TEST_VERBOSE")) printf("idle: %lld us of processor time in 400 ms\n", (long long)used_us);
+}
+
 static void case_test(struct suite *s)
 {
     uint32_t word = 5;
@@ -556,7 +577,7 @@ static const struct {
     {"allreduce", case_allreduce, false}, {"broadcast", case_broadcast, false},
     {"gather", case_gather, false},       {"status", case_status, false},
     {"barrier", case_barrier, false},     {"comm refusals", case_comm_refusals, false},
-    {"cancel", case_cancel, true},
+    {"idle", case_idle, false},           {"cancel", case_cancel, true},
 };
 
 struct link_suite_result link_suite_run(struct wn_link *link, size_t huge_bytes)
