@@ -207,8 +207,8 @@ int wn_role_shard(int argc, char **argv)
     wn_engine_close(s.engine);
     wn_front_stop(s.front, STOP_FLUSH_MS);
     wn_tokenizer_close(s.tokenizer);
+    wn_replica_close(s.replica); /* its last rows may still be on their way: before the link */
     wn_link_close(s.link);
-    wn_replica_close(s.replica);
     wn_backend_close(s.be);
     return 0;
 }

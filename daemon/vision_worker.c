@@ -1,26 +1,21 @@
 /* daemon/vision_worker.c - the role `winnowd vision`: pictures in, pruned visual tokens out.
  *
- * The front thread owns the sockets; this thread decodes, encodes and prunes. An order waits in a bounded queue; its
- * features wait for the leader's credit, one image each, and are gone from here as soon as they are sent. */
+ * The front thread owns the sockets; this thread decodes, encodes and prunes. An order waits in a bounded
+ * queue; its features wait for the leader's credit, one image each, and are gone from here as soon as they are
+ * sent. */
 #include <signal.h>
 #include <sodium.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/log.h"
+#include "daemon/encoder.h"
 #include "daemon/front.h"
 #include "daemon/roles.h"
 #include "daemon/worker.h"
-#include "pruning/prune.h"
-#include "shard/jsonfile.h"
-#include "shard/preprocess.h"
-#include "shard/vision.h"
-#include "shard/weights.h"
 
 #define LEADERS_MAX       16
-#define BATCH_MAX         4                   /* images of one encode */
-#define CREDIT_WAIT_US    (60 * 1000000ll)    /* features that a leader does not want are given up */
-#define ENCODE_TIMEOUT_US (300 * 1000000ll)
+#define CREDIT_WAIT_US    (60 * 1000000ll) /* features that a leader does not want are given up */
 #define IDLE_WAIT_US      500000ll
 
 struct leader {
@@ -34,9 +29,7 @@ struct work {
     struct work *next;
     struct wn_front_msg *order;
     const Wn__Encode *e; /* inside order */
-    void *rows;          /* [rows_n, width] of dtype; NULL: not encoded yet */
-    uint32_t *index, rows_n;
-    uint64_t preprocess_us, encode_us, prune_us;
+    struct wn_encode_item item;
     int64_t until_us; /* when features are given up */
 };
 
@@ -50,15 +43,10 @@ struct vision_worker {
     struct wn_model model;
     char model_id[WN_MODEL_ID_LEN];
     wn_dtype dtype;
-    struct wn_backend *be;
-    struct wn_vision *tower;
-    struct wn_preprocess preprocess;
-    struct wn_image_limits limits;
-    struct wn_pool *pool;
+    struct wn_encoder *encoder;
     struct wn_front *front;
     struct leader leaders[LEADERS_MAX];
     struct list queue, outbox;
-    float *pixels; /* [BATCH_MAX, 3, side, side] */
     bool draining;
 };
 
@@ -99,8 +87,7 @@ static void work_free(struct work *w)
 {
     if (!w) return;
     wn_front_msg_free(w->order);
-    free(w->rows);
-    free(w->index);
+    wn_encode_item_fini(&w->item);
     free(w);
 }
 
@@ -119,7 +106,8 @@ static void list_cancel(struct list *l, const Wn__JobRef *job)
     }
 }
 
-static void fail_work(struct vision_worker *v, struct work *w, const struct wn_err *err, bool retriable)
+static void fail_work(struct vision_worker *v, struct work *w, const struct wn_err *err,
+                      bool retriable)
 {
     wn_info("vision", "%s image %u: %s", w->e->job->job_id, w->e->image, err->text);
     wn_front_send_error(v->front, &w->order->party, w->e->job, err, retriable);
@@ -151,7 +139,8 @@ static struct leader *meet_leader(struct vision_worker *v, const char *address)
         memcpy(to.address, l->address, sizeof(to.address));
         hello.name = (char *)(uintptr_t)(v->cfg.name[0] ? v->cfg.name : "vision-0");
         hello.model_id = v->model_id;
-        wn_front_send(v->front, &to, WN__ENVELOPE__BODY_FEATURES_HELLO, &hello, WN_TRAFFIC_CONTROL, NULL, 0, NULL, NULL);
+        wn_front_send(v->front, &to, WN__ENVELOPE__BODY_FEATURES_HELLO, &hello, WN_TRAFFIC_CONTROL,
+                      NULL, 0, NULL, NULL);
     }
     l->used_us = wn_now_us();
     return l;
@@ -172,7 +161,8 @@ static void take_order(struct vision_worker *v, struct wn_front_msg *m)
     w->order = m;
     w->e = e;
     if (v->draining || v->queue.n + v->outbox.n >= v->cfg.vision_queue * 2) {
-        wn_fail(&err, WN_EBUSY, v->draining ? "the vision worker is leaving" : "the vision worker's queue is full");
+        wn_fail(&err, WN_EBUSY,
+                v->draining ? "the vision worker is leaving" : "the vision worker's queue is full");
         fail_work(v, w, &err, true);
     } else if (!m->payload) {
         wn_fail(&err, WN_EPROTO, "an order without an image");
@@ -207,8 +197,8 @@ static void take_message(struct vision_worker *v, struct wn_front_msg *m)
     } else if (l && env->body_case == WN__ENVELOPE__BODY_FEATURES_ACK) {
         l->credit++;
         if (env->features_ack->code)
-            wn_info("vision", "%s image %u refused: %s", env->features_ack->job->job_id, env->features_ack->image,
-                    env->features_ack->text);
+            wn_info("vision", "%s image %u refused: %s", env->features_ack->job->job_id,
+                    env->features_ack->image, env->features_ack->text);
     } else if (env->body_case == WN__ENVELOPE__BODY_ERROR) {
         wn_warn("vision", "%s", env->error->text);
     } else {
@@ -219,91 +209,47 @@ static void take_message(struct vision_worker *v, struct wn_front_msg *m)
 
 /* ---- encode and prune ---- */
 
-static void budget_of(const struct vision_worker *v, const Wn__Pruning *p, const char **method, struct wn_prune_budget *b)
+/* What the order asks for, with the worker's defaults where it does not say. */
+static wn_status ask_of(const struct vision_worker *v, const Wn__Pruning *p, struct wn_encode_item *item,
+                        struct wn_err *err)
 {
-    *method = p && p->method[0] ? p->method : v->cfg.image_pruning_method;
-    *b = (struct wn_prune_budget){.keep = v->cfg.image_keep_tokens, .rate = v->cfg.image_pruning_rate};
-    if (p && (p->keep || p->rate > 0)) *b = (struct wn_prune_budget){.keep = p->keep, .rate = p->rate};
-    if (p) {
-        b->cap = p->cap;
-        b->seed = p->seed;
-    }
-}
+    const bool own_budget = p && (p->keep || p->rate > 0);
+    struct wn_prune_ask *ask = &item->ask;
 
-/* Chooses the rows of one image and copies them into w. */
-static wn_status prune(struct vision_worker *v, struct work *w, const struct wn_vision_out *out, uint32_t image,
-                       struct wn_err *err)
-{
-    const size_t row_bytes = (size_t)out->width * wn_dtype_bytes(out->dtype);
-    const char *all = (const char *)out->features + (size_t)image * out->rows * row_bytes;
-    const struct wn_prune_method *method;
-    struct wn_prune_in in = {.rows = out->rows, .width = out->width};
-    struct wn_prune_out kept = {0};
-    const int64_t began_us = wn_now_us();
-    const char *name;
-    wn_status rc;
-
-    budget_of(v, w->e->pruning, &name, &in.budget);
-    if (!(method = wn_prune_find(name, err))) return WN_ENOENT;
-    w->index = malloc(out->rows * sizeof(*w->index));
-    if (!w->index) return wn_fail(err, WN_ENOMEM, "indices of %u rows", out->rows);
-    kept.index = w->index;
-    if ((rc = method->run(&in, &kept, err)) != WN_OK) return rc;
-    w->rows_n = kept.rows;
-    w->rows = malloc(w->rows_n * row_bytes);
-    if (!w->rows) return wn_fail(err, WN_ENOMEM, "features of %u rows", w->rows_n);
-    for (uint32_t i = 0; i < w->rows_n; i++)
-        memcpy((char *)w->rows + i * row_bytes, all + w->index[i] * row_bytes, row_bytes);
-    w->prune_us = (uint64_t)(wn_now_us() - began_us);
-    return WN_OK;
-}
-
-/* Decodes the images of the orders in batch; those that fail are answered and leave it. Returns how many are left. */
-static uint32_t preprocess_batch(struct vision_worker *v, struct work **batch, uint32_t n)
-{
-    const size_t side = v->model.vision.image_side, pixels = 3 * side * side;
-    struct wn_preprocess_item items[BATCH_MAX] = {0};
-    const int64_t began_us = wn_now_us();
-    uint32_t left = 0;
-
-    for (uint32_t i = 0; i < n; i++)
-        items[i] = (struct wn_preprocess_item){.data = batch[i]->order->payload,
-                                               .bytes = batch[i]->order->payload_bytes,
-                                               .pixels = v->pixels + i * pixels};
-    wn_preprocess_many(v->pool, &v->preprocess, &v->limits, items, n);
-    for (uint32_t i = 0; i < n; i++) {
-        if (items[i].rc != WN_OK) {
-            fail_work(v, batch[i], &items[i].err, false);
-            continue;
-        }
-        batch[i]->preprocess_us = (uint64_t)(wn_now_us() - began_us);
-        if (left != i) memcpy(v->pixels + left * pixels, v->pixels + i * pixels, pixels * sizeof(float));
-        batch[left++] = batch[i];
-    }
-    return left;
+    item->method = wn_prune_find(p && p->method[0] ? p->method : v->cfg.image_pruning_method, err);
+    if (!item->method) return WN_ENOENT;
+    ask->budget.keep = own_budget ? p->keep : v->cfg.image_keep_tokens;
+    ask->budget.rate = own_budget ? p->rate : v->cfg.image_pruning_rate;
+    if (!p) return WN_OK;
+    ask->budget.cap = p->cap;
+    ask->budget.seed = p->seed;
+    ask->projected = p->projected;
+    return wn_prune_setting_parse(&ask->setting, p->setting, err);
 }
 
 static void encode_batch(struct vision_worker *v)
 {
-    struct work *batch[BATCH_MAX];
-    struct wn_vision_out out;
+    struct work *batch[WN_ENCODE_BATCH_MAX];
+    struct wn_encode_item items[WN_ENCODE_BATCH_MAX];
     struct wn_err err = {0};
     uint32_t n = 0;
-    int64_t began_us;
-    wn_status rc;
 
-    while (v->queue.first && n < BATCH_MAX) batch[n++] = list_take(&v->queue, &v->queue.first);
-    if ((n = preprocess_batch(v, batch, n)) == 0) return;
-    began_us = wn_now_us();
-    rc = wn_vision_encode(v->tower, v->pixels, n, NULL, wn_deadline_in_us(ENCODE_TIMEOUT_US), &out, &err);
-    for (uint32_t i = 0; i < n; i++) {
-        if (rc == WN_OK) {
-            batch[i]->encode_us = (uint64_t)(wn_now_us() - began_us);
-            rc = prune(v, batch[i], &out, i, &err);
+    while (v->queue.first && n < WN_ENCODE_BATCH_MAX) {
+        struct work *w = list_take(&v->queue, &v->queue.first);
+        w->item.file = w->order->payload;
+        w->item.file_bytes = w->order->payload_bytes;
+        if (ask_of(v, w->e->pruning, &w->item, &err) != WN_OK) {
+            fail_work(v, w, &err, false);
+            continue;
         }
-        if (rc != WN_OK) {
-            fail_work(v, batch[i], &err, rc == WN_ENOMEM);
-            rc = WN_OK;
+        items[n] = w->item;
+        batch[n++] = w;
+    }
+    wn_encoder_run(v->encoder, items, n);
+    for (uint32_t i = 0; i < n; i++) {
+        batch[i]->item = items[i];
+        if (items[i].rc != WN_OK) {
+            fail_work(v, batch[i], &items[i].err, items[i].rc == WN_ENOMEM);
             continue;
         }
         batch[i]->until_us = wn_deadline_in_us(CREDIT_WAIT_US);
@@ -322,34 +268,34 @@ static void free_rows(void *data, void *hint)
 
 static void send_features(struct vision_worker *v, struct work *w)
 {
-    const size_t bytes = (size_t)w->rows_n * v->model.vision.hidden * wn_dtype_bytes(v->dtype);
+    struct wn_encode_item *item = &w->item;
+    const size_t bytes = (size_t)item->rows_n * item->width * wn_dtype_bytes(v->dtype);
     unsigned char hash[crypto_hash_sha256_BYTES];
     struct wn_party to = {.side = WN_SIDE_LEADER};
     Wn__Features f = WN__FEATURES__INIT;
     Wn__Encoded done = WN__ENCODED__INIT;
-    const char *method;
-    struct wn_prune_budget budget;
 
-    budget_of(v, w->e->pruning, &method, &budget);
-    crypto_hash_sha256(hash, w->rows, bytes);
+    crypto_hash_sha256(hash, item->rows, bytes);
     f.job = w->e->job;
     f.image = w->e->image;
-    f.method = (char *)(uintptr_t)method;
+    f.method = (char *)(uintptr_t)item->method->name;
     f.space = WN__FEATURE_SPACE__SPACE_TOWER;
     f.dtype = (uint32_t)v->dtype;
-    f.rows = w->rows_n;
-    f.width = v->model.vision.hidden;
-    f.index = w->index;
-    f.n_index = w->rows_n;
+    f.rows = item->rows_n;
+    f.width = item->width;
+    f.index = item->index;
+    f.n_index = item->rows_n;
+    if (!item->plain) f.flags = (ProtobufCBinaryData){.data = item->flags, .len = item->rows_n};
     f.sha256 = (ProtobufCBinaryData){.data = hash, .len = sizeof(hash)};
-    f.rows_before = v->model.vision.patches + (v->model.vision.keep_cls ? 1 : 0);
-    f.preprocess_us = w->preprocess_us;
-    f.encode_us = w->encode_us;
-    f.prune_us = w->prune_us;
+    f.rows_before = item->rows_before;
+    f.preprocess_us = item->preprocess_us;
+    f.encode_us = item->encode_us;
+    f.prune_us = item->prune_us;
     f.sent_us = (uint64_t)wn_now_us();
     memcpy(to.address, w->e->leader_endpoint, strlen(w->e->leader_endpoint) + 1);
-    wn_front_send(v->front, &to, WN__ENVELOPE__BODY_FEATURES, &f, WN_TRAFFIC_EMBEDDING, w->rows, bytes, free_rows, NULL);
-    w->rows = NULL;
+    wn_front_send(v->front, &to, WN__ENVELOPE__BODY_FEATURES, &f, WN_TRAFFIC_EMBEDDING, item->rows, bytes, free_rows,
+                  NULL);
+    item->rows = NULL; /* moved */
     done.job = w->e->job;
     done.image = w->e->image;
     done.rows_before = f.rows_before;
@@ -358,7 +304,8 @@ static void send_features(struct vision_worker *v, struct work *w)
     done.encode_us = f.encode_us;
     done.prune_us = f.prune_us;
     done.bytes = bytes;
-    wn_front_send(v->front, &w->order->party, WN__ENVELOPE__BODY_ENCODED, &done, WN_TRAFFIC_CONTROL, NULL, 0, NULL, NULL);
+    wn_front_send(v->front, &w->order->party, WN__ENVELOPE__BODY_ENCODED, &done, WN_TRAFFIC_CONTROL, NULL, 0, NULL,
+                  NULL);
     work_free(w);
 }
 
@@ -371,7 +318,8 @@ static void send_outbox(struct vision_worker *v)
             l->credit--;
             send_features(v, list_take(&v->outbox, at));
         } else if (wn_deadline_passed((*at)->until_us)) {
-            wn_fail(&err, WN_ETIME, "leader %s took no features for %lld s", (*at)->e->leader_name, CREDIT_WAIT_US / 1000000);
+            wn_fail(&err, WN_ETIME, "leader %s took no features for %lld s", (*at)->e->leader_name,
+                    CREDIT_WAIT_US / 1000000);
             fail_work(v, list_take(&v->outbox, at), &err, true);
         } else {
             at = &(*at)->next;
@@ -383,35 +331,16 @@ static void send_outbox(struct vision_worker *v)
 
 static wn_status open_worker(struct vision_worker *v, struct wn_err *err)
 {
-    const size_t side = 3 * (size_t)v->model.vision.image_side * v->model.vision.image_side;
-    const struct wn_pool_opts po = {.threads = 1, .queue_max = 16};
-    char path[WN_PATH_MAX];
-    struct wn_weights *weights = NULL;
-    wn_status rc;
+    struct wn_encoder_opts eo = {.cfg = &v->cfg, .model = &v->model, .limits = WN_IMAGE_LIMITS_DEFAULT};
+    wn_status rc = wn_worker_model(&v->cfg, &v->model, v->model_id, err);
 
+    if (rc != WN_OK) return rc;
     if (!wn_prune_find(v->cfg.image_pruning_method, err)) return WN_ENOENT;
-    if ((rc = wn_path_join(path, v->cfg.model, "preprocessor_config.json", err)) != WN_OK) return rc;
-    if ((rc = wn_preprocess_load(&v->preprocess, path, err)) != WN_OK) return rc;
-    if (v->preprocess.width != v->model.vision.image_side || v->preprocess.height != v->model.vision.image_side)
-        return wn_fail(err, WN_EUNSUPP, "%s: makes pictures of %u x %u, and the tower takes %u x %u", path,
-                       v->preprocess.width, v->preprocess.height, v->model.vision.image_side, v->model.vision.image_side);
-    v->pixels = malloc(BATCH_MAX * side * sizeof(float));
-    if (!v->pixels) return wn_fail(err, WN_ENOMEM, "pixels of %d images", BATCH_MAX);
-    if ((rc = wn_pool_start(&v->pool, &po, err)) != WN_OK) return rc;
-    if ((rc = wn_backend_open(&v->be, v->cfg.backend, 0, err)) != WN_OK) return rc;
-    if ((rc = wn_weights_open(&weights, v->cfg.model, err)) != WN_OK) return rc;
-    rc = wn_vision_open(&v->tower, v->be, &v->model, weights, v->dtype, BATCH_MAX, err);
-    wn_weights_close(weights);
-    return rc;
-}
-
-/* The first encode makes scratch memory and touches every page: not on a client's time. */
-static wn_status warm_up(struct vision_worker *v, struct wn_err *err)
-{
-    struct wn_vision_out out;
-    const size_t side = v->model.vision.image_side;
-    memset(v->pixels, 0, 3 * side * side * sizeof(float));
-    return wn_vision_encode(v->tower, v->pixels, 1, NULL, wn_deadline_in_us(ENCODE_TIMEOUT_US), &out, err);
+    eo.dtype = v->dtype = wn_worker_dtype(&v->cfg, &v->model);
+    eo.limits.bytes_max = v->cfg.image_bytes_max;
+    eo.limits.pixels_max = v->cfg.image_pixels_max;
+    if ((rc = wn_encoder_open(&v->encoder, &eo, err)) != WN_OK) return rc;
+    return wn_encoder_warm_up(v->encoder, err);
 }
 
 static void serve(struct vision_worker *v)
@@ -436,10 +365,7 @@ static void close_worker(struct vision_worker *v)
     list_clear(&v->queue);
     list_clear(&v->outbox);
     wn_front_stop(v->front, 1000);
-    wn_vision_close(v->tower);
-    wn_backend_close(v->be);
-    wn_pool_stop(v->pool);
-    free(v->pixels);
+    wn_encoder_close(v->encoder);
 }
 
 int wn_role_vision(int argc, char **argv)
@@ -447,9 +373,11 @@ int wn_role_vision(int argc, char **argv)
     struct vision_worker v = {0};
     struct wn_err err = {0};
     char scheduler[WN_ADDRESS_MAX];
-    struct wn_front_opts fo = {.role = WN__ROLE__ROLE_VISION, .build = WN_VERSION, .scheduler = scheduler};
+    struct wn_front_opts fo = {
+        .role = WN__ROLE__ROLE_VISION, .build = WN_VERSION, .scheduler = scheduler};
     struct sigaction sa = {.sa_handler = on_signal};
-    int code = wn_config_start(&v.cfg, argc, argv, "winnowd vision MODEL [options]: encodes and prunes images");
+    int code = wn_config_start(&v.cfg, argc, argv,
+                               "winnowd vision MODEL [options]: encodes and prunes images");
     wn_status rc;
 
     if (code >= 0) return code;
@@ -459,12 +387,7 @@ int wn_role_vision(int argc, char **argv)
     sigaction(SIGINT, &sa, NULL);
     wn_worker_start("vision", v.cfg.name);
     wn_worker_threads(&v.cfg, 1);
-    v.limits = (struct wn_image_limits)WN_IMAGE_LIMITS_DEFAULT;
-    v.limits.bytes_max = v.cfg.image_bytes_max;
-    v.limits.pixels_max = v.cfg.image_pixels_max;
-    if ((rc = wn_worker_model(&v.cfg, &v.model, v.model_id, &err)) != WN_OK) goto out;
-    v.dtype = wn_worker_dtype(&v.cfg, &v.model);
-    if ((rc = open_worker(&v, &err)) != WN_OK || (rc = warm_up(&v, &err)) != WN_OK) goto out;
+    if ((rc = open_worker(&v, &err)) != WN_OK) goto out;
     wn_role_scheduler_address(&v.cfg, scheduler);
     fo.name = v.cfg.name[0] ? v.cfg.name : "vision-0";
     fo.model_id = v.model_id;

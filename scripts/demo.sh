@@ -6,12 +6,12 @@ cd "$(dirname "$0")/.."
 
 bash scripts/setup.sh
 build=build/demo
-if [ ! -x $build/daemon/winnowd ] || [ "${1:-}" = rebuild ]; then
+if [ ! -x $build/bin/winnowd ] || [ "${1:-}" = rebuild ]; then
     echo "building (about a minute)"
 fi
 cmake -G Ninja -S . -B $build -DWN_TESTS=OFF >$build.log 2>&1 || { cat $build.log; exit 1; }
 cmake --build $build -j "$(nproc)" >>$build.log 2>&1 || { tail -50 $build.log; exit 1; }
-export PATH="$PWD/$build/client:$PWD/$build/daemon:$PATH"
+export PATH="$PWD/$build/bin:$PATH"
 
 model=models/tiny-llava
 out=$(mktemp -d)

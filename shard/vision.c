@@ -43,7 +43,7 @@ struct wn_vision {
     struct wn_buf cls_attention, mean_attention;
     uint32_t *zeros, *cls_rows; /* [images] row numbers: 0; the CLS row of each image */
     float *im2col;              /* host */
-    void *host_features;
+    void *host_features, *host_cls_features;
     float *host_keys, *host_query, *host_cls, *host_mean;
     size_t host_cls_n, host_mean_n; /* floats that there is room for */
 };
@@ -178,7 +178,8 @@ static wn_status scratch_alloc(struct wn_vision *v, struct wn_err *err)
     v->cls_rows = calloc(n, sizeof(*v->cls_rows));
     v->im2col = malloc((size_t)n * c->patches * v->patch_cols * sizeof(float));
     v->host_features = malloc((size_t)n * feature_rows(v) * c->hidden * wn_dtype_bytes(v->dtype));
-    if (!v->zeros || !v->cls_rows || !v->im2col || !v->host_features)
+    v->host_cls_features = malloc((size_t)n * c->hidden * wn_dtype_bytes(v->dtype));
+    if (!v->zeros || !v->cls_rows || !v->im2col || !v->host_features || !v->host_cls_features)
         return wn_fail(err, WN_ENOMEM, "vision tower: scratch for %u images", n);
     for (uint32_t i = 0; i < n; i++) v->cls_rows[i] = i * v->tokens;
     return WN_OK;
@@ -241,6 +242,7 @@ void wn_vision_close(struct wn_vision *v)
     free(v->cls_rows);
     free(v->im2col);
     free(v->host_features);
+    free(v->host_cls_features);
     free(v->host_keys);
     free(v->host_query);
     free(v->host_cls);
@@ -453,6 +455,11 @@ static wn_status fetch(struct wn_vision *v, uint32_t images, const struct taps *
         rc = wn_be_convert(v->be, &to, &from);
     }
     if (rc == WN_OK) rc = ops->download(v->be, v->host_features, v->features.ptr, bytes);
+    for (uint32_t i = 0; rc == WN_OK && taps->want.cls_features && i < images; i++) {
+        const struct wn_mat cls = wn_mat_rows(v->x, i * v->tokens, 1);
+        const size_t row_bytes = wn_mat_row_bytes(&cls);
+        rc = ops->download(v->be, (char *)v->host_cls_features + i * row_bytes, cls.ptr, row_bytes);
+    }
     if (rc == WN_OK && cls_n)
         rc = ops->download(v->be, v->host_cls, v->cls_attention.ptr, cls_n * sizeof(float));
     if (rc == WN_OK && mean_n)
@@ -465,7 +472,8 @@ static wn_status fetch(struct wn_vision *v, uint32_t images, const struct taps *
                                   .heads = v->c.heads,
                                   .dtype = v->dtype,
                                   .cls_attention = cls_n ? v->host_cls : NULL,
-                                  .mean_attention = mean_n ? v->host_mean : NULL};
+                                  .mean_attention = mean_n ? v->host_mean : NULL,
+                                  .cls_features = taps->want.cls_features ? v->host_cls_features : NULL};
     if (rc != WN_OK || taps->want.keys_layer == WN_TAP_NONE) return rc;
     out->keys = v->host_keys;
     out->cls_query = v->host_query;

@@ -31,6 +31,7 @@ struct wn_vision_taps {
     uint32_t
         keys_layer; /* WN_TAP_NONE, or a layer <= layers_run: its keys and its CLS query. At layers_run only that
                              layer's first norm and two projections are computed: the layer itself is not run */
+    bool cls_features;    /* CLS's own row of the features, which models that drop it do not return otherwise */
 };
 
 #define WN_TAPS_NONE                                                                               \
@@ -51,6 +52,7 @@ struct wn_vision_out {
     const float
         *keys; /* [images, tokens, width]: projection with bias, not scaled; NULL if not asked */
     const float *cls_query; /* [images, width]: as keys; NULL if not asked */
+    const void *cls_features;    /* [images, width] of dtype; NULL if not asked */
 };
 
 /* Loads the tower: layers 0 .. layers_run-1, and of layer layers_run (if there is one) what the key tap needs. dtype is

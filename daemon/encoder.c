@@ -1,0 +1,256 @@
+/* daemon/encoder.c - see encoder.h. */
+#include "daemon/encoder.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "shard/jsonfile.h"
+#include "shard/preprocess.h"
+#include "shard/vision.h"
+#include "shard/weights.h"
+
+#define ENCODE_TIMEOUT_US (300 * 1000000ll)
+
+struct wn_encoder {
+    struct wn_model model;
+    struct wn_image_limits limits;
+    struct wn_backend *be;
+    struct wn_vision *tower;
+    struct wn_preprocess preprocess;
+    struct wn_pool *pool;
+    float *pixels; /* [BATCH_MAX, 3, side, side] */
+    size_t image_floats;
+};
+
+static wn_status open_preprocess(struct wn_encoder *e, const char *dir, struct wn_err *err)
+{
+    const uint32_t side = e->model.vision.image_side;
+    char path[WN_PATH_MAX];
+    wn_status rc = wn_path_join(path, dir, "preprocessor_config.json", err);
+
+    if (rc != WN_OK || (rc = wn_preprocess_load(&e->preprocess, path, err)) != WN_OK) return rc;
+    if (e->preprocess.width != side || e->preprocess.height != side)
+        return wn_fail(err, WN_EUNSUPP, "%s: makes pictures of %u x %u, and the tower takes %u x %u", path,
+                       e->preprocess.width, e->preprocess.height, side, side);
+    return WN_OK;
+}
+
+wn_status wn_encoder_open(struct wn_encoder **out, const struct wn_encoder_opts *opts, struct wn_err *err)
+{
+    const struct wn_pool_opts po = {.threads = WN_ENCODE_BATCH_MAX - 1, .queue_max = 16};
+    struct wn_encoder *e = calloc(1, sizeof(*e));
+    struct wn_weights *weights = NULL;
+    wn_status rc;
+
+    if (!e) return wn_fail(err, WN_ENOMEM, "encoder");
+    e->model = *opts->model;
+    e->limits = opts->limits;
+    e->image_floats = 3 * (size_t)e->model.vision.image_side * e->model.vision.image_side;
+    if ((rc = open_preprocess(e, opts->cfg->model, err)) != WN_OK) goto out;
+    e->pixels = calloc(WN_ENCODE_BATCH_MAX * e->image_floats, sizeof(float));
+    if (!e->pixels) {
+        rc = wn_fail(err, WN_ENOMEM, "pixels of %d images", WN_ENCODE_BATCH_MAX);
+        goto out;
+    }
+    if ((rc = wn_pool_start(&e->pool, &po, err)) != WN_OK) goto out;
+    if ((rc = wn_backend_open(&e->be, opts->cfg->backend, 0, err)) != WN_OK) goto out;
+    if ((rc = wn_weights_open(&weights, opts->cfg->model, err)) != WN_OK) goto out;
+    rc = wn_vision_open(&e->tower, e->be, &e->model, weights, opts->dtype, WN_ENCODE_BATCH_MAX, err);
+out:
+    wn_weights_close(weights);
+    if (rc != WN_OK) {
+        wn_encoder_close(e);
+        return rc;
+    }
+    *out = e;
+    return WN_OK;
+}
+
+void wn_encoder_close(struct wn_encoder *e)
+{
+    if (!e) return;
+    wn_vision_close(e->tower);
+    wn_backend_close(e->be);
+    wn_pool_stop(e->pool);
+    free(e->pixels);
+    free(e);
+}
+
+void wn_encode_item_fini(struct wn_encode_item *item)
+{
+    free(item->rows);
+    free(item->index);
+    free(item->flags);
+    free(item->scores);
+    item->rows = NULL;
+    item->index = NULL;
+    item->flags = NULL;
+    item->scores = NULL;
+}
+
+struct wn_prune_shape wn_encoder_shape(const struct wn_model *model)
+{
+    const struct wn_vision_config *v = &model->vision;
+    const uint32_t side = v->image_side / v->patch_side;
+
+    return (struct wn_prune_shape){
+        .rows = v->patches + (v->keep_cls ? 1 : 0),
+        .width = v->hidden,
+        .grid_w = side,
+        .grid_h = side,
+        .heads = v->heads,
+        .feature_layer = v->layers_run - 1,
+        .cls_first = v->keep_cls,
+    };
+}
+
+wn_status wn_encoder_warm_up(struct wn_encoder *e, struct wn_err *err)
+{
+    struct wn_vision_out out;
+    memset(e->pixels, 0, e->image_floats * sizeof(float));
+    return wn_vision_encode(e->tower, e->pixels, 1, NULL, wn_deadline_in_us(ENCODE_TIMEOUT_US), &out, err);
+}
+
+/* Decodes all images into e->pixels, image i at place i. */
+static void preprocess(struct wn_encoder *e, struct wn_encode_item *items, uint32_t n)
+{
+    struct wn_preprocess_item pictures[WN_ENCODE_BATCH_MAX] = {0};
+    const int64_t began_us = wn_now_us();
+
+    for (uint32_t i = 0; i < n; i++)
+        pictures[i] = (struct wn_preprocess_item){
+            .data = items[i].file, .bytes = items[i].file_bytes, .pixels = e->pixels + i * e->image_floats};
+    wn_preprocess_many(e->pool, &e->preprocess, &e->limits, pictures, n);
+    for (uint32_t i = 0; i < n; i++) {
+        items[i].rc = pictures[i].rc;
+        items[i].err = pictures[i].err;
+        items[i].preprocess_us = (uint64_t)(wn_now_us() - began_us);
+    }
+}
+
+/* The taps of image i out of those of the batch. */
+static struct wn_prune_taps taps_of(const struct wn_vision_out *out, const struct wn_vision_taps *asked, uint32_t i)
+{
+    struct wn_prune_taps t = {
+        .cls_layers = asked->cls_layers,
+        .mean_layers = asked->mean_layers,
+        .cls_stride = (size_t)out->images * out->heads * out->tokens,
+        .mean_stride = (size_t)out->images * out->tokens,
+        .keys_layer = asked->keys_layer == WN_TAP_NONE ? WN_PRUNE_NO_LAYER : asked->keys_layer,
+        .cls_row = out->cls_features
+                       ? (const char *)out->cls_features + (size_t)i * out->width * wn_dtype_bytes(out->dtype)
+                       : NULL,
+    };
+    if (out->cls_attention) t.cls_attention = out->cls_attention + (size_t)i * out->heads * out->tokens;
+    if (out->mean_attention) t.mean_attention = out->mean_attention + (size_t)i * out->tokens;
+    if (out->keys) t.keys = out->keys + (size_t)i * out->tokens * out->width;
+    if (out->cls_query) t.cls_query = out->cls_query + (size_t)i * out->width;
+    return t;
+}
+
+static wn_status prune(const struct wn_encoder *e, struct wn_encode_item *item, const struct wn_vision_out *out,
+                       const struct wn_vision_taps *asked, uint32_t image, struct wn_err *err)
+{
+    const size_t row_bytes = (size_t)out->width * wn_dtype_bytes(out->dtype);
+    const struct wn_prune_in in = {
+        .shape = wn_encoder_shape(&e->model),
+        .ask = item->ask,
+        .features = (const char *)out->features + (size_t)image * out->rows * row_bytes,
+        .dtype = out->dtype,
+        .taps = taps_of(out, asked, image),
+    };
+    const uint32_t room = wn_prune_rows_max(item->method, &item->ask, out->rows);
+    const int64_t began_us = wn_now_us();
+    struct wn_prune_out kept = {0};
+    wn_status rc;
+
+    item->index = calloc(room, sizeof(*item->index));
+    item->flags = calloc(room, sizeof(*item->flags));
+    if (item->want_scores) item->scores = calloc(out->rows, sizeof(float));
+    if (item->method->merges) kept.values = malloc((size_t)room * out->width * sizeof(float));
+    if (!item->index || !item->flags || (item->want_scores && !item->scores) || (item->method->merges && !kept.values)) {
+        rc = wn_fail(err, WN_ENOMEM, "%u visual tokens", room);
+        goto out;
+    }
+    kept.index = item->index;
+    kept.flags = item->flags;
+    kept.scores = item->scores;
+    if ((rc = wn_prune_run(item->method, &in, &kept, err)) != WN_OK) goto out;
+    item->rows = malloc((kept.rows ? kept.rows : 1) * row_bytes);
+    if (!item->rows) {
+        rc = wn_fail(err, WN_ENOMEM, "%u visual tokens", kept.rows);
+        goto out;
+    }
+    if ((rc = wn_prune_gather(&in, &kept, item->rows, err)) != WN_OK) goto out;
+    item->rows_n = kept.rows;
+    item->rows_before = out->rows;
+    item->width = out->width;
+    item->plain = true;
+    for (uint32_t i = 0; i < kept.rows; i++) item->plain = item->plain && item->flags[i] == 0;
+    if (!kept.scored) {
+        free(item->scores);
+        item->scores = NULL;
+    }
+    item->prune_us = (uint64_t)(wn_now_us() - began_us);
+out:
+    free(kept.values);
+    return rc;
+}
+
+static struct wn_vision_taps to_taps(const struct wn_prune_wants *w)
+{
+    return (struct wn_vision_taps){
+        .cls_layers = w->cls_layers,
+        .mean_layers = w->mean_layers,
+        .keys_layer = w->keys_layer == WN_PRUNE_NO_LAYER ? WN_TAP_NONE : w->keys_layer,
+        .cls_features = w->cls_row,
+    };
+}
+
+/* Encodes items [first, end), whose taps go together, and prunes each. Their pixels lie one after the other. */
+static void encode(struct wn_encoder *e, struct wn_encode_item **items, uint32_t n, const float *pixels,
+                   const struct wn_prune_wants *wants)
+{
+    const struct wn_vision_taps taps = to_taps(wants);
+    const int64_t began_us = wn_now_us();
+    struct wn_vision_out out;
+    struct wn_err err = {0};
+    const wn_status rc =
+        wn_vision_encode(e->tower, pixels, n, &taps, wn_deadline_in_us(ENCODE_TIMEOUT_US), &out, &err);
+    const uint64_t took_us = (uint64_t)(wn_now_us() - began_us);
+
+    for (uint32_t i = 0; i < n; i++) {
+        items[i]->encode_us = took_us;
+        items[i]->rc = rc;
+        items[i]->err = err;
+        if (rc == WN_OK) items[i]->rc = prune(e, items[i], &out, &taps, i, &items[i]->err);
+    }
+}
+
+void wn_encoder_run(struct wn_encoder *e, struct wn_encode_item *items, uint32_t n)
+{
+    struct wn_encode_item *group[WN_ENCODE_BATCH_MAX];
+    const struct wn_prune_shape shape = wn_encoder_shape(&e->model);
+    struct wn_prune_wants all, one;
+    uint32_t group_n = 0, first = 0;
+
+    WN_ASSERT(n <= WN_ENCODE_BATCH_MAX);
+    preprocess(e, items, n);
+    for (uint32_t i = 0; i < n; i++) {
+        struct wn_encode_item *item = &items[i];
+        if (item->rc == WN_OK) item->rc = wn_prune_check(item->method, &item->ask, &shape, &item->err);
+        if (item->rc != WN_OK) continue;
+        wn_prune_wants(item->method, &item->ask, shape.feature_layer, &one);
+        /* a group is a run of images whose pixels are neighbours and whose taps one encode can make */
+        if (group_n && (first + group_n != i || !wn_prune_wants_join(&all, &one))) {
+            encode(e, group, group_n, e->pixels + first * e->image_floats, &all);
+            group_n = 0;
+        }
+        if (group_n == 0) {
+            first = i;
+            all = one;
+        }
+        group[group_n++] = item;
+    }
+    if (group_n) encode(e, group, group_n, e->pixels + first * e->image_floats, &all);
+}

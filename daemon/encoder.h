@@ -1,0 +1,61 @@
+/* daemon/encoder.h - from image files to pruned visual tokens: decode, preprocess, vision tower, pruning. What the
+ * vision worker serves and what `winnow prune` shows are made here.
+ *
+ * Images of one call share an encode as long as their methods' taps can be had together; the tower computes only
+ * the taps that they ask for.
+ *
+ * Owns:    tower, backend and buffers, from open to close. An item's results are the caller's: wn_encode_item_fini().
+ * Threads: one; it uses helper threads inside.
+ * Fails:   open: what the checkpoint's parts say. Run: each item has its own outcome, a bad image harms no other. */
+#ifndef WN_DAEMON_ENCODER_H
+#define WN_DAEMON_ENCODER_H
+
+#include "daemon/config.h"
+#include "pruning/prune.h"
+#include "shard/image.h"
+#include "shard/model.h"
+
+#define WN_ENCODE_BATCH_MAX 4
+
+struct wn_encoder;
+
+struct wn_encode_item {
+    /* in, borrowed */
+    const void *file;
+    size_t file_bytes;
+    const struct wn_prune_method *method;
+    struct wn_prune_ask ask;
+    bool want_scores;
+    /* out */
+    wn_status rc;
+    struct wn_err err;
+    void *rows;        /* [rows_n, width] of the encoder's dtype */
+    uint32_t *index;   /* [rows_n] patch, or WN_PRUNE_NO_INDEX */
+    uint8_t *flags;    /* [rows_n] WN_PRUNE_MERGED, ... */
+    float *scores;     /* [patches] if wanted and the method has them, else NULL */
+    uint32_t rows_n, rows_before, width;
+    bool plain;        /* no flags are set */
+    uint64_t preprocess_us, encode_us, prune_us;
+};
+
+struct wn_encoder_opts {
+    const struct wn_config *cfg; /* checkpoint folder, backend; borrowed until open returns */
+    const struct wn_model *model;
+    wn_dtype dtype;
+    struct wn_image_limits limits;
+};
+
+WN_NODISCARD wn_status wn_encoder_open(struct wn_encoder **out, const struct wn_encoder_opts *opts, struct wn_err *err);
+void wn_encoder_close(struct wn_encoder *e); /* NULL is fine */
+
+/* Encodes n <= WN_ENCODE_BATCH_MAX items. */
+void wn_encoder_run(struct wn_encoder *e, struct wn_encode_item *items, uint32_t n);
+void wn_encode_item_fini(struct wn_encode_item *item);
+
+/* Encodes nothing in particular, so that the first client does not wait for memory. */
+WN_NODISCARD wn_status wn_encoder_warm_up(struct wn_encoder *e, struct wn_err *err);
+
+/* The shape that methods are checked against. */
+struct wn_prune_shape wn_encoder_shape(const struct wn_model *model);
+
+#endif
