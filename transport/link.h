@@ -80,7 +80,8 @@ extern const struct wn_link_ops *const wn_links[];
 extern const struct wn_link_ops wn_link_local; /* threads of one process */
 extern const struct wn_link_ops wn_link_mpi;   /* processes under mpirun or srun */
 /* mpi: a wait sleeps between polls only while nothing above 16 KiB is in flight, since MPI moves large messages in
- * pieces inside our calls. Open MPI's single-copy transfer is turned off unless the environment has chosen one (see mpi.c). */
+ * pieces inside our calls. Open MPI's single-copy transfer is turned off unless the environment has chosen one (see
+ * mpi.c). */
 
 /* Joins the group. *out is owned by the caller. WN_ENOENT names the known links.
  * mpi: once in the life of a process, in the thread that will use it; blocks until all ranks are there. */
