@@ -72,6 +72,9 @@ static wn_status local_start(const struct wn_launch *l, pid_t *pid, struct wn_er
     setenv("OMPI_ALLOW_RUN_AS_ROOT", "1",
            0); /* before the fork: another thread may hold malloc's lock in it */
     setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 0);
+    /* Threads that wait at a barrier sleep after some microseconds: the processes of a service share the cores, and one
+     * that spins keeps the one it waits for from running. */
+    setenv("GOMP_SPINCOUNT", "4000", 0);
     got = fork();
     if (got == 0) child(argv, self);
     if (got < 0) return wn_fail(err, WN_EIO, "fork: %s", strerror(errno));
