@@ -51,7 +51,7 @@ wn_dtype wn_worker_dtype(const struct wn_config *cfg, const struct wn_model *mod
     case WN_CONFIG_DTYPE_AUTO:
         break;
     }
-    return model->dtype == WN_BF16 ? WN_BF16 : WN_F32;
+    return model->dtype == WN_F32 ? WN_F32 : WN_BF16;
 }
 
 wn_status wn_worker_plan(const struct wn_config *cfg, const struct wn_model *model,

@@ -15,7 +15,8 @@
 WN_NODISCARD wn_status wn_worker_model(const struct wn_config *cfg, struct wn_model *model, char id[WN_MODEL_ID_LEN],
                                        struct wn_err *err);
 
-/* The compute type that --dtype asks for: auto is the checkpoint's, with float32 for float16. */
+/* The compute type that --dtype asks for: auto is the checkpoint's, with bfloat16 for float16 (same size, and what
+ * processors multiply). */
 wn_dtype wn_worker_dtype(const struct wn_config *cfg, const struct wn_model *model);
 
 /* The replica's plan as the options say. */

@@ -43,7 +43,7 @@ struct wn_model {
     struct wn_vision_config vision;
     struct wn_text_config text;
     wn_act projector_act;
-    wn_dtype dtype; /* as stored; float16 is computed in float32 unless told otherwise */
+    wn_dtype dtype; /* as stored; the compute type is chosen by the plan */
     uint32_t image_token;
     uint32_t bos, pad; /* or WN_TOKEN_NONE */
     uint32_t eos[WN_EOS_MAX], eos_n;

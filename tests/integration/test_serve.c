@@ -16,6 +16,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "shard/detok.h"
+#include "shard/tokenizer.h"
 #include "tests/integration/service.h"
 
 #define MODEL     "models/tiny-llava"
@@ -41,26 +43,78 @@ static char *take_line(char **at)
     return line;
 }
 
+/* The right answer of the question called id. */
+static char *expected_answer(json_t *all, const char *id)
+{
+    size_t i;
+    json_t *o;
+    json_array_foreach(all, i, o)
+    {
+        if (strcmp(json_string_value(json_object_get(o, "id")), id) == 0)
+            return strdup(json_string_value(json_object_get(o, "answer")));
+    }
+    fail_msg("%s has no question %s", QUESTIONS, id);
+    return NULL;
+}
+
+static json_t *load_eval_set(void)
+{
+    size_t n;
+    char *text = read_file(QUESTIONS, &n), *at = text, *line;
+    json_t *all = json_array();
+
+    while ((line = take_line(&at)) != NULL) {
+        json_error_t e;
+        json_t *o = json_loads(line, 0, &e);
+        if (!o) fail_msg("%s: %s", QUESTIONS, e.text);
+        json_array_append_new(all, o);
+    }
+    free(text);
+    return all;
+}
+
+/* "12 7 2" -> text, without special tokens. */
+static char *decode_ids(const struct wn_tokenizer *tok, char *line)
+{
+    uint32_t ids[1024];
+    size_t n = 0, bytes;
+    char *end, *text = NULL;
+
+    for (char *at = line; n < 1024 && *at; at = end) {
+        ids[n] = (uint32_t)strtoul(at, &end, 10);
+        if (end == at) break;
+        n++;
+    }
+    assert_int_equal(wn_tokenizer_decode(tok, ids, n, false, &text, &bytes, NULL), WN_OK);
+    return text;
+}
+
+/* The golden file: a line about the checkpoint, then five lines a question. */
 static void load_questions(int max)
 {
     size_t n;
-    char *text = read_file(QUESTIONS, &n), *answers = read_file(ANSWERS, &n), *at = text,
-         *at2 = answers, *line, *golden;
+    char *answers = read_file(ANSWERS, &n), *at = answers, *line;
+    json_t *all = load_eval_set();
+    struct wn_tokenizer *tok = NULL;
 
+    assert_int_equal(wn_tokenizer_open(&tok, MODEL "/tokenizer.json", NULL), WN_OK);
     questions = calloc((size_t)max, sizeof(*questions));
+    take_line(&at);
     while (questions_n < max && (line = take_line(&at)) != NULL) {
-        json_error_t e;
-        json_t *o = json_loads(line, 0, &e);
-        struct question *q = &questions[questions_n++];
-        if (!o) fail_msg("%s line %d: %s", QUESTIONS, questions_n, e.text);
-        if (!(golden = take_line(&at2))) fail_msg("%s has no line %d", ANSWERS, questions_n);
-        q->image = strdup(json_string_value(json_object_get(o, "image")));
-        q->text = strdup(json_string_value(json_object_get(o, "question")));
-        q->expected = strdup(json_string_value(json_object_get(o, "answer")));
-        q->golden = strdup(golden);
-        json_decref(o);
+        struct question *q = &questions[questions_n];
+        char *part[4];
+        if (strncmp(line, "question ", 9) != 0) continue;
+        for (int i = 0; i < 4; i++)
+            if (!(part[i] = take_line(&at))) fail_msg("%s ends inside %s", ANSWERS, line);
+        q->expected = expected_answer(all, line + 9);
+        q->image = strdup(part[0]);
+        q->text = strdup(part[1]);
+        q->golden = decode_ids(tok, part[3]);
+        questions_n++;
     }
-    free(text);
+    if (questions_n == 0) fail_msg("%s has no questions", ANSWERS);
+    wn_tokenizer_close(tok);
+    json_decref(all);
     free(answers);
 }
 
