@@ -44,6 +44,7 @@ struct wn_config {
     float image_pruning_rate;
     uint64_t image_bytes_max, image_pixels_max;
     uint32_t vision_queue; /* images that a vision worker takes at a time */
+    uint64_t vision_cache_bytes;
     /* server */
     char host[WN_TEXT_LEN];
     uint32_t port;

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/vision_cache.h"
 #include "shard/jsonfile.h"
 #include "shard/preprocess.h"
 #include "shard/vision.h"
@@ -18,6 +19,7 @@ struct wn_encoder {
     struct wn_vision *tower;
     struct wn_preprocess preprocess;
     struct wn_pool *pool;
+    struct wn_vision_cache *cache;
     float *pixels; /* [BATCH_MAX, 3, side, side] */
     size_t image_floats;
 };
@@ -52,6 +54,7 @@ wn_status wn_encoder_open(struct wn_encoder **out, const struct wn_encoder_opts 
         rc = wn_fail(err, WN_ENOMEM, "pixels of %d images", WN_ENCODE_BATCH_MAX);
         goto out;
     }
+    if ((rc = wn_vision_cache_create(&e->cache, opts->cfg->vision_cache_bytes, err)) != WN_OK) goto out;
     if ((rc = wn_pool_start(&e->pool, &po, err)) != WN_OK) goto out;
     if ((rc = wn_backend_open(&e->be, opts->cfg->backend, 0, err)) != WN_OK) goto out;
     if ((rc = wn_weights_open(&weights, opts->cfg->model, err)) != WN_OK) goto out;
@@ -72,6 +75,7 @@ void wn_encoder_close(struct wn_encoder *e)
     wn_vision_close(e->tower);
     wn_backend_close(e->be);
     wn_pool_stop(e->pool);
+    wn_vision_cache_destroy(e->cache);
     free(e->pixels);
     free(e);
 }
@@ -128,47 +132,52 @@ static void preprocess(struct wn_encoder *e, struct wn_encode_item *items, uint3
     }
 }
 
-/* The taps of image i out of those of the batch. */
-static struct wn_prune_taps taps_of(const struct wn_vision_out *out, const struct wn_vision_taps *asked, uint32_t i)
-{
-    struct wn_prune_taps t = {
-        .cls_layers = asked->cls_layers,
-        .mean_layers = asked->mean_layers,
-        .cls_stride = (size_t)out->images * out->heads * out->tokens,
-        .mean_stride = (size_t)out->images * out->tokens,
-        .keys_layer = asked->keys_layer == WN_TAP_NONE ? WN_PRUNE_NO_LAYER : asked->keys_layer,
-        .cls_row = out->cls_features
-                       ? (const char *)out->cls_features + (size_t)i * out->width * wn_dtype_bytes(out->dtype)
-                       : NULL,
-    };
-    if (out->cls_attention) t.cls_attention = out->cls_attention + (size_t)i * out->heads * out->tokens;
-    if (out->mean_attention) t.mean_attention = out->mean_attention + (size_t)i * out->tokens;
-    if (out->keys) t.keys = out->keys + (size_t)i * out->tokens * out->width;
-    if (out->cls_query) t.cls_query = out->cls_query + (size_t)i * out->width;
-    return t;
-}
-
-static wn_status prune(const struct wn_encoder *e, struct wn_encode_item *item, const struct wn_vision_out *out,
-                       const struct wn_vision_taps *asked, uint32_t image, struct wn_err *err)
+/* Image i of a batch, as methods and the cache see it. */
+static struct wn_vision_view view_of(const struct wn_vision_out *out, const struct wn_vision_taps *asked, uint32_t i)
 {
     const size_t row_bytes = (size_t)out->width * wn_dtype_bytes(out->dtype);
+    struct wn_vision_view v = {
+        .features = (const char *)out->features + (size_t)i * out->rows * row_bytes,
+        .rows = out->rows,
+        .width = out->width,
+        .tokens = out->tokens,
+        .heads = out->heads,
+        .dtype = out->dtype,
+        .taps = {.cls_layers = asked->cls_layers,
+                 .mean_layers = asked->mean_layers,
+                 .cls_stride = (size_t)out->images * out->heads * out->tokens,
+                 .mean_stride = (size_t)out->images * out->tokens,
+                 .keys_layer = asked->keys_layer == WN_TAP_NONE ? WN_PRUNE_NO_LAYER : asked->keys_layer},
+    };
+    if (out->cls_attention) v.taps.cls_attention = out->cls_attention + (size_t)i * out->heads * out->tokens;
+    if (out->mean_attention) v.taps.mean_attention = out->mean_attention + (size_t)i * out->tokens;
+    if (out->keys) v.taps.keys = out->keys + (size_t)i * out->tokens * out->width;
+    if (out->cls_query) v.taps.cls_query = out->cls_query + (size_t)i * out->width;
+    if (out->cls_features) v.taps.cls_row = (const char *)out->cls_features + i * row_bytes;
+    return v;
+}
+
+static wn_status prune(const struct wn_encoder *e, struct wn_encode_item *item, const struct wn_vision_view *v,
+                       struct wn_err *err)
+{
     const struct wn_prune_in in = {
         .shape = wn_encoder_shape(&e->model),
         .ask = item->ask,
-        .features = (const char *)out->features + (size_t)image * out->rows * row_bytes,
-        .dtype = out->dtype,
-        .taps = taps_of(out, asked, image),
+        .features = v->features,
+        .dtype = v->dtype,
+        .taps = v->taps,
     };
-    const uint32_t room = wn_prune_rows_max(item->method, &item->ask, out->rows);
+    const uint32_t room = wn_prune_rows_max(item->method, &item->ask, v->rows);
     const int64_t began_us = wn_now_us();
     struct wn_prune_out kept = {0};
     wn_status rc;
 
     item->index = calloc(room, sizeof(*item->index));
     item->flags = calloc(room, sizeof(*item->flags));
-    if (item->want_scores) item->scores = calloc(out->rows, sizeof(float));
-    if (item->method->merges) kept.values = malloc((size_t)room * out->width * sizeof(float));
-    if (!item->index || !item->flags || (item->want_scores && !item->scores) || (item->method->merges && !kept.values)) {
+    if (item->want_scores) item->scores = calloc(v->rows, sizeof(float));
+    if (item->method->merges) kept.values = malloc((size_t)room * v->width * sizeof(float));
+    if (!item->index || !item->flags || (item->want_scores && !item->scores) ||
+        (item->method->merges && !kept.values)) {
         rc = wn_fail(err, WN_ENOMEM, "%u visual tokens", room);
         goto out;
     }
@@ -176,15 +185,15 @@ static wn_status prune(const struct wn_encoder *e, struct wn_encode_item *item, 
     kept.flags = item->flags;
     kept.scores = item->scores;
     if ((rc = wn_prune_run(item->method, &in, &kept, err)) != WN_OK) goto out;
-    item->rows = malloc((kept.rows ? kept.rows : 1) * row_bytes);
+    item->rows = malloc((kept.rows ? kept.rows : 1) * (size_t)v->width * wn_dtype_bytes(v->dtype));
     if (!item->rows) {
         rc = wn_fail(err, WN_ENOMEM, "%u visual tokens", kept.rows);
         goto out;
     }
     if ((rc = wn_prune_gather(&in, &kept, item->rows, err)) != WN_OK) goto out;
     item->rows_n = kept.rows;
-    item->rows_before = out->rows;
-    item->width = out->width;
+    item->rows_before = v->rows;
+    item->width = v->width;
     item->plain = true;
     for (uint32_t i = 0; i < kept.rows; i++) item->plain = item->plain && item->flags[i] == 0;
     if (!kept.scored) {
@@ -207,50 +216,69 @@ static struct wn_vision_taps to_taps(const struct wn_prune_wants *w)
     };
 }
 
-/* Encodes items [first, end), whose taps go together, and prunes each. Their pixels lie one after the other. */
-static void encode(struct wn_encoder *e, struct wn_encode_item **items, uint32_t n, const float *pixels,
-                   const struct wn_prune_wants *wants)
+/* Pictures whose pixels are neighbours and whose taps one encode can make. */
+struct group {
+    struct wn_encode_item *items[WN_ENCODE_BATCH_MAX];
+    const uint8_t *keys[WN_ENCODE_BATCH_MAX];
+    uint32_t first, n; /* place of the first one's pixels */
+    struct wn_prune_wants wants;
+};
+
+static void encode(struct wn_encoder *e, struct group *g)
 {
-    const struct wn_vision_taps taps = to_taps(wants);
+    const struct wn_vision_taps taps = to_taps(&g->wants);
     const int64_t began_us = wn_now_us();
     struct wn_vision_out out;
     struct wn_err err = {0};
-    const wn_status rc =
-        wn_vision_encode(e->tower, pixels, n, &taps, wn_deadline_in_us(ENCODE_TIMEOUT_US), &out, &err);
-    const uint64_t took_us = (uint64_t)(wn_now_us() - began_us);
+    uint64_t took_us;
+    wn_status rc;
 
-    for (uint32_t i = 0; i < n; i++) {
-        items[i]->encode_us = took_us;
-        items[i]->rc = rc;
-        items[i]->err = err;
-        if (rc == WN_OK) items[i]->rc = prune(e, items[i], &out, &taps, i, &items[i]->err);
+    if (g->n == 0) return;
+    rc = wn_vision_encode(e->tower, e->pixels + g->first * e->image_floats, g->n, &taps,
+                          wn_deadline_in_us(ENCODE_TIMEOUT_US), &out, &err);
+    took_us = (uint64_t)(wn_now_us() - began_us);
+    for (uint32_t i = 0; i < g->n; i++) {
+        struct wn_encode_item *item = g->items[i];
+        struct wn_vision_view view;
+        item->encode_us = took_us;
+        item->rc = rc;
+        item->err = err;
+        if (rc != WN_OK) continue;
+        view = view_of(&out, &taps, i);
+        item->rc = prune(e, item, &view, &item->err);
+        wn_vision_cache_put(e->cache, g->keys[i], &view);
     }
+    g->n = 0;
 }
 
 void wn_encoder_run(struct wn_encoder *e, struct wn_encode_item *items, uint32_t n)
 {
-    struct wn_encode_item *group[WN_ENCODE_BATCH_MAX];
+    uint8_t keys[WN_ENCODE_BATCH_MAX][WN_VISION_KEY_BYTES];
     const struct wn_prune_shape shape = wn_encoder_shape(&e->model);
-    struct wn_prune_wants all, one;
-    uint32_t group_n = 0, first = 0;
+    struct group g = {.n = 0};
 
     WN_ASSERT(n <= WN_ENCODE_BATCH_MAX);
     preprocess(e, items, n);
     for (uint32_t i = 0; i < n; i++) {
         struct wn_encode_item *item = &items[i];
+        struct wn_prune_wants wants;
+        struct wn_vision_view view;
         if (item->rc == WN_OK) item->rc = wn_prune_check(item->method, &item->ask, &shape, &item->err);
         if (item->rc != WN_OK) continue;
-        wn_prune_wants(item->method, &item->ask, shape.feature_layer, &one);
-        /* a group is a run of images whose pixels are neighbours and whose taps one encode can make */
-        if (group_n && (first + group_n != i || !wn_prune_wants_join(&all, &one))) {
-            encode(e, group, group_n, e->pixels + first * e->image_floats, &all);
-            group_n = 0;
+        wn_prune_wants(item->method, &item->ask, shape.feature_layer, &wants);
+        wn_vision_cache_key(e->pixels + i * e->image_floats, e->image_floats, keys[i]);
+        if (wn_vision_cache_get(e->cache, keys[i], &wants, &view)) {
+            item->cached = true;
+            item->rc = prune(e, item, &view, &item->err);
+            continue;
         }
-        if (group_n == 0) {
-            first = i;
-            all = one;
+        if (g.n && (g.first + g.n != i || !wn_prune_wants_join(&g.wants, &wants))) encode(e, &g);
+        if (g.n == 0) {
+            g.first = i;
+            g.wants = wants;
         }
-        group[group_n++] = item;
+        g.keys[g.n] = keys[i];
+        g.items[g.n++] = item;
     }
-    if (group_n) encode(e, group, group_n, e->pixels + first * e->image_floats, &all);
+    encode(e, &g);
 }

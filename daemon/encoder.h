@@ -35,6 +35,7 @@ struct wn_encode_item {
     float *scores;     /* [patches] if wanted and the method has them, else NULL */
     uint32_t rows_n, rows_before, width;
     bool plain;        /* no flags are set */
+    bool cached;       /* no encode was needed */
     uint64_t preprocess_us, encode_us, prune_us;
 };
 

@@ -128,6 +128,7 @@ wn_status wn_gen_job_features(struct wn_gen_job *job, struct wn_front_msg *msg,
     im->present = true;
     job->image_rows += f->rows;
     job->image_rows_before += f->rows_before;
+    job->cache_hits += f->cache_hit;
     job->features_us = wn_now_us();
     job->sent_us = max64(job->sent_us, f->sent_us);
     job->preprocess_us = max64(job->preprocess_us, f->preprocess_us);
@@ -203,6 +204,7 @@ void wn_gen_job_usage(const struct wn_gen_job *job, const struct wn_plan *plan, 
     usage->preprocess_us = job->preprocess_us;
     usage->encode_us = job->encode_us;
     usage->prune_us = job->prune_us;
+    usage->vision_cache_hit = job->images_n > 0 && job->cache_hits == job->images_n;
     if (job->images_n > 0 && job->sent_us && (uint64_t)job->features_us > job->sent_us)
         usage->transfer_us = (uint64_t)job->features_us - job->sent_us;
     if (job->started_us && job->first_token_us) {

@@ -37,7 +37,7 @@ struct wn_gen_job {
     struct wn_tokens tokens; /* prompt ids, one placeholder an image */
     struct wn_gen_image images[WN_IMAGES_MAX];
     uint32_t images_n;
-    uint32_t image_rows, image_rows_before;
+    uint32_t image_rows, image_rows_before, cache_hits;
     /* [rows_n] prompt and emitted tokens; `features` is the image's number until it has a slot */
     struct wn_step_row *rows;
     uint32_t rows_n, prompt_rows_n;

@@ -156,6 +156,8 @@ static void merge_usage(struct wn_job *job, const Wn__Usage *from)
     if (from->preprocess_us || from->encode_us || from->prune_us)
         job->usage.preprocess_us = job->usage.encode_us = job->usage.prune_us = 0;
     wn_usage_add(&job->usage, from);
+    job->usage.vision_cache_hit = from->vision_cache_hit;
+    job->usage.cached_tokens = from->cached_tokens;
     if (!job->usage.image_tokens) job->usage.image_tokens = encoded.image_tokens;
 }
 

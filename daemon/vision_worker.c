@@ -291,6 +291,7 @@ static void send_features(struct vision_worker *v, struct work *w)
     f.preprocess_us = item->preprocess_us;
     f.encode_us = item->encode_us;
     f.prune_us = item->prune_us;
+    f.cache_hit = item->cached;
     f.sent_us = (uint64_t)wn_now_us();
     memcpy(to.address, w->e->leader_endpoint, strlen(w->e->leader_endpoint) + 1);
     wn_front_send(v->front, &to, WN__ENVELOPE__BODY_FEATURES, &f, WN_TRAFFIC_EMBEDDING, item->rows, bytes, free_rows,

@@ -1,0 +1,154 @@
+/* tests/unit/test_vision_cache.c - daemon/vision_cache: copies, taps that are missing, order of eviction, the bound. */
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <setjmp.h>
+#include <cmocka.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/vision_cache.h"
+
+enum { ROWS = 4, WIDTH = 8, TOKENS = 5, HEADS = 2 };
+
+static float features[ROWS * WIDTH], cls[3 * 2 * HEADS * TOKENS], mean[2 * TOKENS], keys[TOKENS * WIDTH], query[WIDTH];
+
+/* A view of picture n; layers 1 and 3 of the CLS attention lie two images apart, as in a batch. */
+static struct wn_vision_view picture(int n)
+{
+    for (int i = 0; i < ROWS * WIDTH; i++) features[i] = (float)(n * 1000 + i);
+    for (size_t i = 0; i < sizeof(cls) / sizeof(cls[0]); i++) cls[i] = (float)(n * 100) + (float)i;
+    for (int i = 0; i < 2 * TOKENS; i++) mean[i] = (float)(n + i);
+    for (int i = 0; i < TOKENS * WIDTH; i++) keys[i] = (float)(n - i);
+    for (int i = 0; i < WIDTH; i++) query[i] = (float)(n + 7 * i);
+    return (struct wn_vision_view){
+        .features = features,
+        .rows = ROWS,
+        .width = WIDTH,
+        .tokens = TOKENS,
+        .heads = HEADS,
+        .dtype = WN_F32,
+        .taps = {.cls_layers = 10,
+                 .mean_layers = 3,
+                 .cls_attention = cls,
+                 .mean_attention = mean,
+                 .cls_stride = 2 * HEADS * TOKENS,
+                 .mean_stride = TOKENS,
+                 .keys_layer = 4,
+                 .keys = keys,
+                 .cls_query = query},
+    };
+}
+
+static void put(struct wn_vision_cache *c, int n)
+{
+    const float pixel = (float)n;
+    uint8_t key[WN_VISION_KEY_BYTES];
+    const struct wn_vision_view v = picture(n);
+    wn_vision_cache_key(&pixel, 1, key);
+    wn_vision_cache_put(c, key, &v);
+    picture(99); /* the cache must have a copy */
+}
+
+static bool get(struct wn_vision_cache *c, int n, const struct wn_prune_wants *w, struct wn_vision_view *v)
+{
+    const float pixel = (float)n;
+    uint8_t key[WN_VISION_KEY_BYTES];
+    wn_vision_cache_key(&pixel, 1, key);
+    return wn_vision_cache_get(c, key, w, v);
+}
+
+static const struct wn_prune_wants nothing = {.keys_layer = WN_PRUNE_NO_LAYER};
+
+static void test_copies(void **state)
+{
+    struct wn_vision_cache *c = NULL;
+    struct wn_vision_view v, want;
+    (void)state;
+    assert_int_equal(wn_vision_cache_create(&c, 1 << 20, NULL), WN_OK);
+    assert_false(get(c, 1, &nothing, &v));
+    put(c, 1);
+    put(c, 2);
+    assert_true(get(c, 1, &nothing, &v));
+    want = picture(1);
+    assert_memory_equal(v.features, want.features, sizeof(features));
+    assert_memory_equal(v.taps.keys, want.taps.keys, sizeof(keys));
+    assert_memory_equal(v.taps.cls_query, want.taps.cls_query, sizeof(query));
+    for (size_t layer = 0; layer < 2; layer++) { /* strides differ, contents do not */
+        assert_memory_equal(v.taps.cls_attention + layer * v.taps.cls_stride,
+                            want.taps.cls_attention + layer * want.taps.cls_stride, HEADS * TOKENS * sizeof(float));
+        assert_memory_equal(v.taps.mean_attention + layer * v.taps.mean_stride,
+                            want.taps.mean_attention + layer * want.taps.mean_stride, TOKENS * sizeof(float));
+    }
+    assert_null(v.taps.cls_row);
+    wn_vision_cache_destroy(c);
+}
+
+static void test_missing_taps_miss(void **state)
+{
+    const struct wn_prune_wants has[] = {{.cls_layers = 8, .keys_layer = WN_PRUNE_NO_LAYER},
+                                         {.cls_layers = 10, .mean_layers = 1, .keys_layer = 4}};
+    const struct wn_prune_wants lacks[] = {{.cls_layers = 4, .keys_layer = WN_PRUNE_NO_LAYER},
+                                           {.mean_layers = 4, .keys_layer = WN_PRUNE_NO_LAYER},
+                                           {.keys_layer = 5},
+                                           {.keys_layer = WN_PRUNE_NO_LAYER, .cls_row = true}};
+    struct wn_vision_cache *c = NULL;
+    struct wn_vision_view v;
+    (void)state;
+    assert_int_equal(wn_vision_cache_create(&c, 1 << 20, NULL), WN_OK);
+    put(c, 1);
+    for (size_t i = 0; i < 2; i++) assert_true(get(c, 1, &has[i], &v));
+    for (size_t i = 0; i < 4; i++) assert_false(get(c, 1, &lacks[i], &v));
+    wn_vision_cache_destroy(c);
+}
+
+static void test_oldest_goes_first(void **state)
+{
+    struct wn_vision_cache *c = NULL;
+    struct wn_vision_cache_stats s;
+    struct wn_vision_view v;
+    size_t one;
+    (void)state;
+    assert_int_equal(wn_vision_cache_create(&c, 1 << 20, NULL), WN_OK);
+    put(c, 1);
+    wn_vision_cache_stats(c, &s);
+    one = s.bytes;
+    wn_vision_cache_destroy(c);
+    assert_int_equal(wn_vision_cache_create(&c, 3 * one, NULL), WN_OK);
+    for (int i = 1; i <= 3; i++) put(c, i);
+    assert_true(get(c, 1, &nothing, &v)); /* now 2 is the one used longest ago */
+    put(c, 4);
+    assert_false(get(c, 2, &nothing, &v));
+    assert_true(get(c, 1, &nothing, &v) && get(c, 3, &nothing, &v) && get(c, 4, &nothing, &v));
+    put(c, 4); /* again: replaced, not doubled */
+    wn_vision_cache_stats(c, &s);
+    assert_int_equal(s.entries, 3);
+    assert_int_equal(s.bytes, 3 * one);
+    assert_int_equal(s.evicted, 1);
+    assert_int_equal(s.queries, 5);
+    assert_int_equal(s.hits, 4);
+    wn_vision_cache_destroy(c);
+}
+
+static void test_no_room(void **state)
+{
+    struct wn_vision_cache *c = NULL;
+    struct wn_vision_view v;
+    (void)state;
+    assert_int_equal(wn_vision_cache_create(&c, 0, NULL), WN_OK);
+    put(c, 1);
+    assert_false(get(c, 1, &nothing, &v));
+    wn_vision_cache_destroy(c);
+    wn_vision_cache_destroy(NULL);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_copies),
+        cmocka_unit_test(test_missing_taps_miss),
+        cmocka_unit_test(test_oldest_goes_first),
+        cmocka_unit_test(test_no_room),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
