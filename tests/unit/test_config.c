@@ -160,7 +160,8 @@ static void print_and_flags_come_back(void **state)
     FILE *f = open_memstream(&text, &bytes);
 
     (void)state;
-    assert_int_equal(parse(&c, "models/it's --port 6000 --image-pruning-rate 0.333 --dtype float32 --json", &err), WN_OK);
+    assert_int_equal(parse(&c, "models/it's --port 6000 --image-pruning-rate 0.333 --dtype float32 --json", &err),
+                     WN_OK);
     wn_config_print(f, &c);
     fclose(f);
     wn_config_defaults(&again);
