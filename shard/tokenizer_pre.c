@@ -64,6 +64,18 @@ bool tok_char_byte(uint32_t cp, uint8_t *byte)
     return false;
 }
 
+/* memmem() for a needle of 1 to 64 bytes, that reads no further than the hit (else ThreadSanitizer is quadratic). */
+static const char *search(const char *p, size_t n, const char *needle, size_t needle_n)
+{
+    const char *end = p + n;
+
+    while ((size_t)(end - p) >= needle_n && (p = memchr(p, needle[0], (size_t)(end - p) - needle_n + 1)) != NULL) {
+        if (memcmp(p, needle, needle_n) == 0) return p;
+        p++;
+    }
+    return NULL;
+}
+
 wn_status tok_replace(struct tok_buf *out, const struct tok_norm *r, const char *p, size_t n, size_t max,
                       struct wn_err *err)
 {
@@ -71,7 +83,7 @@ wn_status tok_replace(struct tok_buf *out, const struct tok_norm *r, const char 
     wn_status rc;
 
     while (n - i >= r->from_n) {
-        const char *hit = memmem(p + i, n - i, r->from, r->from_n);
+        const char *hit = search(p + i, n - i, r->from, r->from_n);
         if (!hit) break;
         i = (size_t)(hit - p);
         if ((rc = tok_buf_add(out, p + kept, i - kept, max, err)) != WN_OK) return rc;
@@ -281,7 +293,7 @@ static wn_status pre_meta(const struct wn_tokenizer *t, struct tok_work *w, cons
     p = w->pre.p;
     n = w->pre.n;
     while (pre->split && n - start > pre->mark_n) { /* each mark begins a piece */
-        const char *hit = memmem(p + start + 1, n - start - 1, pre->mark, pre->mark_n);
+        const char *hit = search(p + start + 1, n - start - 1, pre->mark, pre->mark_n);
         if (!hit) break;
         if ((rc = tok_bpe(t, w, p + start, (size_t)(hit - p) - start, err)) != WN_OK) return rc;
         start = (size_t)(hit - p);
