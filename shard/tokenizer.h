@@ -3,7 +3,8 @@
  * Two families are read, everything else is refused by name:
  *   - Llama's BPE over characters with byte fallback (Prepend and Replace normalizers, or a Metaspace pre-tokenizer);
  *   - byte-level BPE (GPT-2, OPT, Qwen2), with GPT-2's pattern or a Split pattern of its own, and NFC if asked for.
- * Ids are those of the `tokenizers` library. Text from a user cannot become a special token: see wn_text_trust.
+ * Ids are those of the `tokenizers` library, but NFC also orders combining marks that are newer than its tables.
+ * Text from a user cannot become a special token: see wn_text_trust.
  *
  * Owns:    all tables, from open to close; immutable, so any number of threads may share one tokenizer.
  * Fails:   WN_EIO, WN_EFORMAT, WN_EUNSUPP and WN_ELIMIT for the file; WN_EFORMAT (not UTF-8) and WN_ELIMIT for a
