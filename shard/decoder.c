@@ -12,8 +12,8 @@
 #define CLOSE_US         5000000
 #define FEATURE_ROWS_MAX (1u << 20)
 
-static wn_status mat_alloc(struct wn_stage *s, struct wn_mat *out, uint32_t rows, uint32_t cols,
-                           wn_dtype dtype, struct wn_err *err)
+static wn_status mat_alloc(struct wn_stage *s, struct wn_mat *out, uint32_t rows, uint32_t cols, wn_dtype dtype,
+                           struct wn_err *err)
 {
     struct wn_buf *buf = &s->bufs[s->bufs_n];
     size_t bytes = (size_t)rows * cols * wn_dtype_bytes(dtype);
@@ -22,8 +22,7 @@ static wn_status mat_alloc(struct wn_stage *s, struct wn_mat *out, uint32_t rows
     WN_ASSERT(s->bufs_n < s->bufs_max);
     rc = s->o.be->ops->buf_alloc(s->o.be, bytes ? bytes : 1, buf);
     if (rc != WN_OK)
-        return wn_fail(err, rc, "stage %u: matrix [%u, %u]: %s", s->stage, rows, cols,
-                       wn_status_name(rc));
+        return wn_fail(err, rc, "stage %u: matrix [%u, %u]: %s", s->stage, rows, cols, wn_status_name(rc));
     s->bufs_n++;
     *out = (struct wn_mat){buf->ptr, dtype, rows, cols, cols};
     return WN_OK;
@@ -44,8 +43,7 @@ static wn_status kv_alloc(struct wn_stage *s, struct wn_err *err)
 static wn_status scratch_alloc(struct wn_stage *s, struct wn_err *err)
 {
     const struct wn_model *m = &s->plan.model;
-    uint32_t rows = s->o.rows_max, hidden = m->text.hidden, hd = m->text.head_dim,
-             part = hidden / s->plan.tensors;
+    uint32_t rows = s->o.rows_max, hidden = m->text.hidden, hd = m->text.head_dim, part = hidden / s->plan.tensors;
     uint32_t want = s->o.wanted_max;
     wn_dtype t = s->plan.dtype;
     const struct {
@@ -67,16 +65,16 @@ static wn_status scratch_alloc(struct wn_stage *s, struct wn_err *err)
         {!s->last, &s->part, rows, part, t},
         {!s->first, &s->parts, rows * s->plan.tensors, part, t},
         {s->last, &s->wanted, want, hidden, t},
-        {s->last, &s->scores, want, s->vocab.n, WN_F32},
-        {s->last && s->tensor == 0 && s->plan.tensors > 1, &s->all_scores, want, m->text.vocab,
-         WN_F32},
+        {s->last, &s->rounded, want, s->vocab.n, t},
+        {s->last && t != WN_F32, &s->scores, want, s->vocab.n, WN_F32},
+        {s->last && s->tensor == 0 && s->plan.tensors > 1, &s->all_scores, want, m->text.vocab, WN_F32},
     };
     wn_status rc = WN_OK;
 
     for (size_t i = 0; rc == WN_OK && i < sizeof(all) / sizeof(all[0]); i++)
-        if (all[i].needed)
-            rc = mat_alloc(s, all[i].mat, all[i].rows, all[i].cols, all[i].dtype, err);
+        if (all[i].needed) rc = mat_alloc(s, all[i].mat, all[i].rows, all[i].cols, all[i].dtype, err);
     if (rc != WN_OK) return rc;
+    if (t == WN_F32) s->scores = s->rounded;
     s->index = calloc(rows, sizeof(*s->index));
     s->zeros = calloc(rows, sizeof(*s->zeros));
     s->position = calloc(rows, sizeof(*s->position));
@@ -86,8 +84,7 @@ static wn_status scratch_alloc(struct wn_stage *s, struct wn_err *err)
     return WN_OK;
 }
 
-static const struct wn_weight *layer_matrix(const struct wn_stage *s, uint32_t layer,
-                                            const char *part)
+static const struct wn_weight *layer_matrix(const struct wn_stage *s, uint32_t layer, const char *part)
 {
     char name[WN_NAME_MAX];
 
@@ -121,8 +118,7 @@ static void bind(struct wn_stage *s)
         y->gate = layer_matrix(s, n, "mlp.gate_proj");
         y->up = layer_matrix(s, n, "mlp.up_proj");
         y->down = layer_matrix(s, n, "mlp.down_proj");
-        WN_ASSERT(y->norm1 && y->norm2 && y->q && y->k && y->v && y->o && y->gate && y->up &&
-                  y->down);
+        WN_ASSERT(y->norm1 && y->norm2 && y->q && y->k && y->v && y->o && y->gate && y->up && y->down);
     }
     if (s->first) {
         const float *bias = wn_loader_vector(s->loader, "multi_modal_projector.linear_2.bias");
@@ -133,8 +129,7 @@ static void bind(struct wn_stage *s)
         s->embedding = wn_loader_table(s->loader, "language_model.model.embed_tokens.weight");
         WN_ASSERT(s->linear1 && s->linear1_bias && s->linear2 && bias);
         WN_ASSERT(s->embedding.rows == s->vocab.n);
-        s->embedding.cols = s->embedding.stride =
-            hidden; /* a rank without rows has an empty table of this width */
+        s->embedding.cols = s->embedding.stride = hidden; /* a rank without rows has an empty table of this width */
     }
     if (s->last) {
         s->norm = wn_loader_vector(s->loader, "language_model.model.norm.weight");
@@ -148,18 +143,13 @@ static wn_status check_opts(const struct wn_stage_opts *o, struct wn_err *err)
     const struct wn_plan *p = o->plan;
     uint32_t ranks = p->stages * p->tensors;
 
-    if (o->rank >= ranks)
-        return wn_fail(err, WN_EINVAL, "rank %u, but the plan has %u", o->rank, ranks);
-    if (ranks > 1 &&
-        (!o->link || wn_link_size(o->link) < (int)ranks || wn_link_rank(o->link) != (int)o->rank))
-        return wn_fail(err, WN_EINVAL, "rank %u of a plan of %u: the link does not fit", o->rank,
-                       ranks);
-    if (o->rows_max == 0 || o->seqs_max == 0 || o->pages == 0 || o->page_tokens == 0 ||
-        o->wanted_max > o->rows_max || (uint64_t)o->pages * o->page_tokens > UINT32_MAX / 2 ||
-        o->rows_max > 1u << 20)
-        return wn_fail(err, WN_EINVAL,
-                       "stage: %u rows, %u sequences, %u wanted, %u pages of %u tokens",
-                       o->rows_max, o->seqs_max, o->wanted_max, o->pages, o->page_tokens);
+    if (o->rank >= ranks) return wn_fail(err, WN_EINVAL, "rank %u, but the plan has %u", o->rank, ranks);
+    if (ranks > 1 && (!o->link || wn_link_size(o->link) < (int)ranks || wn_link_rank(o->link) != (int)o->rank))
+        return wn_fail(err, WN_EINVAL, "rank %u of a plan of %u: the link does not fit", o->rank, ranks);
+    if (o->rows_max == 0 || o->seqs_max == 0 || o->pages == 0 || o->page_tokens == 0 || o->wanted_max > o->rows_max ||
+        (uint64_t)o->pages * o->page_tokens > UINT32_MAX / 2 || o->rows_max > 1u << 20)
+        return wn_fail(err, WN_EINVAL, "stage: %u rows, %u sequences, %u wanted, %u pages of %u tokens", o->rows_max,
+                       o->seqs_max, o->wanted_max, o->pages, o->page_tokens);
     return WN_OK;
 }
 
@@ -239,17 +229,16 @@ void wn_stage_close(struct wn_stage *s)
     free(s);
 }
 
-static wn_status check_seq(const struct wn_stage *s, const struct wn_seq *q, uint32_t first_row,
-                           struct wn_err *err)
+static wn_status check_seq(const struct wn_stage *s, const struct wn_seq *q, uint32_t first_row, struct wn_err *err)
 {
     uint64_t len = (uint64_t)q->pos + q->rows;
 
     if (q->first_row != first_row || q->rows == 0)
-        return wn_fail(err, WN_EINVAL, "step: a sequence has rows %u + %u, expected some from %u",
-                       q->first_row, q->rows, first_row);
+        return wn_fail(err, WN_EINVAL, "step: a sequence has rows %u + %u, expected some from %u", q->first_row,
+                       q->rows, first_row);
     if (len > s->plan.model.text.positions_max)
-        return wn_fail(err, WN_ELIMIT, "step: %llu tokens, the model has %u positions",
-                       (unsigned long long)len, s->plan.model.text.positions_max);
+        return wn_fail(err, WN_ELIMIT, "step: %llu tokens, the model has %u positions", (unsigned long long)len,
+                       s->plan.model.text.positions_max);
     for (uint64_t i = 0; i * s->o.page_tokens < len; i++)
         if (q->pages[i] >= s->o.pages)
             return wn_fail(err, WN_EINVAL, "step: page %u, there are %u", q->pages[i], s->o.pages);
@@ -263,41 +252,36 @@ wn_status wn_stage_check(const struct wn_stage *s, const struct wn_step *step, s
 
     if (step->rows == 0 || step->rows > s->o.rows_max || step->seqs_n > s->o.seqs_max ||
         step->wanted_n > s->o.wanted_max)
-        return wn_fail(err, WN_ELIMIT, "step: %u rows, %u sequences, %u wanted; limits %u, %u, %u",
-                       step->rows, step->seqs_n, step->wanted_n, s->o.rows_max, s->o.seqs_max,
-                       s->o.wanted_max);
+        return wn_fail(err, WN_ELIMIT, "step: %u rows, %u sequences, %u wanted; limits %u, %u, %u", step->rows,
+                       step->seqs_n, step->wanted_n, s->o.rows_max, s->o.seqs_max, s->o.wanted_max);
     for (uint32_t i = 0; i < step->seqs_n; i++) {
         if (step->seqs[i].rows > step->rows - row)
-            return wn_fail(err, WN_EINVAL, "step: sequence %u has %u rows, %u are left", i,
-                           step->seqs[i].rows, step->rows - row);
+            return wn_fail(err, WN_EINVAL, "step: sequence %u has %u rows, %u are left", i, step->seqs[i].rows,
+                           step->rows - row);
         if ((rc = check_seq(s, &step->seqs[i], row, err)) != WN_OK) return rc;
         row += step->seqs[i].rows;
     }
-    if (row != step->rows)
-        return wn_fail(err, WN_EINVAL, "step: %u rows, sequences cover %u", step->rows, row);
+    if (row != step->rows) return wn_fail(err, WN_EINVAL, "step: %u rows, sequences cover %u", step->rows, row);
     for (uint32_t i = 0; i < step->rows; i++) {
         bool text = !step->slot || step->slot[i] == WN_SLOT_NONE;
         if (text ? step->token[i] >= s->plan.model.text.vocab : step->slot[i] >= s->o.slots)
-            return wn_fail(err, WN_EINVAL, "step: row %u: %s %u is out of range", i,
-                           text ? "token" : "feature slot", text ? step->token[i] : step->slot[i]);
+            return wn_fail(err, WN_EINVAL, "step: row %u: %s %u is out of range", i, text ? "token" : "feature slot",
+                           text ? step->token[i] : step->slot[i]);
     }
     for (uint32_t i = 0; i < step->wanted_n; i++)
         if (step->wanted[i] >= step->rows || (i > 0 && step->wanted[i] <= step->wanted[i - 1]))
-            return wn_fail(err, WN_EINVAL, "step: wanted row %u of %u", step->wanted[i],
-                           step->rows);
+            return wn_fail(err, WN_EINVAL, "step: wanted row %u of %u", step->wanted[i], step->rows);
     return WN_OK;
 }
 
 /* Makes room in a slot; its contents are not valid until the caller has written them. */
-static wn_status slot_prepare(struct wn_stage *s, uint32_t slot, const struct wn_features *f,
-                              struct wn_err *err)
+static wn_status slot_prepare(struct wn_stage *s, uint32_t slot, const struct wn_features *f, struct wn_err *err)
 {
     uint32_t width = f->projected ? s->plan.model.text.hidden : s->plan.model.vision.hidden;
     size_t bytes = (size_t)f->rows * f->width * wn_dtype_bytes(f->dtype);
     struct wn_slot *d;
 
-    if (slot >= s->o.slots)
-        return wn_fail(err, WN_EINVAL, "feature slot %u, there are %u", slot, s->o.slots);
+    if (slot >= s->o.slots) return wn_fail(err, WN_EINVAL, "feature slot %u, there are %u", slot, s->o.slots);
     if (f->rows == 0 || f->rows > FEATURE_ROWS_MAX)
         return wn_fail(err, WN_ELIMIT, "features of %u rows, limit %u", f->rows, FEATURE_ROWS_MAX);
     if (f->width != width)
@@ -322,35 +306,31 @@ static void slot_fill(struct wn_slot *d, const struct wn_features *f)
     d->rows = (struct wn_mat){d->buf.ptr, f->dtype, f->rows, f->width, f->width};
 }
 
-wn_status wn_stage_features_put(struct wn_stage *s, uint32_t slot, const void *data,
-                                const struct wn_features *f, struct wn_err *err)
+wn_status wn_stage_features_put(struct wn_stage *s, uint32_t slot, const void *data, const struct wn_features *f,
+                                struct wn_err *err)
 {
     const struct wn_backend_ops *ops = s->o.be->ops;
     wn_status rc;
 
     if (!s->first) return WN_OK;
     if ((rc = slot_prepare(s, slot, f, err)) != WN_OK) return rc;
-    rc = ops->upload(s->o.be, s->slots[slot].buf.ptr, data,
-                     (size_t)f->rows * f->width * wn_dtype_bytes(f->dtype));
+    rc = ops->upload(s->o.be, s->slots[slot].buf.ptr, data, (size_t)f->rows * f->width * wn_dtype_bytes(f->dtype));
     if (rc == WN_OK) rc = ops->sync(s->o.be, WN_NEVER); /* data is the caller's again */
     if (rc != WN_OK) return wn_fail(err, rc, "features: %s", wn_status_name(rc));
     slot_fill(&s->slots[slot], f);
     return WN_OK;
 }
 
-wn_status wn_stage_features_share(struct wn_stage *s, uint32_t slot, const void *data,
-                                  const struct wn_features *f, int64_t deadline_us,
-                                  struct wn_err *err)
+wn_status wn_stage_features_share(struct wn_stage *s, uint32_t slot, const void *data, const struct wn_features *f,
+                                  int64_t deadline_us, struct wn_err *err)
 {
     size_t bytes = (size_t)f->rows * f->width * wn_dtype_bytes(f->dtype);
     wn_status rc;
 
     if (!s->first) return WN_OK;
-    rc = s->tensor == 0 ? wn_stage_features_put(s, slot, data, f, err)
-                        : slot_prepare(s, slot, f, err);
+    rc = s->tensor == 0 ? wn_stage_features_put(s, slot, data, f, err) : slot_prepare(s, slot, f, err);
     if (rc != WN_OK || s->plan.tensors == 1) return rc;
-    rc = wn_coll_broadcast(s->o.link, &s->comm, 0, WN_TRAFFIC_EMBEDDING, s->slots[slot].buf.ptr,
-                           bytes, deadline_us);
+    rc = wn_coll_broadcast(s->o.link, &s->comm, 0, WN_TRAFFIC_EMBEDDING, s->slots[slot].buf.ptr, bytes, deadline_us);
     if (rc != WN_OK) {
         s->failed = true;
         s->slots[slot].rows.ptr = NULL;

@@ -65,8 +65,9 @@ WN_NODISCARD wn_status wn_stage_check(const struct wn_stage *s, const struct wn_
                                       struct wn_err *err);
 
 /* Runs one step through this stage. On tensor rank 0 of the last stage logits [wanted_n, vocab] (host memory) is
- * written before it returns; elsewhere it may be NULL. On the other stages it returns when the rows are on their way,
- * so that the next step may follow at once. Every wait ends at deadline_us. */
+ * written before it returns; elsewhere it may be NULL. Their values are rounded to the plan's type, as the model's own
+ * arithmetic does: where two tokens are that close, the lower id wins here as there. On the other stages it returns
+ * when the rows are on their way, so that the next step may follow at once. Every wait ends at deadline_us. */
 WN_NODISCARD wn_status wn_stage_run(struct wn_stage *s, const struct wn_step *step,
                                     int64_t deadline_us, float *logits, struct wn_err *err);
 

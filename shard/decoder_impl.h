@@ -47,7 +47,9 @@ struct wn_stage {
     struct wn_mat image, image_mid; /* stage 0: [rows_max, vision hidden], [rows_max, hidden / T] */
     struct wn_mat image_sums;       /* stage 0: [rows_max, hidden] float32 */
     struct wn_mat part, parts; /* [rows_max, hidden / T] to send; T of them one after the other */
-    struct wn_mat wanted, scores; /* last: [wanted_max, hidden], [wanted_max, vocab.n] float32 */
+    struct wn_mat wanted;         /* last: [wanted_max, hidden] */
+    struct wn_mat rounded;        /* last: [wanted_max, vocab.n], what the head stores */
+    struct wn_mat scores;         /* last: the same in float32; the same memory if that is the type */
     struct wn_mat all_scores;     /* last, tensor rank 0: [wanted_max * vocab], rank after rank */
     uint32_t *index, *zeros, *position; /* [rows_max] host */
     wn_op sending;                      /* the send to the next stage that `part` is lent to */

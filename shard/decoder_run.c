@@ -17,8 +17,7 @@ struct run {
 };
 
 /* Finds the next run of image rows at or after *row and moves *row behind it; false at the end of the step. */
-static bool next_run(const struct wn_stage *s, const struct wn_step *step, uint32_t *row,
-                     struct run *out)
+static bool next_run(const struct wn_stage *s, const struct wn_step *step, uint32_t *row, struct run *out)
 {
     uint32_t i = *row, slot;
 
@@ -34,35 +33,31 @@ static bool next_run(const struct wn_stage *s, const struct wn_step *step, uint3
     return true;
 }
 
-static wn_status check_features(const struct wn_stage *s, const struct wn_step *step,
-                                struct wn_err *err)
+static wn_status check_features(const struct wn_stage *s, const struct wn_step *step, struct wn_err *err)
 {
     struct run r;
 
     for (uint32_t at = 0; next_run(s, step, &at, &r);) {
         if (!r.slot->rows.ptr)
-            return wn_fail(err, WN_ENOENT, "step: row %u: feature slot %u is empty", r.first,
-                           step->slot[r.first]);
+            return wn_fail(err, WN_ENOENT, "step: row %u: feature slot %u is empty", r.first, step->slot[r.first]);
         for (uint32_t i = r.first; i < r.first + r.n; i++)
             if (step->token[i] >= r.slot->rows.rows)
-                return wn_fail(err, WN_EINVAL, "step: row %u: features row %u of %u", i,
-                               step->token[i], r.slot->rows.rows);
+                return wn_fail(err, WN_EINVAL, "step: row %u: features row %u of %u", i, step->token[i],
+                               r.slot->rows.rows);
     }
     return WN_OK;
 }
 
-static wn_status matmul(struct wn_stage *s, struct wn_mat out, struct wn_mat x,
-                        const struct wn_weight *w, uint32_t slices)
+static wn_status matmul(struct wn_stage *s, struct wn_mat out, struct wn_mat x, const struct wn_weight *w,
+                        uint32_t slices)
 {
     struct wn_matmul m = {.out = out, .x = x, .w = w, .slices = slices};
     return wn_be_matmul(s->o.be, &m);
 }
 
-static wn_status rms_norm(struct wn_stage *s, struct wn_mat out, struct wn_mat x,
-                          const float *weight)
+static wn_status rms_norm(struct wn_stage *s, struct wn_mat out, struct wn_mat x, const float *weight)
 {
-    struct wn_norm n = {
-        .out = out, .x = x, .weight = weight, .eps = s->plan.model.text.eps, .rms = true};
+    struct wn_norm n = {.out = out, .x = x, .weight = weight, .eps = s->plan.model.text.eps, .rms = true};
     return wn_be_norm(s->o.be, &n);
 }
 
@@ -73,13 +68,12 @@ static wn_status all_reduce(struct wn_stage *s, uint32_t rows, int64_t deadline_
     if (s->plan.tensors == 1) return WN_OK;
     rc = s->o.be->ops->sync(s->o.be, deadline_us);
     if (rc != WN_OK) return rc;
-    return wn_coll_allreduce_f32(s->o.link, &s->comm, s->sums.ptr, (size_t)rows * s->sums.cols,
-                                 deadline_us);
+    return wn_coll_allreduce_f32(s->o.link, &s->comm, s->sums.ptr, (size_t)rows * s->sums.cols, deadline_us);
 }
 
 /* out = x * w^T where this rank holds some of w's columns: the sum over ranks, rounded to out's type. */
-static wn_status row_parallel(struct wn_stage *s, struct wn_mat out, struct wn_mat x,
-                              const struct wn_weight *w, int64_t deadline_us)
+static wn_status row_parallel(struct wn_stage *s, struct wn_mat out, struct wn_mat x, const struct wn_weight *w,
+                              int64_t deadline_us)
 {
     struct wn_mat sums = wn_mat_rows(s->sums, 0, out.rows);
     wn_status rc;
@@ -101,8 +95,7 @@ static wn_status image_rows(struct wn_stage *s, const struct wn_step *step)
     wn_status rc = WN_OK;
 
     for (uint32_t at = 0; rc == WN_OK && next_run(s, step, &at, &r);) {
-        struct wn_mat to =
-            r.slot->projected ? wn_mat_rows(s->sums, r.first, r.n) : wn_mat_rows(s->image, m, r.n);
+        struct wn_mat to = r.slot->projected ? wn_mat_rows(s->sums, r.first, r.n) : wn_mat_rows(s->image, m, r.n);
         if (r.slot->projected && s->tensor != 0) continue;
         rc = wn_be_gather_rows(be, &to, &r.slot->rows, step->token + r.first);
         if (!r.slot->projected) m += r.n;
@@ -116,13 +109,11 @@ static wn_status image_rows(struct wn_stage *s, const struct wn_step *step)
                                   .slices = 1,
                                   .act = s->plan.model.projector_act};
         rc = wn_be_matmul(be, &first);
-        if (rc == WN_OK)
-            rc = matmul(s, wn_mat_rows(s->image_sums, 0, m), mid, s->linear2, s->slices);
+        if (rc == WN_OK) rc = matmul(s, wn_mat_rows(s->image_sums, 0, m), mid, s->linear2, s->slices);
     }
     m = 0;
     for (uint32_t at = 0; rc == WN_OK && next_run(s, step, &at, &r);) {
-        struct wn_mat to = wn_mat_rows(s->sums, r.first, r.n),
-                      from = wn_mat_rows(s->image_sums, m, r.n);
+        struct wn_mat to = wn_mat_rows(s->sums, r.first, r.n), from = wn_mat_rows(s->image_sums, m, r.n);
         if (r.slot->projected) continue;
         rc = wn_be_convert(be, &to, &from);
         m += r.n;
@@ -137,8 +128,7 @@ static wn_status image_bias(struct wn_stage *s, const struct wn_step *step)
     wn_status rc = WN_OK;
 
     for (uint32_t at = 0; rc == WN_OK && next_run(s, step, &at, &r);) {
-        struct wn_mat rows = wn_mat_rows(s->sums, r.first, r.n),
-                      bias = wn_mat_rows(s->image_sums, 0, r.n);
+        struct wn_mat rows = wn_mat_rows(s->sums, r.first, r.n), bias = wn_mat_rows(s->image_sums, 0, r.n);
         if (r.slot->projected) continue;
         rc = wn_be_gather_rows(s->o.be, &bias, &s->linear2_bias, s->zeros);
         if (rc == WN_OK) rc = wn_be_add(s->o.be, &rows, &rows, &bias);
@@ -170,8 +160,7 @@ static wn_status receive_rows(struct wn_stage *s, uint32_t rows, int64_t deadlin
 {
     uint32_t cols = s->parts.cols, tensors = s->plan.tensors;
     size_t bytes = (size_t)rows * cols * wn_dtype_bytes(s->plan.dtype), bytes_of[WN_TENSOR_MAX];
-    struct wn_route from = {
-        .peer = (int)(s->o.rank - tensors), .tag = TAG_ROWS, .kind = WN_TRAFFIC_ACTIVATION};
+    struct wn_route from = {.peer = (int)(s->o.rank - tensors), .tag = TAG_ROWS, .kind = WN_TRAFFIC_ACTIVATION};
     char *parts = s->parts.ptr;
     wn_status rc = s->o.be->ops->sync(s->o.be, deadline_us);
 
@@ -180,8 +169,8 @@ static wn_status receive_rows(struct wn_stage *s, uint32_t rows, int64_t deadlin
     for (uint32_t t = 0; t < tensors; t++) bytes_of[t] = bytes;
     rc = wn_link_recv_now(s->o.link, from, parts + s->tensor * bytes, bytes, deadline_us);
     if (rc == WN_OK)
-        rc = wn_coll_allgather(s->o.link, &s->comm, WN_TRAFFIC_ACTIVATION,
-                               parts + s->tensor * bytes, parts, bytes_of, deadline_us);
+        rc = wn_coll_allgather(s->o.link, &s->comm, WN_TRAFFIC_ACTIVATION, parts + s->tensor * bytes, parts, bytes_of,
+                               deadline_us);
     for (uint32_t t = 0; rc == WN_OK && t < tensors; t++) {
         struct wn_mat to = wn_mat_cols(wn_mat_rows(s->x, 0, rows), t * cols, cols),
                       part = wn_mat_rows(s->parts, 0, rows);
@@ -197,8 +186,7 @@ static wn_status send_rows(struct wn_stage *s, uint32_t rows, int64_t deadline_u
     uint32_t cols = s->part.cols;
     struct wn_mat x = wn_mat_cols(wn_mat_rows(s->x, 0, rows), s->tensor * cols, cols),
                   part = wn_mat_rows(s->part, 0, rows);
-    struct wn_route to = {
-        .peer = (int)(s->o.rank + s->plan.tensors), .tag = TAG_ROWS, .kind = WN_TRAFFIC_ACTIVATION};
+    struct wn_route to = {.peer = (int)(s->o.rank + s->plan.tensors), .tag = TAG_ROWS, .kind = WN_TRAFFIC_ACTIVATION};
     size_t bytes = (size_t)rows * cols * wn_dtype_bytes(s->plan.dtype);
     wn_status rc = wn_link_wait(s->o.link, s->sending, NULL, deadline_us);
 
@@ -214,17 +202,13 @@ static wn_status attention(struct wn_stage *s, const struct wn_layer *y, const s
 {
     const struct wn_text_config *t = &s->plan.model.text;
     uint32_t hd = t->head_dim, q_cols = s->heads * hd, kv_cols = s->kv_heads * hd;
-    struct wn_mat normed = wn_mat_rows(s->normed, 0, step->rows),
-                  qkv = wn_mat_rows(s->qkv, 0, step->rows);
+    struct wn_mat normed = wn_mat_rows(s->normed, 0, step->rows), qkv = wn_mat_rows(s->qkv, 0, step->rows);
     struct wn_mat q = wn_mat_cols(qkv, 0, q_cols), k = wn_mat_cols(qkv, q_cols, kv_cols);
     struct wn_mat v = wn_mat_cols(qkv, q_cols + kv_cols, kv_cols);
     struct wn_kv kv = {.k = y->keys, .v = y->values, .page_tokens = s->o.page_tokens};
-    struct wn_rope rope = {.x = wn_mat_cols(qkv, 0, q_cols + kv_cols),
-                           .position = s->position,
-                           .head_dim = hd,
-                           .theta = t->rope_theta};
-    struct wn_kv_write write = {
-        .k = k, .v = v, .kv = kv, .seqs = step->seqs, .seqs_n = step->seqs_n};
+    struct wn_rope rope = {
+        .x = wn_mat_cols(qkv, 0, q_cols + kv_cols), .position = s->position, .head_dim = hd, .theta = t->rope_theta};
+    struct wn_kv_write write = {.k = k, .v = v, .kv = kv, .seqs = step->seqs, .seqs_n = step->seqs_n};
     struct wn_attn_paged a = {.out = wn_mat_rows(s->attn, 0, step->rows),
                               .q = q,
                               .kv = kv,
@@ -273,26 +257,25 @@ static void lay_scores(const struct wn_stage *s, uint32_t wanted, float *logits)
     for (uint32_t t = 0; t < s->plan.tensors; t++) {
         struct wn_range part = wn_plan_vocab(&s->plan, t);
         for (uint32_t r = 0; r < wanted; r++, from += part.n)
-            memcpy(logits + (size_t)r * s->plan.model.text.vocab + part.first, from,
-                   part.n * sizeof(float));
+            memcpy(logits + (size_t)r * s->plan.model.text.vocab + part.first, from, part.n * sizeof(float));
     }
 }
 
 /* Last stage: scores of the wanted rows, whole on tensor rank 0. */
-static wn_status head(struct wn_stage *s, const struct wn_step *step, int64_t deadline_us,
-                      float *logits)
+static wn_status head(struct wn_stage *s, const struct wn_step *step, int64_t deadline_us, float *logits)
 {
     struct wn_backend *be = s->o.be;
     uint32_t n = step->wanted_n;
     struct wn_mat rows = wn_mat_rows(s->wanted, 0, n), x = wn_mat_rows(s->x, 0, step->rows);
-    struct wn_mat scores = wn_mat_rows(s->scores, 0, n);
+    struct wn_mat scores = wn_mat_rows(s->scores, 0, n), rounded = wn_mat_rows(s->rounded, 0, n);
     size_t bytes_of[WN_TENSOR_MAX];
     wn_status rc;
 
     if (n == 0) return WN_OK;
     rc = wn_be_gather_rows(be, &rows, &x, step->wanted);
     if (rc == WN_OK) rc = rms_norm(s, rows, rows, s->norm);
-    if (rc == WN_OK && s->vocab.n > 0) rc = matmul(s, scores, rows, s->head, 1);
+    if (rc == WN_OK && s->vocab.n > 0) rc = matmul(s, rounded, rows, s->head, 1);
+    if (rc == WN_OK && rounded.dtype != WN_F32) rc = wn_be_convert(be, &scores, &rounded);
     if (rc != WN_OK) return rc;
     if (s->plan.tensors == 1)
         return be->ops->download(be, logits, scores.ptr, (size_t)n * s->vocab.n * sizeof(float));
@@ -306,8 +289,8 @@ static wn_status head(struct wn_stage *s, const struct wn_step *step, int64_t de
     return rc;
 }
 
-wn_status wn_stage_run(struct wn_stage *s, const struct wn_step *step, int64_t deadline_us,
-                       float *logits, struct wn_err *err)
+wn_status wn_stage_run(struct wn_stage *s, const struct wn_step *step, int64_t deadline_us, float *logits,
+                       struct wn_err *err)
 {
     wn_status rc = wn_stage_check(s, step, err);
 
@@ -315,8 +298,7 @@ wn_status wn_stage_run(struct wn_stage *s, const struct wn_step *step, int64_t d
     if (rc != WN_OK) return rc;
     WN_ASSERT(logits || step->wanted_n == 0 || !wn_stage_is_last(s));
     if (s->failed)
-        return wn_fail(err, WN_EPEER, "stage %u, tensor rank %u: a step failed before", s->stage,
-                       s->tensor);
+        return wn_fail(err, WN_EPEER, "stage %u, tensor rank %u: a step failed before", s->stage, s->tensor);
     for (uint32_t i = 0; i < step->seqs_n; i++)
         for (uint32_t r = 0; r < step->seqs[i].rows; r++)
             s->position[step->seqs[i].first_row + r] = step->seqs[i].pos + r;
@@ -324,13 +306,11 @@ wn_status wn_stage_run(struct wn_stage *s, const struct wn_step *step, int64_t d
     rc = s->first ? input_rows(s, step, deadline_us) : receive_rows(s, step->rows, deadline_us);
     for (uint32_t i = 0; rc == WN_OK && i < s->plan.layers[s->stage].n; i++)
         rc = run_layer(s, &s->layers[i], step, deadline_us);
-    if (rc == WN_OK)
-        rc = s->last ? head(s, step, deadline_us, logits) : send_rows(s, step->rows, deadline_us);
+    if (rc == WN_OK) rc = s->last ? head(s, step, deadline_us, logits) : send_rows(s, step->rows, deadline_us);
     if (rc == WN_OK) rc = s->o.be->ops->sync(s->o.be, deadline_us);
     if (rc == WN_OK) return WN_OK;
     s->failed = true;
     return wn_fail(err, rc, "stage %u, tensor rank %u: %s", s->stage, s->tensor,
-                   s->o.link && wn_link_error(s->o.link)->code == rc
-                       ? wn_link_error(s->o.link)->text
-                       : wn_status_name(rc));
+                   s->o.link && wn_link_error(s->o.link)->code == rc ? wn_link_error(s->o.link)->text
+                                                                     : wn_status_name(rc));
 }

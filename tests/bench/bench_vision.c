@@ -1,7 +1,8 @@
 /* bench_vision [machine] - the vision tower, as CSV on standard output.
  *
- * First verifies the tower against tests/golden/llava-a; then times encode for a tower of models/tiny-llava's shape and for
- * one layer of CLIP ViT-L/14-336 (patch embedding included), random weights, bfloat16, one picture and a batch.
+ * First verifies the tower against tests/golden/llava-a; then times encode for a tower of the shape of
+ * models/tiny-llava and for one layer of CLIP ViT-L/14-336 (patch embedding included), random weights, bfloat16, one
+ * picture and a batch.
  * ratio is the encode's rate over the rate of the backend's own matmul [2304, 1024] x [4096, 1024]^T, measured in this
  * run just before. Compare minima: other processes of the machine disturb everything else.
  * Run from the repository's root. */
