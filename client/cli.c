@@ -7,6 +7,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define DEFAULT_ENDPOINT   "tcp://127.0.0.1:5599"
 #define CONNECT_TIMEOUT_MS 3000
@@ -114,6 +115,23 @@ struct winnow *cli_connect(const char *endpoint_flag)
     if (winnow_connect(&w, cli_endpoint(endpoint_flag), &options) != WINNOW_OK)
         fprintf(stderr, "winnow: %s\n", winnow_error(NULL));
     return w;
+}
+
+void cli_put_text(FILE *f, const char *text)
+{
+    const unsigned char *p = (const unsigned char *)text;
+
+    if (!isatty(fileno(f))) {
+        fputs(text, f);
+        fflush(f);
+        return;
+    }
+    for (; *p; p++) {
+        bool c1 = p[0] == 0xc2 && p[1] >= 0x80 && p[1] < 0xa0; /* control characters of two bytes */
+        if (c1) p++;
+        fputc(c1 || *p == 0x7f || (*p < 0x20 && *p != '\n' && *p != '\t') ? '?' : *p, f);
+    }
+    fflush(f);
 }
 
 void cli_json_text(FILE *f, const char *text)

@@ -48,6 +48,9 @@ const char *cli_endpoint(const char *flag);
 /* Connects or says why not; NULL then. */
 struct winnow *cli_connect(const char *endpoint_flag);
 
+/* The model's words: on a terminal, control characters (escape sequences) are shown as '?'. Flushes. */
+void cli_put_text(FILE *f, const char *text);
+
 void cli_json_text(FILE *f, const char *text); /* in quotes */
 void cli_json_usage(FILE *f, const struct winnow_usage *u);
 void cli_usage_line(FILE *f, const struct winnow_usage *u);

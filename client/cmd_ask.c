@@ -215,8 +215,7 @@ static int follow(const struct ask *a, struct winnow *w, uint64_t job, int64_t d
             return CLI_FAILED;
         }
         if (ev.type == WINNOW_EVENT_TEXT) {
-            fputs(ev.text, stdout);
-            fflush(stdout);
+            cli_put_text(stdout, ev.text);
         } else if (ev.type == WINNOW_EVENT_DONE) {
             print_done(a, &ev);
             return cancelled ? CLI_FAILED : CLI_OK;

@@ -100,8 +100,7 @@ int cmd_attach(int argc, char **argv)
             fprintf(stderr, "winnow: %s\n", winnow_error(w));
             code = CLI_FAILED;
         } else if (ev.type == WINNOW_EVENT_TEXT) {
-            fputs(ev.text, stdout);
-            fflush(stdout);
+            cli_put_text(stdout, ev.text);
         } else if (ev.type == WINNOW_EVENT_ERROR) {
             fprintf(stderr, "winnow: %s\n", ev.text);
             code = CLI_FAILED;

@@ -1,6 +1,8 @@
 /* tests/integration/test_scheduler.c - the scheduler over real sockets with scripted workers and clients. */
 #include "sched_bed.h"
 
+#include <sys/eventfd.h>
+
 #include "base/log.h"
 
 static void happy_path(void **state)
@@ -567,71 +569,6 @@ static void shutdown_tells_clients(void **state)
     bed_stop(&b);
 }
 
-/* A client that does not read: its queue fills, the leader and others are not held up, and when it reads again it gets
- * every byte of every answer in order. */
-static void slow_client(void **state)
-{
-    enum { JOBS = 40, PIECES = 100, PIECE = 5000 };
-    struct bed b;
-    struct end client, other, leader;
-    char *piece = malloc(PIECE + 1);
-    size_t got[JOBS] = {0}, most = 0;
-    char ids[JOBS][32];
-    int done = 0;
-
-    (void)state;
-    bed_init(&b);
-    b.cfg.lease_ms = 60000;
-    bed_start(&b);
-    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", JOBS + 1);
-    client = end_open(&b, false);
-    for (int j = 0; j < JOBS; j++) {
-        struct order gen;
-        submit(&client, "q", NULL, "");
-        gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
-        memcpy(ids[j], gen.id, sizeof(ids[j]));
-        memset(piece, 'A' + j, PIECE);
-        piece[PIECE] = '\0';
-        for (uint32_t i = 0; i < PIECES; i++) give_tokens(&leader, &gen, i, i, piece);
-        give_done(&leader, &gen, 1);
-    }
-    other = end_open(&b, false); /* in the meantime */
-    submit(&other, "q", NULL, "");
-    expect_accepted(&other, false, NULL);
-    {
-        struct order gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
-        give_done(&leader, &gen, 1);
-    }
-    wn_codec_free(expect_done(&other, WN__FINISH_REASON__FINISH_STOP, ""));
-    while (done < JOBS) {
-        Wn__Envelope *env = end_recv(&client, 5000);
-        const char *id;
-        int j = 0;
-        if (!env) fail_msg("after %d answers nothing came", done);
-        id = env->body_case == WN__ENVELOPE__BODY_TOKENS ? env->tokens->job->job_id
-             : env->body_case == WN__ENVELOPE__BODY_DONE ? env->done->job->job_id
-                                                         : "";
-        while (j < JOBS && strcmp(ids[j], id) != 0) j++;
-        if (env->body_case == WN__ENVELOPE__BODY_TOKENS) {
-            assert_int_equal(env->tokens->first * (size_t)PIECE, got[j]);
-            for (const char *c = env->tokens->text; *c; c++) assert_int_equal(*c, 'A' + j);
-            got[j] += strlen(env->tokens->text);
-            if (env->tokens->n_ids > most) most = env->tokens->n_ids;
-        } else if (env->body_case == WN__ENVELOPE__BODY_DONE) {
-            assert_int_equal(got[j], PIECES * PIECE);
-            assert_int_equal(strlen(env->done->text), PIECES * PIECE);
-            done++;
-        }
-        wn_codec_free(env);
-    }
-    assert_true(most > 1); /* pieces were put together: the queue had really been full */
-    free(piece);
-    end_close(&client);
-    end_close(&other);
-    end_close(&leader);
-    bed_stop(&b);
-}
-
 /* Ports and addresses that cannot be had are one clear line. */
 static void port_in_use(void **state)
 {
@@ -669,7 +606,6 @@ int main(int argc, char **argv)
         cmocka_unit_test(image_affinity),
         cmocka_unit_test(models_do_not_mix),
         cmocka_unit_test(shutdown_tells_clients),
-        cmocka_unit_test(slow_client),
         cmocka_unit_test(port_in_use),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);

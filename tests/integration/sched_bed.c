@@ -1,0 +1,319 @@
+/* tests/integration/sched_bed.c - see sched_bed.h. */
+#include "sched_bed.h"
+
+#include <sys/eventfd.h>
+
+static void *bed_main(void *arg)
+{
+    struct bed *b = arg;
+    struct wn_scheduler *s = NULL;
+
+    b->rc = wn_scheduler_open(&s, &b->cfg, "tcp://127.0.0.1:0", &b->err);
+    pthread_mutex_lock(&b->lock);
+    if (b->rc == WN_OK) {
+        snprintf(b->clients, sizeof(b->clients), "%s", wn_scheduler_client_address(s));
+        snprintf(b->workers, sizeof(b->workers), "%s", wn_scheduler_worker_address(s));
+    }
+    b->up = true;
+    pthread_cond_signal(&b->cond);
+    pthread_mutex_unlock(&b->lock);
+    if (b->rc == WN_OK) b->rc = wn_scheduler_run(s, b->stop_fd, &b->err);
+    wn_scheduler_close(s);
+    return NULL;
+}
+
+/* Defaults for tests: any port, short leases. Change b->cfg before bed_start. */
+void bed_init(struct bed *b)
+{
+    memset(b, 0, sizeof(*b));
+    wn_config_defaults(&b->cfg);
+    b->cfg.port = 0;
+    b->cfg.lease_ms = 600;
+    b->cfg.heartbeat_ms = 100;
+    b->cfg.no_worker_timeout_ms = 400;
+    b->cfg.shutdown_timeout_s = 0;
+}
+
+void bed_start(struct bed *b)
+{
+    struct wn_err err = {0};
+
+    pthread_mutex_init(&b->lock, NULL);
+    pthread_cond_init(&b->cond, NULL);
+    b->stop_fd = eventfd(0, EFD_CLOEXEC);
+    assert_true(b->stop_fd >= 0);
+    assert_int_equal(wn_net_create(&b->net, &err), WN_OK);
+    assert_int_equal(pthread_create(&b->thread, NULL, bed_main, b), 0);
+    pthread_mutex_lock(&b->lock);
+    while (!b->up) pthread_cond_wait(&b->cond, &b->lock);
+    pthread_mutex_unlock(&b->lock);
+    if (b->rc != WN_OK) fail_msg("scheduler: %s", b->err.text);
+}
+
+void bed_stop(struct bed *b)
+{
+    eventfd_write(b->stop_fd, 1);
+    pthread_join(b->thread, NULL);
+    assert_int_equal(b->rc, WN_OK);
+    close(b->stop_fd);
+    wn_net_destroy(b->net);
+}
+
+struct end end_open(struct bed *b, bool worker)
+{
+    struct wn_endpoint_opts o = {
+        .type = WN_ENDPOINT_DEALER,
+        .address = worker ? b->workers : b->clients,
+        .frame_max = {WN_CODEC_BYTES_MAX, (size_t)64 << 20},
+    };
+    struct end e = {0};
+    struct wn_err err = {0};
+
+    if (wn_endpoint_open(&e.ep, b->net, &o, &err) != WN_OK) fail_msg("%s", err.text);
+    return e;
+}
+
+void end_close(struct end *e)
+{
+    wn_endpoint_close(e->ep);
+    e->ep = NULL;
+}
+
+/* Frames as they are; waits until there is a connection. */
+void end_send_raw(struct end *e, const void *data, size_t bytes, const void *payload, size_t payload_bytes)
+{
+    struct wn_msg msg;
+    wn_status rc = WN_EBUSY;
+
+    wn_msg_init(&msg);
+    assert_int_equal(wn_msg_add_copy(&msg, data, bytes), WN_OK);
+    if (payload) assert_int_equal(wn_msg_add_copy(&msg, payload, payload_bytes), WN_OK);
+    for (int i = 0; i < 500 && rc == WN_EBUSY; i++) {
+        rc = wn_endpoint_send(e->ep, &msg, WN_TRAFFIC_CONTROL);
+        if (rc == WN_EBUSY) usleep(10000);
+    }
+    wn_msg_clear(&msg);
+    assert_int_equal(rc, WN_OK);
+}
+
+void end_send(struct end *e, Wn__Envelope__BodyCase kind, const void *body, const void *payload, size_t n)
+{
+    struct wn_err err = {0};
+    uint8_t *data;
+    size_t bytes;
+
+    if (wn_codec_pack_body(&data, &bytes, kind, body, &err) != WN_OK) fail_msg("%s", err.text);
+    end_send_raw(e, data, bytes, payload, n);
+    free(data);
+}
+
+/* The next message within ms, or NULL. Heartbeats are skipped. */
+Wn__Envelope *end_recv(struct end *e, int ms)
+{
+    const int64_t deadline = wn_deadline_in_us((int64_t)ms * 1000);
+    struct wn_msg msg;
+    Wn__Envelope *env = NULL;
+    struct wn_err err = {0};
+
+    wn_msg_init(&msg);
+    while (!env) {
+        struct wn_poll_item item = {.ep = e->ep};
+        wn_status rc = wn_endpoint_recv(e->ep, &msg);
+        if (rc == WN_EBUSY && wn_endpoint_poll(&item, 1, deadline) == WN_ETIME) break;
+        if (rc != WN_OK) continue;
+        if (wn_codec_unpack(&env, wn_msg_data(&msg, 0), wn_msg_size(&msg, 0), &err) != WN_OK) fail_msg("%s", err.text);
+        e->payload_bytes = msg.frames_n > 1 ? wn_msg_size(&msg, 1) : 0;
+        if (e->payload_bytes)
+            memcpy(e->payload, wn_msg_data(&msg, 1), e->payload_bytes < 64 ? e->payload_bytes : 64);
+        if (env->body_case == WN__ENVELOPE__BODY_HEARTBEAT) {
+            wn_codec_free(env);
+            env = NULL;
+        }
+    }
+    wn_msg_clear(&msg);
+    return env;
+}
+
+/* The next message, which must be this one. */
+Wn__Envelope *end_expect(struct end *e, Wn__Envelope__BodyCase kind)
+{
+    Wn__Envelope *env = end_recv(e, 5000);
+
+    if (!env) fail_msg("%s did not come", wn_codec_body_name(kind));
+    if (env->body_case != kind)
+        fail_msg("%s came instead of %s: %s", wn_codec_body_name(env->body_case), wn_codec_body_name(kind),
+                 env->body_case == WN__ENVELOPE__BODY_ERROR ? env->error->text : "");
+    return env;
+}
+
+/* Expects an Error with these words, about anything. */
+void end_expect_error(struct end *e, uint32_t code, const char *words)
+{
+    Wn__Envelope *env = end_expect(e, WN__ENVELOPE__BODY_ERROR);
+
+    if (words && !strstr(env->error->text, words)) fail_msg("'%s' is not in '%s'", words, env->error->text);
+    assert_int_equal(env->error->code, code);
+    wn_codec_free(env);
+}
+
+void worker_hello(struct end *e, Wn__Role role, const char *name, uint32_t slots, uint32_t pid)
+{
+    Wn__Hello h = WN__HELLO__INIT;
+
+    h.role = role;
+    h.name = (char *)(uintptr_t)name;
+    h.host = "test";
+    h.pid = pid;
+    h.model_id = "abc";
+    h.features_endpoint = role == WN__ROLE__ROLE_LEADER ? "ipc:///tmp/features" : "";
+    h.slots = slots;
+    end_send(e, WN__ENVELOPE__BODY_HELLO, &h, NULL, 0);
+    wn_codec_free(end_expect(e, WN__ENVELOPE__BODY_WELCOME));
+}
+
+void worker_heartbeat(struct end *e)
+{
+    Wn__Heartbeat h = WN__HEARTBEAT__INIT;
+    end_send(e, WN__ENVELOPE__BODY_HEARTBEAT, &h, NULL, 0);
+}
+
+struct end worker_open(struct bed *b, Wn__Role role, const char *name, uint32_t slots)
+{
+    struct end e = end_open(b, true);
+    worker_hello(&e, role, name, slots, 100);
+    worker_heartbeat(&e);
+    return e;
+}
+
+struct order take_order(struct end *e, Wn__Envelope__BodyCase kind)
+{
+    Wn__Envelope *env = end_expect(e, kind);
+    struct order o = {0};
+    const Wn__JobRef *ref = NULL;
+
+    if (kind == WN__ENVELOPE__BODY_GENERATE) {
+        ref = env->generate->job;
+        snprintf(o.text, sizeof(o.text), "%s", env->generate->prompt);
+        o.emitted_n = (uint32_t)env->generate->n_emitted;
+        for (uint32_t i = 0; i < o.emitted_n && i < 8; i++) o.emitted[i] = env->generate->emitted[i];
+    } else if (kind == WN__ENVELOPE__BODY_ENCODE) {
+        ref = env->encode->job;
+        o.image = env->encode->image;
+        snprintf(o.text, sizeof(o.text), "%s", env->encode->leader_endpoint);
+    } else if (kind == WN__ENVELOPE__BODY_CANCEL) {
+        ref = env->cancel->job;
+    }
+    assert_non_null(ref);
+    snprintf(o.id, sizeof(o.id), "%s", ref->job_id);
+    o.attempt = ref->attempt;
+    wn_codec_free(env);
+    return o;
+}
+
+void give_tokens(struct end *e, const struct order *o, uint32_t first, uint32_t id, const char *text)
+{
+    Wn__JobRef ref = WN__JOB_REF__INIT;
+    Wn__Tokens t = WN__TOKENS__INIT;
+
+    ref.job_id = (char *)(uintptr_t)o->id;
+    ref.attempt = o->attempt;
+    t.job = &ref;
+    t.first = first;
+    t.ids = &id;
+    t.n_ids = 1;
+    t.text = (char *)(uintptr_t)text;
+    end_send(e, WN__ENVELOPE__BODY_TOKENS, &t, NULL, 0);
+}
+
+void give_done(struct end *e, const struct order *o, uint32_t prompt_tokens)
+{
+    Wn__JobRef ref = WN__JOB_REF__INIT;
+    Wn__Done d = WN__DONE__INIT;
+    Wn__Usage u = WN__USAGE__INIT;
+    Wn__LinkBytes lb = WN__LINK_BYTES__INIT;
+
+    ref.job_id = (char *)(uintptr_t)o->id;
+    ref.attempt = o->attempt;
+    lb.activation = 1000;
+    u.prompt_tokens = prompt_tokens;
+    u.decode_us = 77;
+    u.bytes_on_wire = &lb;
+    d.job = &ref;
+    d.reason = WN__FINISH_REASON__FINISH_STOP;
+    d.usage = &u;
+    end_send(e, WN__ENVELOPE__BODY_DONE, &d, NULL, 0);
+}
+
+void give_encoded(struct end *e, const struct order *o)
+{
+    Wn__JobRef ref = WN__JOB_REF__INIT;
+    Wn__Encoded d = WN__ENCODED__INIT;
+
+    ref.job_id = (char *)(uintptr_t)o->id;
+    ref.attempt = o->attempt;
+    d.job = &ref;
+    d.image = o->image;
+    d.rows = d.rows_before = 576;
+    d.encode_us = 500;
+    d.bytes = 576 * 64;
+    end_send(e, WN__ENVELOPE__BODY_ENCODED, &d, NULL, 0);
+}
+
+void give_error(struct end *e, const struct order *o, wn_status code, bool retriable, const char *text)
+{
+    Wn__JobRef ref = WN__JOB_REF__INIT;
+    Wn__Error d = WN__ERROR__INIT;
+
+    ref.job_id = (char *)(uintptr_t)o->id;
+    ref.attempt = o->attempt;
+    d.job = &ref;
+    d.code = (uint32_t)code;
+    d.text = (char *)(uintptr_t)text;
+    d.retriable = retriable;
+    end_send(e, WN__ENVELOPE__BODY_ERROR, &d, NULL, 0);
+}
+
+/* Submits without waiting for an answer. image may be NULL. */
+void submit(struct end *e, const char *prompt, const char *image, const char *key)
+{
+    Wn__Submit r = WN__SUBMIT__INIT;
+    uint64_t n = image ? strlen(image) : 0;
+
+    r.prompt = (char *)(uintptr_t)prompt;
+    r.idempotency_key = (char *)(uintptr_t)key;
+    r.client_tag = "7";
+    r.stream = true;
+    r.image_bytes = &n;
+    r.n_image_bytes = image ? 1 : 0;
+    end_send(e, WN__ENVELOPE__BODY_SUBMIT, &r, image, n);
+}
+
+void expect_accepted(struct end *e, bool existed, char id[32])
+{
+    Wn__Envelope *env = end_expect(e, WN__ENVELOPE__BODY_ACCEPTED);
+
+    assert_int_equal(env->accepted->existed, existed);
+    assert_true(wn_job_id_valid(env->accepted->job_id));
+    if (id) snprintf(id, 32, "%s", env->accepted->job_id);
+    wn_codec_free(env);
+}
+
+void expect_tokens(struct end *e, uint32_t first, size_t n, const char *text)
+{
+    Wn__Envelope *env = end_expect(e, WN__ENVELOPE__BODY_TOKENS);
+
+    assert_int_equal(env->tokens->first, first);
+    assert_int_equal(env->tokens->n_ids, n);
+    assert_string_equal(env->tokens->text, text);
+    wn_codec_free(env);
+}
+
+/* The caller frees what comes back. */
+Wn__Envelope *expect_done(struct end *e, Wn__FinishReason reason, const char *text)
+{
+    Wn__Envelope *env = end_expect(e, WN__ENVELOPE__BODY_DONE);
+
+    assert_int_equal(env->done->reason, reason);
+    assert_string_equal(env->done->text, text);
+    return env;
+}

@@ -1,0 +1,178 @@
+/* tests/integration/test_scheduler_time.c - slow clients, deadlines, and results that are kept or forgotten. */
+#include "sched_bed.h"
+
+#include "base/log.h"
+
+/* A client that does not read: its queue fills, the leader and others are not held up, and when it reads again it gets
+ * every byte of every answer in order. */
+static void slow_client(void **state)
+{
+    enum { JOBS = 40, PIECES = 100, PIECE = 5000 };
+    struct bed b;
+    struct end client, other, leader;
+    char *piece = malloc(PIECE + 1);
+    size_t got[JOBS] = {0}, most = 0;
+    char ids[JOBS][32];
+    int done = 0;
+
+    (void)state;
+    bed_init(&b);
+    b.cfg.lease_ms = 60000;
+    bed_start(&b);
+    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", JOBS + 1);
+    client = end_open(&b, false);
+    for (int j = 0; j < JOBS; j++) {
+        struct order gen;
+        submit(&client, "q", NULL, "");
+        gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
+        memcpy(ids[j], gen.id, sizeof(ids[j]));
+        memset(piece, 'A' + j, PIECE);
+        piece[PIECE] = '\0';
+        for (uint32_t i = 0; i < PIECES; i++) give_tokens(&leader, &gen, i, i, piece);
+        give_done(&leader, &gen, 1);
+    }
+    other = end_open(&b, false); /* in the meantime */
+    submit(&other, "q", NULL, "");
+    expect_accepted(&other, false, NULL);
+    {
+        struct order gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
+        give_done(&leader, &gen, 1);
+    }
+    wn_codec_free(expect_done(&other, WN__FINISH_REASON__FINISH_STOP, ""));
+    while (done < JOBS) {
+        Wn__Envelope *env = end_recv(&client, 5000);
+        const char *id;
+        int j = 0;
+        if (!env) fail_msg("after %d answers nothing came", done);
+        id = env->body_case == WN__ENVELOPE__BODY_TOKENS ? env->tokens->job->job_id
+             : env->body_case == WN__ENVELOPE__BODY_DONE ? env->done->job->job_id
+                                                         : "";
+        while (j < JOBS && strcmp(ids[j], id) != 0) j++;
+        if (env->body_case == WN__ENVELOPE__BODY_TOKENS) {
+            assert_int_equal(env->tokens->first * (size_t)PIECE, got[j]);
+            for (const char *c = env->tokens->text; *c; c++) assert_int_equal(*c, 'A' + j);
+            got[j] += strlen(env->tokens->text);
+            if (env->tokens->n_ids > most) most = env->tokens->n_ids;
+        } else if (env->body_case == WN__ENVELOPE__BODY_DONE) {
+            assert_int_equal(got[j], PIECES * PIECE);
+            assert_int_equal(strlen(env->done->text), PIECES * PIECE);
+            done++;
+        }
+        wn_codec_free(env);
+    }
+    assert_true(most > 1); /* pieces were put together: the queue had really been full */
+    free(piece);
+    end_close(&client);
+    end_close(&other);
+    end_close(&leader);
+    bed_stop(&b);
+}
+
+static void deadline(void **state)
+{
+    struct bed b;
+    struct end client, leader;
+    Wn__Submit r = WN__SUBMIT__INIT;
+    struct order gen;
+
+    (void)state;
+    bed_init(&b);
+    b.cfg.lease_ms = 60000;
+    bed_start(&b);
+    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 1);
+    client = end_open(&b, false);
+    r.prompt = "q";
+    r.deadline_ms = 200;
+    end_send(&client, WN__ENVELOPE__BODY_SUBMIT, &r, NULL, 0);
+    expect_accepted(&client, false, NULL);
+    gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
+    end_expect_error(&client, WN_ETIME, "deadline has passed");
+    assert_string_equal(take_order(&leader, WN__ENVELOPE__BODY_CANCEL).id, gen.id);
+    end_close(&client);
+    end_close(&leader);
+    bed_stop(&b);
+}
+
+/* A key stands for the same job; but one that failed for want of workers may be tried again under its key. */
+static void keys(void **state)
+{
+    struct bed b;
+    struct end client, leader;
+    char first[32], second[32], third[32];
+    struct order gen;
+
+    (void)state;
+    bed_init(&b);
+    b.cfg.no_worker_timeout_ms = 100;
+    bed_start(&b);
+    client = end_open(&b, false);
+    submit(&client, "q", NULL, "key");
+    expect_accepted(&client, false, first);
+    end_expect_error(&client, WN_EPEER, "no replica");
+    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 1);
+    submit(&client, "q", NULL, "key");
+    expect_accepted(&client, false, second);
+    assert_string_not_equal(first, second);
+    gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
+    give_tokens(&leader, &gen, 0, 1, "x");
+    give_done(&leader, &gen, 1);
+    expect_tokens(&client, 0, 1, "x");
+    wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, "x"));
+    submit(&client, "q", NULL, "key"); /* answered from what is kept */
+    expect_accepted(&client, true, third);
+    assert_string_equal(second, third);
+    expect_tokens(&client, 0, 1, "x");
+    wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, "x"));
+    end_close(&client);
+    end_close(&leader);
+    bed_stop(&b);
+}
+
+/* Only the newest --max-results are kept. */
+static void results_are_bounded(void **state)
+{
+    struct bed b;
+    struct end client, leader;
+    Wn__Attach attach = WN__ATTACH__INIT;
+    char ids[3][32];
+
+    (void)state;
+    bed_init(&b);
+    b.cfg.max_results = 2;
+    b.cfg.lease_ms = 60000;
+    bed_start(&b);
+    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 1);
+    client = end_open(&b, false);
+    for (int i = 0; i < 3; i++) {
+        struct order gen;
+        submit(&client, "q", NULL, "");
+        expect_accepted(&client, false, ids[i]);
+        gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
+        give_done(&leader, &gen, 1);
+        wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, ""));
+    }
+    usleep(150000); /* a tick */
+    attach.job_id = ids[0];
+    end_send(&client, WN__ENVELOPE__BODY_ATTACH, &attach, NULL, 0);
+    end_expect_error(&client, WN_ENOENT, ids[0]);
+    attach.job_id = ids[1];
+    end_send(&client, WN__ENVELOPE__BODY_ATTACH, &attach, NULL, 0);
+    expect_accepted(&client, true, NULL);
+    wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, ""));
+    end_close(&client);
+    end_close(&leader);
+    bed_stop(&b);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(slow_client),
+        cmocka_unit_test(deadline),
+        cmocka_unit_test(keys),
+        cmocka_unit_test(results_are_bounded),
+    };
+    if (argc > 1) cmocka_set_test_filter(argv[1]);
+    wn_log_max = WN_LOG_ERROR;
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
