@@ -9,11 +9,12 @@
 #include "shard/cpu/check.h"
 #include "shard/cpu/cpu.h"
 
-#define BLOCK     64u /* keys; a multiple of the panel */
-#define AHEAD     16u /* keys asked for before they are used */
-#define ROWS      96u /* query rows of a task (a row: one token, one head) */
-#define FULL_ROWS 24u /* query rows whose scores over all keys are held at once */
-#define KEYS      256u /* values swept while a panel of them is in the first-level cache */
+#define BLOCK      64u  /* keys; a multiple of the panel */
+#define AHEAD      8u   /* keys asked for before they are used */
+#define ROWS       192u /* query rows of a task (a row: one token, one head) */
+#define FULL_ROWS  24u  /* query rows whose scores over all keys are held at once */
+#define KEYS       256u /* values swept while a panel of them is in the first-level cache */
+#define SMALL_WORK 100000u /* multiply-adds that are not worth waking threads for */
 
 static size_t round_up(size_t n)
 {
@@ -32,7 +33,7 @@ struct paged {
     const struct wn_attn_paged *a;
     uint32_t group, tokens_max; /* query heads of a kv head; tokens of a task */
     size_t wide;                /* head_dim rounded up to panels */
-    size_t q, s, o, k, v, tmp, m, task_floats; /* where each part of a thread's scratch starts */
+    size_t q, s, o, k, v, tmp, max, sum, task_floats; /* where each part of a thread's scratch starts */
 };
 
 static size_t kv_row(const struct wn_kv *kv, const struct wn_seq *seq, uint32_t key)
@@ -44,7 +45,7 @@ static size_t kv_row(const struct wn_kv *kv, const struct wn_seq *seq, uint32_t 
 static void prefetch_row(const struct wn_mat *m, size_t row, size_t col, size_t n)
 {
     const char *p = wn_mat_at(m, row, col);
-    for (size_t i = 0; i < n * wn_dtype_bytes(m->dtype); i += 64) __builtin_prefetch(p + i, 0, 2);
+    for (size_t i = 0; i < n * wn_dtype_bytes(m->dtype); i += 64) __builtin_prefetch(p + i);
 }
 
 /* Panels of keys and values [base, base + BLOCK) of one kv head; keys from `end` on are zeros. */
@@ -76,45 +77,48 @@ static void load_block(const struct paged *p, const struct wn_seq *seq, uint32_t
     }
 }
 
-/* Adds one block of keys to rows [r0, rows). Row r is token first + r / group and sees keys up to its own position. */
+/* Scores of one row, `keys` of them, become weights under the running maximum; what was summed before is scaled. */
+static void weigh_row(const struct paged *p, float *s, uint32_t keys, bool first, float *max, float *sum, float *o)
+{
+    float top = p->isa->max(s, keys);
+
+    if (first) {
+        *sum = 0.0f;
+    } else {
+        float alpha;
+        if (!(top > *max)) top = *max;
+        alpha = expf(*max - top);
+        *sum *= alpha;
+        if (alpha < 1.0f) p->isa->scale(o, alpha, p->wide);
+    }
+    *max = top;
+    *sum += p->isa->exp_sum(s, top, keys, BLOCK);
+}
+
+/* Adds one block of keys to the task's rows. Row r is token first + r / group and sees keys up to its own position. */
 static void add_block(const struct paged *p, uint32_t base, uint32_t first, uint32_t rows, float *f)
 {
     size_t hd = p->a->head_dim;
     uint32_t r0 = base > first ? (base - first) * p->group : 0;
-    float *max = f + p->m, *sum = max + (size_t)p->tokens_max * p->group;
 
     for (uint32_t r = r0; r < rows; r += WN_CPU_ROWS) {
-        uint32_t n = min_u32(WN_CPU_ROWS, rows - r), last = first + (r + n - 1) / p->group, least = BLOCK;
+        uint32_t n = min_u32(WN_CPU_ROWS, rows - r), last = first + (r + n - 1) / p->group, keys[WN_CPU_ROWS];
         float *s = f + p->s + (size_t)r * BLOCK, *o = f + p->o + r * p->wide;
 
         for (uint32_t j = 0; j < BLOCK && base + j <= last; j += WN_CPU_COLS)
             p->isa->tile(n, hd, f + p->q + r * hd, hd, f + p->k + j * hd, s + j, BLOCK, true);
         for (uint32_t i = 0; i < n; i++) {
-            uint32_t keys = min_u32(BLOCK, first + (r + i) / p->group - base + 1);
-            float *row = s + (size_t)i * BLOCK, top = p->isa->max(row, keys);
-            least = min_u32(least, keys);
-            if (base > 0) {
-                float alpha;
-                if (!(top > max[r + i])) top = max[r + i];
-                alpha = expf(max[r + i] - top);
-                sum[r + i] = sum[r + i] * alpha;
-                if (alpha < 1.0f || alpha > 1.0f) p->isa->scale(o + i * p->wide, alpha, p->wide);
-            } else {
-                sum[r + i] = 0.0f;
-            }
-            max[r + i] = top;
-            sum[r + i] += p->isa->exp_sum(row, top, keys, BLOCK);
+            keys[i] = min_u32(BLOCK, first + (r + i) / p->group - base + 1);
+            weigh_row(p, s + (size_t)i * BLOCK, keys[i], base == 0, f + p->max + r + i, f + p->sum + r + i, o + i * p->wide);
         }
         /* Keys that all rows of the tile see, then each row's own rest: no row is touched by keys after it. */
         for (size_t d = 0; d < p->wide; d += WN_CPU_COLS) {
             const float *v = f + p->v + d * BLOCK;
-            p->isa->tile(n, least, s, BLOCK, v, o + d, p->wide, base == 0);
-            for (uint32_t i = 0; i < n; i++) {
-                uint32_t keys = min_u32(BLOCK, first + (r + i) / p->group - base + 1);
-                if (keys > least)
-                    p->isa->tile(1, keys - least, s + (size_t)i * BLOCK + least, BLOCK, v + (size_t)least * WN_CPU_COLS,
-                                 o + i * p->wide + d, p->wide, false);
-            }
+            p->isa->tile(n, keys[0], s, BLOCK, v, o + d, p->wide, base == 0);
+            for (uint32_t i = 1; i < n; i++)
+                if (keys[i] > keys[0])
+                    p->isa->tile(1, keys[i] - keys[0], s + (size_t)i * BLOCK + keys[0], BLOCK,
+                                 v + (size_t)keys[0] * WN_CPU_COLS, o + i * p->wide + d, p->wide, false);
         }
     }
 }
@@ -125,7 +129,6 @@ static void paged_task(const struct paged *p, const struct wn_seq *seq, uint32_t
     const struct wn_attn_paged *a = p->a;
     uint32_t rows = (t1 - t0) * p->group, end = seq->pos + t1;
     size_t hd = a->head_dim;
-    float *sum = f + p->m + (size_t)p->tokens_max * p->group;
 
     for (uint32_t r = 0; r < rows; r++) {
         size_t head = kv_head * p->group + r % p->group, row = (size_t)seq->first_row + t0 + r / p->group;
@@ -138,7 +141,7 @@ static void paged_task(const struct paged *p, const struct wn_seq *seq, uint32_t
     }
     for (uint32_t r = 0; r < rows; r++) {
         size_t head = kv_head * p->group + r % p->group, row = (size_t)seq->first_row + t0 + r / p->group;
-        p->isa->scale(f + p->o + r * p->wide, 1.0f / sum[r], hd);
+        p->isa->scale(f + p->o + r * p->wide, 1.0f / f[p->sum + r], hd);
         p->isa->store(wn_mat_at(&a->out, row, head * hd), a->out.dtype, f + p->o + r * p->wide, hd);
     }
 }
@@ -162,14 +165,15 @@ wn_status wn_cpu_attn_paged(struct wn_backend *be, const struct wn_attn_paged *a
     p.k = p.o + rows_max * p.wide;
     p.v = p.k + BLOCK * hd;
     p.tmp = p.v + BLOCK * p.wide;
-    p.m = p.tmp + WN_CPU_COLS * hd;
-    p.task_floats = round_up(p.m + 2 * rows_max);
+    p.max = p.tmp + WN_CPU_COLS * hd;
+    p.sum = p.max + rows_max;
+    p.task_floats = round_up(p.sum + rows_max);
     for (uint32_t s = 0; s < a->seqs_n; s++) {
         const struct wn_seq *q = &a->seqs[s];
         tasks += (size_t)((q->rows + p.tokens_max - 1) / p.tokens_max) * a->kv_heads;
         work += (uint64_t)q->rows * (q->pos + q->rows) * a->q.cols;
     }
-    if (work < 100000) threads = 1;
+    if (work < SMALL_WORK) threads = 1;
     scratch = wn_cpu_scratch(cpu, (size_t)threads * p.task_floats * sizeof(float));
     if (!scratch) return WN_ENOMEM;
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
@@ -265,7 +269,7 @@ wn_status wn_cpu_attn_full(struct wn_backend *be, const struct wn_attn_full *a)
     struct full p = {.isa = cpu->isa, .a = a, .wide = round_up(a->head_dim), .keys = round_up(a->tokens)};
     size_t hd = a->head_dim, mean_floats = a->mean_cols ? round_up((size_t)a->images * a->heads * a->tokens) : 0;
     uint32_t tasks = a->images * a->heads;
-    int threads = (uint64_t)tasks * a->tokens * a->tokens * hd < 100000 ? 1 : wn_cpu_threads();
+    int threads = (uint64_t)tasks * a->tokens * a->tokens * hd < SMALL_WORK ? 1 : wn_cpu_threads();
     float *scratch;
 
     wn_check_attn_full(a);
