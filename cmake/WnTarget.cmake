@@ -7,10 +7,8 @@ add_library(wn_flags INTERFACE)
 target_include_directories(wn_flags INTERFACE ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR})
 target_compile_options(wn_flags INTERFACE
     -Wall -Wextra -Wconversion -Wno-sign-conversion -Wshadow -Wstrict-prototypes -Werror
-    $<$<C_COMPILER_ID:GNU>:-Wno-format-truncation> -fno-math-errno -ffp-contract=off -fno-strict-aliasing)
-if(CMAKE_C_COMPILER_ID STREQUAL "GNU") # text that is cut on purpose; clang does not know the warning
-    target_compile_options(wn_flags INTERFACE -Wno-format-truncation)
-endif()
+    $<$<C_COMPILER_ID:GNU>:-Wno-format-truncation> # text that is cut on purpose
+    -fno-math-errno -ffp-contract=off -fno-strict-aliasing)
 target_compile_definitions(wn_flags INTERFACE _GNU_SOURCE)
 if(WN_SANITIZE)
     target_compile_options(wn_flags INTERFACE -fsanitize=${WN_SANITIZE} -fno-omit-frame-pointer
