@@ -19,6 +19,7 @@ static const struct {
     {"cancel", cmd_cancel, "Jobs", "stop a job"},
     {"serve", NULL, "Servers", "start everything for a model on this machine"},
     {"plan", NULL, "Servers", "who would hold what, and the bytes on each link"},
+    {"prune", NULL, "Servers", "draw which visual tokens of a picture are kept"},
     {"status", cmd_status, "Servers", "what the server and its workers do"},
     {"collect-env", cmd_collect_env, "Problems", "versions and machine, for a report"},
 };

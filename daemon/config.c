@@ -215,7 +215,12 @@ static wn_status unknown_flag(const char *arg, size_t name_len, struct wn_err *e
     return wn_fail(err, WN_EINVAL, "unknown option %s; --help lists them", name);
 }
 
-/* The option that argv[i] names: "--long", "--long=value", "-short", "-short=value". */
+static bool is_name(const char *name, const char *text, size_t n)
+{
+    return strlen(name) == n && strncmp(name, text, n) == 0;
+}
+
+/* The option that argv[i] names: "--long", "--long=value", "-short", "-short=value", and "--short" if it is a word. */
 static const struct wn_option *match_flag(const char *arg, size_t *name_len)
 {
     size_t n = strcspn(arg, "=");
@@ -223,9 +228,10 @@ static const struct wn_option *match_flag(const char *arg, size_t *name_len)
 
     *name_len = n;
     for (size_t i = 0; i < wn_options_n; i++) {
-        const char *name = is_long ? wn_options[i].name : wn_options[i].short_name;
-        size_t skip = is_long ? 2 : 1;
-        if (name && strlen(name) == n - skip && strncmp(name, arg + skip, n - skip) == 0) return &wn_options[i];
+        const char *shorter = wn_options[i].short_name;
+        if (is_long && is_name(wn_options[i].name, arg + 2, n - 2)) return &wn_options[i];
+        if (shorter && (!is_long || shorter[1]) && is_name(shorter, arg + (is_long ? 2 : 1), n - (is_long ? 2 : 1)))
+            return &wn_options[i];
     }
     return NULL;
 }

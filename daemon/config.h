@@ -62,6 +62,8 @@ struct wn_config {
     char link[WN_NAME_LEN];                 /* between ranks: "auto", "local", "mpi" */
     /* tools */
     uint32_t prompt_tokens, images; /* winnow plan */
+    char image[WN_PATH_LEN], output[WN_PATH_LEN]; /* winnow prune */
+    bool all;
     bool json;
     /* general */
     uint32_t log_level; /* wn_log_level */

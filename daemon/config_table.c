@@ -28,9 +28,9 @@ const struct wn_option wn_options[] = {
     U32("block-size", NULL, block_size, "16", 1, 1024, "tokens of one KV page"),
 #undef GROUP
 #define GROUP "Images and pruning"
-    TEXT("image-pruning-method", NULL, image_pruning_method, "none", "what chooses the visual tokens to keep"),
-    U32("image-keep-tokens", NULL, image_keep_tokens, "0", 0, 65536, "visual tokens kept an image; 0: by rate"),
-    FLOAT("image-pruning-rate", NULL, image_pruning_rate, "0", 0, 0.99, "share of visual tokens removed"),
+    TEXT("image-pruning-method", "method", image_pruning_method, "none", "what chooses the visual tokens to keep"),
+    U32("image-keep-tokens", "keep", image_keep_tokens, "0", 0, 65536, "visual tokens kept an image; 0: by rate"),
+    FLOAT("image-pruning-rate", "rate", image_pruning_rate, "0", 0, 0.99, "share of visual tokens removed"),
     U64("image-bytes-max", NULL, image_bytes_max, "32M", 1, 1 << 30, "largest image file"),
     U64("image-pixels-max", NULL, image_pixels_max, "64M", 1, 1 << 30, "largest decoded image, in pixels"),
     U32("vision-queue", NULL, vision_queue, "4", 1, 1024, "images that a vision worker takes at a time"),
@@ -62,6 +62,9 @@ const struct wn_option wn_options[] = {
 #define GROUP "Tools"
     U32("prompt-tokens", NULL, prompt_tokens, "64", 1, 1 << 20, "plan: text tokens of the prompt"),
     U32("images", NULL, images, "1", 0, 16, "plan: images of the prompt"),
+    TEXT("image", NULL, image, "", "prune: the picture"),
+    TEXT("output", "o", output, "", "prune: the PNG file to write"),
+    FLAG("all", NULL, all, "prune: every method, on one sheet"),
     FLAG("json", NULL, json, "machine-readable output"),
 #undef GROUP
 #define GROUP "General"

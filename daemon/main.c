@@ -14,6 +14,7 @@ static const struct {
     {"vision", wn_role_vision, "encode images and prune visual tokens"},
     {"shard", wn_role_shard, "one rank of a replica of the language model"},
     {"plan", wn_cmd_plan, "print who holds what, and what crosses which link"},
+    {"prune", wn_cmd_prune, "draw which visual tokens of a picture are kept"},
 };
 
 static int usage(FILE *f)

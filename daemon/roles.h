@@ -13,6 +13,7 @@ int wn_role_vision(int argc, char **argv);
 int wn_role_shard(int argc, char **argv);
 int wn_role_serve(int argc, char **argv); /* supervisor */
 int wn_cmd_plan(int argc, char **argv);
+int wn_cmd_prune(int argc, char **argv);
 
 /* Where workers reach the scheduler: --scheduler-endpoint, else a socket in --run-dir. out holds 160 bytes. */
 void wn_role_scheduler_address(const struct wn_config *cfg, char *out);
