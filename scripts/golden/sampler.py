@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Golden data of the sampler: what Transformers' logits processors make of random logits.
 
-    python3 scripts/golden/sampler.py [OUT_FILE]       (default tests/golden/sampler/cases.txt; needs torch, transformers)
+    python3 scripts/golden/sampler.py [OUT_FILE]     (default tests/golden/sampler/cases.txt; needs transformers)
 
 Text, one case after another:
     case TEMPERATURE TOP_K TOP_P PENALTY VOCAB CONTEXT_N
