@@ -1,0 +1,89 @@
+/* tests/unit/prune_case.h - one image for pruning tests: features, every tap, room for a result; and the counter
+ * generator that scripts/golden/prune.py uses too. */
+#ifndef WN_TESTS_UNIT_PRUNE_CASE_H
+#define WN_TESTS_UNIT_PRUNE_CASE_H
+
+#include <stdint.h>
+#include <stdlib.h>
+
+#include "pruning/impl.h"
+
+struct prune_case {
+    struct wn_prune_in in;
+    struct wn_prune_out out;
+    float *x, *keys, *query, *cls, *mean, *cls_row;
+};
+
+static inline uint64_t case_mix(uint64_t z)
+{
+    z *= 0x9E3779B97F4A7C15u;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return z ^ (z >> 31);
+}
+
+static inline uint64_t case_draw(uint64_t stream, uint64_t i)
+{
+    return case_mix((stream << 32) + i + 1);
+}
+
+/* Room for the largest result; taps of `layers` attention layers, all zero. */
+static inline void case_init(struct prune_case *c, struct wn_prune_shape s, uint32_t layers)
+{
+    const size_t tokens = (size_t)s.rows + 1, width = s.width;
+
+    *c = (struct prune_case){.in = {.shape = s, .dtype = WN_F32}};
+    c->x = calloc(s.rows * width, sizeof(float));
+    c->keys = calloc(tokens * width, sizeof(float));
+    c->query = calloc(width, sizeof(float));
+    c->cls = calloc(layers * s.heads * tokens + 1, sizeof(float));
+    c->mean = calloc(layers * tokens, sizeof(float));
+    c->cls_row = calloc(width, sizeof(float));
+    c->out.index = calloc(tokens, sizeof(uint32_t));
+    c->out.flags = calloc(tokens, 1);
+    c->out.values = calloc(tokens * width, sizeof(float));
+    c->out.scores = calloc(s.rows, sizeof(float));
+    WN_ASSERT(c->x && c->keys && c->query && c->cls && c->mean && c->cls_row && c->out.index &&
+              c->out.flags && c->out.values && c->out.scores);
+    c->in.features = c->x;
+    c->in.taps = (struct wn_prune_taps){.cls_attention = c->cls,
+                                        .mean_attention = c->mean,
+                                        .cls_stride = s.heads * tokens,
+                                        .mean_stride = tokens,
+                                        .keys_layer = WN_PRUNE_NO_LAYER,
+                                        .keys = c->keys,
+                                        .cls_query = c->query,
+                                        .cls_row = c->cls_row};
+}
+
+static inline void case_fini(struct prune_case *c)
+{
+    free(c->x);
+    free(c->keys);
+    free(c->query);
+    free(c->cls);
+    free(c->mean);
+    free(c->cls_row);
+    free(c->out.index);
+    free(c->out.flags);
+    free(c->out.values);
+    free(c->out.scores);
+}
+
+/* Says that the taps are those that the method wants: the arrays of the case hold `layers` in
+ * ascending order. */
+static inline void case_taps(struct prune_case *c, uint64_t layers, uint32_t keys_layer)
+{
+    c->in.taps.cls_layers = c->in.taps.mean_layers = layers;
+    c->in.taps.keys_layer = keys_layer;
+}
+
+/* The place of patch i in the result; UINT32_MAX: not there. */
+static inline uint32_t case_find(const struct prune_case *c, uint32_t i)
+{
+    for (uint32_t r = 0; r < c->out.rows; r++)
+        if (c->out.index[r] == i) return r;
+    return UINT32_MAX;
+}
+
+#endif
