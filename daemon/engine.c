@@ -18,6 +18,13 @@ struct orphan {
     int64_t until_us;
 };
 
+/* A step in flight: whose sequences it has. */
+struct flight {
+    struct wn_gen_job **order; /* [seqs_max] */
+    uint32_t seqs_n;
+    bool stats;
+};
+
 struct wn_engine {
     struct wn_engine_opts opts;
     struct wn_kvpool *pool;
@@ -28,7 +35,8 @@ struct wn_engine {
     uint32_t *closes, closes_n, *drops, drops_n; /* to be said in the next record */
     const void **features;                       /* [features_max] data of the record's features */
     struct wn_front_msg **handed; /* [features_max] their messages, to acknowledge after the step */
-    struct wn_gen_job **order;    /* [seqs_max] whose sequence i of the record is */
+    struct flight *flights;       /* [depth], a ring */
+    uint32_t depth, flights_first, flights_n;
     struct wn_step_token *tokens;
     struct orphan orphans[ORPHANS_MAX];
     bool draining, stats_due;
@@ -46,14 +54,17 @@ wn_status wn_engine_open(struct wn_engine **out, const struct wn_engine_opts *op
     e->opts = *opts;
     e->jobs_end = &e->jobs;
     e->slots = calloc(l->seqs_max, sizeof(*e->slots));
-    e->order = calloc(l->seqs_max, sizeof(*e->order));
+    e->depth = wn_replica_depth(opts->replica);
+    e->flights = calloc(e->depth, sizeof(*e->flights));
+    for (uint32_t i = 0; e->flights && i < e->depth; i++)
+        if (!(e->flights[i].order = calloc(l->seqs_max, sizeof(*e->flights[i].order)))) rc = WN_ENOMEM;
     e->closes = calloc(l->seqs_max, sizeof(*e->closes));
     e->tokens = calloc(l->seqs_max, sizeof(*e->tokens));
     e->feature_busy = calloc(l->features_max, sizeof(*e->feature_busy));
     e->drops = calloc(l->features_max, sizeof(*e->drops));
     e->features = calloc(l->features_max, sizeof(*e->features));
     e->handed = calloc(l->features_max, sizeof(*e->handed));
-    if (!e->slots || !e->order || !e->closes || !e->tokens || !e->feature_busy || !e->drops ||
+    if (rc != WN_OK || !e->slots || !e->flights || !e->closes || !e->tokens || !e->feature_busy || !e->drops ||
         !e->features || !e->handed)
         rc = wn_fail(err, WN_ENOMEM, "engine of %u sequences", l->seqs_max);
     if (rc == WN_OK) rc = wn_kvpool_create(&e->pool, l->pages_max, err);
@@ -82,7 +93,8 @@ void wn_engine_close(struct wn_engine *e)
     free(e->feature_busy);
     free(e->tokens);
     free(e->closes);
-    free(e->order);
+    for (uint32_t i = 0; e->flights && i < e->depth; i++) free(e->flights[i].order);
+    free(e->flights);
     free(e->slots);
     free(e);
 }
@@ -92,14 +104,17 @@ void wn_engine_close(struct wn_engine *e)
 static struct wn_gen_job *find_job(struct wn_engine *e, const Wn__JobRef *ref)
 {
     for (struct wn_gen_job *j = e->jobs; j; j = j->next)
-        if (wn_jobref_equal(j->g->job, ref)) return j;
+        if (!j->doomed && wn_jobref_equal(j->g->job, ref)) return j;
     return NULL;
 }
 
-/* Takes the job out of every account and frees it. */
+/* Takes the job out of every account and frees it; one with rows in flight when the last of them is back. */
 static void remove_job(struct wn_engine *e, struct wn_gen_job *job)
 {
     struct wn_gen_job **at = &e->jobs;
+
+    job->doomed = true;
+    if (job->flying) return;
 
     while (*at != job) at = &(*at)->next;
     *at = job->next;
@@ -288,9 +303,11 @@ static void cancel_job(struct wn_engine *e, const Wn__JobRef *ref)
 
 static void drop_all(struct wn_engine *e)
 {
-    while (e->jobs) {
-        acknowledge_waiting(e, e->jobs);
-        remove_job(e, e->jobs);
+    for (struct wn_gen_job *job = e->jobs, *next; job; job = next) {
+        next = job->next;
+        if (job->doomed) continue;
+        acknowledge_waiting(e, job);
+        remove_job(e, job);
     }
 }
 
@@ -396,7 +413,7 @@ static bool admit(struct wn_engine *e, struct wn_gen_job *job, struct wn_step_re
 static void admit_ready(struct wn_engine *e, struct wn_step_record *rec)
 {
     for (struct wn_gen_job *j = e->jobs; j; j = j->next) {
-        if (j->state != WN_GEN_READY) continue;
+        if (j->state != WN_GEN_READY || j->doomed) continue;
         if (!admit(e, j, rec)) break; /* in order: nobody overtakes the one that waits for room */
     }
 }
@@ -408,7 +425,8 @@ static void add_rows(struct wn_engine *e, struct wn_step_record *rec, struct wn_
     const uint32_t pages = wn_kvpool_need(job->pos + n, e->opts.step.page_tokens);
 
     WN_ASSERT(pages <= job->pages_n && rec->pages_n + pages <= e->opts.step.pages_max);
-    e->order[rec->seqs_n] = job;
+    e->flights[(e->flights_first + e->flights_n) % e->depth].order[rec->seqs_n] = job;
+    job->flying++;
     rec->seqs[rec->seqs_n++] = (struct wn_step_seq){.slot = job->slot,
                                                     .first_row = rec->rows_n,
                                                     .rows = n,
@@ -430,7 +448,7 @@ static void add_rows(struct wn_engine *e, struct wn_step_record *rec, struct wn_
 
 static void fill_record(struct wn_engine *e, struct wn_step_record *rec)
 {
-    uint32_t room;
+    uint32_t room, decoding = 0, share;
 
     memcpy(rec->closes, e->closes, e->closes_n * sizeof(*e->closes));
     rec->closes_n = e->closes_n;
@@ -438,14 +456,15 @@ static void fill_record(struct wn_engine *e, struct wn_step_record *rec)
     rec->drops_n = e->drops_n;
     e->closes_n = e->drops_n = 0;
     admit_ready(e, rec);
-    for (struct wn_gen_job *j = e->jobs; j; j = j->next)
-        if (j->state == WN_GEN_DECODE && rec->rows_n < e->opts.step.rows_max)
-            add_rows(e, rec, j, 1, true);
+    /* Decodes are dealt over the steps in flight, so that every stage has one to work on. */
+    for (struct wn_gen_job *j = e->jobs; j; j = j->next) decoding += j->state == WN_GEN_DECODE && !j->doomed;
+    share = (decoding + e->depth - 1) / e->depth;
+    for (struct wn_gen_job *j = e->jobs; j && rec->rows_n < e->opts.step.rows_max && rec->seqs_n < share; j = j->next)
+        if (j->state == WN_GEN_DECODE && !j->flying && !j->doomed) add_rows(e, rec, j, 1, true);
     for (struct wn_gen_job *j = e->jobs; j; j = j->next) {
-        if (j->state != WN_GEN_PREFILL || (room = e->opts.step.rows_max - rec->rows_n) == 0)
-            continue;
+        if (j->state != WN_GEN_PREFILL || j->doomed || (room = e->opts.step.rows_max - rec->rows_n) == 0) continue;
         if (room > j->rows_n - j->pos) room = j->rows_n - j->pos;
-        add_rows(e, rec, j, room, j->pos + room == j->rows_n);
+        if (room) add_rows(e, rec, j, room, j->pos + room == j->rows_n);
     }
     if (e->draining && !e->jobs) rec->flags |= WN_STEP_STOP;
     if ((e->stats_due && !e->jobs) || (rec->rows_n && wn_now_us() - e->stats_us > STATS_PERIOD_US))
@@ -512,46 +531,80 @@ static void report_load(struct wn_engine *e)
     atomic_store(&load->pages_used, e->opts.step.pages_max - wn_kvpool_free_n(e->pool));
 }
 
-static wn_status step(struct wn_engine *e, struct wn_step_record *rec, struct wn_err *err)
+/* Sends the record on its way; e->features and e->handed are the features that go with it. */
+static wn_status begin(struct wn_engine *e, const struct wn_step_record *rec, struct wn_err *err)
 {
-    struct wn_traffic_table stats;
-    uint32_t tokens_n = 0;
-    const uint32_t features_n = rec->features_n, seqs_n = rec->seqs_n;
-    const bool with_stats = (rec->flags & WN_STEP_STATS) != 0;
-    wn_status rc = wn_replica_lead(e->opts.replica, e->features, e->tokens, &tokens_n, &stats, err);
+    struct flight *f = &e->flights[(e->flights_first + e->flights_n) % e->depth];
+    const wn_status rc = wn_replica_begin(e->opts.replica, e->features, err);
 
-    for (uint32_t i = 0; i < features_n; i++) {
+    for (uint32_t i = 0; i < rec->features_n; i++) {
         acknowledge(e, e->handed[i], NULL);
         wn_front_msg_free(e->handed[i]);
         e->handed[i] = NULL;
     }
     if (rc != WN_OK) return rc;
+    f->seqs_n = rec->seqs_n;
+    f->stats = (rec->flags & WN_STEP_STATS) != 0;
+    e->flights_n++;
+    for (uint32_t i = 0; i < f->seqs_n; i++) release_features(e, f->order[i]);
     atomic_fetch_add(&wn_front_load(e->opts.front)->steps, 1);
-    for (uint32_t i = 0; i < seqs_n; i++) release_features(e, e->order[i]);
-    for (uint32_t i = 0; i < tokens_n; i++)
-        take_token(e, e->order[e->tokens[i].seq], e->tokens[i].id);
-    if (with_stats) report_traffic(e, &stats);
     return WN_OK;
+}
+
+/* Waits for the oldest step, and does what its tokens mean. */
+static wn_status collect(struct wn_engine *e, struct wn_err *err)
+{
+    struct flight *f = &e->flights[e->flights_first];
+    struct wn_traffic_table stats;
+    uint32_t tokens_n = 0;
+    const wn_status rc = wn_replica_collect(e->opts.replica, e->tokens, &tokens_n, &stats, err);
+
+    if (rc != WN_OK) return rc;
+    e->flights_first = (e->flights_first + 1) % e->depth;
+    e->flights_n--;
+    for (uint32_t i = 0; i < f->seqs_n; i++) f->order[i]->flying--;
+    for (uint32_t i = 0; i < tokens_n; i++) {
+        struct wn_gen_job *job = f->order[e->tokens[i].seq];
+        f->order[e->tokens[i].seq] = NULL; /* the token may end it */
+        if (job->doomed)
+            remove_job(e, job);
+        else
+            take_token(e, job, e->tokens[i].id);
+    }
+    for (uint32_t i = 0; i < f->seqs_n; i++) /* chunks without a token */
+        if (f->order[i] && f->order[i]->doomed) remove_job(e, f->order[i]);
+    if (f->stats) report_traffic(e, &stats);
+    return WN_OK;
+}
+
+static bool is_empty(const struct wn_step_record *rec)
+{
+    return rec->rows_n == 0 && rec->flags == 0 && rec->closes_n == 0 && rec->drops_n == 0;
 }
 
 wn_status wn_engine_run(struct wn_engine *e, struct wn_err *err)
 {
     for (;;) {
         struct wn_front_msg *m;
-        struct wn_step_record *rec;
         wn_status rc;
 
         while ((m = wn_front_take(e->opts.front)) != NULL) take_message(e, m);
         if (*e->opts.drain) e->draining = true;
         visit_orphans(e, NULL);
-        rec = wn_replica_record(e->opts.replica);
-        fill_record(e, rec);
         report_load(e);
-        if (rec->rows_n == 0 && rec->flags == 0 && rec->closes_n == 0 && rec->drops_n == 0) {
-            wn_front_wait(e->opts.front, wn_deadline_in_us(IDLE_WAIT_US));
-            continue;
+        if (e->flights_n < e->depth) {
+            struct wn_step_record *rec = wn_replica_record(e->opts.replica);
+            fill_record(e, rec);
+            if (!is_empty(rec)) {
+                if ((rc = begin(e, rec, err)) != WN_OK) return rc;
+                if (!(rec->flags & WN_STEP_STOP)) continue;
+                while (rc == WN_OK && e->flights_n) rc = collect(e, err);
+                return rc;
+            }
         }
-        if ((rc = step(e, rec, err)) != WN_OK) return rc;
-        if (rec->flags & WN_STEP_STOP) return WN_OK;
+        if (e->flights_n == 0)
+            wn_front_wait(e->opts.front, wn_deadline_in_us(IDLE_WAIT_US));
+        else if ((rc = collect(e, err)) != WN_OK)
+            return rc;
     }
 }

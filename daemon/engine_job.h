@@ -46,7 +46,9 @@ struct wn_gen_job {
     uint32_t max_new, new_n; /* of the whole answer, emitted ones included */
     uint32_t last_token;
     struct wn_answer *answer;
-    bool opened; /* the replica knows the slot */
+    bool opened;     /* the replica knows the slot */
+    bool doomed;     /* has been answered: goes when nothing of it is in flight */
+    uint32_t flying; /* steps in flight that have rows of it */
     int64_t arrived_us, features_us, started_us, first_token_us;
     uint64_t sent_us, preprocess_us, encode_us, prune_us; /* of the slowest image */
 };

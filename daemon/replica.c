@@ -17,13 +17,24 @@ struct slot {
     uint32_t history_n;
 };
 
+/* A step that the leader has begun and not collected. */
+struct flight {
+    uint8_t *wire; /* its encoded record, borrowed by the sends */
+    wn_op *sends;  /* [size] */
+    uint32_t flags, wanted_n;
+    uint32_t *wanted_seq;        /* [seqs_max] whose tokens are to come */
+    struct wn_step_token *drawn; /* [seqs_max] if the leader samples itself */
+    int64_t deadline_us;
+};
+
 struct wn_replica {
     struct wn_replica_opts opts;
     int rank, size, sampler_rank;
     struct wn_stage *stage;
     struct wn_step_record record;
-    uint8_t *wire; /* encoded record */
-    wn_op *sends;  /* [size] leader: the record on its way to each rank */
+    uint8_t *wire;          /* followers: the record as it came */
+    struct flight *flights; /* leader: [depth], a ring */
+    uint32_t depth, flights_first, flights_n;
     /* the step as the stage wants it, filled from the record */
     uint32_t *token, *row_slot, *wanted, *wanted_seq;
     struct wn_seq *seqs;
@@ -55,6 +66,22 @@ static wn_status open_sampler(struct wn_replica *r, struct wn_err *err)
     return wn_sampler_create(&r->sampler, l->vocab, err);
 }
 
+static wn_status open_flights(struct wn_replica *r, struct wn_err *err)
+{
+    const struct wn_step_limits *l = &r->opts.limits;
+
+    r->flights = calloc(r->depth, sizeof(*r->flights));
+    for (uint32_t i = 0; r->flights && i < r->depth; i++) {
+        struct flight *f = &r->flights[i];
+        f->wire = malloc(wn_step_bytes_max(l));
+        f->sends = calloc((size_t)r->size, sizeof(*f->sends));
+        f->wanted_seq = calloc(l->seqs_max, sizeof(*f->wanted_seq));
+        f->drawn = calloc(l->seqs_max, sizeof(*f->drawn));
+        if (!f->wire || !f->sends || !f->wanted_seq || !f->drawn) return wn_fail(err, WN_ENOMEM, "steps in flight");
+    }
+    return r->flights ? WN_OK : wn_fail(err, WN_ENOMEM, "steps in flight");
+}
+
 wn_status wn_replica_open(struct wn_replica **out, const struct wn_replica_opts *opts,
                           struct wn_err *err)
 {
@@ -71,18 +98,19 @@ wn_status wn_replica_open(struct wn_replica **out, const struct wn_replica_opts 
     WN_ASSERT(r->size == (int)(opts->plan->stages * opts->plan->tensors));
     if ((rc = wn_step_record_init(&r->record, l, err)) != WN_OK) goto out;
     r->wire = malloc(wn_step_bytes_max(l));
-    r->sends = calloc((size_t)r->size, sizeof(*r->sends));
+    r->depth = opts->plan->stages;
     r->token = calloc(l->rows_max, sizeof(*r->token));
     r->row_slot = calloc(l->rows_max, sizeof(*r->row_slot));
     r->wanted = calloc(l->seqs_max, sizeof(*r->wanted));
     r->wanted_seq = calloc(l->seqs_max, sizeof(*r->wanted_seq));
     r->seqs = calloc(l->seqs_max, sizeof(*r->seqs));
     r->drawn = calloc(l->seqs_max, sizeof(*r->drawn));
-    if (!r->wire || !r->sends || !r->token || !r->row_slot || !r->wanted || !r->wanted_seq ||
+    if (!r->wire || !r->token || !r->row_slot || !r->wanted || !r->wanted_seq ||
         !r->seqs || !r->drawn) {
         rc = wn_fail(err, WN_ENOMEM, "step of %u rows", l->rows_max);
         goto out;
     }
+    if (r->rank == 0 && (rc = open_flights(r, err)) != WN_OK) goto out;
     if (is_sampler(r) && (rc = open_sampler(r, err)) != WN_OK) goto out;
     so = (struct wn_stage_opts){
         .be = opts->be,
@@ -121,7 +149,13 @@ void wn_replica_close(struct wn_replica *r)
     free(r->wanted);
     free(r->row_slot);
     free(r->token);
-    free(r->sends);
+    for (uint32_t i = 0; r->flights && i < r->depth; i++) {
+        free(r->flights[i].wire);
+        free(r->flights[i].sends);
+        free(r->flights[i].wanted_seq);
+        free(r->flights[i].drawn);
+    }
+    free(r->flights);
     free(r->wire);
     wn_step_record_fini(&r->record);
     free(r);
@@ -164,12 +198,6 @@ static void fill_step(struct wn_replica *r)
         .wanted_n = wanted_n,
         .wanted = r->wanted,
     };
-}
-
-wn_status wn_replica_check(struct wn_replica *r, struct wn_err *err)
-{
-    fill_step(r);
-    return r->step.rows ? wn_stage_check(r->stage, &r->step, err) : WN_OK;
 }
 
 /* Slots that start, and the text of this step, on the rank that samples. */
@@ -245,49 +273,70 @@ static wn_status run(struct wn_replica *r, const void *const *features, int64_t 
     return rc;
 }
 
-/* The record's sends borrow the wire buffer: they must be over before it is written again. */
-static wn_status finish_sends(struct wn_replica *r, int64_t deadline_us, struct wn_err *err)
+uint32_t wn_replica_depth(const struct wn_replica *r)
 {
-    for (int peer = 1; peer < r->size; peer++) {
-        if (wn_link_wait(r->opts.link, r->sends[peer], NULL, deadline_us) != WN_OK)
-            return link_failed(r, "step record", err);
-        r->sends[peer] = WN_OP_NONE;
-    }
-    return WN_OK;
+    return r->depth;
 }
 
-static wn_status send_record(struct wn_replica *r, int64_t deadline_us, struct wn_err *err)
+uint32_t wn_replica_in_flight(const struct wn_replica *r)
 {
-    wn_status rc = finish_sends(r, deadline_us, err);
-    size_t bytes;
+    return r->flights_n;
+}
 
-    if (rc != WN_OK) return rc;
-    bytes = wn_step_encode(&r->record, r->wire);
+static wn_status send_record(struct wn_replica *r, struct flight *f, struct wn_err *err)
+{
+    const size_t bytes = wn_step_encode(&r->record, f->wire);
+
     for (int peer = 1; peer < r->size; peer++) {
         const struct wn_route to = {.peer = peer, .tag = TAG_RECORD, .kind = WN_TRAFFIC_CONTROL};
-        if (wn_link_send(r->opts.link, to, r->wire, bytes, &r->sends[peer]) != WN_OK)
+        if (wn_link_send(r->opts.link, to, f->wire, bytes, &f->sends[peer]) != WN_OK)
             return link_failed(r, "step record", err);
     }
     return WN_OK;
 }
 
-static wn_status collect_tokens(struct wn_replica *r, int64_t deadline_us,
-                                struct wn_step_token *tokens, uint32_t *tokens_n,
+/* The sends borrow the flight's buffer: they must be over before it is used again. */
+static wn_status finish_sends(struct wn_replica *r, struct flight *f, struct wn_err *err)
+{
+    for (int peer = 1; peer < r->size; peer++) {
+        if (wn_link_wait(r->opts.link, f->sends[peer], NULL, f->deadline_us) != WN_OK)
+            return link_failed(r, "step record", err);
+        f->sends[peer] = WN_OP_NONE;
+    }
+    return WN_OK;
+}
+
+wn_status wn_replica_begin(struct wn_replica *r, const void *const *features, struct wn_err *err)
+{
+    struct flight *f = &r->flights[(r->flights_first + r->flights_n) % r->depth];
+    wn_status rc;
+
+    WN_ASSERT(r->rank == 0 && r->flights_n < r->depth);
+    f->deadline_us = wn_deadline_in_us(r->opts.step_timeout_us);
+    r->record.step++;
+    if (r->size > 1 && (rc = send_record(r, f, err)) != WN_OK) return rc;
+    if ((rc = run(r, features, f->deadline_us, err)) != WN_OK) return rc;
+    f->flags = r->record.flags;
+    f->wanted_n = r->step.wanted_n;
+    memcpy(f->wanted_seq, r->wanted_seq, f->wanted_n * sizeof(*f->wanted_seq));
+    if (is_sampler(r)) memcpy(f->drawn, r->drawn, f->wanted_n * sizeof(*f->drawn));
+    r->flights_n++;
+    return WN_OK;
+}
+
+static wn_status collect_tokens(struct wn_replica *r, struct flight *f, struct wn_step_token *tokens,
                                 struct wn_err *err)
 {
-    const struct wn_route from = {
-        .peer = r->sampler_rank, .tag = TAG_TOKENS, .kind = WN_TRAFFIC_TOKENS};
+    const struct wn_route from = {.peer = r->sampler_rank, .tag = TAG_TOKENS, .kind = WN_TRAFFIC_TOKENS};
+    const size_t bytes = f->wanted_n * sizeof(*tokens);
 
-    *tokens_n = r->step.wanted_n;
-    if (r->step.wanted_n == 0) return WN_OK;
-    if (is_sampler(r)) {
-        memcpy(tokens, r->drawn, r->step.wanted_n * sizeof(*tokens));
-    } else if (wn_link_recv_now(r->opts.link, from, tokens, r->step.wanted_n * sizeof(*tokens),
-                                deadline_us) != WN_OK) {
+    if (f->wanted_n == 0) return WN_OK;
+    if (is_sampler(r))
+        memcpy(tokens, f->drawn, bytes);
+    else if (wn_link_recv_now(r->opts.link, from, tokens, bytes, f->deadline_us) != WN_OK)
         return link_failed(r, "tokens of the last stage", err);
-    }
-    for (uint32_t i = 0; i < r->step.wanted_n; i++) {
-        if (tokens[i].seq != r->wanted_seq[i] || tokens[i].id >= r->opts.limits.vocab)
+    for (uint32_t i = 0; i < f->wanted_n; i++) {
+        if (tokens[i].seq != f->wanted_seq[i] || tokens[i].id >= r->opts.limits.vocab)
             return wn_fail(err, WN_EPROTO, "the last stage sent a token of the wrong sequence");
     }
     return WN_OK;
@@ -314,23 +363,19 @@ static wn_status collect_stats(struct wn_replica *r, int64_t deadline_us,
     return WN_OK;
 }
 
-wn_status wn_replica_lead(struct wn_replica *r, const void *const *features,
-                          struct wn_step_token *tokens, uint32_t *tokens_n,
-                          struct wn_traffic_table *stats, struct wn_err *err)
+wn_status wn_replica_collect(struct wn_replica *r, struct wn_step_token *tokens, uint32_t *tokens_n,
+                             struct wn_traffic_table *stats, struct wn_err *err)
 {
-    const int64_t deadline_us = wn_deadline_in_us(r->opts.step_timeout_us);
+    struct flight *f = &r->flights[r->flights_first];
     wn_status rc;
 
-    WN_ASSERT(r->rank == 0);
-    *tokens_n = 0;
-    r->record.step++;
-    if (r->size > 1 && (rc = send_record(r, deadline_us, err)) != WN_OK) return rc;
-    if ((rc = run(r, features, deadline_us, err)) != WN_OK) return rc;
-    if ((rc = collect_tokens(r, deadline_us, tokens, tokens_n, err)) != WN_OK) return rc;
-    if (r->record.flags & WN_STEP_STATS &&
-        (rc = collect_stats(r, deadline_us, stats, err)) != WN_OK)
-        return rc;
-    if (r->record.flags & WN_STEP_STOP) return finish_sends(r, deadline_us, err);
+    WN_ASSERT(r->flights_n > 0);
+    if ((rc = collect_tokens(r, f, tokens, err)) != WN_OK) return rc;
+    if (f->flags & WN_STEP_STATS && (rc = collect_stats(r, f->deadline_us, stats, err)) != WN_OK) return rc;
+    if (r->size > 1 && (rc = finish_sends(r, f, err)) != WN_OK) return rc;
+    *tokens_n = f->wanted_n;
+    r->flights_first = (r->flights_first + 1) % r->depth;
+    r->flights_n--;
     return WN_OK;
 }
 

@@ -32,18 +32,21 @@ WN_NODISCARD wn_status wn_replica_open(struct wn_replica **out, const struct wn_
                                        struct wn_err *err);
 void wn_replica_close(struct wn_replica *r); /* NULL is fine */
 
-/* Leader: a cleared record to fill for the next step; valid until wn_replica_lead. */
+/* Leader: steps that may be in flight at a time, one for each stage, so that no stage waits for another's tokens. */
+uint32_t wn_replica_depth(const struct wn_replica *r);
+uint32_t wn_replica_in_flight(const struct wn_replica *r);
+
+/* Leader: a cleared record to fill for the next step; valid until wn_replica_begin. */
 struct wn_step_record *wn_replica_record(struct wn_replica *r);
 
-/* Leader: would this record be refused by a rank? Nothing is sent. */
-WN_NODISCARD wn_status wn_replica_check(struct wn_replica *r, struct wn_err *err);
+/* Leader, with less than wn_replica_depth steps in flight: sends the record and runs stage 0's share of it.
+ * features[i] is the data of record->features[i] (host memory, borrowed until the return). */
+WN_NODISCARD wn_status wn_replica_begin(struct wn_replica *r, const void *const *features, struct wn_err *err);
 
-/* Leader: sends the record and runs the step. features[i] is the data of record->features[i] (host memory,
- *         borrowed). tokens [limits.seqs_max] receives what was drawn, in the order of the record's sequences.
- *         With WN_STEP_STATS, *stats (else NULL) receives the traffic of all ranks together since the start. */
-WN_NODISCARD wn_status wn_replica_lead(struct wn_replica *r, const void *const *features,
-                                       struct wn_step_token *tokens, uint32_t *tokens_n,
-                                       struct wn_traffic_table *stats, struct wn_err *err);
+/* Leader: waits for the oldest step in flight. tokens [limits.seqs_max] receives what was drawn, in the order of its
+ * sequences. If it had WN_STEP_STATS, *stats receives the traffic of all ranks together since the start. */
+WN_NODISCARD wn_status wn_replica_collect(struct wn_replica *r, struct wn_step_token *tokens, uint32_t *tokens_n,
+                                          struct wn_traffic_table *stats, struct wn_err *err);
 
 /* Other ranks: waits for a record (as long as it takes) and runs it. *stop: the leader said to leave. */
 WN_NODISCARD wn_status wn_replica_follow(struct wn_replica *r, bool *stop, struct wn_err *err);

@@ -14,6 +14,7 @@
 #include "daemon/roles.h"
 #include "daemon/worker.h"
 #include "shard/jsonfile.h"
+#include "transport/coll.h"
 #include "transport/link.h"
 
 #define STEP_TIMEOUT_US                                                                            \
@@ -37,6 +38,14 @@ struct shard {
     struct wn_step_limits limits;
     uint32_t tokens_max;
     int rank, size;
+    struct identity *ids; /* [size] leader: who the ranks are */
+    Wn__RankInfo *infos, **info_list;
+};
+
+/* Where a rank runs, as it travels to the leader at the start. */
+struct identity {
+    char host[64];
+    uint32_t pid, reserved;
 };
 
 static volatile sig_atomic_t drain_asked;
@@ -132,6 +141,47 @@ static void features_address(const struct shard *s, char out[WN_ADDRESS_MAX])
                  s->cfg.name[0] ? s->cfg.name : "replica", (int)getpid());
 }
 
+/* Every rank tells the leader where it is, for `winnow status`. */
+static wn_status exchange_identities(struct shard *s, struct wn_err *err)
+{
+    struct identity mine = {.pid = (uint32_t)getpid()};
+    int *ranks = calloc((size_t)s->size, sizeof(*ranks));
+    size_t *bytes = calloc((size_t)s->size, sizeof(*bytes));
+    wn_status rc = WN_OK;
+
+    if (gethostname(mine.host, sizeof(mine.host) - 1) != 0) snprintf(mine.host, sizeof(mine.host), "?");
+    s->ids = calloc((size_t)s->size, sizeof(*s->ids));
+    s->infos = calloc((size_t)s->size, sizeof(*s->infos));
+    s->info_list = calloc((size_t)s->size, sizeof(*s->info_list));
+    if (!ranks || !bytes || !s->ids || !s->infos || !s->info_list) {
+        rc = wn_fail(err, WN_ENOMEM, "%d ranks", s->size);
+        goto out;
+    }
+    for (int i = 0; i < s->size; i++) {
+        ranks[i] = i;
+        bytes[i] = sizeof(mine);
+    }
+    s->ids[0] = mine;
+    if (s->link) {
+        const struct wn_comm all = {.ranks = ranks, .n = s->size, .me = s->rank};
+        rc = wn_coll_gather(s->link, &all, 0, WN_TRAFFIC_CONTROL, &mine, s->rank == 0 ? s->ids : NULL, bytes,
+                            wn_deadline_in_us(STEP_TIMEOUT_US));
+        if (rc != WN_OK) wn_fail(err, rc, "%s", wn_link_error(s->link)->text);
+    }
+    for (int i = 0; i < s->size; i++) {
+        s->ids[i].host[sizeof(mine.host) - 1] = '\0';
+        s->infos[i] = (Wn__RankInfo)WN__RANK_INFO__INIT;
+        s->infos[i].rank = (uint32_t)i;
+        s->infos[i].host = s->ids[i].host;
+        s->infos[i].pid = s->ids[i].pid;
+        s->info_list[i] = &s->infos[i];
+    }
+out:
+    free(ranks);
+    free(bytes);
+    return rc;
+}
+
 static wn_status lead(struct shard *s, struct wn_err *err)
 {
     char path[WN_PATH_MAX], bind[WN_ADDRESS_MAX], scheduler[WN_ADDRESS_MAX];
@@ -152,6 +202,8 @@ static wn_status lead(struct shard *s, struct wn_err *err)
     if ((rc = wn_tokenizer_open(&s->tokenizer, path, err)) != WN_OK) return rc;
     wn_role_scheduler_address(&s->cfg, scheduler);
     features_address(s, bind);
+    fo.ranks = s->info_list;
+    fo.ranks_n = (size_t)s->size;
     if ((rc = wn_front_start(&s->front, &fo, err)) != WN_OK) return rc;
     eo = (struct wn_engine_opts){
         .replica = s->replica,
@@ -196,6 +248,7 @@ int wn_role_shard(int argc, char **argv)
     if (s.size > 1) wn_log_role("%s/%d", s.cfg.name[0] ? s.cfg.name : "shard", s.rank);
     wn_worker_threads(&s.cfg, (uint32_t)s.size);
     if (rc == WN_OK) rc = open_replica(&s, &err);
+    if (rc == WN_OK) rc = exchange_identities(&s, &err);
     if (rc == WN_OK) rc = s.rank == 0 ? lead(&s, &err) : follow(&s, &err);
     if (rc != WN_OK) {
         if (s.rank == 0 || s.replica)
@@ -210,5 +263,8 @@ int wn_role_shard(int argc, char **argv)
     wn_replica_close(s.replica); /* its last rows may still be on their way: before the link */
     wn_link_close(s.link);
     wn_backend_close(s.be);
+    free(s.info_list);
+    free(s.infos);
+    free(s.ids);
     return 0;
 }
