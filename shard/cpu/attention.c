@@ -1,19 +1,20 @@
 /* Attention as small products of tiles.
  *
- * Keys are turned into panels [head_dim][16 keys] and values into panels [keys][16 columns], so that scores and weighted
- * sums both run through the matmul tile. Paged attention goes over the keys in blocks of 64 aligned to their position,
- * with a running maximum: which blocks and which sums a row sees depends on its position alone, not on its chunk. */
+ * Keys are turned into panels [head_dim][16 keys] and values into panels [keys][16 columns], so that scores and
+ * weighted sums both run through the matmul tile. Paged attention goes over the keys in blocks of 64 aligned to
+ * their position, with a running maximum: which blocks and which sums a row sees depends on its position alone, not
+ * on its chunk. */
 #include <math.h>
 #include <stdlib.h>
 
 #include "shard/cpu/check.h"
 #include "shard/cpu/cpu.h"
 
-#define BLOCK      64u  /* keys; a multiple of the panel */
-#define AHEAD      8u   /* keys asked for before they are used */
-#define ROWS       192u /* query rows of a task (a row: one token, one head) */
-#define FULL_ROWS  24u  /* query rows whose scores over all keys are held at once */
-#define KEYS       256u /* values swept while a panel of them is in the first-level cache */
+#define BLOCK      64u     /* keys; a multiple of the panel */
+#define AHEAD      8u      /* keys asked for before they are used */
+#define ROWS       192u    /* query rows of a task (a row: one token, one head) */
+#define FULL_ROWS  24u     /* query rows whose scores over all keys are held at once */
+#define KEYS       256u    /* values swept while a panel of them is in the first-level cache */
 #define SMALL_WORK 100000u /* multiply-adds that are not worth waking threads for */
 
 static size_t round_up(size_t n)
@@ -31,8 +32,8 @@ static uint32_t min_u32(uint32_t a, uint32_t b)
 struct paged {
     const struct wn_cpu_isa *isa;
     const struct wn_attn_paged *a;
-    uint32_t group, tokens_max; /* query heads of a kv head; tokens of a task */
-    size_t wide;                /* head_dim rounded up to panels */
+    uint32_t group, tokens_max;                       /* query heads of a kv head; tokens of a task */
+    size_t wide;                                      /* head_dim rounded up to panels */
     size_t q, s, o, k, v, tmp, max, sum, task_floats; /* where each part of a thread's scratch starts */
 };
 
@@ -95,7 +96,8 @@ static void weigh_row(const struct paged *p, float *s, uint32_t keys, bool first
     *sum += p->isa->exp_sum(s, top, keys, BLOCK);
 }
 
-/* Adds one block of keys to the task's rows. Row r is token first + r / group and sees keys up to its own position. */
+/* Adds one block of keys to the task's rows. Row r is token first + r / group and sees keys up to its own position.
+ * */
 static void add_block(const struct paged *p, uint32_t base, uint32_t first, uint32_t rows, float *f)
 {
     size_t hd = p->a->head_dim;
@@ -109,7 +111,8 @@ static void add_block(const struct paged *p, uint32_t base, uint32_t first, uint
             p->isa->tile(n, hd, f + p->q + r * hd, hd, f + p->k + j * hd, s + j, BLOCK, true);
         for (uint32_t i = 0; i < n; i++) {
             keys[i] = min_u32(BLOCK, first + (r + i) / p->group - base + 1);
-            weigh_row(p, s + (size_t)i * BLOCK, keys[i], base == 0, f + p->max + r + i, f + p->sum + r + i, o + i * p->wide);
+            weigh_row(p, s + (size_t)i * BLOCK, keys[i], base == 0, f + p->max + r + i, f + p->sum + r + i,
+                      o + i * p->wide);
         }
         /* Keys that all rows of the tile see, then each row's own rest: no row is touched by keys after it. */
         for (size_t d = 0; d < p->wide; d += WN_CPU_COLS) {
@@ -124,7 +127,8 @@ static void add_block(const struct paged *p, uint32_t base, uint32_t first, uint
 }
 
 /* Tokens [t0, t1) of a sequence, all query heads of one kv head. */
-static void paged_task(const struct paged *p, const struct wn_seq *seq, uint32_t kv_head, uint32_t t0, uint32_t t1, float *f)
+static void paged_task(const struct paged *p, const struct wn_seq *seq, uint32_t kv_head, uint32_t t0, uint32_t t1,
+                       float *f)
 {
     const struct wn_attn_paged *a = p->a;
     uint32_t rows = (t1 - t0) * p->group, end = seq->pos + t1;
@@ -199,9 +203,9 @@ wn_status wn_cpu_attn_paged(struct wn_backend *be, const struct wn_attn_paged *a
 struct full {
     const struct wn_cpu_isa *isa;
     const struct wn_attn_full *a;
-    size_t wide, keys;                     /* head_dim and tokens rounded up to panels */
+    size_t wide, keys;                      /* head_dim and tokens rounded up to panels */
     size_t k, v, q, s, o, tmp, task_floats; /* where each part of a thread's scratch starts */
-    float *mean;                           /* [images * heads][tokens]: sums of one head, or NULL */
+    float *mean;                            /* [images * heads][tokens]: sums of one head, or NULL */
 };
 
 /* Rows [r0, r1) of one head of one image, its keys and values already in panels. */
@@ -231,9 +235,9 @@ static void full_rows(const struct full *p, uint32_t image, uint32_t head, uint3
     for (uint32_t j = 0; j < a->tokens; j += KEYS)
         for (size_t d = 0; d < p->wide; d += WN_CPU_COLS)
             for (uint32_t r = 0; r < r1 - r0; r += WN_CPU_ROWS)
-                p->isa->tile(min_u32(WN_CPU_ROWS, r1 - r0 - r), min_u32(KEYS, a->tokens - j), f + p->s + r * p->keys + j,
-                             p->keys, f + p->v + d * p->keys + (size_t)j * WN_CPU_COLS, f + p->o + r * p->wide + d, p->wide,
-                             j == 0);
+                p->isa->tile(min_u32(WN_CPU_ROWS, r1 - r0 - r), min_u32(KEYS, a->tokens - j),
+                             f + p->s + r * p->keys + j, p->keys, f + p->v + d * p->keys + (size_t)j * WN_CPU_COLS,
+                             f + p->o + r * p->wide + d, p->wide, j == 0);
     for (uint32_t r = 0; r < r1 - r0; r++) {
         p->isa->scale(f + p->o + r * p->wide, inverse[r], hd);
         p->isa->store(wn_mat_at(&a->out, first + r0 + r, head * hd), a->out.dtype, f + p->o + r * p->wide, hd);

@@ -1,4 +1,5 @@
-/* Kernels for x86-64 with AVX2 and FMA. Compiled with -mavx2 -mfma; only the table's `available` runs before the check. */
+/* Kernels for x86-64 with AVX2 and FMA. Compiled with -mavx2 -mfma; only the table's `available` runs before the
+ * check. */
 #include <immintrin.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -41,13 +42,13 @@ static inline void transpose8(float *out, const float *in, size_t ld_in)
     }
 }
 
-#define KERNEL_LANES         8
-#define KERNEL_TILE_ROWS     6
-#define KERNEL_FMA(a, b, c)  ((vf)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
-#define KERNEL_TRANSPOSE8    transpose8
-#define KERNEL_LOAD_BF16(p)  load_bf16(p)
-#define KERNEL_NARROW(u)     ((vh)narrow((__m256i)(u)))
-#define KERNEL_NAME          "avx2"
-#define KERNEL_TABLE         wn_cpu_isa_avx2
-#define KERNEL_AVAILABLE     has_avx2
+#define KERNEL_LANES        8
+#define KERNEL_TILE_ROWS    6
+#define KERNEL_FMA(a, b, c) ((vf)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
+#define KERNEL_TRANSPOSE8   transpose8
+#define KERNEL_LOAD_BF16(p) load_bf16(p)
+#define KERNEL_NARROW(u)    ((vh)narrow((__m256i)(u)))
+#define KERNEL_NAME         "avx2"
+#define KERNEL_TABLE        wn_cpu_isa_avx2
+#define KERNEL_AVAILABLE    has_avx2
 #include "shard/cpu/kernels.h"

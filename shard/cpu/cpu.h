@@ -1,12 +1,14 @@
-/* shard/cpu/cpu.h - the insides of the "cpu" backend: one table of kernels for each instruction set, and the drivers above
- * them (matmul.c, attention.c, rows.c), which know blocking and threads but no instruction.
+/* shard/cpu/cpu.h - the insides of the "cpu" backend: one table of kernels for each instruction set, and the drivers
+ * above them (matmul.c, attention.c, rows.c), which know blocking and threads but no instruction.
  *
- * A new instruction set is one file with a table (it may include kernels.h, or bring kernels of its own) and one row in
- * cpu.c. At open the best available row is taken, or the one that the environment names: WINNOW_CPU_ISA=portable|avx2.
- * Kernels hold the bit contract of backend.h: an output element is one chain of multiply-adds in ascending order, whatever
- * the number of rows, and a chain may be put down in memory and taken up again.
+ * A new instruction set is one file with a table (it may include kernels.h, or bring kernels of its own) and one row
+ * in cpu.c. At open the best available row is taken, or the one that the environment names:
+ * WINNOW_CPU_ISA=portable|avx2. Kernels hold the bit contract of backend.h: an output element is one chain of
+ * multiply-adds in ascending order, whatever the number of rows, and a chain may be put down in memory and taken up
+ * again.
  *
- * Owns: scratch memory, which only grows. Threads: one caller; OpenMP inside, as many as omp_get_max_threads() says. */
+ * Owns: scratch memory, which only grows. Threads: one caller; OpenMP inside, as many as omp_get_max_threads() says.
+ * */
 #ifndef WN_SHARD_CPU_CPU_H
 #define WN_SHARD_CPU_CPU_H
 
@@ -20,7 +22,8 @@ struct wn_cpu_isa {
     bool (*available)(void);
     /* c[m, 16] (+)= a[m, k] * b[k, 16], m <= 6, b dense; `first` starts the chains at zero. lda, ldc in elements. */
     void (*tile)(uint32_t m, size_t k, const float *a, size_t lda, const float *b, float *c, size_t ldc, bool first);
-    void (*tile_bf16)(uint32_t m, size_t k, const float *a, size_t lda, const wn_bf16 *b, float *c, size_t ldc, bool first);
+    void (*tile_bf16)(uint32_t m, size_t k, const float *a, size_t lda, const wn_bf16 *b, float *c, size_t ldc,
+                      bool first);
     /* k rows of 16 as a bfloat16 panel, whose order within a row is the instruction set's own */
     void (*pack_bf16)(wn_bf16 *out, const float *in, size_t k);
     /* rows of c[rows, 16] + bias[cols], activation, rounded into out; cols <= 16, stride in elements */

@@ -6,7 +6,8 @@
  *   KERNEL_FMA(a, b, c)   a * b + c on vectors: fused or not, but always the same
  *   KERNEL_LOAD_BF16(p), KERNEL_NARROW(u)   a vector of bfloat16 widened; the low halves of its 32-bit lanes
  *   KERNEL_NAME, KERNEL_TABLE, KERNEL_AVAILABLE   name, symbol and test of the table that it defines
- * The end of a row goes through the same vector code, padded: so a value does not depend on where in a row it stands. */
+ * The end of a row goes through the same vector code, padded: so a value does not depend on where in a row it
+ * stands. */
 #include <math.h>
 
 #include "shard/cpu/check.h"
@@ -99,7 +100,7 @@ INLINE float sum_lanes(vf v)
 INLINE vf vexp(vf x)
 {
     const vf magic = all(0x1.8p23f);
-    vi tiny = x < all(-87.33654f), huge = x > all(88.72284f);
+    vi tiny = x<all(-87.33654f), huge = x> all(88.72284f);
     vf c = pick(tiny | huge, all(0.0f), x);
     vf shifted = KERNEL_FMA(c, all(1.44269504f), magic), n = shifted - magic;
     vf r = KERNEL_FMA(n, all(-0.693145752f), c); /* ln 2 in two parts: the first has zeros at its end */
@@ -118,11 +119,11 @@ INLINE vf vexp(vf x)
     return pick(huge, all(INFINITY), p);
 }
 
-/* x * P(Z <= x), Z normal. With a = |x| and t = 1 / (1 + a/4): P(Z <= -a) = e^(-a^2/2) * t * (polynomial in t), fitted by
- * least squares of the relative error over a in [0, 14]; so the far negative end is right too. */
+/* x * P(Z <= x), Z normal. With a = |x| and t = 1 / (1 + a/4): P(Z <= -a) = e^(-a^2/2) * t * (polynomial in t),
+ * fitted by least squares of the relative error over a in [0, 14]; so the far negative end is right too. */
 INLINE vf vgelu(vf x)
 {
-    static const float c[] = {0.0168642085f,  -0.0643372834f, 0.0552849285f, 0.0235923175f, 0.0167401321f,
+    static const float c[] = {0.0168642085f, -0.0643372834f, 0.0552849285f, 0.0235923175f, 0.0167401321f,
                               0.0844940096f, 0.0727477670f,  0.0953550711f, 0.0995119512f, 0.0997468978f};
     vf a = (vf)((vi)x & 0x7fffffff), t = all(1.0f) / KERNEL_FMA(a, all(0.25f), all(1.0f)), p = all(c[0]);
 
@@ -139,18 +140,22 @@ INLINE vf vsigmoid_mul(vf x, float slope)
 INLINE vf vact(vf x, wn_act act)
 {
     switch (act) {
-    case WN_ACT_GELU: return vgelu(x);
-    case WN_ACT_QUICK_GELU: return vsigmoid_mul(x, 1.702f);
-    case WN_ACT_SILU: return vsigmoid_mul(x, 1.0f);
-    case WN_ACT_NONE: break;
+    case WN_ACT_GELU:
+        return vgelu(x);
+    case WN_ACT_QUICK_GELU:
+        return vsigmoid_mul(x, 1.702f);
+    case WN_ACT_SILU:
+        return vsigmoid_mul(x, 1.0f);
+    case WN_ACT_NONE:
+        break;
     }
     return x;
 }
 
 /* ---- tiles ---- */
 
-/* A row of a bfloat16 panel is eight 32-bit words: column i below, column i + 8 above, so that one load, one shift and
- * one mask widen it. */
+/* A row of a bfloat16 panel is eight 32-bit words: column i below, column i + 8 above, so that one load, one shift
+ * and one mask widen it. */
 #define HALF_VECS (PANEL_VECS / 2)
 
 INLINE void ld_panel(vf w[PANEL_VECS], const void *row, wn_dtype type)
@@ -194,8 +199,8 @@ INLINE void tile_rows(const uint32_t m, size_t k, const float *a, size_t lda, co
         for (uint32_t v = 0; v < PANEL_VECS; v++) st(c + r * ldc + v * L, sum[r][v]);
 }
 
-INLINE void tile_any(uint32_t m, size_t k, const float *a, size_t lda, const void *b, wn_dtype type, float *c, size_t ldc,
-                     bool first)
+INLINE void tile_any(uint32_t m, size_t k, const float *a, size_t lda, const void *b, wn_dtype type, float *c,
+                     size_t ldc, bool first)
 {
     for (; m > KERNEL_TILE_ROWS; m -= KERNEL_TILE_ROWS) {
         tile_rows(KERNEL_TILE_ROWS, k, a, lda, b, type, c, ldc, first);
@@ -203,15 +208,28 @@ INLINE void tile_any(uint32_t m, size_t k, const float *a, size_t lda, const voi
         c += KERNEL_TILE_ROWS * ldc;
     }
     switch (m) {
-    case 1: tile_rows(1, k, a, lda, b, type, c, ldc, first); break;
-    case 2: tile_rows(2, k, a, lda, b, type, c, ldc, first); break;
+    case 1:
+        tile_rows(1, k, a, lda, b, type, c, ldc, first);
+        break;
+    case 2:
+        tile_rows(2, k, a, lda, b, type, c, ldc, first);
+        break;
 #if KERNEL_TILE_ROWS > 2
-    case 3: tile_rows(3, k, a, lda, b, type, c, ldc, first); break;
-    case 4: tile_rows(4, k, a, lda, b, type, c, ldc, first); break;
-    case 5: tile_rows(5, k, a, lda, b, type, c, ldc, first); break;
-    case 6: tile_rows(6, k, a, lda, b, type, c, ldc, first); break;
+    case 3:
+        tile_rows(3, k, a, lda, b, type, c, ldc, first);
+        break;
+    case 4:
+        tile_rows(4, k, a, lda, b, type, c, ldc, first);
+        break;
+    case 5:
+        tile_rows(5, k, a, lda, b, type, c, ldc, first);
+        break;
+    case 6:
+        tile_rows(6, k, a, lda, b, type, c, ldc, first);
+        break;
 #endif
-    default: break;
+    default:
+        break;
     }
 }
 
@@ -220,7 +238,8 @@ static void k_tile(uint32_t m, size_t k, const float *a, size_t lda, const float
     tile_any(m, k, a, lda, b, WN_F32, c, ldc, first);
 }
 
-static void k_tile_bf16(uint32_t m, size_t k, const float *a, size_t lda, const wn_bf16 *b, float *c, size_t ldc, bool first)
+static void k_tile_bf16(uint32_t m, size_t k, const float *a, size_t lda, const wn_bf16 *b, float *c, size_t ldc,
+                        bool first)
 {
     tile_any(m, k, a, lda, b, WN_BF16, c, ldc, first);
 }
@@ -247,8 +266,8 @@ static void k_store(void *out, wn_dtype type, const float *in, size_t n)
     for (; i < n; i++) wn_store(out, type, i, in[i]);
 }
 
-INLINE void finish_rows(void *out, wn_dtype type, size_t stride, float *c, size_t rows, uint32_t cols, const float *bias,
-                        wn_act act)
+INLINE void finish_rows(void *out, wn_dtype type, size_t stride, float *c, size_t rows, uint32_t cols,
+                        const float *bias, wn_act act)
 {
     vf b[PANEL_VECS];
     for (uint32_t v = 0; v < PANEL_VECS; v++)
@@ -267,10 +286,18 @@ static void k_finish(void *out, wn_dtype type, size_t stride, float *c, size_t r
                      wn_act act)
 {
     switch (act) {
-    case WN_ACT_NONE: finish_rows(out, type, stride, c, rows, cols, bias, WN_ACT_NONE); break;
-    case WN_ACT_GELU: finish_rows(out, type, stride, c, rows, cols, bias, WN_ACT_GELU); break;
-    case WN_ACT_QUICK_GELU: finish_rows(out, type, stride, c, rows, cols, bias, WN_ACT_QUICK_GELU); break;
-    case WN_ACT_SILU: finish_rows(out, type, stride, c, rows, cols, bias, WN_ACT_SILU); break;
+    case WN_ACT_NONE:
+        finish_rows(out, type, stride, c, rows, cols, bias, WN_ACT_NONE);
+        break;
+    case WN_ACT_GELU:
+        finish_rows(out, type, stride, c, rows, cols, bias, WN_ACT_GELU);
+        break;
+    case WN_ACT_QUICK_GELU:
+        finish_rows(out, type, stride, c, rows, cols, bias, WN_ACT_QUICK_GELU);
+        break;
+    case WN_ACT_SILU:
+        finish_rows(out, type, stride, c, rows, cols, bias, WN_ACT_SILU);
+        break;
     }
 }
 
@@ -297,9 +324,9 @@ static void k_transpose(float *out, const float *in, size_t ld_in, size_t n)
 }
 
 /* Runs a statement over x in vectors, the end padded with zeros; `left` is how many elements are left at i. */
-#define OVER(n, ...)                                                                                                    \
-    for (size_t i = 0, left = (n); i < (n); i += L, left -= L < left ? L : left) {                                      \
-        __VA_ARGS__;                                                                                                        \
+#define OVER(n, ...)                                                                                                 \
+    for (size_t i = 0, left = (n); i < (n); i += L, left -= L < left ? L : left) {                                   \
+        __VA_ARGS__;                                                                                                 \
     }
 
 static void k_add(float *x, const float *y, size_t n)
@@ -377,7 +404,8 @@ static void k_normalise(float *x, float mean, float scale, const float *weight, 
 static void k_rotate(float *x, const float *cosine, const float *sine, size_t half)
 {
     OVER(half, {
-        vf x0 = ld_n(x + i, left), x1 = ld_n(x + half + i, left), c = ld_n(cosine + i, left), s = ld_n(sine + i, left);
+        vf x0 = ld_n(x + i, left), x1 = ld_n(x + half + i, left), c = ld_n(cosine + i, left),
+           s = ld_n(sine + i, left);
         st_n(x + i, x0 * c - x1 * s, left);
         st_n(x + half + i, x1 * c + x0 * s, left);
     });

@@ -1,30 +1,30 @@
 /* Weights in panels of 16 columns, and the blocked product over them.
  *
- * Few rows (decoding): each panel is read once, straight from memory, the rows' sums in registers. Many rows: x is copied
- * into blocks of KC columns; a task takes a strip of panels and goes down K block by block, so that a strip's block stays
- * in the second-level cache for all rows and one panel of it in the first. Sums that leave the registers between blocks
- * are put down as they are: all of this changes the time and no bit of the result. */
+ * Few rows (decoding): each panel is read once, straight from memory, the rows' sums in registers. Many rows: x is
+ * copied into blocks of KC columns; a task takes a strip of panels and goes down K block by block, so that a strip's
+ * block stays in the second-level cache for all rows and one panel of it in the first. Sums that leave the registers
+ * between blocks are put down as they are: all of this changes the time and no bit of the result. */
 #include <stdlib.h>
 
 #include "shard/cpu/check.h"
 #include "shard/cpu/cpu.h"
 #include "shard/cpu/memory.h"
 
-#define KC          256u /* columns of a block of x */
-#define MC          96u  /* rows whose block of x is swept while a panel is in the first-level cache */
-#define MB          768u /* most rows of a task */
-#define STRIP       8u   /* panels of a task with many rows */
-#define FEW_ROWS    WN_CPU_ROWS /* up to here a panel is read once, top to bottom */
-#define SMALL_MACS  300000u /* less work than this is not worth waking threads for */
+#define KC         256u        /* columns of a block of x */
+#define MC         96u         /* rows whose block of x is swept while a panel is in the first-level cache */
+#define MB         768u        /* most rows of a task */
+#define STRIP      8u          /* panels of a task with many rows */
+#define FEW_ROWS   WN_CPU_ROWS /* up to here a panel is read once, top to bottom */
+#define SMALL_MACS 300000u     /* less work than this is not worth waking threads for */
 
 struct mm {
     const struct wn_cpu_isa *isa;
     const struct wn_matmul *a;
-    const float *x;               /* block b of KC columns at x + b * block_stride, rows x_ld apart */
+    const float *x; /* block b of KC columns at x + b * block_stride, rows x_ld apart */
     size_t x_ld, block_stride;
     uint32_t m, rows, strip, slice_len, kc, blocks_per_slice;
     uint32_t levels;
-    size_t area, task_floats;     /* floats of one level of sums; of a thread's scratch */
+    size_t area, task_floats; /* floats of one level of sums; of a thread's scratch */
 };
 
 static uint32_t min_u32(uint32_t a, uint32_t b)
@@ -83,7 +83,8 @@ void wn_cpu_weight_destroy(struct wn_backend *be, struct wn_weight *w)
 }
 
 /* sums[panel][row][16] of one slice of K: a strip of panels [p0, p1) times rows [r0, r1). */
-static void slice_sums(const struct mm *p, uint32_t slice, uint32_t p0, uint32_t p1, uint32_t r0, uint32_t r1, float *sums)
+static void slice_sums(const struct mm *p, uint32_t slice, uint32_t p0, uint32_t p1, uint32_t r0, uint32_t r1,
+                       float *sums)
 {
     const struct wn_weight *w = p->a->w;
     size_t e = wn_dtype_bytes(w->dtype);
@@ -115,7 +116,8 @@ static void slice_sums(const struct mm *p, uint32_t slice, uint32_t p0, uint32_t
 static void mm_task(const struct mm *p, uint32_t task, uint32_t row_blocks, float *scratch)
 {
     const struct wn_matmul *a = p->a;
-    uint32_t panels = div_up(a->w->n, WN_CPU_COLS), p0 = task / row_blocks * p->strip, p1 = min_u32(p0 + p->strip, panels);
+    uint32_t panels = div_up(a->w->n, WN_CPU_COLS), p0 = task / row_blocks * p->strip,
+             p1 = min_u32(p0 + p->strip, panels);
     uint32_t r0 = task % row_blocks * p->rows, r1 = min_u32(r0 + p->rows, p->m);
 
     /* Level by level like a binary counter: slice s has popcount(s) finished sums before it. */
@@ -124,13 +126,14 @@ static void mm_task(const struct mm *p, uint32_t task, uint32_t row_blocks, floa
         slice_sums(p, s, p0, p1, r0, r1, sums);
         for (uint32_t t = s; t & 1; t >>= 1, sums -= p->area)
             for (uint32_t j = 0; j < p1 - p0; j++)
-                p->isa->add(sums - p->area + (size_t)j * p->rows * WN_CPU_COLS, sums + (size_t)j * p->rows * WN_CPU_COLS,
-                            (size_t)(r1 - r0) * WN_CPU_COLS);
+                p->isa->add(sums - p->area + (size_t)j * p->rows * WN_CPU_COLS,
+                            sums + (size_t)j * p->rows * WN_CPU_COLS, (size_t)(r1 - r0) * WN_CPU_COLS);
     }
     for (uint32_t j = p0; j < p1; j++)
         p->isa->finish(wn_mat_at(&a->out, r0, (size_t)j * WN_CPU_COLS), a->out.dtype, a->out.stride,
                        scratch + (size_t)(j - p0) * p->rows * WN_CPU_COLS, r1 - r0,
-                       min_u32(WN_CPU_COLS, a->w->n - j * WN_CPU_COLS), a->bias ? a->bias + j * WN_CPU_COLS : NULL, a->act);
+                       min_u32(WN_CPU_COLS, a->w->n - j * WN_CPU_COLS), a->bias ? a->bias + j * WN_CPU_COLS : NULL,
+                       a->act);
 }
 
 /* x as float32, in blocks [block][row][kc] or (few rows) row by row. */

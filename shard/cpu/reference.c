@@ -28,7 +28,8 @@ static void ref_close(struct wn_backend *be)
     free(be);
 }
 
-static wn_status ref_weight_create(struct wn_backend *be, struct wn_weight **out, const struct wn_mat *host, wn_dtype as)
+static wn_status ref_weight_create(struct wn_backend *be, struct wn_weight **out, const struct wn_mat *host,
+                                   wn_dtype as)
 {
     struct wn_weight *w = calloc(1, sizeof(*w));
     (void)be;
@@ -62,17 +63,21 @@ static void ref_weight_destroy(struct wn_backend *be, struct wn_weight *w)
 static float activate(float v, wn_act act)
 {
     switch (act) {
-    case WN_ACT_GELU: return 0.5f * v * (1.0f + erff(v * 0.70710678f));
-    case WN_ACT_QUICK_GELU: return v / (1.0f + expf(-1.702f * v));
-    case WN_ACT_SILU: return v / (1.0f + expf(-v));
-    case WN_ACT_NONE: break;
+    case WN_ACT_GELU:
+        return 0.5f * v * (1.0f + erff(v * 0.70710678f));
+    case WN_ACT_QUICK_GELU:
+        return v / (1.0f + expf(-1.702f * v));
+    case WN_ACT_SILU:
+        return v / (1.0f + expf(-v));
+    case WN_ACT_NONE:
+        break;
     }
     return v;
 }
 
 /* sum[n] = the part [k0, k0 + len) of row x times w, as a tree over `slices` equal parts. tmp holds a row a level. */
-static void matmul_tree(float *sum, float *tmp, const struct wn_mat *x, size_t row, const struct wn_weight *w, size_t k0,
-                        size_t len, uint32_t slices)
+static void matmul_tree(float *sum, float *tmp, const struct wn_mat *x, size_t row, const struct wn_weight *w,
+                        size_t k0, size_t len, uint32_t slices)
 {
     if (slices > 1) {
         matmul_tree(sum, tmp, x, row, w, k0, len / 2, slices / 2);
@@ -173,8 +178,10 @@ static wn_status ref_kv_write(struct wn_backend *be, const struct wn_kv_write *a
         for (uint32_t i = 0; i < seq->rows; i++) {
             size_t to = kv_row(&a->kv, seq, seq->pos + i), from = (size_t)seq->first_row + i;
             for (uint32_t c = 0; c < a->k.cols; c++) {
-                wn_store(wn_mat_at(&a->kv.k, to, 0), a->kv.k.dtype, c, wn_load(wn_mat_at(&a->k, from, 0), a->k.dtype, c));
-                wn_store(wn_mat_at(&a->kv.v, to, 0), a->kv.v.dtype, c, wn_load(wn_mat_at(&a->v, from, 0), a->v.dtype, c));
+                wn_store(wn_mat_at(&a->kv.k, to, 0), a->kv.k.dtype, c,
+                         wn_load(wn_mat_at(&a->k, from, 0), a->k.dtype, c));
+                wn_store(wn_mat_at(&a->kv.v, to, 0), a->kv.v.dtype, c,
+                         wn_load(wn_mat_at(&a->v, from, 0), a->v.dtype, c));
             }
         }
     }
@@ -204,7 +211,8 @@ static void attn_paged_row(const struct wn_attn_paged *a, const struct wn_seq *s
     uint32_t keys = seq->pos + i + 1, kv_head = h / (a->heads / a->kv_heads), hd = a->head_dim;
     size_t row = (size_t)seq->first_row + i, qc = (size_t)h * hd, kc = (size_t)kv_head * hd;
 
-    for (uint32_t j = 0; j < keys; j++) p[j] = a->scale * dot(&a->q, row, &a->kv.k, kv_row(&a->kv, seq, j), qc, kc, hd);
+    for (uint32_t j = 0; j < keys; j++)
+        p[j] = a->scale * dot(&a->q, row, &a->kv.k, kv_row(&a->kv, seq, j), qc, kc, hd);
     softmax(p, keys);
     for (uint32_t d = 0; d < hd; d++) {
         float sum = 0.0f;
@@ -244,7 +252,8 @@ static void attn_full_row(const struct wn_attn_full *a, uint32_t image, uint32_t
     softmax(p, a->tokens);
     for (uint32_t d = 0; d < a->head_dim; d++) {
         float sum = 0.0f;
-        for (uint32_t j = 0; j < a->tokens; j++) sum += p[j] * wn_load(wn_mat_at(&a->v, first + j, col), a->v.dtype, d);
+        for (uint32_t j = 0; j < a->tokens; j++)
+            sum += p[j] * wn_load(wn_mat_at(&a->v, first + j, col), a->v.dtype, d);
         wn_store(wn_mat_at(&a->out, first + i, col), a->out.dtype, d, sum);
     }
 }
@@ -281,7 +290,8 @@ static wn_status ref_attn_full(struct wn_backend *be, const struct wn_attn_full 
     return WN_OK;
 }
 
-static wn_status ref_add(struct wn_backend *be, const struct wn_mat *out, const struct wn_mat *a, const struct wn_mat *b)
+static wn_status ref_add(struct wn_backend *be, const struct wn_mat *out, const struct wn_mat *a,
+                         const struct wn_mat *b)
 {
     (void)be;
     wn_check_elementwise(out, a, b);

@@ -6,8 +6,8 @@
 #include "shard/cpu/cpu.h"
 #include "shard/cpu/memory.h"
 
-#define CHUNK          1024u    /* elements of a row taken at a time where a row has no sums */
-#define SMALL_ELEMENTS 65536u   /* less work than this is not worth waking threads for */
+#define CHUNK          1024u  /* elements of a row taken at a time where a row has no sums */
+#define SMALL_ELEMENTS 65536u /* less work than this is not worth waking threads for */
 #define ROPE_ROWS_MAX  (1u << 20)
 
 static int threads_for(size_t rows, size_t cols)
@@ -111,7 +111,8 @@ wn_status wn_cpu_rope(struct wn_backend *be, const struct wn_rope *a)
 }
 
 /* Row `from` of in becomes row `to` of out. */
-static void convert_row(const struct wn_cpu_isa *isa, const struct wn_mat *out, size_t to, const struct wn_mat *in, size_t from)
+static void convert_row(const struct wn_cpu_isa *isa, const struct wn_mat *out, size_t to, const struct wn_mat *in,
+                        size_t from)
 {
     float buf[CHUNK];
     if (in->dtype == out->dtype) {
@@ -162,8 +163,8 @@ static void pair_silu_mul(const struct wn_cpu_isa *isa, float *x, const float *y
     isa->mul(x, y, n);
 }
 
-static wn_status pairwise(struct wn_backend *be, const struct wn_mat *out, const struct wn_mat *a, const struct wn_mat *b,
-                          pair_fn fn)
+static wn_status pairwise(struct wn_backend *be, const struct wn_mat *out, const struct wn_mat *a,
+                          const struct wn_mat *b, pair_fn fn)
 {
     const struct wn_cpu_isa *isa = ((struct wn_cpu *)be)->isa;
     uint32_t chunks = (out->cols + CHUNK - 1) / CHUNK;
@@ -189,7 +190,8 @@ wn_status wn_cpu_add(struct wn_backend *be, const struct wn_mat *out, const stru
     return pairwise(be, out, a, b, pair_add);
 }
 
-wn_status wn_cpu_silu_mul(struct wn_backend *be, const struct wn_mat *out, const struct wn_mat *gate, const struct wn_mat *up)
+wn_status wn_cpu_silu_mul(struct wn_backend *be, const struct wn_mat *out, const struct wn_mat *gate,
+                          const struct wn_mat *up)
 {
     return pairwise(be, out, gate, up, pair_silu_mul);
 }

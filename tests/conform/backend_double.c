@@ -35,31 +35,41 @@ struct case_mat case_matmul_x(const struct case_matmul *c)
 
 struct case_mat case_matmul_w(const struct case_matmul *c)
 {
-    return (struct case_mat){.dtype = c->w, .rows = c->n, .cols = c->k, .pad = c->pad, .seed = 2,
-                             .scale = 1.5f / sqrtf((float)c->k)};
+    return (struct case_mat){
+        .dtype = c->w, .rows = c->n, .cols = c->k, .pad = c->pad, .seed = 2, .scale = 1.5f / sqrtf((float)c->k)};
 }
 
 struct case_mat case_attn_rows(const struct case_attn *c, uint32_t s, char which)
 {
     bool q = which == 'q';
-    return (struct case_mat){.dtype = q ? c->q : c->kv, .rows = c->seqs[s].pos + c->seqs[s].rows,
-                             .cols = (q ? c->heads : c->kv_heads) * c->head_dim, .seed = 100u * c->seqs[s].id + (uint64_t)which,
+    return (struct case_mat){.dtype = q ? c->q : c->kv,
+                             .rows = c->seqs[s].pos + c->seqs[s].rows,
+                             .cols = (q ? c->heads : c->kv_heads) * c->head_dim,
+                             .seed = 100u * c->seqs[s].id + (uint64_t)which,
                              .scale = which == 'v' ? 1.0f : 3.0f};
 }
 
 struct case_mat case_full_rows(const struct case_full *c, char which)
 {
-    return (struct case_mat){.dtype = c->type, .rows = c->images * c->tokens, .cols = c->heads * c->head_dim,
-                             .pad = 3, .seed = (uint64_t)which, .scale = which == 'v' ? 1.0f : 3.0f};
+    return (struct case_mat){.dtype = c->type,
+                             .rows = c->images * c->tokens,
+                             .cols = c->heads * c->head_dim,
+                             .pad = 3,
+                             .seed = (uint64_t)which,
+                             .scale = which == 'v' ? 1.0f : 3.0f};
 }
 
 static double activate(double v, wn_act act)
 {
     switch (act) {
-    case WN_ACT_GELU: return 0.5 * v * (1.0 + erf(v * sqrt(0.5)));
-    case WN_ACT_QUICK_GELU: return v / (1.0 + exp(-1.702 * v));
-    case WN_ACT_SILU: return v / (1.0 + exp(-v));
-    case WN_ACT_NONE: break;
+    case WN_ACT_GELU:
+        return 0.5 * v * (1.0 + erf(v * sqrt(0.5)));
+    case WN_ACT_QUICK_GELU:
+        return v / (1.0 + exp(-1.702 * v));
+    case WN_ACT_SILU:
+        return v / (1.0 + exp(-v));
+    case WN_ACT_NONE:
+        break;
     }
     return v;
 }
@@ -110,9 +120,10 @@ void double_rope(const struct case_mat *x, const uint32_t *position, uint32_t he
     }
 }
 
-/* out[head_dim] += attention of one query row over keys [first, first + keys); p[keys] is left with the probabilities. */
-static void attend(const struct case_mat *qm, const struct case_mat *km, const struct case_mat *vm, uint32_t row, uint32_t qc,
-                   uint32_t kc, uint32_t head_dim, uint32_t first, uint32_t keys, double *p, double *out)
+/* out[head_dim] += attention of one query row over keys [first, first + keys); p[keys] is left with the
+ * probabilities. */
+static void attend(const struct case_mat *qm, const struct case_mat *km, const struct case_mat *vm, uint32_t row,
+                   uint32_t qc, uint32_t kc, uint32_t head_dim, uint32_t first, uint32_t keys, double *p, double *out)
 {
     double sum = 0.0, scale = 1.0 / sqrt((double)head_dim);
     for (uint32_t j = 0; j < keys; j++) {
@@ -137,8 +148,8 @@ void double_attn(const struct case_attn *c, double *out)
             for (uint32_t h = 0; h < c->heads; h++) {
                 double *o = out + row * width + (size_t)h * c->head_dim;
                 for (uint32_t d = 0; d < c->head_dim; d++) o[d] = 0.0;
-                attend(&q, &k, &v, t, h * c->head_dim, h / (c->heads / c->kv_heads) * c->head_dim, c->head_dim, 0, t + 1, p,
-                       o);
+                attend(&q, &k, &v, t, h * c->head_dim, h / (c->heads / c->kv_heads) * c->head_dim, c->head_dim, 0,
+                       t + 1, p, o);
             }
         }
         free(p);

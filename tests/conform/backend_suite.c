@@ -1,33 +1,24 @@
-#include "tests/conform/backend_suite.h"
+#include "tests/conform/backend_suite_parts.h"
 
 #include <math.h>
 #include <omp.h>
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-#include <cmocka.h>
+#define GUARD 32u /* elements of NaN after each matrix */
 
-#define COUNT(a) (sizeof(a) / sizeof((a)[0]))
-#define GUARD    32u /* elements of NaN after each matrix */
+const char *be_name;
+struct wn_backend *be, *ref; /* ref is NULL when the backend under test is the reference */
 
-static const char *be_name;
-static struct wn_backend *be, *ref; /* ref is NULL when the backend under test is the reference */
-
-/* The most that a result may differ from the reference: sum of squared errors over sum of squares. float32 results differ
- * by the order of sums and by exp; a bfloat16 result may also fall to the other side of a rounding now and then. */
+/* The most that a result may differ from the reference: sum of squared errors over sum of squares. float32 results
+ * differ by the order of sums and by exp; a bfloat16 result may also fall to the other side of a rounding now and
+ * then. */
 static double limit_of(wn_dtype t)
 {
     return t == WN_F32 ? 1e-11 : 1e-7;
 }
 
-struct dev {
-    struct wn_buf buf;
-    struct wn_mat m;
-};
-
-static struct dev dev_raw(struct wn_backend *b, wn_dtype t, uint32_t rows, uint32_t cols, uint32_t pad, void **host)
+struct dev dev_raw(struct wn_backend *b, wn_dtype t, uint32_t rows, uint32_t cols, uint32_t pad, void **host)
 {
     struct dev d = {.m = {.dtype = t, .rows = rows, .cols = cols, .stride = cols + pad}};
     size_t bytes = ((size_t)rows * d.m.stride + GUARD) * wn_dtype_bytes(t);
@@ -40,14 +31,14 @@ static struct dev dev_raw(struct wn_backend *b, wn_dtype t, uint32_t rows, uint3
     return d;
 }
 
-static struct dev dev_finish(struct wn_backend *b, struct dev d, void *host)
+struct dev dev_finish(struct wn_backend *b, struct dev d, void *host)
 {
     assert_int_equal(b->ops->upload(b, d.buf.ptr, host, d.buf.bytes), WN_OK);
     free(host);
     return d;
 }
 
-static struct dev dev_out(struct wn_backend *b, wn_dtype t, uint32_t rows, uint32_t cols, uint32_t pad)
+struct dev dev_out(struct wn_backend *b, wn_dtype t, uint32_t rows, uint32_t cols, uint32_t pad)
 {
     void *host;
     struct dev d = dev_raw(b, t, rows, cols, pad, &host);
@@ -63,16 +54,17 @@ static void put(void *host, wn_dtype t, size_t i, float v)
 }
 
 /* Rows [first, first + rows) of the case's matrix. */
-static struct dev dev_rows(struct wn_backend *b, const struct case_mat *c, uint32_t first, uint32_t rows)
+struct dev dev_rows(struct wn_backend *b, const struct case_mat *c, uint32_t first, uint32_t rows)
 {
     void *host;
     struct dev d = dev_raw(b, c->dtype, rows, c->cols, c->pad, &host);
     for (uint32_t r = 0; r < rows; r++)
-        for (uint32_t k = 0; k < c->cols; k++) put(host, c->dtype, (size_t)r * d.m.stride + k, case_value(c, first + r, k));
+        for (uint32_t k = 0; k < c->cols; k++)
+            put(host, c->dtype, (size_t)r * d.m.stride + k, case_value(c, first + r, k));
     return dev_finish(b, d, host);
 }
 
-static struct dev dev_mat(struct wn_backend *b, const struct case_mat *c)
+struct dev dev_mat(struct wn_backend *b, const struct case_mat *c)
 {
     return dev_rows(b, c, 0, c->rows);
 }
@@ -86,7 +78,7 @@ static struct dev dev_vector(struct wn_backend *b, uint64_t seed, uint32_t n)
 }
 
 /* Dense float32 values; fails if memory outside the view was written. */
-static void dev_read(struct wn_backend *b, const struct dev *d, float *out)
+void dev_read(struct wn_backend *b, const struct dev *d, float *out)
 {
     size_t e = wn_dtype_bytes(d->m.dtype), total = d->buf.bytes / e;
     uint8_t *host = malloc(d->buf.bytes);
@@ -99,19 +91,20 @@ static void dev_read(struct wn_backend *b, const struct dev *d, float *out)
             out[r * d->m.cols + c] = d->m.dtype == WN_F32 ? ((float *)host)[i] : wn_bf16_to_f32(((wn_bf16 *)host)[i]);
         } else {
             for (size_t j = 0; j < e; j++) {
-                if (host[i * e + j] != 0xff) fail_msg("%s: wrote outside the view, row %zu column %zu", be_name, r, c);
+                if (host[i * e + j] != 0xff)
+                    fail_msg("%s: wrote outside the view, row %zu column %zu", be_name, r, c);
             }
         }
     }
     free(host);
 }
 
-static void dev_free(struct wn_backend *b, struct dev *d)
+void dev_free(struct wn_backend *b, struct dev *d)
 {
     b->ops->buf_free(b, &d->buf);
 }
 
-static float *floats(size_t n)
+float *floats(size_t n)
 {
     float *p = malloc((n ? n : 1) * sizeof(*p));
     assert_non_null(p);
@@ -119,21 +112,21 @@ static float *floats(size_t n)
 }
 
 /* want: the reference's values, or (rounded here) those in double. */
-static void check_close(const char *what, const float *got, const float *want, const double *want64, size_t n, wn_dtype out)
+void check_close(const char *what, const float *got, const float *want, const double *want64, size_t n, wn_dtype out)
 {
     double err = 0.0, sum = 0.0;
     for (size_t i = 0; i < n; i++) {
         double w = want ? (double)want[i] : want64[i];
         if (want64 && out == WN_BF16) w = wn_bf16_to_f32(wn_f32_to_bf16((float)w));
-        if (!isfinite(got[i])) fail_msg("%s: %s: element %zu is %g, should be %g", be_name, what, i, (double)got[i], w);
+        if (!isfinite(got[i]))
+            fail_msg("%s: %s: element %zu is %g, should be %g", be_name, what, i, (double)got[i], w);
         err += (got[i] - w) * (got[i] - w);
         sum += w * w;
     }
-    if (err > limit_of(out) * sum)
-        fail_msg("%s: %s: NMSE %.3g, limit %.3g", be_name, what, err / sum, limit_of(out));
+    if (err > limit_of(out) * sum) fail_msg("%s: %s: NMSE %.3g, limit %.3g", be_name, what, err / sum, limit_of(out));
 }
 
-static void check_bits(const char *what, const float *got, const float *want, size_t n)
+void check_bits(const char *what, const float *got, const float *want, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
         if (memcmp(&got[i], &want[i], sizeof(float)) != 0)
@@ -158,8 +151,8 @@ static void run_matmul(struct wn_backend *b, const struct case_matmul *c, uint32
         for (uint32_t k = 0; k < c->k; k++) put(host.ptr, c->w, (size_t)j * host.stride + k, case_value(&wc, j, k));
     assert_int_equal(b->ops->weight_create(b, &w, &host, c->w), WN_OK);
     free(host.ptr);
-    struct wn_matmul a = {.out = o.m, .x = x.m, .w = w, .bias = c->bias ? bias.buf.ptr : NULL, .slices = c->slices,
-                          .act = c->act};
+    struct wn_matmul a = {
+        .out = o.m, .x = x.m, .w = w, .bias = c->bias ? bias.buf.ptr : NULL, .slices = c->slices, .act = c->act};
     assert_int_equal(wn_be_matmul(b, &a), WN_OK);
     dev_read(b, &o, out);
     b->ops->weight_destroy(b, w);
@@ -212,8 +205,16 @@ static void matmul_rows(void **state)
     static const uint32_t counts[] = {1, 2, 5, 16, 33, 129};
     (void)state;
     for (int i = 0; i < 8; i++) {
-        struct case_matmul c = {129, 81, i & 4 ? 1200 : 333, i & 4 ? 4 : 1, WN_ACT_GELU, true, i & 1 ? WN_BF16 : WN_F32,
-                                i & 2 ? WN_BF16 : WN_F32, i & 1 ? WN_BF16 : WN_F32, 3};
+        struct case_matmul c = {129,
+                                81,
+                                i & 4 ? 1200 : 333,
+                                i & 4 ? 4 : 1,
+                                WN_ACT_GELU,
+                                true,
+                                i & 1 ? WN_BF16 : WN_F32,
+                                i & 2 ? WN_BF16 : WN_F32,
+                                i & 1 ? WN_BF16 : WN_F32,
+                                3};
         float *all = floats((size_t)c.m * c.n), *some = floats((size_t)c.m * c.n);
         run_matmul(be, &c, 0, c.m, all);
         for (size_t j = 0; j < COUNT(counts); j++) {
@@ -257,8 +258,8 @@ static void matmul_slices(void **state)
             uint32_t k0 = r < ranks ? r * part : 0, len = r < ranks ? part : K;
             struct wn_mat cut = wn_mat_cols(host, k0, len);
             assert_int_equal(be->ops->weight_create(be, &w, &cut, t), WN_OK);
-            struct wn_matmul a = {.out = o.m, .x = wn_mat_cols(x.m, k0, len), .w = w,
-                                  .slices = r < ranks ? slices / ranks : slices};
+            struct wn_matmul a = {
+                .out = o.m, .x = wn_mat_cols(x.m, k0, len), .w = w, .slices = r < ranks ? slices / ranks : slices};
             assert_int_equal(wn_be_matmul(be, &a), WN_OK);
             dev_read(be, &o, r < ranks ? parts + (size_t)r * M * N : whole);
             be->ops->weight_destroy(be, w);
@@ -297,8 +298,9 @@ static void weight_types(void **state)
             for (uint32_t j = 0; j < N; j++) {
                 float v = wn_f16_to_f32(half[j * K + k]);
                 if (as) v = wn_bf16_to_f32(wn_f32_to_bf16(v));
-                if (eye_out[k * N + j] != v) fail_msg("%s: weight [%u, %u] is kept as %g, not %g", be_name, j, k,
-                                                      (double)eye_out[k * N + j], (double)v);
+                if (eye_out[k * N + j] != v)
+                    fail_msg("%s: weight [%u, %u] is kept as %g, not %g", be_name, j, k, (double)eye_out[k * N + j],
+                             (double)v);
             }
         }
         be->ops->weight_destroy(be, w);
@@ -309,11 +311,15 @@ static void weight_types(void **state)
 
 /* ---- row operations ---- */
 
-static void run_norm(struct wn_backend *b, const struct case_norm *c, const struct case_mat *xc, uint32_t first, uint32_t rows,
-                     float *out)
+static void run_norm(struct wn_backend *b, const struct case_norm *c, const struct case_mat *xc, uint32_t first,
+                     uint32_t rows, float *out)
 {
     struct dev x = dev_rows(b, xc, first, rows), w = dev_vector(b, 4, c->cols), bias = dev_vector(b, 5, c->cols);
-    struct wn_norm a = {.out = x.m, .x = x.m, .weight = w.buf.ptr, .bias = c->bias ? bias.buf.ptr : NULL, .eps = 1e-5f,
+    struct wn_norm a = {.out = x.m,
+                        .x = x.m,
+                        .weight = w.buf.ptr,
+                        .bias = c->bias ? bias.buf.ptr : NULL,
+                        .eps = 1e-5f,
                         .rms = c->rms};
     assert_int_equal(wn_be_norm(b, &a), WN_OK);
     dev_read(b, &x, out);
@@ -349,7 +355,8 @@ static void norm_close(void **state)
     }
 }
 
-static void run_rope(struct wn_backend *b, const struct case_mat *xc, const uint32_t *position, uint32_t head_dim, float *out)
+static void run_rope(struct wn_backend *b, const struct case_mat *xc, const uint32_t *position, uint32_t head_dim,
+                     float *out)
 {
     struct dev x = dev_mat(b, xc);
     struct wn_rope a = {.x = x.m, .position = position, .head_dim = head_dim, .theta = CASE_ROPE_THETA};
@@ -363,8 +370,12 @@ static void rope_close(void **state)
     static const uint32_t dims[] = {2, 6, 32, 64, 80, 128}, position[] = {0, 1, 2, 77, 500, 499, 1000};
     (void)state;
     for (size_t i = 0; i < COUNT(dims) * 2; i++) {
-        struct case_mat x = {.dtype = i % 2 ? WN_BF16 : WN_F32, .rows = COUNT(position), .cols = 3 * dims[i / 2], .pad = 4,
-                             .seed = 11, .scale = 2.0f};
+        struct case_mat x = {.dtype = i % 2 ? WN_BF16 : WN_F32,
+                             .rows = COUNT(position),
+                             .cols = 3 * dims[i / 2],
+                             .pad = 4,
+                             .seed = 11,
+                             .scale = 2.0f};
         size_t n = (size_t)x.rows * x.cols;
         float *got = floats(n), *want = floats(n);
         double *want64 = calloc(n, sizeof(double)), err = 0.0, sum = 0.0;
@@ -379,7 +390,8 @@ static void rope_close(void **state)
                 err += (got[j] - want64[j]) * (got[j] - want64[j]);
                 sum += want64[j] * want64[j];
             }
-            if (!(err <= (x.dtype == WN_F32 ? 1e-9 : 1e-5) * sum)) fail_msg("%s: rope: NMSE %.3g", be_name, err / sum);
+            if (!(err <= (x.dtype == WN_F32 ? 1e-9 : 1e-5) * sum))
+                fail_msg("%s: rope: NMSE %.3g", be_name, err / sum);
         }
         free(got);
         free(want);
@@ -472,210 +484,6 @@ static void convert_half(void **state)
     dev_free(be, &o);
 }
 
-/* ---- attention ---- */
-
-/* Writes every sequence's tokens to scattered pages, then attends for the step's rows. out is dense [rows, heads * hd]. */
-static void run_attn(struct wn_backend *b, const struct case_attn *c, float *out)
-{
-    uint32_t rows = 0, history = 0, pages = 0, next = 0, used = 0, tables[512];
-    struct wn_seq step[6], past[6];
-    struct dev q, k, v, o, pool_k, pool_v, old_k, old_v;
-    uint32_t kv_cols = c->kv_heads * c->head_dim, pt = c->page_tokens;
-
-    for (uint32_t s = 0; s < c->seqs_n; s++) {
-        rows += c->seqs[s].rows;
-        history += c->seqs[s].pos;
-        pages += (c->seqs[s].pos + c->seqs[s].rows + pt - 1) / pt;
-    }
-    pages += 3;
-    while (pages % 7 == 0) pages++;
-    WN_ASSERT(pages <= COUNT(tables));
-    q = dev_out(b, c->q, rows, c->heads * c->head_dim, 5);
-    k = dev_out(b, c->kv, rows, kv_cols, 1);
-    v = dev_out(b, c->kv, rows, kv_cols, 0);
-    old_k = dev_out(b, c->kv, history, kv_cols, 0);
-    old_v = dev_out(b, c->kv, history, kv_cols, 2);
-    o = dev_out(b, c->out, rows, c->heads * c->head_dim, 4);
-    pool_k = dev_out(b, c->kv, pages * pt, kv_cols, 3); /* unwritten tokens are NaN */
-    pool_v = dev_out(b, c->kv, pages * pt, kv_cols, 3);
-    for (uint32_t s = 0, row = 0, old = 0; s < c->seqs_n; s++) {
-        uint32_t pos = c->seqs[s].pos, n = c->seqs[s].rows, need = (pos + n + pt - 1) / pt;
-        struct {
-            struct dev *step, *old;
-            char which;
-        } put_in[] = {{&q, NULL, 'q'}, {&k, &old_k, 'k'}, {&v, &old_v, 'v'}};
-        for (size_t i = 0; i < COUNT(put_in); i++) {
-            struct case_mat m = case_attn_rows(c, s, put_in[i].which);
-            struct dev t = dev_rows(b, &m, pos, n);
-            struct wn_mat to = wn_mat_rows(put_in[i].step->m, row, n);
-            assert_int_equal(wn_be_convert(b, &to, &t.m), WN_OK);
-            dev_free(b, &t);
-            if (!put_in[i].old || pos == 0) continue;
-            t = dev_rows(b, &m, 0, pos);
-            to = wn_mat_rows(put_in[i].old->m, old, pos);
-            assert_int_equal(wn_be_convert(b, &to, &t.m), WN_OK);
-            dev_free(b, &t);
-        }
-        step[s] = (struct wn_seq){.first_row = row, .rows = n, .pos = pos, .pages = tables + used};
-        past[s] = (struct wn_seq){.first_row = old, .rows = pos, .pos = 0, .pages = tables + used};
-        for (uint32_t i = 0; i < need; i++) tables[used++] = next = (next + 7) % pages;
-        row += n;
-        old += pos;
-    }
-    struct wn_kv kv = {.k = pool_k.m, .v = pool_v.m, .page_tokens = pt};
-    struct wn_kv_write wr = {.k = old_k.m, .v = old_v.m, .kv = kv, .seqs = past, .seqs_n = c->seqs_n};
-    assert_int_equal(wn_be_kv_write(b, &wr), WN_OK);
-    wr = (struct wn_kv_write){.k = k.m, .v = v.m, .kv = kv, .seqs = step, .seqs_n = c->seqs_n};
-    assert_int_equal(wn_be_kv_write(b, &wr), WN_OK);
-    struct wn_attn_paged a = {.out = o.m, .q = q.m, .kv = kv, .seqs = step, .seqs_n = c->seqs_n, .heads = c->heads,
-                              .kv_heads = c->kv_heads, .head_dim = c->head_dim,
-                              .scale = (float)(1.0 / sqrt((double)c->head_dim))};
-    assert_int_equal(wn_be_attn_paged(b, &a), WN_OK);
-    dev_read(b, &o, out);
-    struct dev *all[] = {&q, &k, &v, &o, &pool_k, &pool_v, &old_k, &old_v};
-    for (size_t i = 0; i < COUNT(all); i++) dev_free(b, all[i]);
-}
-
-static size_t attn_values(const struct case_attn *c)
-{
-    size_t rows = 0;
-    for (uint32_t s = 0; s < c->seqs_n; s++) rows += c->seqs[s].rows;
-    return rows * c->heads * c->head_dim;
-}
-
-static void attn_paged_close(void **state)
-{
-    static const struct case_attn cases[] = {
-        {1, 1, 16, 16, WN_F32, WN_F32, WN_F32, {{0, 1, 1}}, 1},
-        {4, 2, 32, 16, WN_F32, WN_F32, WN_F32, {{0, 70, 1}}, 1},
-        {4, 4, 64, 8, WN_BF16, WN_BF16, WN_BF16, {{63, 1, 1}, {0, 65, 2}, {130, 3, 3}}, 3},
-        {6, 1, 40, 5, WN_F32, WN_BF16, WN_F32, {{10, 1, 1}, {0, 1, 2}, {200, 1, 3}, {64, 64, 4}, {31, 30, 5}}, 5},
-        {8, 2, 128, 32, WN_BF16, WN_BF16, WN_F32, {{300, 1, 1}, {0, 129, 2}}, 2},
-        {3, 3, 10, 1, WN_F32, WN_F32, WN_BF16, {{0, 13, 1}, {5, 0, 2}}, 2},
-    };
-    (void)state;
-    for (size_t i = 0; i < COUNT(cases); i++) {
-        size_t n = attn_values(&cases[i]);
-        float *got = floats(n), *want = floats(n);
-        double *want64 = calloc(n, sizeof(double));
-        char what[64];
-
-        snprintf(what, sizeof(what), "paged attention, case %zu", i);
-        run_attn(be, &cases[i], got);
-        if (ref)
-            run_attn(ref, &cases[i], want);
-        else
-            double_attn(&cases[i], want64);
-        check_close(what, got, ref ? want : NULL, ref ? NULL : want64, n, cases[i].out);
-        free(got);
-        free(want);
-        free(want64);
-    }
-}
-
-/* However a prompt is chunked, whatever the pages, alone or with others: the same bits. */
-static void attn_paged_bits(void **state)
-{
-    enum { LEN = 150 };
-    static const uint32_t first[] = {1, 7, 32, 63, 64, 65, 100, 149}, pages[] = {1, 5, 16, 64};
-    (void)state;
-    for (int t = 0; t < 2; t++) {
-        wn_dtype type = t ? WN_BF16 : WN_F32;
-        struct case_attn whole = {6, 2, 48, 16, type, type, WN_F32, {{0, LEN, 1}}, 1};
-        size_t width = 6 * 48;
-        float *want = floats(LEN * width), *got = floats((LEN + 40) * width);
-
-        run_attn(be, &whole, want);
-        for (size_t i = 0; i < COUNT(first); i++) {
-            struct case_attn c = whole;
-            c.page_tokens = pages[i % COUNT(pages)];
-            c.seqs[0].rows = first[i];
-            run_attn(be, &c, got);
-            check_bits("attention, first chunk", got, want, first[i] * width);
-            c.seqs[0].pos = first[i];
-            c.seqs[0].rows = LEN - first[i];
-            run_attn(be, &c, got);
-            check_bits("attention, second chunk", got, want + first[i] * width, (LEN - first[i]) * width);
-            c.seqs[0].rows = 1;
-            c.seqs[1] = (struct case_seq){20, 33, 2};
-            c.seqs[2] = c.seqs[0];
-            c.seqs[0] = (struct case_seq){90, 1, 3};
-            c.seqs_n = 3;
-            run_attn(be, &c, got);
-            check_bits("attention among others", got + 34 * width, want + first[i] * width, width);
-        }
-        free(want);
-        free(got);
-    }
-}
-
-static void run_full(struct wn_backend *b, const struct case_full *c, uint32_t first, uint32_t images, float *out, float *cls,
-                     float *mean)
-{
-    struct case_mat qc = case_full_rows(c, 'q'), kc = case_full_rows(c, 'k'), vc = case_full_rows(c, 'v');
-    uint32_t row = first * c->tokens, rows = images * c->tokens;
-    struct dev q = dev_rows(b, &qc, row, rows), k = dev_rows(b, &kc, row, rows), v = dev_rows(b, &vc, row, rows);
-    struct dev o = dev_out(b, c->type, rows, qc.cols, 1), dc, dm;
-    struct wn_attn_full a = {.out = o.m, .q = q.m, .k = k.m, .v = v.m, .images = images, .tokens = c->tokens,
-                             .heads = c->heads, .head_dim = c->head_dim, .scale = (float)(1.0 / sqrt((double)c->head_dim))};
-
-    dc = dev_out(b, WN_F32, images * c->heads, c->tokens, 0);
-    dm = dev_out(b, WN_F32, images, c->tokens, 0);
-    a.cls_rows = dc.m.ptr;
-    a.mean_cols = dm.m.ptr;
-    assert_int_equal(b->ops->attn_full(b, &a), WN_OK);
-    dev_read(b, &o, out);
-    dev_read(b, &dc, cls);
-    dev_read(b, &dm, mean);
-    a.cls_rows = a.mean_cols = NULL; /* the taps change nothing */
-    assert_int_equal(b->ops->attn_full(b, &a), WN_OK);
-    float *again = floats((size_t)rows * qc.cols);
-    dev_read(b, &o, again);
-    check_bits("attention without taps", again, out, (size_t)rows * qc.cols);
-    free(again);
-    struct dev *all[] = {&q, &k, &v, &o, &dc, &dm};
-    for (size_t i = 0; i < COUNT(all); i++) dev_free(b, all[i]);
-}
-
-static void attn_full_close(void **state)
-{
-    static const struct case_full cases[] = {
-        {1, 1, 1, 8, WN_F32}, {2, 17, 3, 16, WN_F32}, {1, 65, 2, 88, WN_BF16}, {3, 50, 4, 64, WN_BF16}, {1, 197, 2, 64, WN_F32},
-    };
-    (void)state;
-    for (size_t i = 0; i < COUNT(cases); i++) {
-        const struct case_full *c = &cases[i];
-        size_t n = (size_t)c->images * c->tokens * c->heads * c->head_dim, nm = (size_t)c->images * c->tokens,
-               nc = nm * c->heads, total = n + nc + nm;
-        float *got = floats(total), *want = floats(total);
-        double *want64 = calloc(total, sizeof(double));
-        struct {
-            const char *what;
-            size_t at, n;
-            wn_dtype type;
-        } parts[] = {{"full attention", 0, n, c->type}, {"cls_rows", n, nc, WN_F32}, {"mean_cols", n + nc, nm, WN_F32}};
-
-        assert_non_null(want64);
-        run_full(be, c, 0, c->images, got, got + n, got + n + nc);
-        if (ref)
-            run_full(ref, c, 0, c->images, want, want + n, want + n + nc);
-        else
-            double_full(c, want64, want64 + n, want64 + n + nc);
-        for (size_t p = 0; p < COUNT(parts); p++)
-            check_close(parts[p].what, got + parts[p].at, ref ? want + parts[p].at : NULL, ref ? NULL : want64 + parts[p].at,
-                        parts[p].n, parts[p].type);
-        if (c->images > 1) { /* the last image alone */
-            size_t one = n / c->images, at = n - one;
-            float *last = want;
-            run_full(be, c, c->images - 1, 1, last, last + one, last + one + nc);
-            check_bits("an image alone", last, got + at, one);
-        }
-        free(got);
-        free(want);
-        free(want64);
-    }
-}
-
 /* ---- threads: the same bits with 1, 2 and 3 ---- */
 
 static void threads_bits(void **state)
@@ -685,7 +493,8 @@ static void threads_bits(void **state)
         {70, 500, 700, 1, WN_ACT_SILU, true, WN_F32, WN_F32, WN_F32, 0},
         {300, 300, 400, 2, WN_ACT_NONE, false, WN_F32, WN_BF16, WN_F32, 0},
     };
-    static const struct case_attn attn = {8, 4, 64, 16, WN_F32, WN_F32, WN_F32, {{100, 1, 1}, {0, 200, 2}, {80, 1, 3}}, 3};
+    static const struct case_attn attn = {
+        8, 4, 64, 16, WN_F32, WN_F32, WN_F32, {{100, 1, 1}, {0, 200, 2}, {80, 1, 3}}, 3};
     static const struct case_full full = {2, 100, 4, 64, WN_F32};
     enum { MAX = 300 * 500, FULL = 2 * 100 * 4 * 64 };
     float *one = floats(MAX), *more = floats(MAX);
@@ -761,11 +570,11 @@ static int suite_close(void **state)
 int wn_backend_suite_run(const char *name)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(matmul_close),     cmocka_unit_test(matmul_rows),     cmocka_unit_test(matmul_slices),
-        cmocka_unit_test(weight_types),     cmocka_unit_test(norm_close),      cmocka_unit_test(rope_close),
-        cmocka_unit_test(elementwise),      cmocka_unit_test(convert_half),    cmocka_unit_test(attn_paged_close),
-        cmocka_unit_test(attn_paged_bits),  cmocka_unit_test(attn_full_close), cmocka_unit_test(threads_bits),
-        cmocka_unit_test(nothing_to_do),    cmocka_unit_test(unknown_names),
+        cmocka_unit_test(matmul_close),    cmocka_unit_test(matmul_rows),     cmocka_unit_test(matmul_slices),
+        cmocka_unit_test(weight_types),    cmocka_unit_test(norm_close),      cmocka_unit_test(rope_close),
+        cmocka_unit_test(elementwise),     cmocka_unit_test(convert_half),    cmocka_unit_test(attn_paged_close),
+        cmocka_unit_test(attn_paged_bits), cmocka_unit_test(attn_full_close), cmocka_unit_test(threads_bits),
+        cmocka_unit_test(nothing_to_do),   cmocka_unit_test(unknown_names),
     };
     be_name = name;
     return cmocka_run_group_tests_name(name, tests, suite_open, suite_close);

@@ -1,8 +1,9 @@
 /* tests/conform/backend_suite.h - one conformance suite that every compute backend must pass.
  *
- * Each operation is run on the backend and compared with "cpu-reference" by normalised mean square error, with a limit
- * per output type; "cpu-reference" itself is compared with the same sums in double. Memory outside the views holds NaNs
- * and must stay as it was. Bit tests ask that a row's result does not depend on its neighbours, on chunks, pages, threads. */
+ * Each operation is run on the backend and compared with "cpu-reference" by normalised mean square error, with a
+ * limit per output type; "cpu-reference" itself is compared with the same sums in double. Memory outside the views
+ * holds NaNs and must stay as it was. Bit tests ask that a row's result does not depend on its neighbours, on
+ * chunks, pages, threads. */
 #ifndef WN_TESTS_CONFORM_BACKEND_SUITE_H
 #define WN_TESTS_CONFORM_BACKEND_SUITE_H
 
