@@ -96,8 +96,7 @@ static void weigh_row(const struct paged *p, float *s, uint32_t keys, bool first
     *sum += p->isa->exp_sum(s, top, keys, BLOCK);
 }
 
-/* Adds one block of keys to the task's rows. Row r is token first + r / group and sees keys up to its own position.
- * */
+/* Adds one block of keys to the task's rows. Row r is token first + r / group and sees keys up to its own position. */
 static void add_block(const struct paged *p, uint32_t base, uint32_t first, uint32_t rows, float *f)
 {
     size_t hd = p->a->head_dim;

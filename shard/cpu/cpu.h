@@ -7,8 +7,7 @@
  * multiply-adds in ascending order, whatever the number of rows, and a chain may be put down in memory and taken up
  * again.
  *
- * Owns: scratch memory, which only grows. Threads: one caller; OpenMP inside, as many as omp_get_max_threads() says.
- * */
+ * Owns: scratch memory, which only grows. Threads: one caller; OpenMP inside, as many as omp_get_max_threads() says. */
 #ifndef WN_SHARD_CPU_CPU_H
 #define WN_SHARD_CPU_CPU_H
 
