@@ -9,7 +9,7 @@
 #include "transport/link.h"
 
 /* Tags of the engine's own messages. */
-enum { TAG_RECORD = 1, TAG_TOKENS = 2, TAG_STATS = 3 };
+enum { TAG_RECORD = 1, TAG_TOKENS = 2, TAG_STATS = 3, TAG_LENGTH = 4 };
 
 struct slot {
     struct wn_sample_opts opts;
@@ -20,7 +20,8 @@ struct slot {
 /* A step that the leader has begun and not collected. */
 struct flight {
     uint8_t *wire; /* its encoded record, borrowed by the sends */
-    wn_op *sends;  /* [size] */
+    wn_op *sends;  /* [2 * size]: length and record to each rank */
+    uint64_t bytes;
     uint32_t flags, wanted_n;
     uint32_t *wanted_seq;        /* [seqs_max] whose tokens are to come */
     struct wn_step_token *drawn; /* [seqs_max] if the leader samples itself */
@@ -74,7 +75,7 @@ static wn_status open_flights(struct wn_replica *r, struct wn_err *err)
     for (uint32_t i = 0; r->flights && i < r->depth; i++) {
         struct flight *f = &r->flights[i];
         f->wire = malloc(wn_step_bytes_max(l));
-        f->sends = calloc((size_t)r->size, sizeof(*f->sends));
+        f->sends = calloc(2 * (size_t)r->size, sizeof(*f->sends));
         f->wanted_seq = calloc(l->seqs_max, sizeof(*f->wanted_seq));
         f->drawn = calloc(l->seqs_max, sizeof(*f->drawn));
         if (!f->wire || !f->sends || !f->wanted_seq || !f->drawn) return wn_fail(err, WN_ENOMEM, "steps in flight");
@@ -283,13 +284,17 @@ uint32_t wn_replica_in_flight(const struct wn_replica *r)
     return r->flights_n;
 }
 
+/* The length goes ahead in a message of its own: an idle rank waits for that one, asleep, where a wait for a large
+ * message has to keep polling. */
 static wn_status send_record(struct wn_replica *r, struct flight *f, struct wn_err *err)
 {
-    const size_t bytes = wn_step_encode(&r->record, f->wire);
-
+    f->bytes = wn_step_encode(&r->record, f->wire);
     for (int peer = 1; peer < r->size; peer++) {
-        const struct wn_route to = {.peer = peer, .tag = TAG_RECORD, .kind = WN_TRAFFIC_CONTROL};
-        if (wn_link_send(r->opts.link, to, f->wire, bytes, &f->sends[peer]) != WN_OK)
+        struct wn_route to = {.peer = peer, .tag = TAG_LENGTH, .kind = WN_TRAFFIC_CONTROL};
+        if (wn_link_send(r->opts.link, to, &f->bytes, sizeof(f->bytes), &f->sends[2 * peer]) != WN_OK)
+            return link_failed(r, "step record", err);
+        to.tag = TAG_RECORD;
+        if (wn_link_send(r->opts.link, to, f->wire, f->bytes, &f->sends[2 * peer + 1]) != WN_OK)
             return link_failed(r, "step record", err);
     }
     return WN_OK;
@@ -298,10 +303,10 @@ static wn_status send_record(struct wn_replica *r, struct flight *f, struct wn_e
 /* The sends borrow the flight's buffer: they must be over before it is used again. */
 static wn_status finish_sends(struct wn_replica *r, struct flight *f, struct wn_err *err)
 {
-    for (int peer = 1; peer < r->size; peer++) {
-        if (wn_link_wait(r->opts.link, f->sends[peer], NULL, f->deadline_us) != WN_OK)
+    for (int i = 2; i < 2 * r->size; i++) {
+        if (wn_link_wait(r->opts.link, f->sends[i], NULL, f->deadline_us) != WN_OK)
             return link_failed(r, "step record", err);
-        f->sends[peer] = WN_OP_NONE;
+        f->sends[i] = WN_OP_NONE;
     }
     return WN_OK;
 }
@@ -381,14 +386,16 @@ wn_status wn_replica_collect(struct wn_replica *r, struct wn_step_token *tokens,
 
 static wn_status receive_record(struct wn_replica *r, struct wn_err *err)
 {
-    const struct wn_route from = {.peer = 0, .tag = TAG_RECORD, .kind = WN_TRAFFIC_CONTROL};
-    size_t bytes = 0;
-    wn_op op;
+    struct wn_route from = {.peer = 0, .tag = TAG_LENGTH, .kind = WN_TRAFFIC_CONTROL};
+    uint64_t bytes = 0;
 
-    if (wn_link_recv(r->opts.link, from, r->wire, wn_step_bytes_max(&r->opts.limits), &op) !=
-            WN_OK ||
-        wn_link_wait(r->opts.link, op, &bytes, WN_NEVER) !=
-            WN_OK) /* a leader that dies takes the group with it */
+    /* however long it takes: a leader that dies takes the group with it */
+    if (wn_link_recv_now(r->opts.link, from, &bytes, sizeof(bytes), WN_NEVER) != WN_OK)
+        return link_failed(r, "step record", err);
+    if (bytes > wn_step_bytes_max(&r->opts.limits))
+        return wn_fail(err, WN_EPROTO, "step record of %llu bytes", (unsigned long long)bytes);
+    from.tag = TAG_RECORD;
+    if (wn_link_recv_now(r->opts.link, from, r->wire, bytes, wn_deadline_in_us(r->opts.step_timeout_us)) != WN_OK)
         return link_failed(r, "step record", err);
     return wn_step_decode(&r->record, &r->opts.limits, r->wire, bytes, err);
 }

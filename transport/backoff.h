@@ -1,9 +1,9 @@
 /* transport/backoff.h - how a wait that must poll spends its time. Internal to transport/.
  *
  * Spins for 20 us, since most messages of a busy group come within that; then yields; then sleeps an eighth of the time
- * waited so far, at most 500 us. So the end of a wait is noticed at most an eighth too late, and an idle rank polls
- * 2,000 times a second (with MPI that is 4 % of a core). A wait that itself drives a transfer on must not sleep: it
- * says so. Owns nothing; one per wait, on the stack. */
+ * waited so far, at most 500 us, and at most 5 ms once it has waited for a second. So the end of a wait is noticed at
+ * most an eighth too late, and an idle rank polls 200 times a second (with MPI half a percent of a core). A wait that
+ * itself drives a transfer on must not sleep: it says so. Owns nothing; one per wait, on the stack. */
 #ifndef WN_TRANSPORT_BACKOFF_H
 #define WN_TRANSPORT_BACKOFF_H
 
@@ -15,6 +15,8 @@
 #define WN_BACKOFF_SPIN_US  20
 #define WN_BACKOFF_YIELD_US 200
 #define WN_BACKOFF_SLEEP_US 500
+#define WN_BACKOFF_IDLE_US  1000000 /* waited so long: idle */
+#define WN_BACKOFF_NAP_US   5000    /* longest sleep of an idle wait */
 
 struct wn_backoff {
     int64_t start_us;
@@ -43,7 +45,8 @@ static inline void wn_backoff_pause(const struct wn_backoff *b, int64_t deadline
     } else if (waited < WN_BACKOFF_YIELD_US || !may_sleep) {
         sched_yield();
     } else {
-        int64_t sleep_us = waited / 8 < WN_BACKOFF_SLEEP_US ? waited / 8 : WN_BACKOFF_SLEEP_US;
+        const int64_t longest_us = waited < WN_BACKOFF_IDLE_US ? WN_BACKOFF_SLEEP_US : WN_BACKOFF_NAP_US;
+        int64_t sleep_us = waited / 8 < longest_us ? waited / 8 : longest_us;
         if (deadline_us - now < sleep_us) sleep_us = deadline_us - now;
         if (sleep_us > 0) {
             struct timespec ts = {.tv_sec = 0, .tv_nsec = (long)sleep_us * 1000};
