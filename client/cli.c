@@ -9,6 +9,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "proto/codec.h"
+
 #define DEFAULT_ENDPOINT   "tcp://127.0.0.1:5599"
 #define CONNECT_TIMEOUT_MS 3000
 
@@ -117,6 +119,52 @@ struct winnow *cli_connect(const char *endpoint_flag)
     return w;
 }
 
+void *cli_read_file(const char *path, size_t max, size_t *bytes)
+{
+    FILE *f = fopen(path, "rb");
+    uint8_t *data = NULL;
+    size_t room = 0, n = 0;
+
+    if (!f) {
+        fprintf(stderr, "winnow: cannot open %s: %s\n", path, strerror(errno));
+        return NULL;
+    }
+    while (!feof(f) && !ferror(f) && n < max) {
+        if (n == room) {
+            uint8_t *more = realloc(data, room = room ? room * 2 : 1 << 16);
+            if (!more) break;
+            data = more;
+        }
+        n += fread(data + n, 1, room - n, f);
+    }
+    if (!feof(f) || n == 0) {
+        fprintf(stderr, "winnow: cannot read %s: %s\n", path,
+                ferror(f) ? strerror(errno) : n == 0 ? "it is empty" : "it is too large");
+        free(data);
+        data = NULL;
+    }
+    fclose(f);
+    *bytes = n;
+    return data;
+}
+
+bool cli_pruning(const char *text, char method[WINNOW_METHOD_MAX], uint32_t *keep, float *rate)
+{
+    const size_t n = strcspn(text, ":");
+
+    if (n == 0 || n >= WINNOW_METHOD_MAX) {
+        fprintf(stderr, "winnow: --pruning: '%.60s' is not METHOD or METHOD:K\n", text);
+        return false;
+    }
+    memcpy(method, text, n);
+    method[n] = '\0';
+    *keep = 0;
+    *rate = 0;
+    if (!text[n]) return true;
+    if (strchr(text + n, '.')) return cli_float("pruning", text + n + 1, 0, 0.99f, rate);
+    return cli_u32("pruning", text + n + 1, WN_FEATURE_ROWS_MAX, keep);
+}
+
 void cli_put_text(FILE *f, const char *text)
 {
     const unsigned char *p = (const unsigned char *)text;
@@ -160,9 +208,13 @@ void cli_json_usage(FILE *f, const struct winnow_usage *u)
     fprintf(f,
             "\"queue_us\": %" PRIu64 ", \"preprocess_us\": %" PRIu64 ", \"encode_us\": %" PRIu64
             ", \"prune_us\": %" PRIu64 ", \"transfer_us\": %" PRIu64 ", \"prefill_us\": %" PRIu64
-            ", \"decode_us\": %" PRIu64 ", \"time_to_first_token_us\": %" PRIu64 ", \"total_us\": %" PRIu64 "}",
+            ", \"decode_us\": %" PRIu64 ", \"time_to_first_token_us\": %" PRIu64 ", \"total_us\": %" PRIu64,
             u->queue_us, u->preprocess_us, u->encode_us, u->prune_us, u->transfer_us, u->prefill_us, u->decode_us,
             u->time_to_first_token_us, u->total_us);
+    fputs(", \"pruning\": {\"method\": ", f);
+    cli_json_text(f, u->pruning_method);
+    fprintf(f, ", \"keep\": %u, \"rate\": %g}, \"cached_tokens\": %u, \"vision_cache_hit\": %s}", u->pruning_keep,
+            (double)u->pruning_rate, u->cached_tokens, u->vision_cache_hit ? "true" : "false");
 }
 
 void cli_usage_line(FILE *f, const struct winnow_usage *u)

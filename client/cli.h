@@ -48,6 +48,12 @@ const char *cli_endpoint(const char *flag);
 /* Connects or says why not; NULL then. */
 struct winnow *cli_connect(const char *endpoint_flag);
 
+/* The whole file, owned by the caller; says on stderr why not. */
+void *cli_read_file(const char *path, size_t max, size_t *bytes);
+
+/* "METHOD", "METHOD:64" (a count), "METHOD:0.5" (a share removed); says on stderr what is wrong. */
+bool cli_pruning(const char *text, char method[WINNOW_METHOD_MAX], uint32_t *keep, float *rate);
+
 /* The model's words: on a terminal, control characters (escape sequences) are shown as '?'. Flushes. */
 void cli_put_text(FILE *f, const char *text);
 
@@ -56,8 +62,11 @@ void cli_json_usage(FILE *f, const struct winnow_usage *u);
 void cli_usage_line(FILE *f, const struct winnow_usage *u);
 
 int cmd_ask(int argc, char **argv);
+int cmd_eval(int argc, char **argv);
 int cmd_status(int argc, char **argv);
 int cmd_cancel(int argc, char **argv);
+int cmd_run_batch(int argc, char **argv);
+int cmd_bench(int argc, char **argv);
 int cmd_attach(int argc, char **argv);
 int cmd_collect_env(int argc, char **argv);
 

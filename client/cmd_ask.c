@@ -1,5 +1,4 @@
 /* client/cmd_ask.c - `winnow ask`: one job, its answer on standard output as it comes. */
-#include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,7 +36,7 @@ struct ask {
     struct winnow_request request;
     struct winnow_image images[WN_IMAGES_MAX];
     const char *stop[STOP_N];
-    char method[64];
+    char method[WINNOW_METHOD_MAX];
     const char *endpoint;
     bool json, usage;
     uint32_t timeout_s;
@@ -51,50 +50,10 @@ static void on_signal(int signal_number)
     interrupted = 1;
 }
 
-/* The whole file; says on stderr why not. */
-static void *read_image(const char *path, size_t *bytes)
-{
-    FILE *f = fopen(path, "rb");
-    uint8_t *data = NULL;
-    size_t room = 0, n = 0;
-
-    if (!f) {
-        fprintf(stderr, "winnow: cannot open %s: %s\n", path, strerror(errno));
-        return NULL;
-    }
-    while (!feof(f) && !ferror(f) && n < IMAGE_MAX) {
-        if (n == room) {
-            uint8_t *more = realloc(data, room = room ? room * 2 : 1 << 16);
-            if (!more) break;
-            data = more;
-        }
-        n += fread(data + n, 1, room - n, f);
-    }
-    if (!feof(f) || n == 0) {
-        fprintf(stderr, "winnow: cannot read %s: %s\n", path,
-                ferror(f) ? strerror(errno) : n == 0 ? "it is empty" : "it is too large");
-        free(data);
-        data = NULL;
-    }
-    fclose(f);
-    *bytes = n;
-    return data;
-}
-
 static bool parse_pruning(struct ask *a, const char *text)
 {
-    size_t n = strcspn(text, ":");
-
-    if (n == 0 || n >= sizeof(a->method)) {
-        fprintf(stderr, "winnow: --pruning: '%.60s' is not METHOD or METHOD:K\n", text);
-        return false;
-    }
-    memcpy(a->method, text, n);
-    a->method[n] = '\0';
     a->request.pruning_method = a->method;
-    if (!text[n]) return true;
-    if (strchr(text + n, '.')) return cli_float("pruning", text + n + 1, 0, 0.99f, &a->request.pruning_rate);
-    return cli_u32("pruning", text + n + 1, WN_FEATURE_ROWS_MAX, &a->request.pruning_keep);
+    return cli_pruning(text, a->method, &a->request.pruning_keep, &a->request.pruning_rate);
 }
 
 static bool add_image(struct ask *a, const char *path)
@@ -105,7 +64,7 @@ static bool add_image(struct ask *a, const char *path)
         fprintf(stderr, "winnow: at most %d images are allowed\n", WN_IMAGES_MAX);
         return false;
     }
-    im->data = read_image(path, &im->bytes);
+    im->data = cli_read_file(path, IMAGE_MAX, &im->bytes);
     a->request.images_n += im->data != NULL;
     return im->data != NULL;
 }

@@ -17,6 +17,7 @@ static const struct {
     {"ask", cmd_ask, "Jobs", "ask a question about pictures and print the answer"},
     {"attach", cmd_attach, "Jobs", "follow a job that was submitted before"},
     {"cancel", cmd_cancel, "Jobs", "stop a job"},
+    {"eval", cmd_eval, "Jobs", "accuracy and costs of an evaluation set, with each way of pruning"},
     {"serve", NULL, "Servers", "start everything for a model on this machine"},
     {"plan", NULL, "Servers", "who would hold what, and the bytes on each link"},
     {"prune", NULL, "Servers", "draw which visual tokens of a picture are kept"},

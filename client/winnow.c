@@ -173,6 +173,9 @@ int winnow_submit(struct winnow *w, const struct winnow_request *request, uint64
     pruning.method = (char *)(uintptr_t)(request->pruning_method ? request->pruning_method : "");
     pruning.keep = request->pruning_keep;
     pruning.rate = request->pruning_rate;
+    pruning.cap = request->pruning_cap;
+    pruning.seed = request->pruning_seed;
+    if (request->pruning_setting) pruning.setting = (char *)(uintptr_t)request->pruning_setting;
     if (wn_sampling_check(&sampling, &w->error) != WN_OK || wn_pruning_check(&pruning, &w->error) != WN_OK)
         return conn_result(w->error.code);
     if (!(entry = job_add(w))) return conn_result(wn_fail(&w->error, WN_ENOMEM, "job"));
@@ -272,6 +275,13 @@ static void fill_usage(struct winnow_usage *out, const Wn__Usage *u)
     out->decode_us = u->decode_us;
     out->time_to_first_token_us = u->time_to_first_token_us;
     out->total_us = u->total_us;
+    if (u->pruning) {
+        snprintf(out->pruning_method, sizeof(out->pruning_method), "%s", u->pruning->method);
+        out->pruning_keep = u->pruning->keep;
+        out->pruning_rate = u->pruning->rate;
+    }
+    out->cached_tokens = u->cached_tokens;
+    out->vision_cache_hit = u->vision_cache_hit;
 }
 
 static struct winnow_job *on_accepted(struct winnow *w, const Wn__Accepted *a, struct winnow_event *ev)

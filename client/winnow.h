@@ -25,6 +25,7 @@ extern "C" {
 
 #define WINNOW_API        __attribute__((visibility("default")))
 #define WINNOW_JOB_ID_MAX 32
+#define WINNOW_METHOD_MAX 32
 
 enum winnow_result {
     WINNOW_OK = 0,
@@ -66,6 +67,9 @@ struct winnow_request {
     float pruning_rate;            /* share removed */
     const char *idempotency_key;   /* NULL: a fresh one */
     int quiet;                     /* non-zero: no TEXT events, only the end */
+    uint32_t pruning_cap;          /* most tokens of a method that chooses its own count; 0: none */
+    uint64_t pruning_seed;         /* of methods that draw */
+    const char *pruning_setting;   /* "faithful" or "paper" for methods that have both; NULL: faithful */
 };
 
 enum winnow_event_type {
@@ -82,6 +86,11 @@ struct winnow_usage {
     uint64_t bytes_control, bytes_embedding, bytes_activation, bytes_allreduce, bytes_logits;
     uint64_t queue_us, preprocess_us, encode_us, prune_us, transfer_us, prefill_us, decode_us;
     uint64_t time_to_first_token_us, total_us;
+    char pruning_method[WINNOW_METHOD_MAX]; /* that was in force */
+    uint32_t pruning_keep;
+    float pruning_rate;
+    uint32_t cached_tokens;
+    uint32_t vision_cache_hit;              /* non-zero: no encode was needed */
 };
 
 struct winnow_event {

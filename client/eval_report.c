@@ -1,0 +1,223 @@
+/* client/eval_report.c - what an evaluation came to: sums, tables, CSV. */
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "client/eval.h"
+
+const char *const eval_links[EVAL_LINKS_N] = {"embedding", "activation", "allreduce", "logits", "control"};
+const char *const eval_times[EVAL_TIMES_N] = {"queue",    "preprocess", "encode", "prune",
+                                              "transfer", "prefill",    "decode"};
+
+static void add_usage(struct eval_row *row, const struct winnow_usage *u)
+{
+    const uint64_t bytes[EVAL_LINKS_N] = {u->bytes_embedding, u->bytes_activation, u->bytes_allreduce, u->bytes_logits,
+                                          u->bytes_control};
+    const uint64_t us[EVAL_TIMES_N] = {u->queue_us,    u->preprocess_us, u->encode_us, u->prune_us,
+                                       u->transfer_us, u->prefill_us,    u->decode_us};
+
+    row->tokens += u->image_tokens;
+    row->tokens_before += u->image_tokens_before_pruning;
+    row->cache_hits += u->vision_cache_hit != 0;
+    for (int i = 0; i < EVAL_LINKS_N; i++) row->link_bytes[i] += (double)bytes[i];
+    for (int i = 0; i < EVAL_TIMES_N; i++) row->ms[i] += (double)us[i] / 1e3;
+}
+
+static int ascending(const void *a, const void *b)
+{
+    const uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* The smallest value that at least `share` of all are not above. */
+static double percentile_ms(const uint64_t *sorted, uint32_t n, double share)
+{
+    uint32_t rank = (uint32_t)(share * n + 0.999999);
+
+    return n ? (double)sorted[rank ? rank - 1 : 0] / 1e3 : 0;
+}
+
+bool eval_summarise(struct eval_row *row, const struct eval_set *set, const struct eval_outcome *out)
+{
+    uint64_t *ttft = malloc(set->n * sizeof(*ttft));
+
+    if (!ttft) {
+        fprintf(stderr, "winnow: out of memory\n");
+        return false;
+    }
+    for (uint32_t i = 0; i < set->n; i++) {
+        const uint32_t family = set->q[i].family_i;
+        row->family_n[family] += out[i].state != EVAL_OPEN;
+        row->failed += out[i].state == EVAL_FAILED;
+        if (out[i].state != EVAL_ANSWERED) continue;
+        ttft[row->answered++] = out[i].usage.time_to_first_token_us;
+        row->right += out[i].right;
+        row->family_right[family] += out[i].right;
+        add_usage(row, &out[i].usage);
+    }
+    if (row->answered) {
+        row->tokens /= row->answered;
+        row->tokens_before /= row->answered;
+        for (int i = 0; i < EVAL_LINKS_N; i++) row->link_bytes[i] /= row->answered;
+        for (int i = 0; i < EVAL_TIMES_N; i++) row->ms[i] /= row->answered;
+    }
+    qsort(ttft, row->answered, sizeof(*ttft), ascending);
+    row->ttft_p50_ms = percentile_ms(ttft, row->answered, 0.5);
+    row->ttft_p95_ms = percentile_ms(ttft, row->answered, 0.95);
+    free(ttft);
+    return true;
+}
+
+double eval_accuracy(const struct eval_row *row)
+{
+    const uint32_t n = row->answered + row->failed;
+
+    return n ? (double)row->right / n : 0;
+}
+
+const struct eval_row *eval_random_twin(const struct eval_row *rows, uint32_t n, const struct eval_row *of)
+{
+    const bool budget = of->setting.keep || of->setting.rate > 0;
+
+    for (uint32_t i = 0; budget && i < n; i++)
+        if (&rows[i] != of && strcmp(rows[i].setting.method, "random") == 0 &&
+            rows[i].setting.keep == of->setting.keep && rows[i].setting.rate == of->setting.rate)
+            return &rows[i];
+    return NULL;
+}
+
+static double family_accuracy(const struct eval_row *row, uint32_t family)
+{
+    return row->family_n[family] ? (double)row->family_right[family] / row->family_n[family] : 0;
+}
+
+/* Wide enough for the heading and for "100.0". */
+static int column(const char *heading)
+{
+    const int n = (int)strlen(heading);
+
+    return n > 5 ? n + 2 : 7;
+}
+
+static void print_accuracy(FILE *f, const struct eval_set *set, const struct eval_row *rows, uint32_t n)
+{
+    fprintf(f, "Accuracy, %% of %u questions about %u pictures; standard error at most %.1f\n%-16s%8s%7s%10s", set->n,
+            set->pictures_n, 50 / sqrt(set->n), "pruning", "tokens", "all", "- random");
+    for (uint32_t k = 0; k < set->families_n; k++) fprintf(f, "%*s", column(set->families[k]), set->families[k]);
+    fputc('\n', f);
+    for (uint32_t i = 0; i < n; i++) {
+        const struct eval_row *row = &rows[i], *twin = eval_random_twin(rows, n, row);
+        char label[64], minus[16] = "";
+        eval_setting_text(&row->setting, label, sizeof(label));
+        if (twin) snprintf(minus, sizeof(minus), "%+.1f", 100 * (eval_accuracy(row) - eval_accuracy(twin)));
+        fprintf(f, "%-16s%8.1f%7.1f%10s", label, row->tokens, 100 * eval_accuracy(row), minus);
+        for (uint32_t k = 0; k < set->families_n; k++)
+            fprintf(f, "%*.1f", column(set->families[k]), 100 * family_accuracy(row, k));
+        if (row->failed) fprintf(f, "  %u failed", row->failed);
+        fputc('\n', f);
+    }
+}
+
+static void print_cost(FILE *f, const struct eval_row *rows, uint32_t n)
+{
+    fprintf(f, "\nCost of a question, means; TTFT: time to the first token\n%-16s", "pruning");
+    for (int k = 0; k < EVAL_LINKS_N; k++) fprintf(f, "%*s", column(eval_links[k]) + 1, eval_links[k]);
+    for (int k = 0; k < EVAL_TIMES_N; k++) fprintf(f, "%*s", column(eval_times[k]) + 1, eval_times[k]);
+    fprintf(f, "%9s%9s%8s\n%-16s", "TTFT p50", "p95", "cached", "");
+    for (int k = 0; k < EVAL_LINKS_N; k++) fprintf(f, "%*s", column(eval_links[k]) + 1, "KiB");
+    for (int k = 0; k < EVAL_TIMES_N; k++) fprintf(f, "%*s", column(eval_times[k]) + 1, "ms");
+    fprintf(f, "%9s%9s%8s\n", "ms", "ms", "%");
+    for (uint32_t i = 0; i < n; i++) {
+        const struct eval_row *row = &rows[i];
+        char label[64];
+        eval_setting_text(&row->setting, label, sizeof(label));
+        fprintf(f, "%-16s", label);
+        for (int k = 0; k < EVAL_LINKS_N; k++)
+            fprintf(f, "%*.1f", column(eval_links[k]) + 1, row->link_bytes[k] / 1024);
+        for (int k = 0; k < EVAL_TIMES_N; k++) fprintf(f, "%*.2f", column(eval_times[k]) + 1, row->ms[k]);
+        fprintf(f, "%9.1f%9.1f%8.0f\n", row->ttft_p50_ms, row->ttft_p95_ms,
+                row->answered ? 100.0 * row->cache_hits / row->answered : 0);
+    }
+}
+
+/* Where a method is no better than drawing lots, it should be said. */
+static void print_losers(FILE *f, const struct eval_row *rows, uint32_t n)
+{
+    bool any = false;
+
+    for (uint32_t i = 0; i < n; i++) {
+        const struct eval_row *twin = eval_random_twin(rows, n, &rows[i]);
+        char label[64];
+        if (!twin || eval_accuracy(&rows[i]) >= eval_accuracy(twin)) continue;
+        eval_setting_text(&rows[i].setting, label, sizeof(label));
+        fprintf(f, "%s%s", any ? ", " : "\nWorse than random at the same count: ", label);
+        any = true;
+    }
+    if (any) fputc('\n', f);
+}
+
+void eval_print(FILE *f, const struct eval_set *set, const struct eval_row *rows, uint32_t n)
+{
+    print_accuracy(f, set, rows, n);
+    print_cost(f, rows, n);
+    print_losers(f, rows, n);
+}
+
+/* Quoted if it has to be. */
+static void csv_text(FILE *f, const char *text)
+{
+    if (!text[strcspn(text, ",\"\n\r")]) {
+        fputs(text, f);
+        return;
+    }
+    fputc('"', f);
+    for (; *text; text++) {
+        if (*text == '"') fputc('"', f);
+        fputc(*text, f);
+    }
+    fputc('"', f);
+}
+
+static void csv_head(FILE *f, const struct eval_set *set)
+{
+    fputs("method,keep,rate,questions,failed,accuracy,minus_random", f);
+    for (uint32_t k = 0; k < set->families_n; k++) {
+        char name[128];
+        snprintf(name, sizeof(name), ",accuracy_%.100s", set->families[k]);
+        fputc(',', f);
+        csv_text(f, name + 1);
+    }
+    fputs(",tokens,tokens_before", f);
+    for (int k = 0; k < EVAL_LINKS_N; k++) fprintf(f, ",%s_bytes", eval_links[k]);
+    for (int k = 0; k < EVAL_TIMES_N; k++) fprintf(f, ",%s_ms", eval_times[k]);
+    fputs(",ttft_p50_ms,ttft_p95_ms,cache_hits,wall_s\n", f);
+}
+
+static void csv_row(FILE *f, const struct eval_set *set, const struct eval_row *row, const struct eval_row *twin)
+{
+    csv_text(f, row->setting.method);
+    fprintf(f, ",%u,%.6g,%u,%u,%.4f,", row->setting.keep, (double)row->setting.rate, row->answered + row->failed,
+            row->failed, eval_accuracy(row));
+    if (twin) fprintf(f, "%.4f", eval_accuracy(row) - eval_accuracy(twin));
+    for (uint32_t k = 0; k < set->families_n; k++) fprintf(f, ",%.4f", family_accuracy(row, k));
+    fprintf(f, ",%.2f,%.2f", row->tokens, row->tokens_before);
+    for (int k = 0; k < EVAL_LINKS_N; k++) fprintf(f, ",%.1f", row->link_bytes[k]);
+    for (int k = 0; k < EVAL_TIMES_N; k++) fprintf(f, ",%.3f", row->ms[k]);
+    fprintf(f, ",%.3f,%.3f,%u,%.3f\n", row->ttft_p50_ms, row->ttft_p95_ms, row->cache_hits, row->wall_s);
+}
+
+bool eval_write_csv(const char *path, const struct eval_set *set, const struct eval_row *rows, uint32_t n)
+{
+    FILE *f = fopen(path, "w");
+    bool good = f != NULL;
+
+    if (f) {
+        csv_head(f, set);
+        for (uint32_t i = 0; i < n; i++) csv_row(f, set, &rows[i], eval_random_twin(rows, n, &rows[i]));
+        good = !ferror(f);
+        good = fclose(f) == 0 && good;
+    }
+    if (!good) fprintf(stderr, "winnow: cannot write %s: %s\n", path, strerror(errno));
+    return good;
+}
