@@ -207,15 +207,18 @@ static bool check_mixed(struct rank *r)
     return true;
 }
 
-static bool share_images(struct rank *r, uint32_t first, uint32_t n)
+/* Images [first, first + n) into the slots of their numbers, as vision features or projected. */
+static bool share_images(struct rank *r, uint32_t first, uint32_t n, bool projected)
 {
-    const struct wn_vision_config *v = &r->g->model.vision;
-    size_t floats = (size_t)v->patches * v->hidden;
-    struct wn_features shape = {.rows = v->patches, .width = v->hidden, .dtype = r->plan.dtype};
+    const struct wn_model *m = &r->g->model;
+    uint32_t width = projected ? m->text.hidden : m->vision.hidden;
+    const float *from = projected ? r->g->projected : r->g->features;
+    size_t floats = (size_t)m->vision.patches * width;
+    struct wn_features shape = {m->vision.patches, width, r->plan.dtype, projected};
     struct wn_err err = {0};
 
     for (uint32_t i = first; i < first + n; i++) {
-        void *data = golden_as(r->g->features + i * floats, floats, r->plan.dtype);
+        void *data = golden_as(from + i * floats, floats, r->plan.dtype);
         wn_status rc = wn_stage_features_share(r->stage, i, r->me == 0 ? data : NULL, &shape,
                                                wn_deadline_in_us(PATIENCE_US), &err);
         if (rc == WN_OK && r->root) rc = wn_stage_features_put(r->alone, i, data, &shape, &err);
@@ -223,6 +226,31 @@ static bool share_images(struct rank *r, uint32_t first, uint32_t n)
         if (rc != WN_OK) return failed(r, "%s", err.text);
     }
     return true;
+}
+
+/* Rows that come projected, beside some that do not: near Transformers, and the bits of one rank alone. */
+static bool check_projected(struct rank *r)
+{
+    const struct golden_prompt *p = &r->g->prompt[2];
+    uint32_t pages[PAGES], n = wn_kvpool_need(p->rows, PAGE_TOKENS), vocab = r->g->model.text.vocab;
+    size_t bytes = (size_t)p->rows * vocab * sizeof(float);
+    struct piece all = {2, 0, p->rows, pages};
+    float *want = malloc(bytes);
+    bool good = want != NULL && share_images(r, p->image_first, 1, true);
+
+    if (good && wn_kvpool_take(r->pool, pages, n) != WN_OK) good = failed(r, "out of pages");
+    good = good && run(r, r->stage, &all, 1, true, r->got);
+    if (good && r->root) {
+        double e = golden_error(r->got, p->logits, p->rows, vocab),
+               limit = r->plan.dtype == WN_F32 ? TOLERANCE : NEAR;
+        good = run(r, r->alone, &all, 1, true, want);
+        if (good && memcmp(want, r->got, bytes) != 0)
+            good = failed(r, "projected features: other bits than one rank alone");
+        if (good && !(e <= limit)) good = failed(r, "projected features: relative error %g, limit %g", e, limit);
+    }
+    if (good) wn_kvpool_give(r->pool, pages, n);
+    free(want);
+    return good && share_images(r, p->image_first, 1, false);
 }
 
 /* A prompt with an image in chunks, and a few tokens: count what this rank sends, link by link. */
@@ -239,7 +267,7 @@ static bool check_bytes(struct rank *r)
     if (wn_kvpool_take(r->pool, pages, wn_kvpool_need(rows, PAGE_TOKENS)) != WN_OK) return failed(r, "out of pages");
     for (uint32_t i = 0; i < ranks; i++)
         if (i != r->me) wn_link_traffic(r->link, (int)i, &before[i]);
-    if (!share_images(r, p->image_first, p->images)) return false;
+    if (!share_images(r, p->image_first, p->images, false)) return false;
     for (uint32_t at = 0, len; at < rows; at += len) {
         struct filled f;
         struct wn_err err = {0};
@@ -311,8 +339,8 @@ static void close_all(struct rank *r)
 /* All checks of one rank. The stage is closed by the caller, after the link if this failed. */
 static bool check_rank(struct rank *r)
 {
-    if (!open_all(r) || !share_images(r, 0, r->g->images)) return false;
-    if (!check_whole(r) || !check_mixed(r) || !check_bytes(r)) return false;
+    if (!open_all(r) || !share_images(r, 0, r->g->images, false)) return false;
+    if (!check_whole(r) || !check_mixed(r) || !check_projected(r) || !check_bytes(r)) return false;
     for (uint32_t i = 0; i < r->g->prompts; i++)
         if (!check_chunks(r, i, 7)) return false;
     return check_chunks(r, 0, 1);
@@ -433,7 +461,7 @@ static bool local_refusals(const struct golden *g)
         REFUSED(text, f.wanted[1] = 0, WN_EINVAL);
         REFUSED(text, f.wanted[4] = 5, WN_EINVAL);
         REFUSED(image, (void)0, WN_ENOENT);
-        good = share_images(&r, 0, 1);
+        good = share_images(&r, 0, 1, false);
         REFUSED(image, f.token[8] = g->model.vision.patches, WN_EINVAL);
         wn_stage_features_drop(r.stage, 0);
         REFUSED(image, (void)0, WN_ENOENT);
