@@ -11,6 +11,7 @@ endfunction()
 
 wn_pkg(wn_zmq libzmq>=4.3)
 wn_pkg(wn_protobufc libprotobuf-c)
+wn_pkg(wn_sqlite sqlite3)
 wn_pkg(wn_jansson jansson)
 wn_pkg(wn_yaml yaml-0.1)
 wn_pkg(wn_jpeg libjpeg)

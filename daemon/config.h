@@ -53,6 +53,7 @@ struct wn_config {
     uint32_t max_results, result_ttl_s; /* finished jobs that are kept for attach */
     uint32_t no_worker_timeout_ms;      /* a job that finds no worker fails after this; 0: waits for ever */
     uint32_t expect_replicas, expect_vision_workers; /* ready when so many are there */
+    char journal[WN_PATH_LEN];          /* folder; "": jobs live in memory only */
     uint32_t lease_ms, heartbeat_ms;
     uint32_t shutdown_timeout_s;
     /* roles (set by `winnow serve` for the processes that it starts) */

@@ -122,6 +122,27 @@ wn_status wn_transcript_add(struct wn_transcript *a, uint32_t first, const uint3
     return WN_OK;
 }
 
+wn_status wn_transcript_restore(struct wn_transcript *a, const uint32_t *ids, const uint32_t *text_end, size_t ids_n,
+                                const char *text, size_t text_bytes, struct wn_err *err)
+{
+    if (ids_n > WN_EMITTED_MAX || text_bytes > WN_ANSWER_BYTES_MAX || !wn_utf8_valid(text, text_bytes))
+        return wn_fail(err, WN_EFORMAT, "its answer is damaged");
+    for (size_t i = 0; i < ids_n; i++)
+        if (text_end[i] > text_bytes || (i > 0 && text_end[i] < text_end[i - 1]))
+            return wn_fail(err, WN_EFORMAT, "its answer is damaged");
+    if (ids_n == 0 && text_bytes == 0) return WN_OK;
+    if (!make_room(a, ids_n, text_bytes)) return wn_fail(err, WN_ENOMEM, "answer");
+    if (ids_n > 0) {
+        memcpy(a->ids, ids, ids_n * sizeof(*ids));
+        memcpy(a->text_end, text_end, ids_n * sizeof(*text_end));
+    }
+    if (text_bytes > 0) memcpy(a->text, text, text_bytes);
+    a->text[text_bytes] = '\0';
+    a->ids_n = ids_n;
+    a->text_bytes = text_bytes;
+    return WN_OK;
+}
+
 size_t wn_transcript_text_at(const struct wn_transcript *a, size_t from)
 {
     if (from == 0) return 0;

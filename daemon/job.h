@@ -6,7 +6,7 @@
  *     accepted, queued, running --cancel--> cancelled;  accepted, queued --fail--> failed
  *
  * Each dispatch is a new attempt; answers of an older attempt, or of a job that does not run, are not taken. Every
- * change of state goes through wn_job_apply(): this is where the journal will write.
+ * change of state goes through wn_job_apply(), and is then recorded (sched_journal.c).
  * Owns:    wn_transcript owns its arrays, from init to fini.
  * Threads: one at a time; nothing here reads clocks, sockets or files (but wn_job_id_make). */
 #ifndef WN_DAEMON_JOB_H
@@ -39,7 +39,7 @@ typedef enum wn_job_event {
     WN_JOB_EVENTS
 } wn_job_event;
 
-/* What the journal will keep. */
+/* The journal keeps it. */
 struct wn_job_life {
     wn_job_state state;
     uint32_t attempt;      /* of the last dispatch; 0: never */
@@ -73,6 +73,10 @@ void wn_transcript_fini(struct wn_transcript *a);
  * skipped; a gap or a partial overlap is WN_EPROTO, and nothing changes. Text without ids belongs to the last token. */
 WN_NODISCARD wn_status wn_transcript_add(struct wn_transcript *a, uint32_t first, const uint32_t *ids, size_t ids_n,
                                          const char *text, bool *news, struct wn_err *err);
+
+/* Fills an empty transcript. WN_EFORMAT: the offsets do not fit the text. */
+WN_NODISCARD wn_status wn_transcript_restore(struct wn_transcript *a, const uint32_t *ids, const uint32_t *text_end,
+                                             size_t ids_n, const char *text, size_t text_bytes, struct wn_err *err);
 
 /* Offset of the text that token `from` begins; the end for those to come. */
 size_t wn_transcript_text_at(const struct wn_transcript *a, size_t from);

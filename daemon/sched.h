@@ -1,5 +1,5 @@
 /* daemon/sched.h - what the files of the scheduler share: sched_table.c, sched_client.c, sched_worker.c,
- * sched_route.c, sched_status.c and scheduler.c. Everything runs in the scheduler's one thread. */
+ * sched_route.c, sched_journal.c, sched_status.c and scheduler.c. Everything runs in the scheduler's one thread. */
 #ifndef WN_DAEMON_SCHED_H
 #define WN_DAEMON_SCHED_H
 
@@ -7,6 +7,7 @@
 
 #include "daemon/config.h"
 #include "daemon/job.h"
+#include "daemon/journal.h"
 #include "transport/endpoint.h"
 
 #define WN_SCHED_WORKERS_MAX  320
@@ -40,7 +41,7 @@ struct wn_job_image {
 };
 
 /* Which list a job is in; one at a time. */
-enum wn_job_list { WN_LIST_QUEUED, WN_LIST_RUNNING, WN_LIST_ENDED, WN_LISTS };
+enum wn_job_list { WN_LIST_PENDING /* not on record yet */, WN_LIST_QUEUED, WN_LIST_RUNNING, WN_LIST_ENDED, WN_LISTS };
 
 struct wn_job {
     char id[WN_JOB_ID_CHARS + 1];
@@ -52,6 +53,8 @@ struct wn_job {
     uint32_t images_n;
     int leader;                       /* of this attempt, or WN_NO_WORKER */
     bool answered;                    /* this attempt's leader has sent tokens: features are no longer needed */
+    bool recording, dirty, urgent;    /* an operation of the journal is under way; changed since; more than tokens */
+    bool settled;                     /* the end is on record, or cannot be put there now */
     struct wn_transcript answer;
     struct wn_watcher watchers[WN_SCHED_WATCHERS_MAX];
     unsigned watchers_n;
@@ -92,6 +95,11 @@ struct wn_scheduler {
     size_t held_bytes;
     Wn__Pruning default_pruning;
     bool draining, stalled;           /* stalled: a client's queue is full, try again soon */
+    struct wn_journal *journal;       /* NULL: jobs live in memory only */
+    struct wn_err journal_error;      /* why it cannot be written; code WN_OK: it can */
+    bool probing;
+    int64_t probe_us, record_us;      /* when to try it again, when to record tokens again */
+    size_t unsettled;                 /* ended jobs whose end was not told yet */
     int64_t started_us;
     uint64_t accepted, answered, failed, cancelled, replayed;
 };
@@ -99,9 +107,11 @@ struct wn_scheduler {
 /* ---- sched_table.c: jobs ---- */
 struct wn_job *wn_sched_job_find(struct wn_scheduler *s, const char *id);
 struct wn_job *wn_sched_job_find_key(struct wn_scheduler *s, const char *key);
-/* Takes over *request on success. images: a copy is made. The job is in no list yet. */
+void wn_blob_release(struct wn_blob *b); /* any thread; NULL is fine */
+/* Takes over *request on success. id NULL: a new one. images: a copy is made; NULL: without. The job is in no list. */
 WN_NODISCARD wn_status wn_sched_job_create(struct wn_scheduler *s, struct wn_job **out, Wn__Envelope *request,
-                                           const void *images, size_t images_bytes, struct wn_err *err);
+                                           const char *id, const void *images, size_t images_bytes,
+                                           struct wn_err *err);
 void wn_sched_job_destroy(struct wn_scheduler *s, struct wn_job *job);
 void wn_sched_list_put(struct wn_scheduler *s, struct wn_job *job, enum wn_job_list list, bool first);
 void wn_sched_payload_drop(struct wn_scheduler *s, struct wn_job *job);
@@ -119,6 +129,18 @@ void wn_sched_flush(struct wn_scheduler *s, struct wn_job *job); /* brings its f
 /* About the last message, or (tag) about a Submit. */
 void wn_sched_refuse(struct wn_endpoint *ep, const struct wn_peer_id *to, const char *tag, const struct wn_err *err);
 
+void wn_sched_busy(struct wn_scheduler *s, const struct wn_peer_id *to, const char *tag, const char *why);
+Wn__Pruning *wn_sched_pruning(struct wn_scheduler *s, const Wn__Submit *r); /* what is in force */
+int64_t wn_sched_deadline(const Wn__Submit *r, int64_t submitted_us);
+
+/* ---- sched_journal.c: nothing happens without --journal ---- */
+WN_NODISCARD wn_status wn_sched_journal_open(struct wn_scheduler *s, struct wn_err *err); /* and what is in it */
+WN_NODISCARD wn_status wn_sched_journal_add(struct wn_scheduler *s, struct wn_job *job);
+void wn_sched_record(struct wn_scheduler *s, struct wn_job *job);  /* its state has changed */
+bool wn_sched_forget(struct wn_scheduler *s, const struct wn_job *job); /* false: not yet */
+void wn_sched_journal_outcomes(struct wn_scheduler *s);
+void wn_sched_journal_tick(struct wn_scheduler *s, int64_t now_us);
+
 /* ---- sched_worker.c ---- */
 void wn_sched_worker_message(struct wn_scheduler *s, struct wn_msg *msg);
 void wn_sched_leases(struct wn_scheduler *s, int64_t now_us);
@@ -128,6 +150,7 @@ unsigned wn_sched_workers_up(const struct wn_scheduler *s, Wn__Role role);
 
 /* ---- sched_route.c: changes of a job's state; each may flush and free nothing ---- */
 void wn_sched_dispatch(struct wn_scheduler *s);             /* whatever can go out now */
+void wn_sched_admit(struct wn_scheduler *s, struct wn_job *job); /* it is on record, where there is one */
 void wn_sched_lose(struct wn_scheduler *s, struct wn_job *job, const char *why);
 void wn_sched_fail(struct wn_scheduler *s, struct wn_job *job, wn_status code, bool retriable, const char *why);
 void wn_sched_cancel(struct wn_scheduler *s, struct wn_job *job);

@@ -117,13 +117,14 @@ static wn_status flush_watcher(struct wn_scheduler *s, struct wn_job *job, struc
         if ((rc = send_tokens(s, job, w, &sent)) != WN_OK) return rc;
         if (!wn_job_ended(&job->life)) job->link.control += sent;
     }
-    if (!wn_job_ended(&job->life)) return WN_OK;
+    if (!wn_job_ended(&job->life) || (s->journal && !job->settled)) return WN_OK;
     if ((rc = send_end(s, job, w)) == WN_OK) *end = true;
     return rc;
 }
 
 void wn_sched_flush(struct wn_scheduler *s, struct wn_job *job)
 {
+    if (job->life.state == WN_JOB_ACCEPTED) return; /* not on record yet */
     for (unsigned i = 0; i < job->watchers_n;) {
         bool end;
         wn_status rc = flush_watcher(s, job, &job->watchers[i], &end);
@@ -170,12 +171,13 @@ static wn_status check_submit(const struct wn_scheduler *s, const Wn__Submit *r,
 static const char *full(const struct wn_scheduler *s, size_t payload)
 {
     if (s->draining) return "the server is shutting down";
-    if (s->list[WN_LIST_QUEUED].n + s->list[WN_LIST_RUNNING].n >= s->cfg.max_queue) return "the queue is full";
+    if (s->journal_error.code != WN_OK) return s->journal_error.text;
+    if (s->list[WN_LIST_PENDING].n + s->list[WN_LIST_QUEUED].n + s->list[WN_LIST_RUNNING].n >= s->cfg.max_queue) return "the queue is full";
     if (payload > WN_SCHED_HELD_MAX - s->held_bytes) return "too many images are waiting";
     return NULL;
 }
 
-static void send_busy(struct wn_scheduler *s, const struct wn_peer_id *to, const char *tag, const char *why)
+void wn_sched_busy(struct wn_scheduler *s, const struct wn_peer_id *to, const char *tag, const char *why)
 {
     Wn__Busy b = WN__BUSY__INIT;
 
@@ -202,6 +204,17 @@ static void follow(struct wn_scheduler *s, struct wn_job *job, const struct wn_p
     w->existed = existed;
 }
 
+Wn__Pruning *wn_sched_pruning(struct wn_scheduler *s, const Wn__Submit *r)
+{
+    return r->pruning && r->pruning->method && r->pruning->method[0] ? r->pruning : &s->default_pruning;
+}
+
+int64_t wn_sched_deadline(const Wn__Submit *r, int64_t submitted_us)
+{
+    if (r->deadline_ms == 0 || r->deadline_ms >= (uint64_t)(WN_NEVER / 2) / 1000) return WN_NEVER;
+    return submitted_us + (int64_t)r->deadline_ms * 1000;
+}
+
 /* Moves *env into the new job. */
 static void on_submit(struct wn_scheduler *s, const struct wn_peer_id *peer, Wn__Envelope **env, const void *images,
                       size_t images_bytes, size_t envelope_bytes)
@@ -221,25 +234,26 @@ static void on_submit(struct wn_scheduler *s, const struct wn_peer_id *peer, Wn_
         return;
     }
     if ((why = full(s, images_bytes)) != NULL) {
-        send_busy(s, peer, r->client_tag, why);
+        wn_sched_busy(s, peer, r->client_tag, why);
         return;
     }
-    if (wn_sched_job_create(s, &job, *env, images, images_bytes, &err) != WN_OK ||
-        wn_job_apply(&job->life, WN_JOB_QUEUE, &err) != WN_OK) {
+    if (wn_sched_job_create(s, &job, *env, NULL, images, images_bytes, &err) != WN_OK) {
         wn_sched_refuse(s->clients, peer, r->client_tag, &err);
         return;
     }
     *env = NULL;
     job->submitted_us = job->queued_us = wn_now_us();
-    job->deadline_us = r->deadline_ms && r->deadline_ms < (uint64_t)WN_NEVER / 1000
-                           ? wn_deadline_in_us((int64_t)r->deadline_ms * 1000)
-                           : WN_NEVER;
-    job->pruning = r->pruning && r->pruning->method && r->pruning->method[0] ? r->pruning : &s->default_pruning;
+    job->deadline_us = wn_sched_deadline(r, job->submitted_us);
+    job->pruning = wn_sched_pruning(s, r);
     job->link.control += envelope_bytes;
-    wn_sched_list_put(s, job, WN_LIST_QUEUED, false);
-    s->accepted++;
+    if (s->journal && wn_sched_journal_add(s, job) != WN_OK) {
+        wn_sched_busy(s, peer, r->client_tag, "the journal cannot keep up");
+        wn_sched_job_destroy(s, job);
+        return;
+    }
+    wn_sched_list_put(s, job, WN_LIST_PENDING, false);
     follow(s, job, peer, r, false);
-    wn_sched_flush(s, job);
+    if (!s->journal) wn_sched_admit(s, job);
     wn_debug("scheduler", "job %s: %zu bytes of prompt, %u images", job->id, strlen(r->prompt), job->images_n);
 }
 

@@ -96,12 +96,24 @@ static void finish(struct wn_scheduler *s, struct wn_job *job)
     if (job->first_token_us) job->usage.time_to_first_token_us = (uint64_t)(job->first_token_us - job->submitted_us);
     wn_sched_payload_drop(s, job);
     wn_sched_list_put(s, job, WN_LIST_ENDED, false);
+    if (s->journal) s->unsettled++;
+    wn_sched_record(s, job);
     if (job->life.state == WN_JOB_DONE) s->answered++;
     if (job->life.state == WN_JOB_FAILED) s->failed++;
     if (job->life.state == WN_JOB_CANCELLED) s->cancelled++;
     wn_info("scheduler", "job %s %s after %llu ms, attempt %u%s%s", job->id, wn_job_state_name(job->life.state),
             (unsigned long long)job->usage.total_us / 1000, job->life.attempt, job->error.text[0] ? ": " : "",
             job->error.text);
+    wn_sched_flush(s, job);
+}
+
+void wn_sched_admit(struct wn_scheduler *s, struct wn_job *job)
+{
+    struct wn_err err = {0};
+
+    if (wn_job_apply(&job->life, WN_JOB_QUEUE, &err) != WN_OK) return; /* it was cancelled meanwhile */
+    wn_sched_list_put(s, job, WN_LIST_QUEUED, false);
+    s->accepted++;
     wn_sched_flush(s, job);
 }
 
@@ -122,6 +134,7 @@ void wn_sched_lose(struct wn_scheduler *s, struct wn_job *job, const char *why)
     wn_warn("scheduler", "job %s goes back to the queue: %s", job->id, text);
     job->queued_us = wn_now_us();
     wn_sched_list_put(s, job, WN_LIST_QUEUED, true); /* it has waited longest */
+    wn_sched_record(s, job);
 }
 
 void wn_sched_fail(struct wn_scheduler *s, struct wn_job *job, wn_status code, bool retriable, const char *why)
@@ -254,6 +267,7 @@ static void start(struct wn_scheduler *s, struct wn_job *job, int leader)
     s->worker[leader].outstanding++;
     s->worker[leader].dispatched++;
     if (job->life.attempt > 1) s->replayed++;
+    wn_sched_record(s, job);
     if (send_generate(s, job, leader)) (void)encode_some(s, job);
 }
 
@@ -285,7 +299,7 @@ static const char *hopeless(const struct wn_scheduler *s, const struct wn_job *j
     static const char *const texts[2] = {"no replica is connected", "no vision worker is connected"};
     const int64_t wait_us = (int64_t)s->cfg.no_worker_timeout_ms * 1000;
 
-    if (!wait_us) return NULL;
+    if (!wait_us || s->journal) return NULL; /* what is on record waits for workers to come back */
     for (int i = 0; i < 2; i++) {
         bool needs = i == 0 ? job->leader == WN_NO_WORKER : false;
         int64_t since = s->absent_us[i] > job->queued_us ? s->absent_us[i] : job->queued_us;

@@ -14,6 +14,8 @@ static void readiness(const struct wn_scheduler *s, Wn__Status *st, char *text, 
     st->not_ready_because = text;
     if (s->draining)
         snprintf(text, size, "the server is shutting down");
+    else if (s->journal_error.code != WN_OK)
+        snprintf(text, size, "%s", s->journal_error.text);
     else if (leaders < s->cfg.expect_replicas)
         snprintf(text, size, "%u of %u replicas are connected", leaders, s->cfg.expect_replicas);
     else if (vision < s->cfg.expect_vision_workers)

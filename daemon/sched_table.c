@@ -11,7 +11,7 @@ static void free_bytes(void *data, void *hint)
     free(data);
 }
 
-static void blob_release(struct wn_blob *b)
+void wn_blob_release(struct wn_blob *b)
 {
     if (b && atomic_fetch_sub(&b->refs, 1) == 1) free(b);
 }
@@ -19,7 +19,7 @@ static void blob_release(struct wn_blob *b)
 static void blob_free_fn(void *data, void *hint)
 {
     (void)data;
-    blob_release(hint);
+    wn_blob_release(hint);
 }
 
 wn_status wn_sched_send(struct wn_endpoint *ep, const struct wn_peer_id *to, Wn__Envelope__BodyCase kind,
@@ -42,7 +42,7 @@ wn_status wn_sched_send(struct wn_endpoint *ep, const struct wn_peer_id *to, Wn_
     if (rc == WN_OK && payload) {
         atomic_fetch_add(&payload->refs, 1);
         rc = wn_msg_add_ref(&msg, payload->data + offset, bytes, blob_free_fn, payload);
-        if (rc != WN_OK) blob_release(payload);
+        if (rc != WN_OK) wn_blob_release(payload);
     }
     if (rc == WN_OK)
         rc = wn_endpoint_send(ep, &msg,
@@ -127,17 +127,18 @@ void wn_sched_payload_drop(struct wn_scheduler *s, struct wn_job *job)
 {
     if (!job->payload) return;
     s->held_bytes -= job->payload->bytes;
-    blob_release(job->payload);
+    wn_blob_release(job->payload);
     job->payload = NULL;
 }
 
-wn_status wn_sched_job_create(struct wn_scheduler *s, struct wn_job **out, Wn__Envelope *request, const void *images,
-                              size_t images_bytes, struct wn_err *err)
+wn_status wn_sched_job_create(struct wn_scheduler *s, struct wn_job **out, Wn__Envelope *request, const char *id,
+                              const void *images, size_t images_bytes, struct wn_err *err)
 {
     const Wn__Submit *submit = request->submit;
     struct wn_job *job = calloc(1, sizeof(*job)), **bucket;
     size_t at = 0;
 
+    if (!images) images_bytes = 0;
     if (job && images_bytes > 0) job->payload = malloc(sizeof(*job->payload) + images_bytes);
     if (!job || (images_bytes > 0 && !job->payload)) {
         free(job);
@@ -149,7 +150,7 @@ wn_status wn_sched_job_create(struct wn_scheduler *s, struct wn_job **out, Wn__E
         memcpy(job->payload->data, images, images_bytes);
         s->held_bytes += images_bytes;
     }
-    for (uint32_t i = 0; i < submit->n_image_bytes; i++) { /* the caller checked that they fill the payload exactly */
+    for (uint32_t i = 0; job->payload && i < submit->n_image_bytes; i++) { /* the caller checked that they fill the payload exactly */
         struct wn_job_image *im = &job->images[job->images_n++];
         im->offset = at;
         im->bytes = (size_t)submit->image_bytes[i];
@@ -157,7 +158,8 @@ wn_status wn_sched_job_create(struct wn_scheduler *s, struct wn_job **out, Wn__E
         im->worker = WN_NO_WORKER;
         at += im->bytes;
     }
-    wn_job_id_make(job->id);
+    if (id) snprintf(job->id, sizeof(job->id), "%s", id);
+    else wn_job_id_make(job->id);
     job->life = (struct wn_job_life){.state = WN_JOB_ACCEPTED, .attempts_max = s->cfg.max_attempts};
     job->request = request;
     job->leader = WN_NO_WORKER;
@@ -212,6 +214,6 @@ void wn_sched_expire(struct wn_scheduler *s, int64_t now_us)
             if (n <= s->cfg.max_results) break; /* the rest is younger */
             continue;
         }
-        wn_sched_job_destroy(s, job);
+        if (wn_sched_forget(s, job)) wn_sched_job_destroy(s, job);
     }
 }

@@ -57,6 +57,7 @@ wn_status wn_scheduler_open(struct wn_scheduler **out, const struct wn_config *c
         goto out;
     }
     if ((rc = wn_net_create(&s->net, err)) != WN_OK) goto out;
+    if ((rc = wn_sched_journal_open(s, err)) != WN_OK) goto out; /* before anybody can ask for what is in it */
     if ((rc = open_endpoints(s, workers, err)) != WN_OK) goto out;
     *out = s;
     s = NULL;
@@ -68,6 +69,7 @@ out:
 void wn_scheduler_close(struct wn_scheduler *s)
 {
     if (!s) return;
+    wn_journal_close(s->journal); /* first: it writes what is on its way */
     for (int l = 0; l < WN_LISTS; l++)
         while (s->list[l].first) wn_sched_job_destroy(s, s->list[l].first);
     for (int i = 0; i < WN_SCHED_WORKERS_MAX; i++) wn_codec_free(s->worker[i].heartbeat);
@@ -117,6 +119,7 @@ static void tick(struct wn_scheduler *s)
 
     wn_sched_leases(s, now);
     wn_sched_deadlines(s, now);
+    wn_sched_journal_tick(s, now);
     if (s->stalled) {
         s->stalled = false;
         for (int l = 0; l < WN_LISTS; l++)
@@ -133,10 +136,20 @@ static void begin_drain(struct wn_scheduler *s)
             s->list[WN_LIST_QUEUED].n + s->list[WN_LIST_RUNNING].n);
 }
 
-/* What could not be finished in time. */
+static size_t jobs_left(const struct wn_scheduler *s)
+{
+    return s->list[WN_LIST_PENDING].n + s->list[WN_LIST_QUEUED].n + s->list[WN_LIST_RUNNING].n + s->unsettled;
+}
+
+/* What could not be finished in time. With a journal it is left to the next scheduler. */
 static void end_rest(struct wn_scheduler *s)
 {
-    for (int l = WN_LIST_QUEUED; l <= WN_LIST_RUNNING; l++)
+    for (struct wn_job *job = s->list[WN_LIST_RUNNING].first; job && s->journal; job = job->next)
+        wn_sched_record(s, job);
+    for (struct wn_job *job = s->list[WN_LIST_PENDING].first; job; job = job->next) /* it may be there next time */
+        for (unsigned i = 0; i < job->watchers_n; i++)
+            wn_sched_busy(s, &job->watchers[i].peer, job->watchers[i].tag, "the server is shutting down");
+    for (int l = WN_LIST_QUEUED; l <= WN_LIST_RUNNING && !s->journal; l++)
         while (s->list[l].first) wn_sched_fail(s, s->list[l].first, WN_ECANCEL, true, "the server is shutting down");
     wn_sched_dismiss(s);
 }
@@ -146,16 +159,20 @@ wn_status wn_scheduler_run(struct wn_scheduler *s, int stop_fd, struct wn_err *e
     int64_t end_us = WN_NEVER, next_tick_us = 0;
 
     for (;;) {
-        struct wn_poll_item items[3] = {{.ep = s->workers}, {.ep = s->clients}, {.fd = stop_fd}};
-        size_t left = s->list[WN_LIST_QUEUED].n + s->list[WN_LIST_RUNNING].n;
+        struct wn_poll_item items[4] = {{.ep = s->workers}, {.ep = s->clients}};
+        struct wn_poll_item *stop = NULL, *journal = NULL;
+        size_t n = 2;
         wn_status rc;
 
-        if (s->draining && (left == 0 || wn_deadline_passed(end_us))) break;
-        rc = wn_endpoint_poll(items, s->draining ? 2 : 3, next_tick_us);
+        if (s->journal) (journal = &items[n++])->fd = wn_journal_fd(s->journal);
+        if (!s->draining) (stop = &items[n++])->fd = stop_fd;
+        if (s->draining && (jobs_left(s) == 0 || wn_deadline_passed(end_us))) break;
+        rc = wn_endpoint_poll(items, n, next_tick_us);
         if (rc != WN_OK && rc != WN_ETIME) return wn_fail(err, rc, "scheduler: waiting failed");
         if (items[0].readable) receive(s, s->workers, wn_sched_worker_message);
         if (items[1].readable) receive(s, s->clients, wn_sched_client_message);
-        if (!s->draining && items[2].readable) {
+        if (journal && journal->readable) wn_sched_journal_outcomes(s);
+        if (stop && stop->readable) {
             begin_drain(s);
             end_us = wn_deadline_in_us((int64_t)s->cfg.shutdown_timeout_s * 1000000);
         }

@@ -5,7 +5,7 @@
 set -euo pipefail
 
 packages=(gcc pkg-config cmake ninja-build
-    libopenmpi-dev openmpi-bin libzmq3-dev libprotobuf-c-dev protobuf-c-compiler
+    libopenmpi-dev openmpi-bin libzmq3-dev libprotobuf-c-dev protobuf-c-compiler libsqlite3-dev
     libjansson-dev libyaml-dev libjpeg-dev libpng-dev libwebp-dev
     libpcre2-dev libutf8proc-dev libsodium-dev libhwloc-dev)
 if [ "${1:-}" = test ]; then
