@@ -28,6 +28,7 @@ struct flight {
 struct wn_engine {
     struct wn_engine_opts opts;
     struct wn_kvpool *pool;
+    struct wn_prefix_cache *prefix; /* every page comes from here and goes back here */
     struct wn_gen_job *jobs, **jobs_end; /* in order of arrival */
     uint32_t jobs_n;
     struct wn_gen_job **slots;                   /* [seqs_max] who has the slot */
@@ -68,6 +69,7 @@ wn_status wn_engine_open(struct wn_engine **out, const struct wn_engine_opts *op
         !e->features || !e->handed)
         rc = wn_fail(err, WN_ENOMEM, "engine of %u sequences", l->seqs_max);
     if (rc == WN_OK) rc = wn_kvpool_create(&e->pool, l->pages_max, err);
+    if (rc == WN_OK) rc = wn_prefix_cache_create(&e->prefix, e->pool, err);
     if (rc != WN_OK) {
         wn_engine_close(e);
         return rc;
@@ -86,6 +88,7 @@ void wn_engine_close(struct wn_engine *e)
         e->jobs = next;
     }
     for (int i = 0; i < ORPHANS_MAX; i++) wn_front_msg_free(e->orphans[i].msg);
+    wn_prefix_cache_destroy(e->prefix);
     wn_kvpool_destroy(e->pool);
     free(e->handed);
     free(e->features);
@@ -121,7 +124,7 @@ static void remove_job(struct wn_engine *e, struct wn_gen_job *job)
     if (e->jobs_end == &job->next) e->jobs_end = at;
     e->jobs_n--;
     if (job->state == WN_GEN_PREFILL || job->state == WN_GEN_DECODE) {
-        wn_kvpool_give(e->pool, job->pages, job->pages_n);
+        wn_prefix_release(e->prefix, job->pages, job->pages_n);
         e->slots[job->slot] = NULL;
         if (job->opened) e->closes[e->closes_n++] = job->slot;
         for (uint32_t i = 0; i < job->images_n; i++) {
@@ -357,45 +360,85 @@ static void take_message(struct wn_engine *e, struct wn_front_msg *m)
 
 /* ---- the next step ---- */
 
-static bool find_feature_slots(struct wn_engine *e, struct wn_gen_job *job)
+/* Images that rows from `first` on still need. */
+static uint32_t images_needed(const struct wn_gen_job *job, uint32_t first)
 {
-    uint32_t found = 0;
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < job->images_n; i++) n += job->images[i].last_row > first;
+    return n;
+}
 
-    for (uint32_t s = 0; s < e->opts.step.features_max && found < job->images_n; s++)
-        if (!e->feature_busy[s]) job->images[found++].slot = s;
-    return found == job->images_n;
+static bool find_feature_slots(struct wn_engine *e, struct wn_gen_job *job, uint32_t first)
+{
+    uint32_t s = 0;
+
+    for (uint32_t i = 0; i < job->images_n; i++) {
+        if (job->images[i].last_row <= first) continue;
+        while (s < e->opts.step.features_max && e->feature_busy[s]) s++;
+        if (s == e->opts.step.features_max) return false;
+        job->images[i].slot = s++;
+    }
+    return true;
+}
+
+/* Pages for the whole job: those of its prompt that are in the cache, and fresh ones. All or none. */
+static bool find_pages(struct wn_engine *e, struct wn_gen_job *job)
+{
+    const uint32_t need = wn_kvpool_need(job->prompt_rows_n + job->max_new, e->opts.step.page_tokens);
+    const Wn__Sampling *s = job->g->sampling;
+    /* a repetition penalty counts the prompt's tokens where they are drawn: there every row has to pass */
+    const bool penalty = s && s->repetition_penalty > 0 && s->repetition_penalty != 1;
+    uint32_t cached;
+
+    if (!job->pages && !(job->pages = calloc(need, sizeof(*job->pages)))) return false;
+    cached = wn_prefix_match(e->prefix, job->keys, penalty ? 0 : job->keys_n, job->pages);
+    if (wn_prefix_take(e->prefix, job->pages + cached, need - cached) != WN_OK) {
+        wn_prefix_release(e->prefix, job->pages, cached);
+        return false;
+    }
+    job->pages_n = need;
+    job->published = cached;
+    job->pos = job->cached_rows = cached * e->opts.step.page_tokens;
+    return true;
+}
+
+/* Puts the features that rows still need into the record; the others are done with. */
+static void hand_features(struct wn_engine *e, struct wn_gen_job *job, struct wn_step_record *rec)
+{
+    for (uint32_t i = 0; i < job->images_n; i++) {
+        struct wn_gen_image *im = &job->images[i];
+        if (im->last_row <= job->pos) {
+            acknowledge(e, im->msg, NULL);
+            wn_front_msg_free(im->msg);
+        } else {
+            e->feature_busy[im->slot] = im->held = true;
+            e->features[rec->features_n] = im->msg->payload;
+            e->handed[rec->features_n] = im->msg;
+            rec->features[rec->features_n++] = (struct wn_step_features){
+                .slot = im->slot, .rows = im->rows, .width = im->width, .dtype = (uint32_t)im->dtype};
+        }
+        im->msg = NULL;
+    }
+    for (uint32_t i = job->pos; i < job->rows_n; i++)
+        if (job->rows[i].features != WN_STEP_NO_FEATURES) job->rows[i].features = job->images[job->rows[i].features].slot;
 }
 
 /* Gives the job a slot, pages and feature slots, or leaves all as it was. */
 static bool admit(struct wn_engine *e, struct wn_gen_job *job, struct wn_step_record *rec)
 {
-    const uint32_t need =
-        wn_kvpool_need(job->prompt_rows_n + job->max_new, e->opts.step.page_tokens);
     const Wn__Sampling *s = job->g->sampling;
     uint32_t slot = 0;
 
     while (slot < e->opts.step.seqs_max && e->slots[slot]) slot++;
-    if (slot == e->opts.step.seqs_max ||
-        rec->features_n + job->images_n > e->opts.step.features_max)
+    if (slot == e->opts.step.seqs_max || !find_pages(e, job)) return false;
+    if (rec->features_n + images_needed(job, job->pos) > e->opts.step.features_max ||
+        !find_feature_slots(e, job, job->pos)) {
+        wn_prefix_release(e->prefix, job->pages, job->pages_n);
         return false;
-    if (!find_feature_slots(e, job)) return false;
-    if (!job->pages && !(job->pages = calloc(need, sizeof(*job->pages)))) return false;
-    if (wn_kvpool_take(e->pool, job->pages, need) != WN_OK) return false;
-    job->pages_n = need;
+    }
     job->slot = slot;
     e->slots[slot] = job;
-    for (uint32_t i = 0; i < job->images_n; i++) {
-        struct wn_gen_image *im = &job->images[i];
-        e->feature_busy[im->slot] = im->held = true;
-        e->features[rec->features_n] = im->msg->payload;
-        e->handed[rec->features_n] = im->msg;
-        rec->features[rec->features_n++] = (struct wn_step_features){
-            .slot = im->slot, .rows = im->rows, .width = im->width, .dtype = (uint32_t)im->dtype};
-        im->msg = NULL;
-    }
-    for (uint32_t i = 0; i < job->rows_n; i++)
-        if (job->rows[i].features != WN_STEP_NO_FEATURES)
-            job->rows[i].features = job->images[job->rows[i].features].slot;
+    hand_features(e, job, rec);
     rec->opens[rec->opens_n++] = (struct wn_step_open){
         .slot = slot,
         .temperature = s ? s->temperature : 0,
@@ -444,6 +487,9 @@ static void add_rows(struct wn_engine *e, struct wn_step_record *rec, struct wn_
         rec->rows_n += n;
     }
     job->pos += n;
+    /* Later steps follow this one on every rank, so what it fills may be read from now on. */
+    for (; job->published < job->keys_n && (job->published + 1) * e->opts.step.page_tokens <= job->pos; job->published++)
+        wn_prefix_publish(e->prefix, job->pages[job->published], &job->keys[job->published]);
 }
 
 static void fill_record(struct wn_engine *e, struct wn_step_record *rec)
@@ -523,12 +569,14 @@ static void report_traffic(struct wn_engine *e, const struct wn_traffic_table *s
 static void report_load(struct wn_engine *e)
 {
     struct wn_front_load *load = wn_front_load(e->opts.front);
+    struct wn_prefix_stats pages;
     uint32_t running = 0;
 
+    wn_prefix_stats(e->prefix, &pages);
     for (uint32_t i = 0; i < e->opts.step.seqs_max; i++) running += e->slots[i] != NULL;
     atomic_store(&load->running, running);
     atomic_store(&load->waiting, e->jobs_n - running);
-    atomic_store(&load->pages_used, e->opts.step.pages_max - wn_kvpool_free_n(e->pool));
+    atomic_store(&load->pages_used, pages.used);
 }
 
 /* Sends the record on its way; e->features and e->handed are the features that go with it. */

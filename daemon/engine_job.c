@@ -71,6 +71,7 @@ void wn_gen_job_destroy(struct wn_gen_job *job)
     wn_tokens_fini(&job->tokens);
     wn_answer_destroy(job->answer);
     free(job->rows);
+    free(job->keys);
     free(job->pages);
     free(job);
 }
@@ -126,6 +127,7 @@ wn_status wn_gen_job_features(struct wn_gen_job *job, struct wn_front_msg *msg,
     im->width = f->width;
     im->dtype = (wn_dtype)f->dtype;
     im->present = true;
+    memcpy(im->hash, f->sha256.data, sizeof(im->hash)); /* its length was checked */
     job->image_rows += f->rows;
     job->image_rows_before += f->rows_before;
     job->cache_hits += f->cache_hit;
@@ -142,6 +144,30 @@ bool wn_gen_job_complete(const struct wn_gen_job *job)
     for (uint32_t i = 0; i < job->images_n; i++)
         if (!job->images[i].present) return false;
     return true;
+}
+
+/* Keys of the pages that the prompt fills. The last row is always computed: its logits are wanted. */
+static wn_status make_keys(struct wn_gen_job *job, uint32_t page_tokens, struct wn_err *err)
+{
+    const uint32_t n = (job->rows_n - 1) / page_tokens;
+    struct wn_prefix_row *rows = calloc(page_tokens, sizeof(*rows));
+
+    job->keys = calloc(n + 1, sizeof(*job->keys));
+    if (!rows || !job->keys) {
+        free(rows);
+        return wn_fail(err, WN_ENOMEM, "keys of %u pages", n);
+    }
+    for (uint32_t p = 0; p < n; p++) {
+        for (uint32_t i = 0; i < page_tokens; i++) {
+            const struct wn_step_row *row = &job->rows[p * page_tokens + i];
+            rows[i].id = row->id;
+            rows[i].image = row->features == WN_STEP_NO_FEATURES ? NULL : job->images[row->features].hash;
+        }
+        wn_prefix_key(p ? &job->keys[p - 1] : NULL, rows, page_tokens, &job->keys[p]);
+    }
+    job->keys_n = n;
+    free(rows);
+    return WN_OK;
 }
 
 wn_status wn_gen_job_layout(struct wn_gen_job *job, const struct wn_gen_limits *limits,
@@ -180,25 +206,40 @@ wn_status wn_gen_job_layout(struct wn_gen_job *job, const struct wn_gen_limits *
             (struct wn_step_row){.id = job->g->emitted[i], .features = WN_STEP_NO_FEATURES};
     job->rows_n = at;
     job->state = WN_GEN_READY;
-    return WN_OK;
+    return make_keys(job, limits->page_tokens, err);
 }
 
-void wn_gen_job_usage(const struct wn_gen_job *job, const struct wn_plan *plan, uint32_t chunk,
-                      Wn__Usage *usage, Wn__LinkBytes *bytes)
+/* Payload bytes of the job on the replica's links, by the plan: rows from the cache cross none. */
+static void count_bytes(const struct wn_gen_job *job, const struct wn_plan *plan, uint32_t chunk, Wn__LinkBytes *bytes)
+{
+    const uint32_t ranks = plan->stages * plan->tensors;
+    struct wn_plan_load rows = {
+        .text_tokens = job->prompt_rows_n - job->cached_rows, .new_tokens = job->new_n, .chunk_tokens = chunk};
+    struct wn_plan_load features = {.new_tokens = 1, .chunk_tokens = chunk};
+
+    for (uint32_t i = 0; i < job->images_n; i++) {
+        if (job->images[i].last_row > job->cached_rows) features.image_rows += job->images[i].rows;
+        features.projected = job->images[i].width != plan->model.vision.hidden;
+    }
+    for (uint32_t src = 0; src < ranks; src++) {
+        for (uint32_t dst = 0; dst < ranks; dst++) {
+            if (src == dst) continue;
+            bytes->embedding += wn_plan_link_bytes(plan, &features, src, dst, WN_TRAFFIC_EMBEDDING);
+            bytes->activation += wn_plan_link_bytes(plan, &rows, src, dst, WN_TRAFFIC_ACTIVATION);
+            bytes->allreduce += wn_plan_link_bytes(plan, &rows, src, dst, WN_TRAFFIC_ALLREDUCE);
+            bytes->logits += wn_plan_link_bytes(plan, &rows, src, dst, WN_TRAFFIC_LOGITS);
+        }
+    }
+}
+
+void wn_gen_job_usage(const struct wn_gen_job *job, const struct wn_plan *plan, uint32_t chunk, Wn__Usage *usage,
+                      Wn__LinkBytes *bytes)
 {
     const int64_t now = wn_now_us();
-    const struct wn_plan_load load = {
-        .text_tokens = job->prompt_rows_n - job->image_rows,
-        .image_rows = job->image_rows,
-        .new_tokens = job->new_n,
-        .chunk_tokens = chunk,
-        .projected = job->images_n > 0 && job->images[0].width == plan->model.text.hidden &&
-                     plan->model.text.hidden != plan->model.vision.hidden,
-    };
-    const uint32_t ranks = plan->stages * plan->tensors;
 
     usage->prompt_tokens = job->prompt_rows_n;
     usage->completion_tokens = job->new_n;
+    usage->cached_tokens = job->cached_rows;
     usage->image_tokens = job->image_rows;
     usage->image_tokens_before_pruning = job->image_rows_before;
     usage->preprocess_us = job->preprocess_us;
@@ -212,17 +253,8 @@ void wn_gen_job_usage(const struct wn_gen_job *job, const struct wn_plan *plan, 
         usage->decode_us = (uint64_t)(now - job->first_token_us);
     }
     if (job->started_us)
-        usage->queue_us =
-            (uint64_t)(job->started_us - (job->features_us ? job->features_us : job->arrived_us));
+        usage->queue_us = (uint64_t)(job->started_us - (job->features_us ? job->features_us : job->arrived_us));
     if (!job->rows_n || !job->new_n) return;
-    for (uint32_t src = 0; src < ranks; src++) {
-        for (uint32_t dst = 0; dst < ranks; dst++) {
-            if (src == dst) continue;
-            bytes->embedding += wn_plan_link_bytes(plan, &load, src, dst, WN_TRAFFIC_EMBEDDING);
-            bytes->activation += wn_plan_link_bytes(plan, &load, src, dst, WN_TRAFFIC_ACTIVATION);
-            bytes->allreduce += wn_plan_link_bytes(plan, &load, src, dst, WN_TRAFFIC_ALLREDUCE);
-            bytes->logits += wn_plan_link_bytes(plan, &load, src, dst, WN_TRAFFIC_LOGITS);
-        }
-    }
+    count_bytes(job, plan, chunk, bytes);
     usage->bytes_on_wire = bytes;
 }

@@ -8,6 +8,7 @@
 
 #include "daemon/answer.h"
 #include "daemon/front.h"
+#include "daemon/prefix_cache.h"
 #include "proto/step.h"
 #include "shard/plan.h"
 #include "shard/tokenizer.h"
@@ -27,6 +28,7 @@ struct wn_gen_image {
     uint32_t slot;      /* feature slot in the replica, while the prompt is being read */
     uint32_t last_row;  /* prompt row after which the slot is free */
     bool present, held; /* has arrived; is in `slot` */
+    uint8_t hash[32];   /* SHA-256 of the features */
 };
 
 struct wn_gen_job {
@@ -43,6 +45,9 @@ struct wn_gen_job {
     uint32_t rows_n, prompt_rows_n;
     uint32_t pos; /* rows in the KV cache */
     uint32_t slot, *pages, pages_n;
+    struct wn_prefix_key *keys; /* [rows_n / page_tokens] of its full pages */
+    uint32_t keys_n, published; /* pages of them that others can find */
+    uint32_t cached_rows;       /* rows that were found in the cache */
     uint32_t max_new, new_n; /* of the whole answer, emitted ones included */
     uint32_t last_token;
     struct wn_answer *answer;
@@ -57,6 +62,7 @@ struct wn_gen_limits {
     const struct wn_model *model;
     const struct wn_tokenizer *tokenizer;
     const char *model_id; /* of the checkpoint, see daemon/worker.h */
+    uint32_t page_tokens;
     uint32_t tokens_max;  /* rows of prompt and answer together */
     uint32_t max_new;     /* when the job names no number */
     uint32_t images_max;

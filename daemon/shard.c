@@ -213,6 +213,7 @@ static wn_status lead(struct shard *s, struct wn_err *err)
         .gen = {.model = &s->model,
                 .tokenizer = s->tokenizer,
                 .model_id = s->model_id,
+                .page_tokens = s->limits.page_tokens,
                 .tokens_max = s->tokens_max,
                 .max_new = DEFAULT_NEW_MAX,
                 .images_max = WN_IMAGES_MAX < s->limits.features_max ? WN_IMAGES_MAX
