@@ -3,8 +3,14 @@
 #ifndef WN_TESTS_UNIT_PRUNE_CASE_H
 #define WN_TESTS_UNIT_PRUNE_CASE_H
 
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
 
 #include "pruning/impl.h"
 
@@ -84,6 +90,52 @@ static inline uint32_t case_find(const struct prune_case *c, uint32_t i)
     for (uint32_t r = 0; r < c->out.rows; r++)
         if (c->out.index[r] == i) return r;
     return UINT32_MAX;
+}
+
+/* ---- random images, and what tests say about results ---- */
+
+#define CASE_N 576
+#define CASE_W 8
+
+static const struct wn_prune_shape grid24 __attribute__((unused)) = {
+    .rows = CASE_N, .width = CASE_W, .grid_w = 24, .grid_h = 24, .heads = 2, .feature_layer = 1};
+
+static inline void must_run(struct prune_case *c, const struct wn_prune_method *m)
+{
+    struct wn_prune_wants w;
+    struct wn_err err = {0};
+
+    wn_prune_wants(m, &c->in.ask, c->in.shape.feature_layer, &w);
+    case_taps(c, w.cls_layers | w.mean_layers, w.keys_layer);
+    if (wn_prune_run(m, &c->in, &c->out, &err) != WN_OK) fail_msg("%s: %s", m->name, err.text);
+    assert_in_range(c->out.rows, 1, wn_prune_rows_max(m, &c->in.ask, c->in.shape.rows));
+}
+
+static inline void fill(float *v, size_t n, uint64_t stream)
+{
+    for (size_t i = 0; i < n; i++) v[i] = (float)(case_draw(stream, i) >> 40) / 0x1p23f - 1.0f;
+}
+
+/* A picture of random features and taps; layers 0 and 1. */
+static inline void case_random(struct prune_case *c, struct wn_prune_shape s, uint64_t seed)
+{
+    const size_t tokens = (size_t)s.rows + 1;
+
+    case_init(c, s, 2);
+    fill(c->x, s.rows * (size_t)s.width, seed + 1);
+    fill(c->keys, tokens * s.width, seed + 2);
+    fill(c->query, s.width, seed + 3);
+    fill(c->cls_row, s.width, seed + 4);
+    for (size_t i = 0; i < 2 * tokens * s.heads; i++)
+        c->cls[i] = (float)(case_draw(seed + 5, i) >> 44) / 0x1p30f;
+    for (size_t i = 0; i < 2 * tokens; i++)
+        c->mean[i] = (float)(case_draw(seed + 6, i) >> 44) / 0x1p30f;
+}
+
+static inline void close_to(const float *v, const double *want, size_t n, double eps)
+{
+    for (size_t i = 0; i < n; i++)
+        if (!(fabs((double)v[i] - want[i]) <= eps)) fail_msg("[%zu] %g, not %g", i, (double)v[i], want[i]);
 }
 
 #endif
