@@ -28,15 +28,15 @@ struct flight {
 struct wn_engine {
     struct wn_engine_opts opts;
     struct wn_kvpool *pool;
-    struct wn_prefix_cache *prefix; /* every page comes from here and goes back here */
+    struct wn_prefix_cache *prefix;      /* every page comes from here and goes back here */
     struct wn_gen_job *jobs, **jobs_end; /* in order of arrival */
     uint32_t jobs_n;
     struct wn_gen_job **slots;                   /* [seqs_max] who has the slot */
     bool *feature_busy;                          /* [features_max] */
     uint32_t *closes, closes_n, *drops, drops_n; /* to be said in the next record */
     const void **features;                       /* [features_max] data of the record's features */
-    struct wn_front_msg **handed; /* [features_max] their messages, to acknowledge after the step */
-    struct flight *flights;       /* [depth], a ring */
+    struct wn_front_msg **handed;                /* [features_max] their messages, to acknowledge after the step */
+    struct flight *flights;                      /* [depth], a ring */
     uint32_t depth, flights_first, flights_n;
     struct wn_step_token *tokens;
     struct orphan orphans[ORPHANS_MAX];
@@ -44,8 +44,7 @@ struct wn_engine {
     int64_t stats_us;
 };
 
-wn_status wn_engine_open(struct wn_engine **out, const struct wn_engine_opts *opts,
-                         struct wn_err *err)
+wn_status wn_engine_open(struct wn_engine **out, const struct wn_engine_opts *opts, struct wn_err *err)
 {
     const struct wn_step_limits *l = &opts->step;
     struct wn_engine *e = calloc(1, sizeof(*e));
@@ -147,8 +146,8 @@ static void acknowledge(struct wn_engine *e, const struct wn_front_msg *m, const
         ack.code = (uint32_t)err->code;
         ack.text = (char *)(uintptr_t)err->text;
     }
-    wn_front_send(e->opts.front, &m->party, WN__ENVELOPE__BODY_FEATURES_ACK, &ack,
-                  WN_TRAFFIC_CONTROL, NULL, 0, NULL, NULL);
+    wn_front_send(e->opts.front, &m->party, WN__ENVELOPE__BODY_FEATURES_ACK, &ack, WN_TRAFFIC_CONTROL, NULL, 0, NULL,
+                  NULL);
 }
 
 /* Features that will not be used free their credit, too. */
@@ -165,8 +164,7 @@ static void fail_job(struct wn_engine *e, struct wn_gen_job *job, const struct w
     remove_job(e, job);
 }
 
-static void send_tokens(struct wn_engine *e, const struct wn_gen_job *job, uint32_t *id,
-                        const char *text)
+static void send_tokens(struct wn_engine *e, const struct wn_gen_job *job, uint32_t *id, const char *text)
 {
     Wn__Tokens t = WN__TOKENS__INIT;
 
@@ -175,8 +173,8 @@ static void send_tokens(struct wn_engine *e, const struct wn_gen_job *job, uint3
     t.ids = id;
     t.n_ids = id ? 1 : 0;
     t.text = (char *)(uintptr_t)text;
-    wn_front_send(e->opts.front, &job->order->party, WN__ENVELOPE__BODY_TOKENS, &t,
-                  WN_TRAFFIC_TOKENS, NULL, 0, NULL, NULL);
+    wn_front_send(e->opts.front, &job->order->party, WN__ENVELOPE__BODY_TOKENS, &t, WN_TRAFFIC_TOKENS, NULL, 0, NULL,
+                  NULL);
 }
 
 static void finish_job(struct wn_engine *e, struct wn_gen_job *job, Wn__FinishReason reason)
@@ -189,8 +187,8 @@ static void finish_job(struct wn_engine *e, struct wn_gen_job *job, Wn__FinishRe
     done.job = job->g->job;
     done.reason = reason;
     done.usage = &usage;
-    wn_front_send(e->opts.front, &job->order->party, WN__ENVELOPE__BODY_DONE, &done,
-                  WN_TRAFFIC_CONTROL, NULL, 0, NULL, NULL);
+    wn_front_send(e->opts.front, &job->order->party, WN__ENVELOPE__BODY_DONE, &done, WN_TRAFFIC_CONTROL, NULL, 0,
+                  NULL, NULL);
     remove_job(e, job);
     e->stats_due = true;
 }
@@ -202,12 +200,9 @@ static void job_ready(struct wn_engine *e, struct wn_gen_job *job)
     if (!wn_gen_job_complete(job)) return;
     if (wn_gen_job_layout(job, &e->opts.gen, &err) != WN_OK) {
         fail_job(e, job, &err);
-    } else if (wn_kvpool_need(job->prompt_rows_n + job->max_new, e->opts.step.page_tokens) >
-               e->opts.step.pages_max) {
-        wn_fail(
-            &err, WN_ELIMIT,
-            "%u tokens of prompt and answer need more KV pages than there are (%u of %u tokens)",
-            job->prompt_rows_n + job->max_new, e->opts.step.pages_max, e->opts.step.page_tokens);
+    } else if (wn_kvpool_need(job->prompt_rows_n + job->max_new, e->opts.step.page_tokens) > e->opts.step.pages_max) {
+        wn_fail(&err, WN_ELIMIT, "%u tokens of prompt and answer need more KV pages than there are (%u of %u tokens)",
+                job->prompt_rows_n + job->max_new, e->opts.step.pages_max, e->opts.step.page_tokens);
         fail_job(e, job, &err);
     } else if (job->new_n >= job->max_new) { /* a replay that had all but its end */
         finish_job(e, job, WN__FINISH_REASON__FINISH_LENGTH);
@@ -320,15 +315,14 @@ static void greet_worker(struct wn_engine *e, const struct wn_front_msg *m, cons
     struct wn_err err = {0};
 
     if (strcmp(m->env->features_hello->model_id, model_id) != 0) {
-        wn_fail(&err, WN_EINVAL, "vision worker %s serves another checkpoint",
-                m->env->features_hello->name);
+        wn_fail(&err, WN_EINVAL, "vision worker %s serves another checkpoint", m->env->features_hello->name);
         wn_warn("engine", "%s", err.text);
         wn_front_send_error(e->opts.front, &m->party, NULL, &err, false);
         return;
     }
     credit.images = WORKER_CREDIT;
-    wn_front_send(e->opts.front, &m->party, WN__ENVELOPE__BODY_CREDIT, &credit, WN_TRAFFIC_CONTROL,
-                  NULL, 0, NULL, NULL);
+    wn_front_send(e->opts.front, &m->party, WN__ENVELOPE__BODY_CREDIT, &credit, WN_TRAFFIC_CONTROL, NULL, 0, NULL,
+                  NULL);
 }
 
 static void take_message(struct wn_engine *e, struct wn_front_msg *m)
@@ -338,8 +332,7 @@ static void take_message(struct wn_engine *e, struct wn_front_msg *m)
     if (m->lease_lost) {
         wn_warn("engine", "the scheduler is lost: its %u jobs are given up here", e->jobs_n);
         drop_all(e);
-    } else if (m->party.side == WN_SIDE_SCHEDULER &&
-               env->body_case == WN__ENVELOPE__BODY_GENERATE) {
+    } else if (m->party.side == WN_SIDE_SCHEDULER && env->body_case == WN__ENVELOPE__BODY_GENERATE) {
         take_order(e, m);
         return;
     } else if (m->party.side == WN_SIDE_WORKER && env->body_case == WN__ENVELOPE__BODY_FEATURES) {
@@ -349,8 +342,7 @@ static void take_message(struct wn_engine *e, struct wn_front_msg *m)
         cancel_job(e, env->cancel->job);
     } else if (m->party.side == WN_SIDE_SCHEDULER && env->body_case == WN__ENVELOPE__BODY_DRAIN) {
         e->draining = true;
-    } else if (m->party.side == WN_SIDE_WORKER &&
-               env->body_case == WN__ENVELOPE__BODY_FEATURES_HELLO) {
+    } else if (m->party.side == WN_SIDE_WORKER && env->body_case == WN__ENVELOPE__BODY_FEATURES_HELLO) {
         greet_worker(e, m, e->opts.gen.model_id);
     } else {
         wn_warn("engine", "unexpected %s", wn_codec_body_name(env->body_case));
@@ -414,13 +406,17 @@ static void hand_features(struct wn_engine *e, struct wn_gen_job *job, struct wn
             e->feature_busy[im->slot] = im->held = true;
             e->features[rec->features_n] = im->msg->payload;
             e->handed[rec->features_n] = im->msg;
-            rec->features[rec->features_n++] = (struct wn_step_features){
-                .slot = im->slot, .rows = im->rows, .width = im->width, .dtype = (uint32_t)im->dtype};
+            rec->features[rec->features_n++] = (struct wn_step_features){.slot = im->slot,
+                                                                         .rows = im->rows,
+                                                                         .width = im->width,
+                                                                         .dtype = (uint32_t)im->dtype,
+                                                                         .projected = im->projected};
         }
         im->msg = NULL;
     }
     for (uint32_t i = job->pos; i < job->rows_n; i++)
-        if (job->rows[i].features != WN_STEP_NO_FEATURES) job->rows[i].features = job->images[job->rows[i].features].slot;
+        if (job->rows[i].features != WN_STEP_NO_FEATURES)
+            job->rows[i].features = job->images[job->rows[i].features].slot;
 }
 
 /* Gives the job a slot, pages and feature slots, or leaves all as it was. */
@@ -462,8 +458,7 @@ static void admit_ready(struct wn_engine *e, struct wn_step_record *rec)
 }
 
 /* Rows [pos, pos + n) of the job, as the next sequence of the record. */
-static void add_rows(struct wn_engine *e, struct wn_step_record *rec, struct wn_gen_job *job,
-                     uint32_t n, bool sample)
+static void add_rows(struct wn_engine *e, struct wn_step_record *rec, struct wn_gen_job *job, uint32_t n, bool sample)
 {
     const uint32_t pages = wn_kvpool_need(job->pos + n, e->opts.step.page_tokens);
 
@@ -480,15 +475,15 @@ static void add_rows(struct wn_engine *e, struct wn_step_record *rec, struct wn_
     memcpy(rec->pages + rec->pages_n, job->pages, pages * sizeof(*job->pages));
     rec->pages_n += pages;
     if (job->state == WN_GEN_DECODE) {
-        rec->rows[rec->rows_n++] =
-            (struct wn_step_row){.id = job->last_token, .features = WN_STEP_NO_FEATURES};
+        rec->rows[rec->rows_n++] = (struct wn_step_row){.id = job->last_token, .features = WN_STEP_NO_FEATURES};
     } else {
         memcpy(rec->rows + rec->rows_n, job->rows + job->pos, n * sizeof(*job->rows));
         rec->rows_n += n;
     }
     job->pos += n;
     /* Later steps follow this one on every rank, so what it fills may be read from now on. */
-    for (; job->published < job->keys_n && (job->published + 1) * e->opts.step.page_tokens <= job->pos; job->published++)
+    for (; job->published < job->keys_n && (job->published + 1) * e->opts.step.page_tokens <= job->pos;
+         job->published++)
         wn_prefix_publish(e->prefix, job->pages[job->published], &job->keys[job->published]);
 }
 
@@ -539,10 +534,8 @@ static void take_token(struct wn_engine *e, struct wn_gen_job *job, uint32_t id)
     }
     send_tokens(e, job, &id, text);
     if (!eos && !stopped && job->new_n < job->max_new) return;
-    if (!stopped && wn_answer_finish(job->answer, &rest, &err) == WN_OK && rest[0])
-        send_tokens(e, job, NULL, rest);
-    finish_job(e, job,
-               eos || stopped ? WN__FINISH_REASON__FINISH_STOP : WN__FINISH_REASON__FINISH_LENGTH);
+    if (!stopped && wn_answer_finish(job->answer, &rest, &err) == WN_OK && rest[0]) send_tokens(e, job, NULL, rest);
+    finish_job(e, job, eos || stopped ? WN__FINISH_REASON__FINISH_STOP : WN__FINISH_REASON__FINISH_LENGTH);
 }
 
 /* Features whose rows have all been read make room. */
@@ -560,8 +553,7 @@ static void release_features(struct wn_engine *e, struct wn_gen_job *job)
 static void report_traffic(struct wn_engine *e, const struct wn_traffic_table *stats)
 {
     struct wn_front_load *load = wn_front_load(e->opts.front);
-    for (int k = 0; k < WN_TRAFFIC_N; k++)
-        atomic_store(&load->sent_bytes[k], stats->of[k].sent_bytes);
+    for (int k = 0; k < WN_TRAFFIC_N; k++) atomic_store(&load->sent_bytes[k], stats->of[k].sent_bytes);
     e->stats_us = wn_now_us();
     e->stats_due = false;
 }

@@ -12,8 +12,8 @@ static wn_status check_sampling(const Wn__Sampling *s, struct wn_err *err)
     return s ? wn_sampling_check(s, err) : WN_OK;
 }
 
-wn_status wn_gen_job_create(struct wn_gen_job **out, struct wn_front_msg *order,
-                            const struct wn_gen_limits *limits, struct wn_err *err)
+wn_status wn_gen_job_create(struct wn_gen_job **out, struct wn_front_msg *order, const struct wn_gen_limits *limits,
+                            struct wn_err *err)
 {
     const Wn__Generate *g = order->env->generate;
     const Wn__Sampling *s = g->sampling;
@@ -31,24 +31,20 @@ wn_status wn_gen_job_create(struct wn_gen_job **out, struct wn_front_msg *order,
     job->arrived_us = wn_now_us();
     job->images_n = g->images;
     if (g->images > limits->images_max) {
-        rc = wn_fail(err, WN_ELIMIT, "%u images; at most %u in a job", g->images,
-                     limits->images_max);
+        rc = wn_fail(err, WN_ELIMIT, "%u images; at most %u in a job", g->images, limits->images_max);
         goto out;
     }
     if ((rc = check_sampling(s, err)) != WN_OK) goto out;
     rc = wn_prompt_encode(&prompt, limits->tokenizer, limits->tokens_max, &job->tokens, err);
     if (rc != WN_OK) {
-        if (rc == WN_ELIMIT)
-            rc = wn_fail(err, WN_ELIMIT, "the prompt is longer than %u tokens", limits->tokens_max);
+        if (rc == WN_ELIMIT) rc = wn_fail(err, WN_ELIMIT, "the prompt is longer than %u tokens", limits->tokens_max);
         goto out;
     }
-    rc = wn_answer_create(&job->answer, limits->tokenizer, s ? s->stop : NULL, s ? s->n_stop : 0,
-                          err);
+    rc = wn_answer_create(&job->answer, limits->tokenizer, s ? s->stop : NULL, s ? s->n_stop : 0, err);
     if (rc != WN_OK) goto out;
     /* The text of earlier attempts has been shown; only the state that it left counts. */
     for (size_t i = 0; i < g->n_emitted; i++) {
-        if ((rc = wn_answer_push(job->answer, g->emitted[i], &text, &stopped, err)) != WN_OK)
-            goto out;
+        if ((rc = wn_answer_push(job->answer, g->emitted[i], &text, &stopped, err)) != WN_OK) goto out;
     }
     job->max_new = s && s->max_tokens ? s->max_tokens : limits->max_new;
     job->new_n = (uint32_t)g->n_emitted;
@@ -82,26 +78,20 @@ static wn_status check_features(const struct wn_gen_job *job, const struct wn_fr
 {
     const Wn__Features *f = msg->env->features;
     const struct wn_model *m = limits->model;
-    const uint32_t width =
-        f->space == WN__FEATURE_SPACE__SPACE_PROJECTED ? m->text.hidden : m->vision.hidden;
+    const uint32_t width = f->space == WN__FEATURE_SPACE__SPACE_PROJECTED ? m->text.hidden : m->vision.hidden;
     unsigned char hash[crypto_hash_sha256_BYTES];
 
     if (f->image >= job->images_n)
         return wn_fail(err, WN_EPROTO, "features of image %u of %u", f->image, job->images_n);
-    if (job->images[f->image].present)
-        return wn_fail(err, WN_EPROTO, "features of image %u came twice", f->image);
-    if (f->dtype != WN_F32 && f->dtype != WN_BF16)
-        return wn_fail(err, WN_EPROTO, "features of type %u", f->dtype);
-    if (f->width != width)
-        return wn_fail(err, WN_EPROTO, "features of width %u; the model's is %u", f->width, width);
+    if (job->images[f->image].present) return wn_fail(err, WN_EPROTO, "features of image %u came twice", f->image);
+    if (f->dtype != WN_F32 && f->dtype != WN_BF16) return wn_fail(err, WN_EPROTO, "features of type %u", f->dtype);
+    if (f->width != width) return wn_fail(err, WN_EPROTO, "features of width %u; the model's is %u", f->width, width);
     if (f->rows == 0 || f->rows > m->vision.patches + 1)
-        return wn_fail(err, WN_EPROTO, "features of %u rows; the tower makes %u", f->rows,
-                       m->vision.patches);
+        return wn_fail(err, WN_EPROTO, "features of %u rows; the tower makes %u", f->rows, m->vision.patches);
     if (f->n_index != f->rows || (f->flags.len != 0 && f->flags.len != f->rows))
         return wn_fail(err, WN_EPROTO, "features of %u rows with %zu indices", f->rows, f->n_index);
     if (msg->payload_bytes != (size_t)f->rows * f->width * wn_dtype_bytes((wn_dtype)f->dtype))
-        return wn_fail(err, WN_EPROTO, "features of %u x %u in %zu bytes", f->rows, f->width,
-                       msg->payload_bytes);
+        return wn_fail(err, WN_EPROTO, "features of %u x %u in %zu bytes", f->rows, f->width, msg->payload_bytes);
     crypto_hash_sha256(hash, msg->payload, msg->payload_bytes);
     if (f->sha256.len != sizeof(hash) || sodium_memcmp(hash, f->sha256.data, sizeof(hash)) != 0)
         return wn_fail(err, WN_EPROTO, "features of image %u were damaged on the way", f->image);
@@ -113,8 +103,8 @@ static uint64_t max64(uint64_t a, uint64_t b)
     return a > b ? a : b;
 }
 
-wn_status wn_gen_job_features(struct wn_gen_job *job, struct wn_front_msg *msg,
-                              const struct wn_gen_limits *limits, struct wn_err *err)
+wn_status wn_gen_job_features(struct wn_gen_job *job, struct wn_front_msg *msg, const struct wn_gen_limits *limits,
+                              struct wn_err *err)
 {
     const Wn__Features *f = msg->env->features;
     wn_status rc = check_features(job, msg, limits, err);
@@ -126,6 +116,7 @@ wn_status wn_gen_job_features(struct wn_gen_job *job, struct wn_front_msg *msg,
     im->rows = f->rows;
     im->width = f->width;
     im->dtype = (wn_dtype)f->dtype;
+    im->projected = f->space == WN__FEATURE_SPACE__SPACE_PROJECTED;
     im->present = true;
     memcpy(im->hash, f->sha256.data, sizeof(im->hash)); /* its length was checked */
     job->image_rows += f->rows;
@@ -170,28 +161,22 @@ static wn_status make_keys(struct wn_gen_job *job, uint32_t page_tokens, struct 
     return WN_OK;
 }
 
-wn_status wn_gen_job_layout(struct wn_gen_job *job, const struct wn_gen_limits *limits,
-                            struct wn_err *err)
+wn_status wn_gen_job_layout(struct wn_gen_job *job, const struct wn_gen_limits *limits, struct wn_err *err)
 {
     const uint64_t prompt = (uint64_t)job->tokens.n - job->images_n + job->image_rows;
     const uint64_t all = prompt + job->g->n_emitted;
     uint32_t at = 0, image = 0;
 
     if (prompt + 1 > limits->tokens_max)
-        return wn_fail(
-            err, WN_ELIMIT,
-            "the prompt has %llu tokens (%u of them image); at most %u fit with an answer",
-            (unsigned long long)prompt, job->image_rows, limits->tokens_max - 1);
-    if (all > limits->tokens_max)
-        return wn_fail(err, WN_ELIMIT, "the answer so far is longer than the model allows");
-    if (job->max_new > limits->tokens_max - prompt)
-        job->max_new = limits->tokens_max - (uint32_t)prompt;
+        return wn_fail(err, WN_ELIMIT, "the prompt has %llu tokens (%u of them image); at most %u fit with an answer",
+                       (unsigned long long)prompt, job->image_rows, limits->tokens_max - 1);
+    if (all > limits->tokens_max) return wn_fail(err, WN_ELIMIT, "the answer so far is longer than the model allows");
+    if (job->max_new > limits->tokens_max - prompt) job->max_new = limits->tokens_max - (uint32_t)prompt;
     job->rows = calloc((size_t)all, sizeof(*job->rows));
     if (!job->rows) return wn_fail(err, WN_ENOMEM, "prompt of %llu rows", (unsigned long long)all);
     for (size_t i = 0; i < job->tokens.n; i++) {
         if (job->tokens.ids[i] != limits->model->image_token) {
-            job->rows[at++] =
-                (struct wn_step_row){.id = job->tokens.ids[i], .features = WN_STEP_NO_FEATURES};
+            job->rows[at++] = (struct wn_step_row){.id = job->tokens.ids[i], .features = WN_STEP_NO_FEATURES};
             continue;
         }
         for (uint32_t r = 0; r < job->images[image].rows; r++)
@@ -202,15 +187,15 @@ wn_status wn_gen_job_layout(struct wn_gen_job *job, const struct wn_gen_limits *
     WN_ASSERT(image == job->images_n && at == prompt);
     job->prompt_rows_n = at;
     for (size_t i = 0; i < job->g->n_emitted; i++)
-        job->rows[at++] =
-            (struct wn_step_row){.id = job->g->emitted[i], .features = WN_STEP_NO_FEATURES};
+        job->rows[at++] = (struct wn_step_row){.id = job->g->emitted[i], .features = WN_STEP_NO_FEATURES};
     job->rows_n = at;
     job->state = WN_GEN_READY;
     return make_keys(job, limits->page_tokens, err);
 }
 
 /* Payload bytes of the job on the replica's links, by the plan: rows from the cache cross none. */
-static void count_bytes(const struct wn_gen_job *job, const struct wn_plan *plan, uint32_t chunk, Wn__LinkBytes *bytes)
+static void count_bytes(const struct wn_gen_job *job, const struct wn_plan *plan, uint32_t chunk,
+                        Wn__LinkBytes *bytes)
 {
     const uint32_t ranks = plan->stages * plan->tensors;
     struct wn_plan_load rows = {
@@ -219,7 +204,7 @@ static void count_bytes(const struct wn_gen_job *job, const struct wn_plan *plan
 
     for (uint32_t i = 0; i < job->images_n; i++) {
         if (job->images[i].last_row > job->cached_rows) features.image_rows += job->images[i].rows;
-        features.projected = job->images[i].width != plan->model.vision.hidden;
+        features.projected = job->images[i].projected;
     }
     for (uint32_t src = 0; src < ranks; src++) {
         for (uint32_t dst = 0; dst < ranks; dst++) {

@@ -25,6 +25,7 @@ struct wn_gen_image {
     struct wn_front_msg *msg; /* header and payload; NULL: not here yet, or handed on */
     uint32_t rows, width;
     wn_dtype dtype;
+    bool projected;     /* at the decoder's width already */
     uint32_t slot;      /* feature slot in the replica, while the prompt is being read */
     uint32_t last_row;  /* prompt row after which the slot is free */
     bool present, held; /* has arrived; is in `slot` */

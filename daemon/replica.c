@@ -58,8 +58,7 @@ static wn_status open_sampler(struct wn_replica *r, struct wn_err *err)
 
     r->slots = calloc(l->seqs_max, sizeof(*r->slots));
     r->logits = malloc((size_t)l->seqs_max * l->vocab * sizeof(float));
-    if (!r->slots || !r->logits)
-        return wn_fail(err, WN_ENOMEM, "sampler of %u sequences", l->seqs_max);
+    if (!r->slots || !r->logits) return wn_fail(err, WN_ENOMEM, "sampler of %u sequences", l->seqs_max);
     for (uint32_t i = 0; i < l->seqs_max; i++) {
         r->slots[i].history = malloc((size_t)r->opts.tokens_max * sizeof(uint32_t));
         if (!r->slots[i].history) return wn_fail(err, WN_ENOMEM, "token history");
@@ -83,8 +82,7 @@ static wn_status open_flights(struct wn_replica *r, struct wn_err *err)
     return r->flights ? WN_OK : wn_fail(err, WN_ENOMEM, "steps in flight");
 }
 
-wn_status wn_replica_open(struct wn_replica **out, const struct wn_replica_opts *opts,
-                          struct wn_err *err)
+wn_status wn_replica_open(struct wn_replica **out, const struct wn_replica_opts *opts, struct wn_err *err)
 {
     const struct wn_step_limits *l = &opts->limits;
     struct wn_replica *r = calloc(1, sizeof(*r));
@@ -106,8 +104,7 @@ wn_status wn_replica_open(struct wn_replica **out, const struct wn_replica_opts 
     r->wanted_seq = calloc(l->seqs_max, sizeof(*r->wanted_seq));
     r->seqs = calloc(l->seqs_max, sizeof(*r->seqs));
     r->drawn = calloc(l->seqs_max, sizeof(*r->drawn));
-    if (!r->wire || !r->token || !r->row_slot || !r->wanted || !r->wanted_seq ||
-        !r->seqs || !r->drawn) {
+    if (!r->wire || !r->token || !r->row_slot || !r->wanted || !r->wanted_seq || !r->seqs || !r->drawn) {
         rc = wn_fail(err, WN_ENOMEM, "step of %u rows", l->rows_max);
         goto out;
     }
@@ -176,15 +173,12 @@ static void fill_step(struct wn_replica *r)
 
     for (uint32_t i = 0; i < rec->rows_n; i++) {
         r->token[i] = rec->rows[i].id;
-        r->row_slot[i] =
-            rec->rows[i].features == WN_STEP_NO_FEATURES ? WN_SLOT_NONE : rec->rows[i].features;
+        r->row_slot[i] = rec->rows[i].features == WN_STEP_NO_FEATURES ? WN_SLOT_NONE : rec->rows[i].features;
     }
     for (uint32_t i = 0; i < rec->seqs_n; i++) {
         const struct wn_step_seq *s = &rec->seqs[i];
-        r->seqs[i] = (struct wn_seq){.first_row = s->first_row,
-                                     .rows = s->rows,
-                                     .pos = s->pos,
-                                     .pages = rec->pages + s->first_page};
+        r->seqs[i] = (struct wn_seq){
+            .first_row = s->first_row, .rows = s->rows, .pos = s->pos, .pages = rec->pages + s->first_page};
         if (s->sample) {
             r->wanted_seq[wanted_n] = i;
             r->wanted[wanted_n++] = s->first_row + s->rows - 1;
@@ -220,8 +214,7 @@ static void note_tokens(struct wn_replica *r)
         const struct wn_step_seq *s = &rec->seqs[i];
         struct slot *slot = &r->slots[s->slot];
         for (uint32_t j = s->first_row; j < s->first_row + s->rows; j++) {
-            if (rec->rows[j].features == WN_STEP_NO_FEATURES &&
-                slot->history_n < r->opts.tokens_max)
+            if (rec->rows[j].features == WN_STEP_NO_FEATURES && slot->history_n < r->opts.tokens_max)
                 slot->history[slot->history_n++] = rec->rows[j].id;
         }
     }
@@ -233,12 +226,10 @@ static wn_status draw(struct wn_replica *r, struct wn_err *err)
         const struct wn_step_seq *s = &r->record.seqs[r->wanted_seq[i]];
         const struct slot *slot = &r->slots[s->slot];
         struct wn_sampled got;
-        wn_status rc = wn_sampler_pick(
-            r->sampler, &slot->opts, r->logits + (size_t)i * r->opts.limits.vocab, slot->history,
-            slot->history_n, (uint64_t)s->pos + s->rows, true, &got, err);
+        wn_status rc = wn_sampler_pick(r->sampler, &slot->opts, r->logits + (size_t)i * r->opts.limits.vocab,
+                                       slot->history, slot->history_n, (uint64_t)s->pos + s->rows, true, &got, err);
         if (rc != WN_OK) return rc;
-        r->drawn[i] = (struct wn_step_token){
-            .seq = r->wanted_seq[i], .id = got.token, .logprob = got.logprob};
+        r->drawn[i] = (struct wn_step_token){.seq = r->wanted_seq[i], .id = got.token, .logprob = got.logprob};
     }
     return WN_OK;
 }
@@ -250,8 +241,7 @@ static wn_status link_failed(const struct wn_replica *r, const char *what, struc
 }
 
 /* Every rank's share of a step, once it has the record. */
-static wn_status run(struct wn_replica *r, const void *const *features, int64_t deadline_us,
-                     struct wn_err *err)
+static wn_status run(struct wn_replica *r, const void *const *features, int64_t deadline_us, struct wn_err *err)
 {
     const struct wn_step_record *rec = &r->record;
     wn_status rc;
@@ -260,10 +250,9 @@ static wn_status run(struct wn_replica *r, const void *const *features, int64_t 
     for (uint32_t i = 0; i < rec->features_n; i++) {
         const struct wn_step_features *f = &rec->features[i];
         const struct wn_features shape = {
-            .rows = f->rows, .width = f->width, .dtype = (wn_dtype)f->dtype};
+            .rows = f->rows, .width = f->width, .dtype = (wn_dtype)f->dtype, .projected = f->projected != 0};
         if ((uint32_t)r->rank >= r->opts.plan->tensors) break; /* not on stage 0 */
-        rc = wn_stage_features_share(r->stage, f->slot, features ? features[i] : NULL, &shape,
-                                     deadline_us, err);
+        rc = wn_stage_features_share(r->stage, f->slot, features ? features[i] : NULL, &shape, deadline_us, err);
         if (rc != WN_OK) return rc;
     }
     if (is_sampler(r)) note_tokens(r);
@@ -347,8 +336,8 @@ static wn_status collect_tokens(struct wn_replica *r, struct flight *f, struct w
     return WN_OK;
 }
 
-static wn_status collect_stats(struct wn_replica *r, int64_t deadline_us,
-                               struct wn_traffic_table *stats, struct wn_err *err)
+static wn_status collect_stats(struct wn_replica *r, int64_t deadline_us, struct wn_traffic_table *stats,
+                               struct wn_err *err)
 {
     memset(stats, 0, sizeof(*stats));
     if (!r->opts.link) return WN_OK;
@@ -410,8 +399,7 @@ wn_status wn_replica_follow(struct wn_replica *r, bool *stop, struct wn_err *err
     if ((rc = run(r, NULL, deadline_us, err)) != WN_OK) return rc;
     if (is_sampler(r) && r->step.wanted_n > 0) {
         const struct wn_route to = {.peer = 0, .tag = TAG_TOKENS, .kind = WN_TRAFFIC_TOKENS};
-        if (wn_link_send_now(r->opts.link, to, r->drawn, r->step.wanted_n * sizeof(*r->drawn),
-                             deadline_us) != WN_OK)
+        if (wn_link_send_now(r->opts.link, to, r->drawn, r->step.wanted_n * sizeof(*r->drawn), deadline_us) != WN_OK)
             return link_failed(r, "tokens", err);
     }
     if (r->record.flags & WN_STEP_STATS) {

@@ -111,7 +111,8 @@ static const float *keep_layers(char **at, const float *src, uint32_t layers, si
 {
     char *here = *at;
     if (!src) return NULL;
-    for (uint32_t i = 0; i < layers; i++) memcpy(here + i * floats * sizeof(float), src + i * stride, floats * sizeof(float));
+    for (uint32_t i = 0; i < layers; i++)
+        memcpy(here + i * floats * sizeof(float), src + i * stride, floats * sizeof(float));
     *at += (layers * floats * sizeof(float) + 63) / 64 * 64;
     return (const float *)(const void *)here;
 }

@@ -14,7 +14,7 @@
 enum {
     OPEN_BYTES = 28,
     SLOT_BYTES = 4,
-    FEATURES_BYTES = 16,
+    FEATURES_BYTES = 20,
     SEQ_BYTES = 28,
     ROW_BYTES = 8,
     PAGE_BYTES = 4
@@ -150,6 +150,7 @@ size_t wn_step_encode(const struct wn_step_record *r, uint8_t *out)
         put32(&c, f->rows);
         put32(&c, f->width);
         put32(&c, f->dtype);
+        put32(&c, f->projected);
     }
     for (uint32_t i = 0; i < r->drops_n; i++) put32(&c, r->drops[i]);
     for (uint32_t i = 0; i < r->seqs_n; i++) {
@@ -242,7 +243,7 @@ static wn_status check_slots(const struct wn_step_record *r, const struct wn_ste
             return wn_fail(err, WN_EPROTO, "step record: closing slot %u", r->closes[i]);
     for (uint32_t i = 0; i < r->features_n; i++) {
         const struct wn_step_features *f = &r->features[i];
-        if (f->slot >= l->features_max || f->dtype > WN_F16)
+        if (f->slot >= l->features_max || f->dtype > WN_F16 || f->projected > 1)
             return wn_fail(err, WN_EPROTO, "step record: features %u", i);
     }
     for (uint32_t i = 0; i < r->drops_n; i++)
@@ -283,6 +284,7 @@ wn_status wn_step_decode(struct wn_step_record *r, const struct wn_step_limits *
         f->rows = get32(&in);
         f->width = get32(&in);
         f->dtype = get32(&in);
+        f->projected = get32(&in);
     }
     for (uint32_t i = 0; i < r->drops_n; i++) r->drops[i] = get32(&in);
     for (uint32_t i = 0; i < r->seqs_n; i++) {

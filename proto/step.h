@@ -41,6 +41,7 @@ struct wn_step_open {
 /* Features that follow this record as one broadcast inside stage 0. */
 struct wn_step_features {
     uint32_t slot, rows, width, dtype;
+    uint32_t projected; /* 1: at the decoder's width already */
 };
 
 /* Rows of one sequence in this step. */

@@ -131,6 +131,7 @@ static void test_what_is_refused(void **state)
     f->r.closes[0] = 4, refuse(f, "closing");
     f->r.features[0].slot = 3, refuse(f, "features");
     f->r.features[0].dtype = 9, refuse(f, "features");
+    f->r.features[0].projected = 2, refuse(f, "features");
     f->r.drops[0] = 3, refuse(f, "dropping");
     f->r.rows[6].id = 100, refuse(f, "row 6");
     f->r.rows[0].features = 3, refuse(f, "row 0");
