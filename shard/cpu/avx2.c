@@ -51,4 +51,4 @@ static inline void transpose8(float *out, const float *in, size_t ld_in)
 #define KERNEL_NAME         "avx2"
 #define KERNEL_TABLE        wn_cpu_isa_avx2
 #define KERNEL_AVAILABLE    has_avx2
-#include "shard/cpu/kernels.h"
+#include "shard/cpu/kernels.inc"

@@ -1,7 +1,7 @@
 /* shard/cpu/cpu.h - the insides of the "cpu" backend: one table of kernels for each instruction set, and the drivers
  * above them (matmul.c, attention.c, rows.c), which know blocking and threads but no instruction.
  *
- * A new instruction set is one file with a table (it may include kernels.h, or bring kernels of its own) and one row
+ * A new instruction set is one file with a table (it may include kernels.inc, or bring kernels of its own) and one row
  * in cpu.c. At open the best available row is taken, or the one that the environment names:
  * WINNOW_CPU_ISA=portable|avx2. Kernels hold the bit contract of backend.h: an output element is one chain of
  * multiply-adds in ascending order, whatever the number of rows, and a chain may be put down in memory and taken up

@@ -15,4 +15,4 @@ static bool always(void)
 #define KERNEL_NAME         "portable"
 #define KERNEL_TABLE        wn_cpu_isa_portable
 #define KERNEL_AVAILABLE    always
-#include "shard/cpu/kernels.h"
+#include "shard/cpu/kernels.inc"
