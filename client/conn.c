@@ -13,6 +13,13 @@
 #define HEARTBEAT_MS  2000
 #define SILENCE_MS    10000
 #define RECONNECT_MS  100
+#define REOPEN_US     ((int64_t)100000)
+#define AWAY_POLL_MS  50
+
+struct conn_request {
+    zmq_msg_t part[2];
+    int parts;
+};
 
 int conn_result(wn_status code)
 {
@@ -65,6 +72,27 @@ static int open_sockets(struct winnow *w, const char *endpoint)
     return WINNOW_OK;
 }
 
+static void drop_pending(struct winnow *w)
+{
+    while (w->first) {
+        struct pending *p = w->first;
+        w->first = p->next;
+        wn_codec_free(p->env);
+        free(p);
+    }
+    w->end = &w->first;
+    w->pending_n = 0;
+}
+
+static void close_sockets(struct winnow *w)
+{
+    if (w->socket) zmq_socket_monitor(w->socket, NULL, 0);
+    if (w->monitor) zmq_close(w->monitor);
+    if (w->socket) zmq_close(w->socket);
+    if (w->ctx) zmq_ctx_term(w->ctx);
+    w->ctx = w->socket = w->monitor = NULL;
+}
+
 int conn_open(struct winnow *w, const char *endpoint, int timeout_ms)
 {
     const int64_t deadline_us = wn_deadline_in_us((int64_t)timeout_ms * 1000);
@@ -87,16 +115,28 @@ int conn_open(struct winnow *w, const char *endpoint, int timeout_ms)
 
 void conn_close(struct winnow *w)
 {
-    while (w->first) {
-        struct pending *p = w->first;
-        w->first = p->next;
-        wn_codec_free(p->env);
-        free(p);
-    }
-    if (w->socket) zmq_socket_monitor(w->socket, NULL, 0);
-    if (w->monitor) zmq_close(w->monitor);
-    if (w->socket) zmq_close(w->socket);
-    if (w->ctx) zmq_ctx_term(w->ctx);
+    drop_pending(w);
+    close_sockets(w);
+}
+
+/* The server went away. A new socket, so that nothing is left over from the old one; what was waiting to be read will
+ * be told again. Without open jobs there is nothing to wait for. */
+static int recover(struct winnow *w)
+{
+    const int64_t now = wn_now_us();
+
+    if (!w->lost_us) w->lost_us = now;
+    if (w->jobs_n == 0 || now - w->lost_us > (int64_t)w->reconnect_timeout_ms * 1000) w->dead = true;
+    if (w->dead) return conn_result(wn_fail(&w->error, WN_EPEER, "the connection to %s was lost", w->endpoint));
+    if (!w->lost || now - w->reopened_us < REOPEN_US) return WINNOW_OK;
+    drop_pending(w);
+    if (w->socket) (void)set_option(w, ZMQ_LINGER, 0);
+    close_sockets(w);
+    w->lost = w->connected = false;
+    w->reopened_us = now;
+    w->stale = true;
+    for (size_t i = 0; i < w->jobs_n; i++) w->jobs[i].stale = true;
+    return open_sockets(w, w->endpoint);
 }
 
 static void free_bytes(void *data, void *hint)
@@ -119,33 +159,53 @@ static int gather(struct winnow *w, zmq_msg_t *msg, const struct winnow_image *i
     return WINNOW_OK;
 }
 
-int conn_send(struct winnow *w, Wn__Envelope__BodyCase kind, const void *body, const struct winnow_image *images,
-              size_t images_n)
+void conn_request_free(struct conn_request *r)
 {
-    zmq_msg_t head, tail;
+    if (!r) return;
+    for (int i = 0; i < r->parts; i++) zmq_msg_close(&r->part[i]);
+    free(r);
+}
+
+/* A copy of a large part shares its bytes. */
+int conn_resend(struct winnow *w, struct conn_request *r)
+{
+    for (int i = 0; i < r->parts; i++) {
+        zmq_msg_t copy;
+        /* the second part of a message never waits or fails once the first was taken */
+        const int flags = i + 1 < r->parts ? ZMQ_DONTWAIT | ZMQ_SNDMORE : i > 0 ? 0 : ZMQ_DONTWAIT;
+        zmq_msg_init(&copy);
+        if (zmq_msg_copy(&copy, &r->part[i]) == 0 && zmq_msg_send(&copy, w->socket, flags) >= 0) continue;
+        zmq_msg_close(&copy);
+        return errno == EAGAIN ? conn_result(wn_fail(&w->error, WN_EBUSY, "too many requests are on their way"))
+                               : fail(w, WN_EIO, "send");
+    }
+    return WINNOW_OK;
+}
+
+int conn_send(struct winnow *w, Wn__Envelope__BodyCase kind, const void *body, const struct winnow_image *images,
+              size_t images_n, struct conn_request **keep)
+{
+    struct conn_request *r;
     uint8_t *data = NULL;
     size_t bytes = 0;
     wn_status code;
-    int rc = WINNOW_OK;
+    int rc;
 
-    if (w->lost) return conn_result(wn_fail(&w->error, WN_EPEER, "the connection to %s was lost", w->endpoint));
+    if ((w->lost || w->dead) && (rc = recover(w)) != WINNOW_OK) return rc;
     code = wn_codec_pack_body(&data, &bytes, kind, body, &w->error);
     if (code != WN_OK) return conn_result(code);
-    if (zmq_msg_init_data(&head, data, bytes, free_bytes, NULL) != 0) {
+    r = calloc(1, sizeof(*r));
+    if (!r || zmq_msg_init_data(&r->part[0], data, bytes, free_bytes, NULL) != 0) {
+        free(r);
         free(data);
-        return fail(w, WN_ENOMEM, "message");
+        return conn_result(wn_fail(&w->error, WN_ENOMEM, "message"));
     }
-    if (images_n > 0) rc = gather(w, &tail, images, images_n);
-    /* the second part of a message never waits or fails once the first was taken */
-    if (rc == WINNOW_OK && zmq_msg_send(&head, w->socket, ZMQ_DONTWAIT | (images_n ? ZMQ_SNDMORE : 0)) < 0) {
-        rc = errno == EAGAIN ? conn_result(wn_fail(&w->error, WN_EBUSY, "too many requests are on their way"))
-                             : fail(w, WN_EIO, "send");
-        if (images_n) zmq_msg_close(&tail);
-    } else if (rc == WINNOW_OK && images_n && zmq_msg_send(&tail, w->socket, 0) < 0) {
-        rc = fail(w, WN_EIO, "send");
-        zmq_msg_close(&tail);
-    }
-    zmq_msg_close(&head);
+    r->parts = 1;
+    rc = images_n > 0 ? gather(w, &r->part[1], images, images_n) : WINNOW_OK;
+    if (rc == WINNOW_OK && images_n > 0) r->parts = 2;
+    if (rc == WINNOW_OK) rc = conn_resend(w, r);
+    if (rc == WINNOW_OK && keep) *keep = r;
+    else conn_request_free(r);
     return rc;
 }
 
@@ -165,7 +225,10 @@ static void watch(struct winnow *w)
         for (more = zmq_msg_more(&msg); more; more = zmq_msg_more(&msg)) /* the address */
             if (zmq_msg_recv(&msg, w->monitor, ZMQ_DONTWAIT) < 0) break;
         zmq_msg_close(&msg);
-        if (event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED) w->connected = true;
+        if (event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED) {
+            w->connected = true;
+            w->lost_us = 0;
+        }
         if (event == ZMQ_EVENT_DISCONNECTED && w->connected) w->lost = true;
     }
 }
@@ -204,9 +267,13 @@ static int receive(struct winnow *w, Wn__Envelope **out, int64_t deadline_us)
         if (rc != WINNOW_TIMEOUT) return rc;
         watch(w);
         if (w->lost && (rc = take(w, out)) != WINNOW_TIMEOUT) return rc; /* what it said before it went */
-        if (w->lost) return conn_result(wn_fail(&w->error, WN_EPEER, "the connection to %s was lost", w->endpoint));
+        if ((w->lost || w->lost_us || w->dead) && (rc = recover(w)) != WINNOW_OK) return rc;
+        if (w->stale && w->connected) jobs_resume(w);
+        items[0].socket = w->socket; /* they may be new */
+        items[1].socket = w->monitor;
         left_us = deadline_us == WN_NEVER ? 3600000000 : deadline_us - wn_now_us();
         if (left_us <= 0) return conn_result(wn_fail(&w->error, WN_ETIME, "nothing came from %s in time", w->endpoint));
+        if ((w->lost_us || w->stale) && left_us > AWAY_POLL_MS * 1000) left_us = AWAY_POLL_MS * 1000;
         if (zmq_poll(items, 2, (long)(left_us / 1000 + 1)) < 0 && errno != EINTR) return fail(w, WN_EIO, "wait");
     }
 }
@@ -230,7 +297,7 @@ int conn_status(struct winnow *w, Wn__Envelope **out, int64_t deadline_us)
     int rc;
 
     q.detail = true;
-    if ((rc = conn_send(w, WN__ENVELOPE__BODY_STATUS_REQUEST, &q, NULL, 0)) != WINNOW_OK) return rc;
+    if ((rc = conn_send(w, WN__ENVELOPE__BODY_STATUS_REQUEST, &q, NULL, 0, NULL)) != WINNOW_OK) return rc;
     for (;;) {
         Wn__Envelope *env = NULL;
         struct pending *p;

@@ -1,4 +1,5 @@
-/* client/conn.h - inside of libwinnow: the socket of a connection and the messages that came ahead of their turn.
+/* client/conn.h - inside of libwinnow: the socket of a connection, the messages that came ahead of their turn, and what
+ * is needed to go on with open jobs on a new socket when the server went away.
  * Owns:    socket and queued messages. Threads: one at a time. Not installed. */
 #ifndef WN_CLIENT_CONN_H
 #define WN_CLIENT_CONN_H
@@ -11,11 +12,17 @@
 
 #define WN_CLIENT_PENDING_MAX 65536 /* messages kept while a status is waited for */
 
+struct conn_request;                /* a request as it was sent */
+
 /* A job of this connection that has not ended. */
 struct winnow_job {
     uint64_t number;
-    char id[WINNOW_JOB_ID_MAX]; /* "": not accepted yet */
-    bool cancel;                /* asked for before it had an id */
+    char id[WINNOW_JOB_ID_MAX];     /* "": not accepted yet */
+    struct conn_request *submit;    /* owned, until it is accepted; then NULL */
+    bool accepted, cancel;          /* the user knows of it; the user wants it to end */
+    bool stale;                     /* the server was not asked for it since it came back */
+    uint32_t from, tokens;          /* first token wanted; end of those that the user has */
+    size_t text, stream_text;       /* bytes of text that the user has; where in the text the server's stream is */
 };
 
 struct pending {
@@ -26,7 +33,10 @@ struct pending {
 struct winnow {
     void *ctx, *socket, *monitor;
     char endpoint[256];
-    bool connected, lost;
+    bool connected, lost, dead;     /* lost: the socket is; dead: the server did not come back */
+    bool stale;                     /* some jobs are */
+    int64_t lost_us, reopened_us;   /* since when it is away (0: it is not), when we last tried anew */
+    uint32_t reconnect_timeout_ms;
     struct winnow_job *jobs;
     size_t jobs_n, jobs_room;
     uint64_t last_number;
@@ -40,9 +50,14 @@ struct winnow {
 int conn_open(struct winnow *w, const char *endpoint, int timeout_ms);
 void conn_close(struct winnow *w);
 
-/* payload is gathered from `images`. */
+/* payload is gathered from `images`. *keep (NULL is fine): the request, to be sent again; owned by the caller. */
 int conn_send(struct winnow *w, Wn__Envelope__BodyCase kind, const void *body, const struct winnow_image *images,
-              size_t images_n);
+              size_t images_n, struct conn_request **keep);
+int conn_resend(struct winnow *w, struct conn_request *r);
+void conn_request_free(struct conn_request *r); /* NULL is fine */
+
+/* winnow.c: asks a server that came back for the jobs that are stale. */
+void jobs_resume(struct winnow *w);
 
 /* The next message, from the queue first; *out is owned by the caller. */
 int conn_recv(struct winnow *w, Wn__Envelope **out, int64_t deadline_us);

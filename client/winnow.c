@@ -11,6 +11,7 @@
 #include "winnow_version.h"
 
 #define CONNECT_TIMEOUT_MS 5000
+#define RECONNECT_TIMEOUT_MS 30000
 #define PAYLOAD_MAX        ((size_t)256 << 20) /* images of one request */
 
 static _Thread_local struct wn_err connect_error; /* there is no connection to keep it in */
@@ -39,6 +40,8 @@ int winnow_connect(struct winnow **out, const char *endpoint, const struct winno
     }
     *out = NULL;
     if (!w) return conn_result(wn_fail(&connect_error, WN_ENOMEM, "connection"));
+    w->reconnect_timeout_ms = options && options->reconnect_timeout_ms ? options->reconnect_timeout_ms
+                                                                        : RECONNECT_TIMEOUT_MS;
     if (options && (options->server_key || options->client_key_file))
         rc = conn_result(wn_fail(&w->error, WN_EUNSUPP, "keys are not supported by this version"));
     else if (strncmp(endpoint, "tcp://", 6) != 0 && strncmp(endpoint, "ipc://", 6) != 0)
@@ -59,6 +62,7 @@ void winnow_close(struct winnow *w)
     if (!w) return;
     conn_close(w);
     wn_codec_free(w->current);
+    for (size_t i = 0; i < w->jobs_n; i++) conn_request_free(w->jobs[i].submit);
     free(w->jobs);
     free(w);
 }
@@ -106,6 +110,7 @@ static void job_drop(struct winnow *w, struct winnow_job *job)
 {
     size_t i = (size_t)(job - w->jobs);
 
+    conn_request_free(job->submit);
     memmove(job, job + 1, (w->jobs_n - i - 1) * sizeof(*job));
     w->jobs_n--;
 }
@@ -189,7 +194,7 @@ int winnow_submit(struct winnow *w, const struct winnow_request *request, uint64
     submit.pruning = &pruning;
     submit.stream = !request->quiet;
     submit.client_tag = tag;
-    rc = conn_send(w, WN__ENVELOPE__BODY_SUBMIT, &submit, request->images, request->images_n);
+    rc = conn_send(w, WN__ENVELOPE__BODY_SUBMIT, &submit, request->images, request->images_n, &entry->submit);
     if (rc == WINNOW_OK)
         *job = entry->number;
     else
@@ -207,9 +212,10 @@ int winnow_attach(struct winnow *w, const char *job_id, uint32_t from_token, uin
         return conn_result(wn_fail(&w->error, WN_EINVAL, "'%.60s' is no job id", job_id ? job_id : ""));
     if (!(entry = job_add(w))) return conn_result(wn_fail(&w->error, WN_ENOMEM, "job"));
     snprintf(entry->id, sizeof(entry->id), "%s", job_id);
+    entry->from = entry->tokens = from_token;
     attach.job_id = entry->id;
     attach.from_token = from_token;
-    rc = conn_send(w, WN__ENVELOPE__BODY_ATTACH, &attach, NULL, 0);
+    rc = conn_send(w, WN__ENVELOPE__BODY_ATTACH, &attach, NULL, 0, NULL);
     if (rc == WINNOW_OK)
         *job = entry->number;
     else
@@ -224,7 +230,7 @@ static int send_cancel(struct winnow *w, const struct winnow_job *job)
 
     ref.job_id = (char *)(uintptr_t)job->id;
     cancel.job = &ref;
-    return conn_send(w, WN__ENVELOPE__BODY_CANCEL, &cancel, NULL, 0);
+    return conn_send(w, WN__ENVELOPE__BODY_CANCEL, &cancel, NULL, 0, NULL);
 }
 
 int winnow_cancel(struct winnow *w, uint64_t job)
@@ -232,9 +238,34 @@ int winnow_cancel(struct winnow *w, uint64_t job)
     struct winnow_job *entry = job_by_number(w, job);
 
     if (!entry) return conn_result(wn_fail(&w->error, WN_EINVAL, "job %" PRIu64 " has ended or never was", job));
-    if (entry->id[0]) return send_cancel(w, entry);
-    entry->cancel = true; /* goes out when the server has named the job */
-    return WINNOW_OK;
+    entry->cancel = true; /* goes out when the server has named the job, and again when it comes back */
+    return entry->id[0] ? send_cancel(w, entry) : WINNOW_OK;
+}
+
+/* An accepted job is followed from its first token on, and what the user has is skipped: by bytes, because the text of a
+ * token may have come in pieces. */
+static int resume(struct winnow *w, struct winnow_job *job)
+{
+    Wn__Attach attach = WN__ATTACH__INIT;
+    int rc;
+
+    job->stream_text = 0;
+    if (!job->id[0]) return conn_resend(w, job->submit);
+    attach.job_id = job->id;
+    attach.from_token = job->from;
+    rc = conn_send(w, WN__ENVELOPE__BODY_ATTACH, &attach, NULL, 0, NULL);
+    if (rc == WINNOW_OK && job->cancel) (void)!send_cancel(w, job);
+    return rc;
+}
+
+void jobs_resume(struct winnow *w)
+{
+    for (size_t i = 0; i < w->jobs_n; i++) {
+        if (!w->jobs[i].stale) continue;
+        if (resume(w, &w->jobs[i]) != WINNOW_OK) return; /* the queue is full: the rest later */
+        w->jobs[i].stale = false;
+    }
+    w->stale = false;
 }
 
 /* ---- events ---- */
@@ -291,8 +322,11 @@ static struct winnow_job *on_accepted(struct winnow *w, const Wn__Accepted *a, s
     if (!job || !wn_job_id_valid(a->job_id)) return NULL;
     ev->type = WINNOW_EVENT_ACCEPTED;
     snprintf(job->id, sizeof(job->id), "%s", a->job_id);
-    if (job->cancel) (void)!send_cancel(w, job);
-    job->cancel = false;
+    if (job->cancel && job->submit) (void)!send_cancel(w, job);
+    conn_request_free(job->submit);
+    job->submit = NULL;
+    if (job->accepted) return NULL; /* the user knows */
+    job->accepted = true;
     return job;
 }
 
@@ -307,6 +341,26 @@ static struct winnow_job *on_error(struct winnow *w, const Wn__Error *e, struct 
     return job ? job : job_by_tag(w, e->client_tag);
 }
 
+/* false: the user has all of it. */
+static bool on_tokens(struct winnow_job *job, const Wn__Tokens *t, struct winnow_event *ev)
+{
+    const size_t bytes = strlen(t->text), had = job->text > job->stream_text ? job->text - job->stream_text : 0;
+    const size_t skip_text = had < bytes ? had : bytes;
+    size_t skip = job->tokens > t->first ? job->tokens - t->first : 0;
+
+    if (skip > t->n_ids) skip = t->n_ids;
+    job->stream_text += bytes;
+    if (skip == t->n_ids && skip_text == bytes && t->n_ids + bytes > 0) return false;
+    ev->type = WINNOW_EVENT_TEXT;
+    ev->text = t->text + skip_text;
+    ev->token_ids = t->ids + skip;
+    ev->token_ids_n = t->n_ids - skip;
+    ev->first_token = t->first + (uint32_t)skip;
+    if (job->tokens < t->first + t->n_ids) job->tokens = t->first + (uint32_t)t->n_ids;
+    if (job->text < job->stream_text) job->text = job->stream_text;
+    return true;
+}
+
 /* Fills ev from w->current; false: nothing for the user. *job: whose it is; NULL: none of ours. */
 static bool to_event(struct winnow *w, struct winnow_event *ev, struct winnow_job **job)
 {
@@ -316,12 +370,7 @@ static bool to_event(struct winnow *w, struct winnow_event *ev, struct winnow_jo
     case WN__ENVELOPE__BODY_ACCEPTED: *job = on_accepted(w, env->accepted, ev); return *job != NULL;
     case WN__ENVELOPE__BODY_TOKENS:
         *job = job_by_id(w, env->tokens->job->job_id);
-        ev->type = WINNOW_EVENT_TEXT;
-        ev->text = env->tokens->text;
-        ev->token_ids = env->tokens->ids;
-        ev->token_ids_n = env->tokens->n_ids;
-        ev->first_token = env->tokens->first;
-        return *job != NULL;
+        return *job && on_tokens(*job, env->tokens, ev);
     case WN__ENVELOPE__BODY_DONE:
         *job = job_by_id(w, env->done->job->job_id);
         ev->type = WINNOW_EVENT_DONE;

@@ -10,6 +10,8 @@
  *         if (ev.type == WINNOW_EVENT_TEXT) fputs(ev.text, stdout);
  *     winnow_close(w);
  *
+ * When the server goes away, the connection waits for it to come back and goes on with its open jobs: those that were
+ * accepted are followed again, without a gap or a repeat, the others are submitted again under the same key.
  * A connection is used by one thread at a time. Submitting never blocks on the answer: jobs run side by side
  * and their events come out of winnow_next() in the order of arrival. Strings in an event are valid until the
  * next call on the same connection. Structures may grow at their end in later versions: zero-initialise them. */
@@ -43,6 +45,7 @@ struct winnow_options {
     const char *server_key;       /* CURVE public key of the server (Z85); NULL: plain */
     const char *client_key_file;  /* own key pair, mode 0600; NULL: plain */
     uint32_t connect_timeout_ms;  /* 0: 5,000 */
+    uint32_t reconnect_timeout_ms; /* how long open jobs wait for a server that went away; 0: 30,000 */
 };
 
 struct winnow_image {
