@@ -120,13 +120,13 @@ void conn_close(struct winnow *w)
 }
 
 /* The server went away. A new socket, so that nothing is left over from the old one; what was waiting to be read will
- * be told again. Without open jobs there is nothing to wait for. */
+ * be told again. */
 static int recover(struct winnow *w)
 {
     const int64_t now = wn_now_us();
 
     if (!w->lost_us) w->lost_us = now;
-    if (w->jobs_n == 0 || now - w->lost_us > (int64_t)w->reconnect_timeout_ms * 1000) w->dead = true;
+    if (w->jobs_n > 0 && now - w->lost_us > (int64_t)w->reconnect_timeout_ms * 1000) w->dead = true;
     if (w->dead) return conn_result(wn_fail(&w->error, WN_EPEER, "the connection to %s was lost", w->endpoint));
     if (!w->lost || now - w->reopened_us < REOPEN_US) return WINNOW_OK;
     drop_pending(w);
@@ -268,6 +268,8 @@ static int receive(struct winnow *w, Wn__Envelope **out, int64_t deadline_us)
         watch(w);
         if (w->lost && (rc = take(w, out)) != WINNOW_TIMEOUT) return rc; /* what it said before it went */
         if ((w->lost || w->lost_us || w->dead) && (rc = recover(w)) != WINNOW_OK) return rc;
+        if (w->lost_us && w->jobs_n == 0) /* nothing to wait for */
+            return conn_result(wn_fail(&w->error, WN_EPEER, "the connection to %s was lost", w->endpoint));
         if (w->stale && w->connected) jobs_resume(w);
         items[0].socket = w->socket; /* they may be new */
         items[1].socket = w->monitor;
