@@ -1,10 +1,10 @@
 /* bench_prune [machine [encode_ms]] - what choosing and merging costs beside the encode, as CSV on standard output.
  *
- * First verifies a choice and a merge against plain loops in float64. Then times every method at the shape of CLIP
- * ViT-L/14-336 (576 rows of 1024, 16 heads, bfloat16 features), for one picture and for eight, taps in memory as the
- * tower leaves them, rows gathered into the payload at the end. us are for the whole batch, of the thread's own processor
- * time, so that other processes count less. encode_ms is the encode of one picture on the same machine (bench_vision: 23
- * layers); ratio is the least prune time over it, a picture. */
+ * First verifies a choice and a merge against plain loops in float64. Then times every method at the shape of
+ * CLIP ViT-L/14-336 (576 rows of 1024, 16 heads, bfloat16 features), for one picture and for eight, taps in
+ * memory as the tower leaves them, rows gathered into the payload at the end. us are for the whole batch, of the
+ * thread's own processor time, so that other processes count less. encode_ms is the encode of one picture on the
+ * same machine (bench_vision: 23 layers); ratio is the least prune time over it, a picture. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
