@@ -7,6 +7,7 @@
 #include "daemon/vision_cache.h"
 #include "shard/jsonfile.h"
 #include "shard/preprocess.h"
+#include "shard/projector.h"
 #include "shard/vision.h"
 #include "shard/weights.h"
 
@@ -17,6 +18,7 @@ struct wn_encoder {
     struct wn_image_limits limits;
     struct wn_backend *be;
     struct wn_vision *tower;
+    struct wn_projector *projector;
     struct wn_preprocess preprocess;
     struct wn_pool *pool;
     struct wn_vision_cache *cache;
@@ -59,6 +61,8 @@ wn_status wn_encoder_open(struct wn_encoder **out, const struct wn_encoder_opts 
     if ((rc = wn_backend_open(&e->be, opts->cfg->backend, 0, err)) != WN_OK) goto out;
     if ((rc = wn_weights_open(&weights, opts->cfg->model, err)) != WN_OK) goto out;
     rc = wn_vision_open(&e->tower, e->be, &e->model, weights, opts->dtype, WN_ENCODE_BATCH_MAX, err);
+    if (rc != WN_OK) goto out;
+    rc = wn_projector_open(&e->projector, e->be, &e->model, weights, opts->dtype, e->model.vision.patches + 2, err);
 out:
     wn_weights_close(weights);
     if (rc != WN_OK) {
@@ -72,6 +76,7 @@ out:
 void wn_encoder_close(struct wn_encoder *e)
 {
     if (!e) return;
+    wn_projector_close(e->projector);
     wn_vision_close(e->tower);
     wn_backend_close(e->be);
     wn_pool_stop(e->pool);
@@ -157,25 +162,17 @@ static struct wn_vision_view view_of(const struct wn_vision_out *out, const stru
     return v;
 }
 
-static wn_status prune(const struct wn_encoder *e, struct wn_encode_item *item, const struct wn_vision_view *v,
-                       struct wn_err *err)
+/* Runs the method on the rows of `in`; item gets indices, flags and rows. */
+static wn_status choose(struct wn_encode_item *item, const struct wn_prune_in *in, struct wn_err *err)
 {
-    const struct wn_prune_in in = {
-        .shape = wn_encoder_shape(&e->model),
-        .ask = item->ask,
-        .features = v->features,
-        .dtype = v->dtype,
-        .taps = v->taps,
-    };
-    const uint32_t room = wn_prune_rows_max(item->method, &item->ask, v->rows);
-    const int64_t began_us = wn_now_us();
+    const uint32_t width = in->shape.width, room = wn_prune_rows_max(item->method, &in->ask, in->shape.rows);
     struct wn_prune_out kept = {0};
     wn_status rc;
 
     item->index = calloc(room, sizeof(*item->index));
     item->flags = calloc(room, sizeof(*item->flags));
-    if (item->want_scores) item->scores = calloc(v->rows, sizeof(float));
-    if (item->method->merges) kept.values = malloc((size_t)room * v->width * sizeof(float));
+    if (item->want_scores) item->scores = calloc(in->shape.rows, sizeof(float));
+    if (item->method->merges) kept.values = malloc((size_t)room * width * sizeof(float));
     if (!item->index || !item->flags || (item->want_scores && !item->scores) ||
         (item->method->merges && !kept.values)) {
         rc = wn_fail(err, WN_ENOMEM, "%u visual tokens", room);
@@ -184,25 +181,74 @@ static wn_status prune(const struct wn_encoder *e, struct wn_encode_item *item, 
     kept.index = item->index;
     kept.flags = item->flags;
     kept.scores = item->scores;
-    if ((rc = wn_prune_run(item->method, &in, &kept, err)) != WN_OK) goto out;
-    item->rows = malloc((kept.rows ? kept.rows : 1) * (size_t)v->width * wn_dtype_bytes(v->dtype));
+    if ((rc = wn_prune_run(item->method, in, &kept, err)) != WN_OK) goto out;
+    item->rows = malloc((kept.rows ? kept.rows : 1) * (size_t)width * wn_dtype_bytes(in->dtype));
     if (!item->rows) {
         rc = wn_fail(err, WN_ENOMEM, "%u visual tokens", kept.rows);
         goto out;
     }
-    if ((rc = wn_prune_gather(&in, &kept, item->rows, err)) != WN_OK) goto out;
+    if ((rc = wn_prune_gather(in, &kept, item->rows, err)) != WN_OK) goto out;
     item->rows_n = kept.rows;
-    item->rows_before = v->rows;
-    item->width = v->width;
+    item->width = width;
     item->plain = true;
     for (uint32_t i = 0; i < kept.rows; i++) item->plain = item->plain && item->flags[i] == 0;
     if (!kept.scored) {
         free(item->scores);
         item->scores = NULL;
     }
-    item->prune_us = (uint64_t)(wn_now_us() - began_us);
 out:
     free(kept.values);
+    return rc;
+}
+
+/* rows [n, tower's width] through the projector, in memory of the caller's. */
+static wn_status project(struct wn_encoder *e, const void *rows, uint32_t n, wn_dtype dtype, void **out,
+                         struct wn_err *err)
+{
+    void *projected = malloc((size_t)n * e->model.text.hidden * wn_dtype_bytes(dtype));
+    wn_status rc;
+
+    if (!projected) return wn_fail(err, WN_ENOMEM, "%u projected rows", n);
+    rc = wn_projector_run(e->projector, rows, n, projected, err);
+    if (rc != WN_OK)
+        free(projected);
+    else
+        *out = projected;
+    return rc;
+}
+
+static wn_status prune(struct wn_encoder *e, struct wn_encode_item *item, const struct wn_vision_view *v,
+                       struct wn_err *err)
+{
+    const bool tower = (item->method->spaces & WN_PRUNE_TOWER) != 0;
+    struct wn_prune_in in = {
+        .shape = wn_encoder_shape(&e->model),
+        .ask = item->ask,
+        .features = v->features,
+        .dtype = v->dtype,
+        .taps = v->taps,
+    };
+    const int64_t began_us = wn_now_us();
+    void *projected = NULL;
+    wn_status rc = WN_OK;
+
+    item->rows_before = v->rows;
+    item->projected = item->ask.projected || !tower;
+    in.ask.projected = !tower;
+    if (!tower) {
+        in.shape.width = e->model.text.hidden;
+        if ((rc = project(e, v->features, v->rows, v->dtype, &projected, err)) != WN_OK) return rc;
+        in.features = projected;
+    }
+    rc = choose(item, &in, err);
+    free(projected);
+    if (rc == WN_OK && item->projected && tower) {
+        if ((rc = project(e, item->rows, item->rows_n, v->dtype, &projected, err)) != WN_OK) return rc;
+        free(item->rows);
+        item->rows = projected;
+        item->width = e->model.text.hidden;
+    }
+    item->prune_us = (uint64_t)(wn_now_us() - began_us);
     return rc;
 }
 
@@ -263,9 +309,11 @@ void wn_encoder_run(struct wn_encoder *e, struct wn_encode_item *items, uint32_t
         struct wn_encode_item *item = &items[i];
         struct wn_prune_wants wants;
         struct wn_vision_view view;
-        if (item->rc == WN_OK) item->rc = wn_prune_check(item->method, &item->ask, &shape, &item->err);
+        struct wn_prune_ask ask = item->ask;
+        ask.projected = (item->method->spaces & WN_PRUNE_TOWER) == 0; /* where the method itself works */
+        if (item->rc == WN_OK) item->rc = wn_prune_check(item->method, &ask, &shape, &item->err);
         if (item->rc != WN_OK) continue;
-        wn_prune_wants(item->method, &item->ask, shape.feature_layer, &wants);
+        wn_prune_wants(item->method, &ask, shape.feature_layer, &wants);
         wn_vision_cache_key(e->pixels + i * e->image_floats, e->image_floats, keys[i]);
         if (wn_vision_cache_get(e->cache, keys[i], &wants, &view)) {
             item->cached = true;

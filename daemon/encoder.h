@@ -1,6 +1,9 @@
 /* daemon/encoder.h - from image files to pruned visual tokens: decode, preprocess, vision tower, pruning. What the
  * vision worker serves and what `winnow prune` shows are made here.
  *
+ * A request may ask for projected rows; a method that works on projected rows only gets them in any case. Selection
+ * commutes with the projector, and merging comes before it, so other methods choose first and project what is left.
+ *
  * Images of one call share an encode as long as their methods' taps can be had together; the tower computes only
  * the taps that they ask for.
  *
@@ -34,6 +37,7 @@ struct wn_encode_item {
     uint8_t *flags;    /* [rows_n] WN_PRUNE_MERGED, ... */
     float *scores;     /* [patches] if wanted and the method has them, else NULL */
     uint32_t rows_n, rows_before, width;
+    bool projected;    /* rows are of the decoder's width, through the projector */
     bool plain;        /* no flags are set */
     bool cached;       /* no encode was needed */
     uint64_t preprocess_us, encode_us, prune_us;

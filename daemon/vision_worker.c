@@ -279,7 +279,7 @@ static void send_features(struct vision_worker *v, struct work *w)
     f.job = w->e->job;
     f.image = w->e->image;
     f.method = (char *)(uintptr_t)item->method->name;
-    f.space = WN__FEATURE_SPACE__SPACE_TOWER;
+    f.space = item->projected ? WN__FEATURE_SPACE__SPACE_PROJECTED : WN__FEATURE_SPACE__SPACE_TOWER;
     f.dtype = (uint32_t)v->dtype;
     f.rows = item->rows_n;
     f.width = item->width;

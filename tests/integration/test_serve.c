@@ -324,6 +324,30 @@ static void test_unknown_pruning_method(void **state)
     still_right();
 }
 
+/* Every method at a budget: the answer comes, and usage says what was kept. Matryoshka works on projected rows. */
+static void test_pruning_methods(void **state)
+{
+    static const char *const methods[] = {"none",      "random",    "uniform",   "cls-topk", "prumerge",  "prumerge+",
+                                          "visionzip", "vispruner", "divprune",  "hiprune",  "matryoshka"};
+    (void)state;
+    for (size_t i = 0; i < sizeof(methods) / sizeof(methods[0]); i++) {
+        const struct winnow_image im = {.data = picture, .bytes = picture_bytes};
+        const struct winnow_request q = {.prompt = question, .images = &im, .images_n = 1, .max_tokens = 4,
+                                         .pruning_method = methods[i], .pruning_keep = 64};
+        const uint32_t want = strcmp(methods[i], "none") == 0 ? 576 : 64;
+        struct winnow_event ev;
+        uint64_t job;
+        assert_int_equal(winnow_submit(conn, &q, &job), WINNOW_OK);
+        do {
+            assert_int_equal(winnow_next(conn, &ev, 60000), WINNOW_OK);
+        } while (ev.type != WINNOW_EVENT_DONE && ev.type != WINNOW_EVENT_ERROR);
+        if (ev.type == WINNOW_EVENT_ERROR) fail_msg("%s: %s", methods[i], ev.text);
+        if (ev.usage.image_tokens != want) fail_msg("%s keeps %u", methods[i], ev.usage.image_tokens);
+        assert_int_equal(ev.usage.image_tokens_before_pruning, 576);
+    }
+    still_right();
+}
+
 static void test_special_tokens_in_text_are_text(void **state)
 {
     char *answer;
@@ -479,6 +503,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_oversized_image),
         cmocka_unit_test(test_prompt_too_long),
         cmocka_unit_test(test_unknown_pruning_method),
+        cmocka_unit_test(test_pruning_methods),
         cmocka_unit_test(test_special_tokens_in_text_are_text),
         cmocka_unit_test(test_text_only),
         cmocka_unit_test(test_two_images),
