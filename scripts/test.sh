@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 bash scripts/setup.sh test
 
 jobs=$(nproc)
-run_ctest() { ctest --test-dir "$1" --output-on-failure --no-tests=error "${@:2}"; }
+run_ctest() { ctest --test-dir "$1" -j "$jobs" --output-on-failure --no-tests=error "${@:2}"; }
 
 if [ "${WN_TEST_QUICK:-0}" != 1 ]; then
     # Address and undefined-behaviour sanitizers over everything that runs in one process.
