@@ -1,0 +1,90 @@
+/* client/batch_result.c - an answer or a failure to one line of OpenAI's batch output; see batch.h. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "client/batch.h"
+
+/* The text; bytes that are no UTF-8 (an answer cut inside of a character) as U+FFFD. NULL without memory. */
+static json_t *safe_text(const char *text)
+{
+    const size_t n = strlen(text);
+    json_t *v = json_stringn(text, n);
+    char *clean;
+    size_t at = 0;
+
+    if (v || wn_utf8_valid(text, n)) return v;
+    if (!(clean = malloc(3 * n + 1))) return NULL;
+    for (size_t i = 0; i < n;) {
+        size_t len = 4;
+        while (len > 0 && (i + len > n || !wn_utf8_valid(text + i, len))) len--;
+        if (len == 0) {
+            memcpy(clean + at, "\xef\xbf\xbd", 3);
+            at += 3;
+            i++;
+        } else {
+            memcpy(clean + at, text + i, len);
+            at += len;
+            i += len;
+        }
+    }
+    v = json_stringn(clean, at);
+    free(clean);
+    return v;
+}
+
+static json_t *usage_json(const struct winnow_usage *u)
+{
+    return json_pack("{s:I, s:I, s:I, s:{s:I, s:I}}", "prompt_tokens", (json_int_t)u->prompt_tokens,
+                     "completion_tokens", (json_int_t)u->completion_tokens, "total_tokens",
+                     (json_int_t)u->prompt_tokens + u->completion_tokens, "prompt_tokens_details", "image_tokens",
+                     (json_int_t)u->image_tokens, "image_tokens_before_pruning",
+                     (json_int_t)u->image_tokens_before_pruning);
+}
+
+static json_t *completion_json(const struct batch_result *r)
+{
+    char id[WINNOW_JOB_ID_MAX + 16];
+
+    snprintf(id, sizeof(id), "chatcmpl-%s", r->job_id ? r->job_id : "");
+    return json_pack("{s:s, s:s, s:I, s:o, s:[{s:i, s:{s:s, s:o}, s:n, s:s}], s:o}", "id", id, "object",
+                     "chat.completion", "created", (json_int_t)r->created_s, "model",
+                     safe_text(r->model ? r->model : ""), "choices", "index", 0, "message", "role", "assistant",
+                     "content", safe_text(r->done->text), "logprobs", "finish_reason", r->done->finish_reason,
+                     "usage", usage_json(&r->done->usage));
+}
+
+static json_t *error_json(const struct batch_result *r)
+{
+    return json_pack("{s:s, s:o}", "code", r->error_code, "message", safe_text(r->error_text));
+}
+
+static json_t *response_json(const struct batch_result *r)
+{
+    json_t *body;
+
+    if (!r->done && !r->http_status) return json_null();
+    body = r->done ? completion_json(r) : json_pack("{s:o}", "error", error_json(r));
+    return json_pack("{s:i, s:s, s:o}", "status_code", r->done ? 200 : r->http_status, "request_id",
+                     r->job_id ? r->job_id : "", "body", body);
+}
+
+char *batch_result_line(const struct batch_result *r, size_t *bytes)
+{
+    json_t *o = json_pack("{s:s, s:o, s:o, s:o}", "id", r->id, "custom_id",
+                          r->custom_id ? safe_text(r->custom_id) : json_null(), "response", response_json(r), "error",
+                          r->done ? json_null() : error_json(r));
+    char *text = o ? json_dumps(o, JSON_COMPACT) : NULL, *line;
+    size_t n = text ? strlen(text) : 0;
+
+    json_decref(o);
+    if (!text) return NULL;
+    if (!(line = realloc(text, n + 2))) {
+        free(text);
+        return NULL;
+    }
+    line[n] = '\n';
+    line[n + 1] = '\0';
+    *bytes = n + 1;
+    return line;
+}
