@@ -17,6 +17,8 @@ static const struct {
     {"ask", cmd_ask, "Jobs", "ask a question about pictures and print the answer"},
     {"attach", cmd_attach, "Jobs", "follow a job that was submitted before"},
     {"cancel", cmd_cancel, "Jobs", "stop a job"},
+    {"run-batch", cmd_run_batch, "Jobs", "answer a file of requests; resumable"},
+    {"bench", cmd_bench, "Jobs", "measure a server under load"},
     {"eval", cmd_eval, "Jobs", "accuracy and costs of an evaluation set, with each way of pruning"},
     {"serve", NULL, "Servers", "start everything for a model on this machine"},
     {"plan", NULL, "Servers", "who would hold what, and the bytes on each link"},
