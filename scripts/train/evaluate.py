@@ -85,7 +85,7 @@ def score(nets, packer, source, keep=576, wrong=0):
 
 
 @torch.no_grad()
-def attention(vision, seed, count=200, top=64):
+def attention(vision, seed, count=100, top=64):
     """Of the patches that CLS scores highest: how many show something, how many objects have one among them."""
     names = ["mean head, feature layer", "PruMerge, last layer", "chance"]
     hit, found = {n: [] for n in names}, {n: [] for n in names}

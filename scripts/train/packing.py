@@ -37,8 +37,9 @@ class Packer:
             self.known[key] = ids, len(ids) - n
         return self.known[key]
 
-    def pack(self, asked, image_tokens):
-        """asked: for each picture a list of (family, question, answer).  -> dict of tensors."""
+    def pack(self, asked, image_tokens, where=None):
+        """asked: for each picture a list of (family, question, answer).  -> dict of tensors.
+        where (B, image tokens): leave the tokens at these of the 576 positions instead of closing the gaps."""
         rows = []
         for qs in asked:
             ids, seg, pos, ans = [], [], [], []
@@ -62,7 +63,14 @@ class Packer:
         causal = torch.ones(total, total, dtype=torch.bool).tril()
         mask = causal.expand(len(rows), 1, total, total).clone()
         mask[:, 0, prefix:, prefix:] &= seg[:, :, None] == seg[:, None, :]
-        positions = torch.cat([torch.arange(prefix).expand(len(rows), -1), pos + prefix], 1)
+        if where is None:
+            where = torch.arange(image_tokens).expand(len(rows), -1)
+            end = image_tokens
+        else:
+            end = model.V["grid"] ** 2
+        head = torch.arange(HEAD).expand(len(rows), -1)
+        tail = torch.arange(TAIL).expand(len(rows), -1) + HEAD + end
+        positions = torch.cat([head, where + HEAD, tail, pos + HEAD + end + TAIL], 1)
         return dict(ids=ids, seg=seg, ans=ans, mask=mask, positions=positions, prefix=prefix)
 
 

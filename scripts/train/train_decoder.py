@@ -93,10 +93,15 @@ def choose(kind, n, rng, foreground):
 class Stream:
     """Features of one worker's pictures, computed when the training gets to them, and batches of them."""
 
-    def __init__(self, data, vision, packer, ids, segments):
+    def __init__(self, data, vision, packer, ids, segments, file=None):
         self.data, self.vision, self.packer, self.ids, self.segments = data, vision, packer, ids, segments
-        self.feats = torch.zeros(len(ids), 576, model.V["width"], dtype=torch.float16)
-        self.ready = 0
+        shape, self.ready, self.file = (len(ids), 576, model.V["width"]), 0, file
+        if not file:
+            self.feats = torch.zeros(shape, dtype=torch.float16)
+            return
+        if os.path.exists(file + ".count"):                        # an earlier run of the same tower left these
+            self.ready = int(open(file + ".count").read())
+        self.feats = torch.from_numpy(np.memmap(file, np.float16, "r+" if self.ready else "w+", shape=shape))
 
     @torch.no_grad()
     def grow(self, upto, rng):
@@ -106,16 +111,22 @@ class Stream:
             f = self.vision(x, torch.arange(576), last=False)[:, 1:]
             self.feats[self.ready:self.ready + len(ids)] = f.half()
             self.ready += len(ids)
+            if self.file:
+                with open(self.file + ".count", "w") as f:
+                    f.write(str(self.ready))
 
     def get(self, rng, batch, n, foreground):
-        rows, asked = [], []
+        """Half of the time the chosen tokens keep their positions of 576, so that these are known early."""
+        rows, asked, where = [], [], []
         for k in rng.integers(0, self.ready, batch):
             f, i = self.feats[k], self.ids[k]
             if n < 576:
-                f = f[torch.from_numpy(choose(self.data.lab[i][0].ravel(), n, rng, foreground))]
+                where.append(torch.from_numpy(choose(self.data.lab[i][0].ravel(), n, rng, foreground)))
+                f = f[where[-1]]
             rows.append(f.float())
             asked.append(questions.questions(self.data.facts[i], self.segments, rng, int(rng.integers(8))))
-        return torch.stack(rows), asked, self.packer.pack(asked, n)
+        keep = torch.stack(where) if where and rng.random() < .5 else None
+        return torch.stack(rows), asked, self.packer.pack(asked, n, keep)
 
 
 @torch.no_grad()
@@ -157,7 +168,8 @@ def work(rank, a, vision, both, step, start, states):
     if states and rank < len(states):
         opt.load_state_dict(states[rank])
     packer, data = packing.Packer(tokenizer.load(a.tokenizer)), Batches(a.root)
-    stream = Stream(data, vision, packer, list(range(rank, a.cached, a.workers)), a.segments)
+    stream = Stream(data, vision, packer, list(range(rank, a.cached, a.workers)), a.segments,
+                    f"{a.state}/features{rank}.bin")
     rng = np.random.default_rng([a.seed, step, rank])
     first, mean, cache, saved = step, {}, [], time.time()
     while True:
@@ -193,7 +205,7 @@ def work(rank, a, vision, both, step, start, states):
                 print(f"-- {step} {check(vision, projector, decoder, packer, cache, 200)}", flush=True)
             saved = time.time()
     save(a, rank, both, opt, step)
-    if rank == 0:
+    if rank == 0 and step > first:
         print(f"-- {step} {check(vision, projector, decoder, packer, cache, 200)}", flush=True)
 
 
@@ -216,6 +228,7 @@ def main():
     p.add_argument("--cached", type=int, default=4000, help="pictures whose features are used")
     p.add_argument("--ready", type=int, default=64, help="of these, how many each worker computes at first")
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--warm", type=int, default=96, help="pictures for the warm start")
     p.add_argument("--tokenizer", default=os.path.join(os.path.dirname(__file__), "../../models/tiny-llava"))
     p.add_argument("--resume", action="store_true")
     p.add_argument("--workers", type=int, default=2)
@@ -225,6 +238,10 @@ def main():
     vision, projector, decoder = model.Vision(), model.Projector(), model.Decoder()
     vision.load_state_dict(torch.load(f"{a.state}/vision.pt")["net"])
     vision.requires_grad_(False)
+    if not a.resume:
+        for f in (f"{a.state}/features{r}.bin.count" for r in range(a.workers)):
+            if os.path.exists(f):
+                os.remove(f)
     both, step, states = nn.ModuleDict({"projector": projector, "decoder": decoder}), 0, []
     if a.resume:
         s = torch.load(f"{a.state}/decoder.pt")
@@ -232,10 +249,10 @@ def main():
         step = s["step"]
         states = [torch.load(f) for f in (f"{a.state}/decoder-opt{r}.pt" for r in range(a.workers)) if os.path.exists(f)]
     else:
-        torch.set_num_threads(2)
+        torch.set_num_threads(1)
         tok, data = tokenizer.load(a.tokenizer), Batches(a.root)
-        stream = Stream(data, vision, None, list(range(96)), 0)
-        stream.grow(96, np.random.default_rng(a.seed))
+        stream = Stream(data, vision, None, list(range(a.warm)), 0)
+        stream.grow(a.warm, np.random.default_rng(a.seed))
         warm_start(decoder, projector, tok, stream.feats, data)
         del data, stream
     both.share_memory()
