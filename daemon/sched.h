@@ -30,6 +30,7 @@ struct wn_watcher {
     struct wn_peer_id peer;
     char tag[65];
     bool stream, existed, accepted;   /* accepted: that message is out */
+    bool ahead;                       /* it has tokens that were not on record: they come again, and are not sent */
     size_t tokens_at, text_at;
 };
 

@@ -113,7 +113,11 @@ static wn_status flush_watcher(struct wn_scheduler *s, struct wn_job *job, struc
         w->accepted = true;
         job->link.control += sent;
     }
-    while (w->stream && (w->tokens_at < job->answer.ids_n || w->text_at < job->answer.text_bytes)) {
+    if (w->ahead && w->tokens_at <= job->answer.ids_n) {
+        w->text_at = wn_transcript_text_at(&job->answer, w->tokens_at);
+        w->ahead = false;
+    }
+    while (w->stream && !w->ahead && (w->tokens_at < job->answer.ids_n || w->text_at < job->answer.text_bytes)) {
         if ((rc = send_tokens(s, job, w, &sent)) != WN_OK) return rc;
         if (!wn_job_ended(&job->life)) job->link.control += sent;
     }
@@ -172,7 +176,8 @@ static const char *full(const struct wn_scheduler *s, size_t payload)
 {
     if (s->draining) return "the server is shutting down";
     if (s->journal_error.code != WN_OK) return s->journal_error.text;
-    if (s->list[WN_LIST_PENDING].n + s->list[WN_LIST_QUEUED].n + s->list[WN_LIST_RUNNING].n >= s->cfg.max_queue) return "the queue is full";
+    if (s->list[WN_LIST_PENDING].n + s->list[WN_LIST_QUEUED].n + s->list[WN_LIST_RUNNING].n >= s->cfg.max_queue)
+        return "the queue is full";
     if (payload > WN_SCHED_HELD_MAX - s->held_bytes) return "too many images are waiting";
     return NULL;
 }
@@ -272,7 +277,8 @@ static void on_attach(struct wn_scheduler *s, const struct wn_peer_id *peer, con
         return;
     }
     w->stream = w->existed = true;
-    w->tokens_at = a->from_token < job->answer.ids_n ? a->from_token : job->answer.ids_n;
+    w->tokens_at = a->from_token;
+    w->ahead = a->from_token > job->answer.ids_n;
     w->text_at = wn_transcript_text_at(&job->answer, w->tokens_at);
     wn_sched_flush(s, job);
 }

@@ -150,7 +150,8 @@ wn_status wn_sched_job_create(struct wn_scheduler *s, struct wn_job **out, Wn__E
         memcpy(job->payload->data, images, images_bytes);
         s->held_bytes += images_bytes;
     }
-    for (uint32_t i = 0; job->payload && i < submit->n_image_bytes; i++) { /* the caller checked that they fill the payload exactly */
+    /* the caller checked that they fill the payload exactly */
+    for (uint32_t i = 0; job->payload && i < submit->n_image_bytes; i++) {
         struct wn_job_image *im = &job->images[job->images_n++];
         im->offset = at;
         im->bytes = (size_t)submit->image_bytes[i];

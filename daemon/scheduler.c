@@ -144,8 +144,10 @@ static size_t jobs_left(const struct wn_scheduler *s)
 /* What could not be finished in time. With a journal it is left to the next scheduler. */
 static void end_rest(struct wn_scheduler *s)
 {
-    for (struct wn_job *job = s->list[WN_LIST_RUNNING].first; job && s->journal; job = job->next)
+    for (struct wn_job *job = s->list[WN_LIST_RUNNING].first; job && s->journal; job = job->next) {
+        job->recording = false; /* nobody waits for that outcome any more */
         wn_sched_record(s, job);
+    }
     for (struct wn_job *job = s->list[WN_LIST_PENDING].first; job; job = job->next) /* it may be there next time */
         for (unsigned i = 0; i < job->watchers_n; i++)
             wn_sched_busy(s, &job->watchers[i].peer, job->watchers[i].tag, "the server is shutting down");

@@ -1,0 +1,286 @@
+/* tests/integration/test_durable.c - a scheduler with a journal: what a restart keeps, and what happens when the disk
+ * is full. */
+#include "sched_bed.h"
+
+#include <ftw.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+
+#include "base/log.h"
+
+static char base[64];
+static int dirs;
+
+static void bed_journal(struct bed *b)
+{
+    bed_init(b);
+    snprintf(b->cfg.journal, sizeof(b->cfg.journal), "%s/%d", base, ++dirs);
+}
+
+static void start_again(struct bed *b)
+{
+    const struct wn_config cfg = b->cfg;
+
+    bed_init(b);
+    b->cfg = cfg;
+    bed_start(b);
+}
+
+static void again(struct bed *b)
+{
+    bed_stop(b);
+    start_again(b);
+}
+
+static void attach(struct end *e, const char *id, uint32_t from)
+{
+    Wn__Attach a = WN__ATTACH__INIT;
+
+    a.job_id = (char *)(uintptr_t)id;
+    a.from_token = from;
+    end_send(e, WN__ENVELOPE__BODY_ATTACH, &a, NULL, 0);
+}
+
+static void a_running_job_goes_on(void **state)
+{
+    struct bed b;
+    struct end client, leader, vision;
+    struct order first, second, enc;
+    char id[32], same[32];
+
+    (void)state;
+    bed_journal(&b);
+    bed_start(&b);
+    client = end_open(&b, false);
+    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 4);
+    vision = worker_open(&b, WN__ROLE__ROLE_VISION, "vision-0", 4);
+    submit(&client, "question", "picture", "key");
+    expect_accepted(&client, false, id);
+    first = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
+    enc = take_order(&vision, WN__ENVELOPE__BODY_ENCODE);
+    give_encoded(&vision, &enc);
+    give_tokens(&leader, &first, 0, 11, "a ");
+    expect_tokens(&client, 0, 1, "a ");
+    end_close(&client);
+    end_close(&leader);
+    end_close(&vision);
+    again(&b);
+
+    client = end_open(&b, false);
+    attach(&client, id, 2); /* it has seen one that was not recorded */
+    expect_accepted(&client, true, same);
+    assert_string_equal(id, same);
+    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 4);
+    vision = worker_open(&b, WN__ROLE__ROLE_VISION, "vision-0", 4);
+    second = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
+    enc = take_order(&vision, WN__ENVELOPE__BODY_ENCODE);
+    assert_int_equal(vision.payload_bytes, 7);
+    assert_memory_equal(vision.payload, "picture", 7);
+    assert_string_equal(second.id, id);
+    assert_true(second.attempt > first.attempt);
+    assert_int_equal(second.emitted_n, 1);
+    assert_int_equal(second.emitted[0], 11);
+    give_tokens(&leader, &second, 1, 12, "red ");
+    give_tokens(&leader, &second, 2, 13, "dot");
+    expect_tokens(&client, 2, 1, "dot"); /* and not the second */
+    give_done(&leader, &second, 60);
+    wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, "a red dot"));
+    end_close(&client);
+    end_close(&leader);
+    end_close(&vision);
+    again(&b);
+
+    client = end_open(&b, false);
+    submit(&client, "question", "picture", "key"); /* the same job, and its one result */
+    expect_accepted(&client, true, same);
+    assert_string_equal(id, same);
+    expect_tokens(&client, 0, 3, "a red dot");
+    Wn__Envelope *done = expect_done(&client, WN__FINISH_REASON__FINISH_STOP, "a red dot");
+    assert_int_equal(done->done->usage->prompt_tokens, 60);
+    assert_int_equal(done->done->usage->completion_tokens, 3);
+    assert_int_equal(done->done->usage->attempts, second.attempt);
+    assert_int_equal(done->done->usage->bytes_on_wire->activation, 1000);
+    wn_codec_free(done);
+    end_close(&client);
+    bed_stop(&b);
+}
+
+/* Failed and cancelled jobs have their end, too; one that waits is still there; results end by time. */
+static void other_ends(void **state)
+{
+    struct bed b;
+    struct end client, leader;
+    struct order o;
+    char failed[32], cancelled[32], queued[32];
+    Wn__JobRef ref = WN__JOB_REF__INIT;
+    Wn__Cancel c = WN__CANCEL__INIT;
+
+    (void)state;
+    bed_journal(&b);
+    bed_start(&b);
+    client = end_open(&b, false);
+    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 1);
+    submit(&client, "one", NULL, "1");
+    expect_accepted(&client, false, failed);
+    o = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
+    submit(&client, "two", NULL, "2");
+    expect_accepted(&client, false, cancelled);
+    submit(&client, "three", NULL, "3");
+    expect_accepted(&client, false, queued);
+    ref.job_id = cancelled;
+    c.job = &ref;
+    end_send(&client, WN__ENVELOPE__BODY_CANCEL, &c, NULL, 0);
+    wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_CANCELLED, ""));
+    give_error(&leader, &o, WN_ELIMIT, false, "too long");
+    end_expect_error(&client, WN_ELIMIT, "too long");
+    end_close(&client);
+    end_close(&leader);
+    b.cfg.result_ttl_s = 3;
+    again(&b);
+
+    client = end_open(&b, false);
+    attach(&client, failed, 0);
+    expect_accepted(&client, true, NULL);
+    end_expect_error(&client, WN_ELIMIT, "too long");
+    attach(&client, cancelled, 0);
+    expect_accepted(&client, true, NULL);
+    wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_CANCELLED, ""));
+    sleep(4);
+    attach(&client, failed, 0);
+    end_expect_error(&client, WN_ENOENT, "not known");
+    end_close(&client);
+    again(&b);
+
+    client = end_open(&b, false);
+    attach(&client, cancelled, 0);
+    end_expect_error(&client, WN_ENOENT, "not known"); /* the journal has forgotten it, too */
+    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 1);
+    o = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
+    assert_string_equal(o.id, queued);
+    end_close(&client);
+    end_close(&leader);
+    bed_stop(&b);
+}
+
+/* No file may grow, as on a full disk: new jobs are refused by name, the running one is finished, and when there is
+ * room again, all of it is on record. */
+static void full_disk(void **state)
+{
+    struct bed b;
+    struct end client, leader;
+    struct rlimit before, small;
+    struct order o;
+    char id[32];
+    Wn__Envelope *env;
+    bool accepted = false;
+
+    (void)state;
+    bed_journal(&b);
+    bed_start(&b);
+    client = end_open(&b, false);
+    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 1);
+    submit(&client, "one", NULL, "1");
+    expect_accepted(&client, false, id);
+    o = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
+    usleep(300000); /* that it runs is on record, too */
+    getrlimit(RLIMIT_FSIZE, &before);
+    small = before;
+    small.rlim_cur = 8192;
+    setrlimit(RLIMIT_FSIZE, &small);
+    for (int i = 0; i < 2; i++) { /* found out, then known */
+        submit(&client, "two", NULL, "2");
+        env = end_expect(&client, WN__ENVELOPE__BODY_BUSY);
+        if (!strstr(env->busy->reason, "journal.db: disk I/O error")) fail_msg("%s", env->busy->reason);
+        assert_string_equal(env->busy->client_tag, "7");
+        wn_codec_free(env);
+    }
+    give_tokens(&leader, &o, 0, 1, "yes");
+    expect_tokens(&client, 0, 1, "yes");
+    give_done(&leader, &o, 5);
+    wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, "yes"));
+    setrlimit(RLIMIT_FSIZE, &before);
+    for (int i = 0; i < 50 && !accepted; i++) {
+        submit(&client, "two", NULL, "2");
+        env = end_recv(&client, 5000);
+        assert_non_null(env);
+        accepted = env->body_case == WN__ENVELOPE__BODY_ACCEPTED;
+        wn_codec_free(env);
+        if (!accepted) usleep(100000);
+    }
+    assert_true(accepted);
+    usleep(1500000); /* the next turn of what could not be recorded */
+    end_close(&client);
+    end_close(&leader);
+    again(&b);
+    client = end_open(&b, false);
+    attach(&client, id, UINT32_MAX);
+    expect_accepted(&client, true, NULL);
+    wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, "yes"));
+    end_close(&client);
+    bed_stop(&b);
+}
+
+static int tear(const char *path, const struct stat *st, int type, struct FTW *f)
+{
+    (void)st;
+    (void)f;
+    if (type == FTW_F && strstr(path, "/blobs/")) assert_int_equal(truncate(path, 3), 0);
+    return 0;
+}
+
+static void torn_image(void **state)
+{
+    struct bed b;
+    struct end client;
+    char id[32], other[32];
+
+    (void)state;
+    bed_journal(&b);
+    bed_start(&b);
+    client = end_open(&b, false);
+    submit(&client, "one", "picture", "1");
+    expect_accepted(&client, false, id);
+    submit(&client, "two", NULL, "2");
+    expect_accepted(&client, false, other);
+    end_close(&client);
+    bed_stop(&b);
+    nftw(b.cfg.journal, tear, 16, FTW_PHYS);
+    start_again(&b);
+    client = end_open(&b, false);
+    attach(&client, id, 0);
+    expect_accepted(&client, true, NULL);
+    end_expect_error(&client, WN_EIO, "an image was lost");
+    attach(&client, other, 0);
+    expect_accepted(&client, true, NULL);
+    end_close(&client);
+    bed_stop(&b);
+}
+
+static int remove_one(const char *path, const struct stat *st, int type, struct FTW *f)
+{
+    (void)st;
+    (void)type;
+    (void)f;
+    return remove(path);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_running_job_goes_on),
+        cmocka_unit_test(other_ends),
+        cmocka_unit_test(full_disk),
+        cmocka_unit_test(torn_image),
+    };
+    int rc;
+
+    wn_log_max = WN_LOG_ERROR;
+    if (argc > 1) cmocka_set_test_filter(argv[1]);
+    signal(SIGXFSZ, SIG_IGN);
+    snprintf(base, sizeof(base), "/tmp/winnow-durable-XXXXXX");
+    if (!mkdtemp(base)) return 1;
+    rc = cmocka_run_group_tests(tests, NULL, NULL);
+    nftw(base, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+    return rc;
+}
