@@ -14,7 +14,7 @@
 /* --sweep: these at these counts. Those with `free` also with the count that they choose themselves. */
 static const struct { const char *method; bool free; } sweep_methods[] = {
     {"random", false},   {"uniform", false},   {"cls-topk", false}, {"prumerge", true}, {"prumerge+", true},
-    {"visionzip", false}, {"vispruner", false}, {"divprune", false}, {"hiprune", false},
+    {"visionzip", false}, {"vispruner", false}, {"divprune", false}, {"hiprune", false},  {"matryoshka", false},
 };
 static const uint32_t sweep_keeps[] = {288, 144, 64, 32, 16};
 #define SWEEP_METHODS_N (sizeof(sweep_methods) / sizeof(sweep_methods[0]))
@@ -25,8 +25,8 @@ static const char usage[] =
     "Asks the service the questions of an evaluation set, once for each way of pruning, and prints accuracy and\n"
     "costs. The set is a file of JSON objects, one a line, with the strings id, image (a path, relative to the file),\n"
     "family, question and answer; an answer is right if it is the same text.\n"
-    "--sweep runs none, and random, uniform, cls-topk, prumerge, prumerge+, visionzip, vispruner, divprune and\n"
-    "hiprune with 288, 144, 64, 32 and 16 tokens.";
+    "--sweep runs none, and random, uniform, cls-topk, prumerge, prumerge+, visionzip, vispruner, divprune,\n"
+    "hiprune and matryoshka with 288, 144, 64, 32 and 16 tokens.";
 static const struct cli_opt opts[] = {
     {"set", "FILE", "the evaluation set [" DEFAULT_SET "]"},
     {"pruning", "LIST", "METHOD, METHOD:64 (a count), METHOD:0.5 (a share removed), with commas between [none]"},

@@ -71,7 +71,7 @@ struct eval_row {
     struct eval_setting setting;
     uint32_t answered, failed, right, cache_hits;
     uint32_t family_n[EVAL_FAMILIES_MAX], family_right[EVAL_FAMILIES_MAX]; /* n: answered and failed */
-    double tokens, tokens_before;
+    double tokens, tokens_before, prefix_tokens; /* prefix: not computed again, all kinds of tokens */
     double link_bytes[EVAL_LINKS_N];
     double ms[EVAL_TIMES_N], ttft_p50_ms, ttft_p95_ms;
     double wall_s;
@@ -80,7 +80,7 @@ struct eval_row {
 bool eval_summarise(struct eval_row *row, const struct eval_set *set, const struct eval_outcome *out);
 double eval_accuracy(const struct eval_row *row); /* 0 .. 1; a failed question is a wrong one */
 
-/* The row of `random` with the same budget, or NULL. */
+/* The row of `random` with as many tokens kept, or NULL. */
 const struct eval_row *eval_random_twin(const struct eval_row *rows, uint32_t n, const struct eval_row *of);
 
 void eval_print(FILE *f, const struct eval_set *set, const struct eval_row *rows, uint32_t n);

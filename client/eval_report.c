@@ -19,6 +19,7 @@ static void add_usage(struct eval_row *row, const struct winnow_usage *u)
 
     row->tokens += u->image_tokens;
     row->tokens_before += u->image_tokens_before_pruning;
+    row->prefix_tokens += u->cached_tokens;
     row->cache_hits += u->vision_cache_hit != 0;
     for (int i = 0; i < EVAL_LINKS_N; i++) row->link_bytes[i] += (double)bytes[i];
     for (int i = 0; i < EVAL_TIMES_N; i++) row->ms[i] += (double)us[i] / 1e3;
@@ -59,6 +60,7 @@ bool eval_summarise(struct eval_row *row, const struct eval_set *set, const stru
     if (row->answered) {
         row->tokens /= row->answered;
         row->tokens_before /= row->answered;
+        row->prefix_tokens /= row->answered;
         for (int i = 0; i < EVAL_LINKS_N; i++) row->link_bytes[i] /= row->answered;
         for (int i = 0; i < EVAL_TIMES_N; i++) row->ms[i] /= row->answered;
     }
@@ -78,11 +80,9 @@ double eval_accuracy(const struct eval_row *row)
 
 const struct eval_row *eval_random_twin(const struct eval_row *rows, uint32_t n, const struct eval_row *of)
 {
-    const bool budget = of->setting.keep || of->setting.rate > 0;
-
-    for (uint32_t i = 0; budget && i < n; i++)
-        if (&rows[i] != of && strcmp(rows[i].setting.method, "random") == 0 &&
-            rows[i].setting.keep == of->setting.keep && rows[i].setting.rate == of->setting.rate)
+    for (uint32_t i = 0; of->answered && i < n; i++)
+        if (&rows[i] != of && rows[i].answered && strcmp(rows[i].setting.method, "random") == 0 &&
+            fabs(rows[i].tokens - of->tokens) < 0.5)
             return &rows[i];
     return NULL;
 }
@@ -121,13 +121,13 @@ static void print_accuracy(FILE *f, const struct eval_set *set, const struct eva
 
 static void print_cost(FILE *f, const struct eval_row *rows, uint32_t n)
 {
-    fprintf(f, "\nCost of a question, means; TTFT: time to the first token\n%-16s", "pruning");
+    fprintf(f, "\nCost of a question, means; TTFT: time to the first token; prefix: tokens that were cached\n%-16s", "pruning");
     for (int k = 0; k < EVAL_LINKS_N; k++) fprintf(f, "%*s", column(eval_links[k]) + 1, eval_links[k]);
     for (int k = 0; k < EVAL_TIMES_N; k++) fprintf(f, "%*s", column(eval_times[k]) + 1, eval_times[k]);
-    fprintf(f, "%9s%9s%8s\n%-16s", "TTFT p50", "p95", "cached", "");
+    fprintf(f, "%9s%9s%8s%8s\n%-16s", "TTFT p50", "p95", "vision", "prefix", "");
     for (int k = 0; k < EVAL_LINKS_N; k++) fprintf(f, "%*s", column(eval_links[k]) + 1, "KiB");
     for (int k = 0; k < EVAL_TIMES_N; k++) fprintf(f, "%*s", column(eval_times[k]) + 1, "ms");
-    fprintf(f, "%9s%9s%8s\n", "ms", "ms", "%");
+    fprintf(f, "%9s%9s%8s%8s\n", "ms", "ms", "hits %", "tokens");
     for (uint32_t i = 0; i < n; i++) {
         const struct eval_row *row = &rows[i];
         char label[64];
@@ -136,8 +136,8 @@ static void print_cost(FILE *f, const struct eval_row *rows, uint32_t n)
         for (int k = 0; k < EVAL_LINKS_N; k++)
             fprintf(f, "%*.1f", column(eval_links[k]) + 1, row->link_bytes[k] / 1024);
         for (int k = 0; k < EVAL_TIMES_N; k++) fprintf(f, "%*.2f", column(eval_times[k]) + 1, row->ms[k]);
-        fprintf(f, "%9.1f%9.1f%8.0f\n", row->ttft_p50_ms, row->ttft_p95_ms,
-                row->answered ? 100.0 * row->cache_hits / row->answered : 0);
+        fprintf(f, "%9.1f%9.1f%8.0f%8.1f\n", row->ttft_p50_ms, row->ttft_p95_ms,
+                row->answered ? 100.0 * row->cache_hits / row->answered : 0, row->prefix_tokens);
     }
 }
 
@@ -191,7 +191,7 @@ static void csv_head(FILE *f, const struct eval_set *set)
     fputs(",tokens,tokens_before", f);
     for (int k = 0; k < EVAL_LINKS_N; k++) fprintf(f, ",%s_bytes", eval_links[k]);
     for (int k = 0; k < EVAL_TIMES_N; k++) fprintf(f, ",%s_ms", eval_times[k]);
-    fputs(",ttft_p50_ms,ttft_p95_ms,cache_hits,wall_s\n", f);
+    fputs(",ttft_p50_ms,ttft_p95_ms,vision_cache_hits,prefix_tokens,wall_s\n", f);
 }
 
 static void csv_row(FILE *f, const struct eval_set *set, const struct eval_row *row, const struct eval_row *twin)
@@ -204,7 +204,8 @@ static void csv_row(FILE *f, const struct eval_set *set, const struct eval_row *
     fprintf(f, ",%.2f,%.2f", row->tokens, row->tokens_before);
     for (int k = 0; k < EVAL_LINKS_N; k++) fprintf(f, ",%.1f", row->link_bytes[k]);
     for (int k = 0; k < EVAL_TIMES_N; k++) fprintf(f, ",%.3f", row->ms[k]);
-    fprintf(f, ",%.3f,%.3f,%u,%.3f\n", row->ttft_p50_ms, row->ttft_p95_ms, row->cache_hits, row->wall_s);
+    fprintf(f, ",%.3f,%.3f,%u,%.2f,%.3f\n", row->ttft_p50_ms, row->ttft_p95_ms, row->cache_hits, row->prefix_tokens,
+            row->wall_s);
 }
 
 bool eval_write_csv(const char *path, const struct eval_set *set, const struct eval_row *rows, uint32_t n)

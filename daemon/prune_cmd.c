@@ -85,6 +85,7 @@ static void add_method(struct prune_cmd *p, const struct wn_prune_method *method
         .picture = {.rgb = p->rgb, .width = p->width, .height = p->height},
         .shape = wn_encoder_shape(&p->model),
         .row_bytes = (size_t)p->model.vision.hidden * wn_dtype_bytes(p->dtype),
+        .kept_row_bytes = (size_t)item->width * wn_dtype_bytes(p->dtype), /* a projected row is wider */
     };
 }
 

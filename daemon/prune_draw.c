@@ -27,7 +27,7 @@ struct wn_prune_figures wn_prune_figures(const struct wn_prune_view *v)
         f.extra += (it->flags[i] & WN_PRUNE_EXTRA) != 0;
     }
     f.bytes_before = f.of * v->row_bytes;
-    f.bytes_after = f.kept * v->row_bytes;
+    f.bytes_after = f.kept * v->kept_row_bytes;
     return f;
 }
 

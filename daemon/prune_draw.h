@@ -13,7 +13,7 @@ struct wn_prune_view {
     const struct wn_encode_item *item; /* rc != WN_OK: its error is shown in place of the picture */
     struct wn_picture picture;         /* what the tower saw */
     struct wn_prune_shape shape;
-    size_t row_bytes;                  /* one visual token on the vision link */
+    size_t row_bytes, kept_row_bytes;  /* a visual token on the vision link, unpruned and as this method sends it */
 };
 
 /* What the rows of a view came to. */

@@ -108,6 +108,7 @@ static void sums(void **state)
                                              .bytes_embedding = 300 * i,
                                              .bytes_control = 3,
                                              .encode_us = 1000 * i,
+                                             .cached_tokens = 6,
                                              .vision_cache_hit = i == 2,
                                              .time_to_first_token_us = 9000 - 1000 * i};
     assert_true(eval_summarise(&row, &set, out));
@@ -120,6 +121,7 @@ static void sums(void **state)
     assert_int_equal(row.family_right[1], 1);
     assert_true(row.tokens > 16.66 && row.tokens < 16.67);
     assert_true(row.link_bytes[0] == 500 && row.link_bytes[4] == 3);
+    assert_true(row.prefix_tokens == 6);
     assert_true(row.ttft_p50_ms == 7 && row.ttft_p95_ms == 9);
     eval_setting_text(&row.setting, label, sizeof(label));
     assert_string_equal(label, "cls-topk:64");
