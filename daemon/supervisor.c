@@ -35,6 +35,7 @@
 #define RESTARTS_WINDOW_US 60000000ll
 #define ASK_PERIOD_US      50000ll
 #define KILL_GRACE_US      5000000ll
+#define FOLLOW_GRACE_US    2000000ll
 
 struct component {
     char name[WN_NAME_LEN];
@@ -318,6 +319,10 @@ static void reap(struct supervisor *s)
             struct component *c = &s->parts[i];
             if (c->pid != pid) continue;
             c->pid = 0;
+            if (s->stop_us && c == &s->parts[0]) { /* it has told the others to leave: they have this long */
+                const int64_t until = wn_deadline_in_us(FOLLOW_GRACE_US);
+                if (until < s->stop_us) s->stop_us = until;
+            }
             if (s->stop_us)
                 wn_info("supervisor", "%s has left", c->name);
             else

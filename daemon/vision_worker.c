@@ -365,7 +365,7 @@ static void close_worker(struct vision_worker *v)
 {
     list_clear(&v->queue);
     list_clear(&v->outbox);
-    wn_front_stop(v->front, 1000);
+    wn_front_stop(v->front, 200);
     wn_encoder_close(v->encoder);
 }
 
