@@ -353,7 +353,7 @@ static bool on_tokens(struct winnow_job *job, const Wn__Tokens *t, struct winnow
     if (skip == t->n_ids && skip_text == bytes && t->n_ids + bytes > 0) return false;
     ev->type = WINNOW_EVENT_TEXT;
     ev->text = t->text + skip_text;
-    ev->token_ids = t->ids + skip;
+    ev->token_ids = t->n_ids ? t->ids + skip : NULL;
     ev->token_ids_n = t->n_ids - skip;
     ev->first_token = t->first + (uint32_t)skip;
     if (job->tokens < t->first + t->n_ids) job->tokens = t->first + (uint32_t)t->n_ids;

@@ -279,9 +279,11 @@ static void bench(const char *load, const char *value)
                           "cls-topk:64", "--goodput", "ttft:100000", "e2e:100000",   "--csv",   csv,
                           "--plot",      png,         NULL};
     char *said;
+    const int code = finish_winnow(start_winnow(args));
     size_t n;
 
-    assert_int_equal(finish_winnow(start_winnow(args)), 0);
+    if (code != 0) show_what_it_said();
+    assert_int_equal(code, 0);
     said = read_file(err, &n);
     assert_non_null(strstr(said, "8 (0 failed, 0 refused as busy)"));
     assert_non_null(strstr(said, "512 of 4608 kept"));
