@@ -121,7 +121,8 @@ static void print_accuracy(FILE *f, const struct eval_set *set, const struct eva
 
 static void print_cost(FILE *f, const struct eval_row *rows, uint32_t n)
 {
-    fprintf(f, "\nCost of a question, means; TTFT: time to the first token; prefix: tokens that were cached\n%-16s", "pruning");
+    fprintf(f, "\nCost of a question, means; TTFT: time to the first token; prefix: tokens that were cached\n%-16s",
+            "pruning");
     for (int k = 0; k < EVAL_LINKS_N; k++) fprintf(f, "%*s", column(eval_links[k]) + 1, eval_links[k]);
     for (int k = 0; k < EVAL_TIMES_N; k++) fprintf(f, "%*s", column(eval_times[k]) + 1, eval_times[k]);
     fprintf(f, "%9s%9s%8s%8s\n%-16s", "TTFT p50", "p95", "vision", "prefix", "");

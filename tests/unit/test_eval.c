@@ -22,7 +22,8 @@ static void write_set(const char *text)
 }
 
 #define LINE(id, image, family, answer)                                                                                \
-    "{\"id\": \"" id "\", \"image\": \"" image "\", \"family\": \"" family "\", \"question\": \"q\", \"answer\": \"" answer "\"}\n"
+    "{\"id\": \"" id "\", \"image\": \"" image "\", \"family\": \"" family                                          \
+    "\", \"question\": \"q\", \"answer\": \"" answer "\"}\n"
 
 static void questions_of_a_picture_lie_together(void **state)
 {
