@@ -242,8 +242,8 @@ int winnow_cancel(struct winnow *w, uint64_t job)
     return entry->id[0] ? send_cancel(w, entry) : WINNOW_OK;
 }
 
-/* An accepted job is followed from its first token on, and what the user has is skipped: by bytes, because the text of a
- * token may have come in pieces. */
+/* An accepted job is followed from its first token on, and what the user has is skipped: by bytes, because the
+ * text of a token may have come in pieces. */
 static int resume(struct winnow *w, struct winnow_job *job)
 {
     Wn__Attach attach = WN__ATTACH__INIT;

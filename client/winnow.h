@@ -10,12 +10,12 @@
  *         if (ev.type == WINNOW_EVENT_TEXT) fputs(ev.text, stdout);
  *     winnow_close(w);
  *
- * When the server goes away, the connection waits for it to come back and goes on with its open jobs: those that were
- * accepted are followed again, without a gap or a repeat, the others are submitted again under the same key. With no open job,
- * WINNOW_ECONNECT says that it is away; the next request tries it again.
- * A connection is used by one thread at a time. Submitting never blocks on the answer: jobs run side by side
- * and their events come out of winnow_next() in the order of arrival. Strings in an event are valid until the
- * next call on the same connection. Structures may grow at their end in later versions: zero-initialise them. */
+ * When the server goes away, the connection waits for it to come back and goes on with its open jobs: those
+ * that were accepted are followed again, without a gap or a repeat, the others are submitted again under the
+ * same key. With no open job, WINNOW_ECONNECT says that it is away; the next request tries it again. A
+ * connection is used by one thread at a time. Submitting never blocks on the answer: jobs run side by side and
+ * their events come out of winnow_next() in the order of arrival. Strings in an event are valid until the next
+ * call on the same connection. Structures may grow at their end in later versions: zero-initialise them. */
 #ifndef WINNOW_H
 #define WINNOW_H
 
