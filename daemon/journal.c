@@ -19,14 +19,14 @@
 #include "daemon/config.h"
 #include "daemon/journal_db.h"
 
-#define BATCH_OPS   1024                 /* of one transaction: bounds how long its first waits for its last */
-#define BATCH_BYTES ((size_t)64 << 20)   /* the same, of images */
+#define BATCH_OPS   1024               /* of one transaction: bounds how long its first waits for its last */
+#define BATCH_BYTES ((size_t)64 << 20) /* the same, of images */
 
 struct op {
     struct op *next;
     enum wn_journal_op kind;
     char id[WN_JOB_ID_CHARS + 1];
-    struct wn_journal_job job;     /* its pointers and the state's: into this block, but for the images */
+    struct wn_journal_job job; /* its pointers and the state's: into this block, but for the images */
     struct wn_journal_state state;
     uint64_t image_bytes[WN_IMAGES_MAX];
     uint8_t hashes[WN_IMAGES_MAX][WN_BLOB_HASH];
@@ -42,9 +42,9 @@ struct list {
 struct wn_journal {
     char dir[WN_PATH_LEN];
     int lock_fd, event_fd;
-    struct wn_journal_db *db;      /* the thread's, once it runs; NULL after a failure: opened anew */
+    struct wn_journal_db *db; /* the thread's, once it runs; NULL after a failure: opened anew */
     pthread_t thread;
-    pthread_mutex_t mutex;         /* of what follows */
+    pthread_mutex_t mutex; /* of what follows */
     pthread_cond_t cond;
     struct list in, out;
     bool running, stop;
@@ -137,10 +137,14 @@ wn_status wn_journal_load(struct wn_journal *j, wn_journal_fn fn, void *arg, str
 static wn_status apply(struct wn_journal *j, struct op *op, struct wn_err *err)
 {
     switch (op->kind) {
-    case WN_JOURNAL_ADD: return wn_journal_db_add(j->db, &op->job, &op->state.life, op->hashes, err);
-    case WN_JOURNAL_SAVE: return wn_journal_db_save(j->db, op->id, &op->state, err);
-    case WN_JOURNAL_FORGET: return wn_journal_db_forget(j->db, op->id, err);
-    case WN_JOURNAL_PROBE: return wn_journal_db_probe(j->db, err);
+    case WN_JOURNAL_ADD:
+        return wn_journal_db_add(j->db, &op->job, &op->state.life, op->hashes, err);
+    case WN_JOURNAL_SAVE:
+        return wn_journal_db_save(j->db, op->id, &op->state, err);
+    case WN_JOURNAL_FORGET:
+        return wn_journal_db_forget(j->db, op->id, err);
+    case WN_JOURNAL_PROBE:
+        return wn_journal_db_probe(j->db, err);
     }
     return WN_OK;
 }
@@ -167,8 +171,10 @@ static void commit(struct wn_journal *j, struct op *first)
         wn_status rc = WN_OK;
         for (struct op *op = first; op && rc == WN_OK; op = op->next)
             if (op->error.code == WN_OK) rc = apply(j, op, &err);
-        if (rc != WN_OK) wn_journal_db_rollback(j->db);
-        else if (wn_journal_db_commit(j->db, &err) == WN_OK) return;
+        if (rc != WN_OK)
+            wn_journal_db_rollback(j->db);
+        else if (wn_journal_db_commit(j->db, &err) == WN_OK)
+            return;
     }
     fail_all(first, &err);
     wn_journal_db_close(j->db); /* what the disk did meanwhile, only a fresh look can tell */

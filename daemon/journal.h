@@ -32,10 +32,10 @@ struct wn_journal_state {
     size_t ids_n;
     const char *text;
     size_t text_bytes;
-    const void *outcome;            /* the caller's bytes: how it ended, usage */
+    const void *outcome; /* the caller's bytes: how it ended, usage */
     size_t outcome_bytes;
-    int64_t ended_us;               /* 0: it has not */
-    uint32_t code;                  /* of the error */
+    int64_t ended_us; /* 0: it has not */
+    uint32_t code;    /* of the error */
     const char *error;
     bool retriable;
 };
@@ -44,12 +44,12 @@ struct wn_journal_state {
 struct wn_journal_job {
     const char *id;
     int64_t submitted_us;
-    const void *request;            /* the caller's bytes */
+    const void *request; /* the caller's bytes */
     size_t request_bytes;
-    const uint8_t *images;          /* one after the other */
+    const uint8_t *images; /* one after the other */
     const uint64_t *image_bytes;
     uint32_t images_n;
-    void (*release)(void *hint);    /* add: called when `images` is no longer needed; NULL: images must outlive it */
+    void (*release)(void *hint); /* add: called when `images` is no longer needed; NULL: images must outlive it */
     void *hint;
 };
 
@@ -80,10 +80,12 @@ WN_NODISCARD wn_status wn_journal_save(struct wn_journal *j, const char *id, con
 WN_NODISCARD wn_status wn_journal_forget(struct wn_journal *j, const char *id);
 WN_NODISCARD wn_status wn_journal_probe(struct wn_journal *j);
 
-int wn_journal_fd(const struct wn_journal *j);                                 /* readable: outcomes are there */
-bool wn_journal_take(struct wn_journal *j, struct wn_journal_outcome *out);    /* the next outcome; false: none */
+int wn_journal_fd(const struct wn_journal *j);                              /* readable: outcomes are there */
+bool wn_journal_take(struct wn_journal *j, struct wn_journal_outcome *out); /* the next outcome; false: none */
 
-struct wn_journal_stats { uint64_t ops, commits, failed, busy_us; };
+struct wn_journal_stats {
+    uint64_t ops, commits, failed, busy_us;
+};
 void wn_journal_stats_get(struct wn_journal *j, struct wn_journal_stats *out);
 
 /* Writes what is queued, ends the thread and gives DIR back. NULL is fine. */

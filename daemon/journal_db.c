@@ -9,7 +9,7 @@
 #include "base/log.h"
 #include "daemon/config.h"
 
-#define APPLICATION_ID 0x574e4a4c /* "WNJL" */
+#define APPLICATION_ID   0x574e4a4c /* "WNJL" */
 #define IMAGES_BYTES_MAX ((uint64_t)256 << 20)
 
 /* migrations[v] brings a database of schema v to v + 1. */
@@ -28,8 +28,22 @@ static const char *const migrations[WN_JOURNAL_SCHEMA] = {
 };
 
 enum statement {
-    BEGIN, COMMIT, ROLLBACK, ADD_JOB, ADD_REQUEST, ADD_IMAGE, SAVE, FIND, IMAGES_OF, DROP_IMAGES, DROP_REQUEST,
-    DROP_JOB, USES, PROBE, LOAD, STATEMENTS
+    BEGIN,
+    COMMIT,
+    ROLLBACK,
+    ADD_JOB,
+    ADD_REQUEST,
+    ADD_IMAGE,
+    SAVE,
+    FIND,
+    IMAGES_OF,
+    DROP_IMAGES,
+    DROP_REQUEST,
+    DROP_JOB,
+    USES,
+    PROBE,
+    LOAD,
+    STATEMENTS
 };
 
 static const char *const sql[STATEMENTS] = {
@@ -48,9 +62,10 @@ static const char *const sql[STATEMENTS] = {
     [DROP_JOB] = "DELETE FROM jobs WHERE seq=?1",
     [USES] = "SELECT 1 FROM images WHERE hash=?1 LIMIT 1",
     [PROBE] = "UPDATE probe SET n=n+1 WHERE id=1",
-    [LOAD] = "SELECT seq, id, state, attempt, attempts_max, submitted_us, ended_us, ids, text_end, text, outcome, code,"
-             " error, retriable, request FROM jobs JOIN requests ON requests.job=jobs.seq"
-             " ORDER BY ended_us=0, ended_us, seq",
+    [LOAD] =
+        "SELECT seq, id, state, attempt, attempts_max, submitted_us, ended_us, ids, text_end, text, outcome, code,"
+        " error, retriable, request FROM jobs JOIN requests ON requests.job=jobs.seq"
+        " ORDER BY ended_us=0, ended_us, seq",
 };
 
 struct wn_journal_db {
@@ -66,9 +81,11 @@ static wn_status fail(struct wn_journal_db *db, struct wn_err *err)
 {
     const int code = sqlite3_errcode(db->sql), system = sqlite3_system_errno(db->sql);
     const bool errno_says = system && (code & 0xff) != SQLITE_CONSTRAINT && (code & 0xff) != SQLITE_NOTADB;
+    const wn_status status = (code & 0xff) == SQLITE_NOMEM    ? WN_ENOMEM
+                             : (code & 0xff) == SQLITE_NOTADB ? WN_EFORMAT
+                                                              : WN_EIO;
 
-    return wn_fail(err, (code & 0xff) == SQLITE_NOMEM ? WN_ENOMEM : (code & 0xff) == SQLITE_NOTADB ? WN_EFORMAT : WN_EIO,
-                   "journal %s: %s%s%s", db->path, sqlite3_errmsg(db->sql), errno_says ? ": " : "",
+    return wn_fail(err, status, "journal %s: %s%s%s", db->path, sqlite3_errmsg(db->sql), errno_says ? ": " : "",
                    errno_says ? strerror(system) : "");
 }
 
@@ -113,8 +130,10 @@ static wn_status migrate(struct wn_journal_db *db, struct wn_err *err)
     if (application != APPLICATION_ID && (application || version || tables))
         return wn_fail(err, WN_EFORMAT, "journal %s: another program's database", db->path);
     if (version > WN_JOURNAL_SCHEMA)
-        return wn_fail(err, WN_EUNSUPP, "journal %s has schema version %lld; this winnow knows versions up to %d: use "
-                       "the newer one", db->path, (long long)version, WN_JOURNAL_SCHEMA);
+        return wn_fail(err, WN_EUNSUPP,
+                       "journal %s has schema version %lld; this winnow knows versions up to %d: use "
+                       "the newer one",
+                       db->path, (long long)version, WN_JOURNAL_SCHEMA);
     for (; version < WN_JOURNAL_SCHEMA; version++) {
         snprintf(text, sizeof(text), "PRAGMA application_id=%d; PRAGMA user_version=%d; COMMIT", APPLICATION_ID,
                  (int)version + 1);
@@ -247,8 +266,10 @@ wn_status wn_journal_db_commit(struct wn_journal_db *db, struct wn_err *err)
 {
     wn_status rc = step(db, COMMIT, err);
 
-    if (rc == WN_OK) drop_loose(db);
-    else wn_journal_db_rollback(db);
+    if (rc == WN_OK)
+        drop_loose(db);
+    else
+        wn_journal_db_rollback(db);
     return rc;
 }
 
@@ -258,8 +279,8 @@ void wn_journal_db_rollback(struct wn_journal_db *db)
     drop_loose(db);
 }
 
-wn_status wn_journal_db_add(struct wn_journal_db *db, const struct wn_journal_job *job, const struct wn_job_life *life,
-                            uint8_t (*hashes)[WN_BLOB_HASH], struct wn_err *err)
+wn_status wn_journal_db_add(struct wn_journal_db *db, const struct wn_journal_job *job,
+                            const struct wn_job_life *life, uint8_t (*hashes)[WN_BLOB_HASH], struct wn_err *err)
 {
     sqlite3_stmt *st = db->st[ADD_JOB];
     int64_t seq;
@@ -294,8 +315,10 @@ static wn_status find(struct wn_journal_db *db, const char *id, int64_t *seq, st
 
     *seq = 0;
     sqlite3_bind_text(st, 1, id, -1, SQLITE_STATIC);
-    if ((got = sqlite3_step(st)) == SQLITE_ROW) *seq = sqlite3_column_int64(st, 0);
-    else if (got != SQLITE_DONE) rc = fail(db, err);
+    if ((got = sqlite3_step(st)) == SQLITE_ROW)
+        *seq = sqlite3_column_int64(st, 0);
+    else if (got != SQLITE_DONE)
+        rc = fail(db, err);
     sqlite3_reset(st);
     sqlite3_clear_bindings(st);
     return rc;
@@ -377,8 +400,10 @@ static wn_status load_images(struct wn_journal_db *db, int64_t seq, uint8_t **ou
         rc = wn_blobs_get(db->blobs, hashes[i], p + at, (size_t)bytes[i], err);
         at += (size_t)bytes[i];
     }
-    if (rc == WN_OK) *out = p;
-    else free(p);
+    if (rc == WN_OK)
+        *out = p;
+    else
+        free(p);
     return rc;
 }
 
@@ -435,8 +460,8 @@ wn_status wn_journal_db_load(struct wn_journal_db *db, wn_journal_fn fn, void *a
         }
         if ((rc = read_row(db, &job, &state, err)) != WN_OK) break;
         job.image_bytes = image_bytes;
-        if (!state.ended_us && load_images(db, sqlite3_column_int64(st, 0), &images, image_bytes, &job.images_n,
-                                           &damage) == WN_ENOMEM)
+        if (!state.ended_us &&
+            load_images(db, sqlite3_column_int64(st, 0), &images, image_bytes, &job.images_n, &damage) == WN_ENOMEM)
             rc = wn_fail(err, WN_ENOMEM, "journal: %s", damage.text);
         job.images = images;
         if (rc == WN_OK) rc = fn(arg, &job, &state, &damage, err);

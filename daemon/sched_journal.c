@@ -1,11 +1,11 @@
-/* daemon/sched_journal.c - the scheduler and its journal: what is recorded when, what waits for it, and what comes back
- * at start.
+/* daemon/sched_journal.c - the scheduler and its journal: what is recorded when, what waits for it, and what
+ * comes back at start.
  *
- * A job waits in WN_LIST_PENDING until it is on record; its Accepted goes out after that. Later changes are recorded
- * behind the scheduler's back, at most one at a time for each job (`recording`); what changes meanwhile makes it `dirty`
- * and is recorded next, as a whole. Tokens only make it dirty: TICK_US bounds how often they are written. The end is
- * told to the followers when it is on record, or when it was seen that it cannot be: then a crash of the scheduler
- * before the disk recovers would run the job again. */
+ * A job waits in WN_LIST_PENDING until it is on record; its Accepted goes out after that. Later changes are
+ * recorded behind the scheduler's back, at most one at a time for each job (`recording`); what changes
+ * meanwhile makes it `dirty` and is recorded next, as a whole. Tokens only make it dirty: TICK_US bounds how
+ * often they are written. The end is told to the followers when it is on record, or when it was seen that it
+ * cannot be: then a crash of the scheduler before the disk recovers would run the job again. */
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -90,10 +90,15 @@ static wn_status pack_outcome(struct wn_job *job, uint8_t **out, size_t *bytes)
 
 void wn_sched_record(struct wn_scheduler *s, struct wn_job *job)
 {
-    struct wn_journal_state st = {.life = job->life, .ids = job->answer.ids, .text_end = job->answer.text_end,
-                                  .ids_n = job->answer.ids_n, .text = job->answer.text,
-                                  .text_bytes = job->answer.text_bytes, .code = (uint32_t)job->error.code,
-                                  .error = job->error.text, .retriable = job->retriable};
+    struct wn_journal_state st = {.life = job->life,
+                                  .ids = job->answer.ids,
+                                  .text_end = job->answer.text_end,
+                                  .ids_n = job->answer.ids_n,
+                                  .text = job->answer.text,
+                                  .text_bytes = job->answer.text_bytes,
+                                  .code = (uint32_t)job->error.code,
+                                  .error = job->error.text,
+                                  .retriable = job->retriable};
     uint8_t *outcome = NULL;
 
     if (!s->journal) return;
@@ -144,7 +149,8 @@ static void note_health(struct wn_scheduler *s, const struct wn_err *error)
 {
     if (error->code != WN_OK && s->journal_error.code == WN_OK)
         wn_error("scheduler", "%s; new jobs are refused until it can be written", error->text);
-    if (error->code == WN_OK && s->journal_error.code != WN_OK) wn_warn("scheduler", "the journal can be written again");
+    if (error->code == WN_OK && s->journal_error.code != WN_OK)
+        wn_warn("scheduler", "the journal can be written again");
     s->journal_error = *error;
 }
 
@@ -213,8 +219,8 @@ static wn_status load_outcome(struct wn_job *job, const struct wn_journal_state 
     return WN_OK;
 }
 
-/* Back to where the dead scheduler left it. What it had handed out counts as a try, but not as a failed one: whoever
- * has it answers for an attempt that is past. One that was queued may have been handed out unrecorded. */
+/* Back to where the dead scheduler left it. What it had handed out counts as a try, but not as a failed one:
+ * whoever has it answers for an attempt that is past. One that was queued may have been handed out unrecorded. */
 static void revive(struct wn_scheduler *s, struct wn_job *job, const struct wn_err *damage)
 {
     struct wn_err err = {0};

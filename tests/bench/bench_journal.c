@@ -1,10 +1,10 @@
-/* bench_journal [DIR [JOBS]] - what it costs that an accepted job survives a power cut, as CSV on standard output.
+/* bench_journal [DIR [JOBS]] - what it costs that an accepted job survives a power cut, as CSV.
  *
  * A real scheduler takes text jobs from one client over a socket; `window` of them are on their way at a time. Rows:
- * memory (no journal) and journal (--journal DIR/...), both with accepted jobs per second and microseconds a job,
- * the time from Submit to Accepted, and the processor time that client, scheduler and journal took together. `sync` is one 4 KiB write and fsync in the
- * same folder: what the disk itself asks for. Every answer is checked; afterwards the journal is read back and must
- * hold every job. DIR should be on the disk that is to be measured; default ".". */
+ * memory (no journal) and journal (--journal DIR/...), both with accepted jobs per second, microseconds a job, the time
+ * from Submit to Accepted, and the processor time that client, scheduler and journal took together. `sync` is one
+ * 4 KiB write and fsync in the same folder: what the disk itself asks for. Every answer is checked; afterwards the
+ * journal is read back and must hold every job. DIR should be on the disk that is to be measured; default ".". */
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
@@ -165,8 +165,11 @@ static bool time_jobs(const char *address, unsigned window, int64_t *each, int64
 {
     struct wn_net *net = NULL;
     struct wn_endpoint *ep = NULL;
-    struct wn_endpoint_opts o = {.type = WN_ENDPOINT_DEALER, .address = address, .frame_max = {WN_CODEC_BYTES_MAX},
-                                 .send_queue_max = 8192, .recv_queue_max = 8192};
+    struct wn_endpoint_opts o = {.type = WN_ENDPOINT_DEALER,
+                                 .address = address,
+                                 .frame_max = {WN_CODEC_BYTES_MAX},
+                                 .send_queue_max = 8192,
+                                 .recv_queue_max = 8192};
     struct wn_err err = {0};
     int64_t begin_us, begin_cpu_us;
     unsigned sent = 0, got = 0;
@@ -248,8 +251,10 @@ static bool bench_sync(int64_t *each)
         ok = pwrite(fd, page, sizeof(page), (off_t)i * 4096) == (ssize_t)sizeof(page) && fsync(fd) == 0;
         each[i] = wn_now_us() - at;
     }
-    if (ok) row("sync", 1, n, wn_now_us() - begin_us, cpu_us() - begin_cpu, each);
-    else fprintf(stderr, "bench_journal: %s: %s\n", path, strerror(errno));
+    if (ok)
+        row("sync", 1, n, wn_now_us() - begin_us, cpu_us() - begin_cpu, each);
+    else
+        fprintf(stderr, "bench_journal: %s: %s\n", path, strerror(errno));
     if (fd >= 0) close(fd);
     return ok;
 }

@@ -62,8 +62,9 @@ static void start_scheduler(void)
     scheduler = fork();
     if (scheduler != 0) return;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    execl(program, program, "scheduler", "--port", port, endpoint, journal, run, "--lease-ms=400", "--heartbeat-ms=50",
-          "--max-queue=4096", "--max-results=100000", "--result-ttl=3600", "--log-level=error", (char *)NULL);
+    execl(program, program, "scheduler", "--port", port, endpoint, journal, run, "--lease-ms=400",
+          "--heartbeat-ms=50", "--max-queue=4096", "--max-results=100000", "--result-ttl=3600", "--log-level=error",
+          (char *)NULL);
     _exit(127);
 }
 
@@ -73,7 +74,8 @@ static void free_port(void)
     socklen_t n = sizeof(a);
     int fd = socket(AF_INET, SOCK_STREAM, 0);
 
-    assert_true(fd >= 0 && bind(fd, (struct sockaddr *)&a, n) == 0 && getsockname(fd, (struct sockaddr *)&a, &n) == 0);
+    assert_true(fd >= 0 && bind(fd, (struct sockaddr *)&a, n) == 0 &&
+                getsockname(fd, (struct sockaddr *)&a, &n) == 0);
     snprintf(port, sizeof(port), "%u", ntohs(a.sin_port));
     close(fd);
 }
@@ -224,7 +226,9 @@ static void *worker_main(void *arg)
 {
     struct worker *w = arg;
     char address[96];
-    struct wn_endpoint_opts o = {.type = WN_ENDPOINT_DEALER, .address = address, .reconnect_max_ms = 100,
+    struct wn_endpoint_opts o = {.type = WN_ENDPOINT_DEALER,
+                                 .address = address,
+                                 .reconnect_max_ms = 100,
                                  .frame_max = {WN_CODEC_BYTES_MAX, (size_t)1 << 20}};
     struct wn_err err = {0};
     struct wn_msg msg;
@@ -287,6 +291,7 @@ static unsigned on_event(const struct winnow_event *ev)
 {
     struct asked *a = &asked[ev->job - 1];
     char expected[128];
+    size_t used;
 
     if (ev->job < 1 || ev->job > jobs) fail_msg("an event of job %llu: %s", (unsigned long long)ev->job, ev->text);
     switch (ev->type) {
@@ -295,7 +300,8 @@ static unsigned on_event(const struct winnow_event *ev)
         memcpy(a->id, ev->job_id, sizeof(a->id));
         return 0;
     case WINNOW_EVENT_TEXT:
-        if (strlen(a->text) + strlen(ev->text) < sizeof(a->text)) strcat(a->text, ev->text);
+        used = strlen(a->text);
+        snprintf(a->text + used, sizeof(a->text) - used, "%s", ev->text);
         return 0;
     case WINNOW_EVENT_DONE:
         a->done++;
@@ -304,7 +310,8 @@ static unsigned on_event(const struct winnow_event *ev)
         assert_string_equal(a->text, expected);
         assert_string_equal(ev->finish_reason, "stop");
         return 1;
-    default: fail_msg("job %llu: event %d: %s", (unsigned long long)ev->job, ev->type, ev->text);
+    default:
+        fail_msg("job %llu: event %d: %s", (unsigned long long)ev->job, ev->type, ev->text);
     }
     return 0;
 }

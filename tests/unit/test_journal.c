@@ -66,8 +66,13 @@ static struct wn_err outcome(struct wn_journal *j, enum wn_journal_op op)
 static void add_image(struct wn_journal *j, const char *id, const char *request, const void *image, size_t bytes)
 {
     const uint64_t size = bytes;
-    struct wn_journal_job job = {.id = id, .submitted_us = 5, .request = request, .request_bytes = strlen(request),
-                                 .images = image, .image_bytes = &size, .images_n = image ? 1 : 0};
+    struct wn_journal_job job = {.id = id,
+                                 .submitted_us = 5,
+                                 .request = request,
+                                 .request_bytes = strlen(request),
+                                 .images = image,
+                                 .image_bytes = &size,
+                                 .images_n = image ? 1 : 0};
 
     assert_int_equal(wn_journal_add(j, &job, &LIFE(WN_JOB_ACCEPTED, 0)), WN_OK);
 }
@@ -82,9 +87,18 @@ static void add(struct wn_journal *j, const char *id, const char *request, const
 static void save(struct wn_journal *j, const char *id, wn_job_state state, const char *text, int64_t ended_us)
 {
     const uint32_t ids[2] = {7, 8}, ends[2] = {1, (uint32_t)strlen(text)};
-    struct wn_journal_state s = {.life = LIFE(state, 2), .ids = ids, .text_end = ends, .ids_n = 2, .text = text,
-                                 .text_bytes = strlen(text), .outcome = "how", .outcome_bytes = 3,
-                                 .ended_us = ended_us, .code = 4, .error = "why", .retriable = true};
+    struct wn_journal_state s = {.life = LIFE(state, 2),
+                                 .ids = ids,
+                                 .text_end = ends,
+                                 .ids_n = 2,
+                                 .text = text,
+                                 .text_bytes = strlen(text),
+                                 .outcome = "how",
+                                 .outcome_bytes = 3,
+                                 .ended_us = ended_us,
+                                 .code = 4,
+                                 .error = "why",
+                                 .retriable = true};
 
     assert_int_equal(wn_journal_save(j, id, &s), WN_OK);
     assert_int_equal(outcome(j, WN_JOURNAL_SAVE).code, WN_OK);
@@ -417,10 +431,14 @@ static int remove_one(const char *path, const struct stat *st, int type, struct 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(kept_over_a_restart),   cmocka_unit_test(kept_over_a_kill),
-        cmocka_unit_test(one_at_a_time),         cmocka_unit_test(other_files_are_refused),
-        cmocka_unit_test(torn_image),            cmocka_unit_test(orphans_are_swept),
-        cmocka_unit_test(no_room),               cmocka_unit_test(small_disk),
+        cmocka_unit_test(kept_over_a_restart),
+        cmocka_unit_test(kept_over_a_kill),
+        cmocka_unit_test(one_at_a_time),
+        cmocka_unit_test(other_files_are_refused),
+        cmocka_unit_test(torn_image),
+        cmocka_unit_test(orphans_are_swept),
+        cmocka_unit_test(no_room),
+        cmocka_unit_test(small_disk),
     };
     int rc;
 
