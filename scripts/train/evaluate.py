@@ -113,7 +113,7 @@ def generate(folder, nets, packer, seed, count, dtype):
     """Answers of transformers' generate beside ours."""
     from transformers import AutoProcessor, LlavaForConditionalGeneration
     other = LlavaForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
-    processor = AutoProcessor.from_pretrained(folder, use_fast=False)
+    processor = AutoProcessor.from_pretrained(folder)
     same = right = n = 0
     for picture, qs in from_seed(seed, count):
         with torch.no_grad():
