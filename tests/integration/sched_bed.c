@@ -7,18 +7,22 @@ static void *bed_main(void *arg)
 {
     struct bed *b = arg;
     struct wn_scheduler *s = NULL;
+    wn_status rc = wn_scheduler_open(&s, &b->cfg, "tcp://127.0.0.1:0", &b->err);
 
-    b->rc = wn_scheduler_open(&s, &b->cfg, "tcp://127.0.0.1:0", &b->err);
     pthread_mutex_lock(&b->lock);
-    if (b->rc == WN_OK) {
+    b->rc = rc;
+    if (rc == WN_OK) {
         snprintf(b->clients, sizeof(b->clients), "%s", wn_scheduler_client_address(s));
         snprintf(b->workers, sizeof(b->workers), "%s", wn_scheduler_worker_address(s));
     }
     b->up = true;
     pthread_cond_signal(&b->cond);
     pthread_mutex_unlock(&b->lock);
-    if (b->rc == WN_OK) b->rc = wn_scheduler_run(s, b->stop_fd, &b->err);
+    if (rc == WN_OK) rc = wn_scheduler_run(s, b->stop_fd, &b->err);
     wn_scheduler_close(s);
+    pthread_mutex_lock(&b->lock);
+    b->rc = rc;
+    pthread_mutex_unlock(&b->lock);
     return NULL;
 }
 
@@ -37,6 +41,7 @@ void bed_init(struct bed *b)
 void bed_start(struct bed *b)
 {
     struct wn_err err = {0};
+    wn_status rc;
 
     pthread_mutex_init(&b->lock, NULL);
     pthread_cond_init(&b->cond, NULL);
@@ -46,8 +51,9 @@ void bed_start(struct bed *b)
     assert_int_equal(pthread_create(&b->thread, NULL, bed_main, b), 0);
     pthread_mutex_lock(&b->lock);
     while (!b->up) pthread_cond_wait(&b->cond, &b->lock);
+    rc = b->rc;
     pthread_mutex_unlock(&b->lock);
-    if (b->rc != WN_OK) fail_msg("scheduler: %s", b->err.text);
+    if (rc != WN_OK) fail_msg("scheduler: %s", b->err.text);
 }
 
 void bed_stop(struct bed *b)
