@@ -46,7 +46,7 @@ right=0 asked=0
 while IFS='|' read -r question expected; do
     [ -n "$question" ] || continue
     asked=$((asked + 1))
-    answer=$(winnow ask --image $model/demo.png "$question" --usage 2>"$out/usage")
+    answer=$(winnow ask --image $model/demo.jpg "$question" --usage 2>"$out/usage")
     if [ "$answer" = "$expected" ]; then
         verdict=right
         right=$((right + 1))

@@ -125,6 +125,7 @@ int service_stop(struct service *s)
     pid_t left[64];
     int status = 0, n;
 
+    if (s->pid <= 0) return 0; /* it was never started: 0 would mean every process of the group */
     kill(s->pid, SIGTERM);
     while (waitpid(s->pid, &status, WNOHANG) == 0) {
         if (now_s() > until) {
