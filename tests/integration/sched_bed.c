@@ -242,6 +242,8 @@ void give_done(struct end *e, const struct order *o, uint32_t prompt_tokens)
     ref.attempt = o->attempt;
     lb.activation = 1000;
     u.prompt_tokens = prompt_tokens;
+    /* as a leader says it; what a worker said may still be on its way */
+    if (prompt_tokens > 576) u.image_tokens = u.image_tokens_before_pruning = 576;
     u.decode_us = 77;
     u.bytes_on_wire = &lb;
     d.job = &ref;
