@@ -33,41 +33,48 @@ static wn_status read_all(int fd, char *data, size_t bytes, const char *path, st
     return WN_OK;
 }
 
+wn_status wn_file_open(int *out, off_t *bytes, const char *path, struct wn_err *err)
+{
+    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO of that name must not block us */
+    struct stat st;
+    wn_status rc = WN_OK;
+
+    if (fd < 0) return wn_fail(err, errno == ENOENT ? WN_ENOENT : WN_EIO, "open %s: %s", path, strerror(errno));
+    if (fstat(fd, &st) != 0)
+        rc = wn_fail(err, WN_EIO, "stat %s: %s", path, strerror(errno));
+    else if (!S_ISREG(st.st_mode))
+        rc = wn_fail(err, WN_EFORMAT, "%s is not a regular file", path);
+    if (rc != WN_OK) {
+        close(fd);
+        return rc;
+    }
+    *out = fd;
+    *bytes = st.st_size;
+    return WN_OK;
+}
+
 wn_status wn_file_read(char **data, size_t *len, const char *path, size_t max, struct wn_err *err)
 {
     wn_status rc = WN_OK;
     char *bytes = NULL;
-    struct stat st;
-    int fd =
-        open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO of that name must not block us */
+    off_t size = 0;
+    int fd = -1;
 
-    if (fd < 0) {
-        rc = wn_fail(err, errno == ENOENT ? WN_ENOENT : WN_EIO, "open %s: %s", path,
-                     strerror(errno));
-        goto out;
-    }
-    if (fstat(fd, &st) != 0) {
-        rc = wn_fail(err, WN_EIO, "stat %s: %s", path, strerror(errno));
-        goto out;
-    }
-    if (!S_ISREG(st.st_mode)) {
-        rc = wn_fail(err, WN_EFORMAT, "%s is not a regular file", path);
-        goto out;
-    }
-    if ((uintmax_t)st.st_size > max) {
+    if ((rc = wn_file_open(&fd, &size, path, err)) != WN_OK) goto out;
+    if ((uintmax_t)size > max) {
         rc = wn_fail(err, WN_ELIMIT, "%s has %jd bytes; the limit is %zu", path,
-                     (intmax_t)st.st_size, max);
+                     (intmax_t)size, max);
         goto out;
     }
-    bytes = malloc((size_t)st.st_size + 1);
+    bytes = malloc((size_t)size + 1);
     if (!bytes) {
-        rc = wn_fail(err, WN_ENOMEM, "%s: %jd bytes", path, (intmax_t)st.st_size);
+        rc = wn_fail(err, WN_ENOMEM, "%s: %jd bytes", path, (intmax_t)size);
         goto out;
     }
-    if ((rc = read_all(fd, bytes, (size_t)st.st_size, path, err)) != WN_OK) goto out;
-    bytes[st.st_size] = '\0';
+    if ((rc = read_all(fd, bytes, (size_t)size, path, err)) != WN_OK) goto out;
+    bytes[size] = '\0';
     *data = bytes;
-    *len = (size_t)st.st_size;
+    *len = (size_t)size;
     bytes = NULL;
 out:
     if (fd >= 0) close(fd);

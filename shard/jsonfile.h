@@ -9,6 +9,7 @@
 #include <jansson.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "base/status.h"
 
@@ -17,6 +18,9 @@
 /* Writes "dir/name" to out; WN_ELIMIT if it does not fit. */
 WN_NODISCARD wn_status wn_path_join(char out[WN_PATH_MAX], const char *dir, const char *name,
                                     struct wn_err *err);
+
+/* Opens a regular file for reading. *out is the caller's to close. */
+WN_NODISCARD wn_status wn_file_open(int *out, off_t *bytes, const char *path, struct wn_err *err);
 
 /* Reads the whole regular file, at most `max` bytes. *data is owned by the caller: free(). */
 WN_NODISCARD wn_status wn_file_read(char **data, size_t *len, const char *path, size_t max,

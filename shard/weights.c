@@ -89,35 +89,23 @@ static wn_status add_tensor(void *ctx, const char *name, const char *type,
 static wn_status map_file(struct shard *s, const char *path, struct wn_err *err)
 {
     wn_status rc = WN_OK;
-    struct stat st;
+    off_t size = 0;
     void *map;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    int fd = -1;
 
-    if (fd < 0) {
-        rc = wn_fail(err, errno == ENOENT ? WN_ENOENT : WN_EIO, "open %s: %s", path,
-                     strerror(errno));
-        goto out;
-    }
-    if (fstat(fd, &st) != 0) {
-        rc = wn_fail(err, WN_EIO, "stat %s: %s", path, strerror(errno));
-        goto out;
-    }
-    if (!S_ISREG(st.st_mode)) {
-        rc = wn_fail(err, WN_EFORMAT, "%s is not a regular file", path);
-        goto out;
-    }
-    if (st.st_size < 8) {
+    if ((rc = wn_file_open(&fd, &size, path, err)) != WN_OK) goto out;
+    if (size < 8) {
         rc = wn_fail(err, WN_EFORMAT, "%s: %jd bytes are too few for a safetensors file", path,
-                     (intmax_t)st.st_size);
+                     (intmax_t)size);
         goto out;
     }
-    map = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+    map = mmap(NULL, (size_t)size, PROT_READ, MAP_PRIVATE, fd, 0);
     if (map == MAP_FAILED) {
         rc = wn_fail(err, WN_EIO, "map %s: %s", path, strerror(errno));
         goto out;
     }
     s->map = map;
-    s->bytes = (size_t)st.st_size;
+    s->bytes = (size_t)size;
 out:
     if (fd >= 0) close(fd);
     return rc;
