@@ -28,9 +28,8 @@ struct wn_vision; /* opaque */
 struct wn_vision_taps {
     uint64_t cls_layers;  /* attention of the CLS query, each head */
     uint64_t mean_layers; /* attention that each token receives: mean over heads and queries */
-    uint32_t
-        keys_layer; /* WN_TAP_NONE, or a layer <= layers_run: its keys and its CLS query. At layers_run only that
-                             layer's first norm and two projections are computed: the layer itself is not run */
+    uint32_t keys_layer;  /* WN_TAP_NONE, or a layer <= layers_run: its keys and its CLS query. At layers_run only
+                             that layer's first norm and two projections are computed: the layer is not run */
     bool cls_features;    /* CLS's own row of the features, which models that drop it do not return otherwise */
 };
 
@@ -41,18 +40,16 @@ struct wn_vision_taps {
     }
 
 struct wn_vision_out {
-    const void *features; /* [images, rows, width] of dtype, host memory */
-    uint32_t images, rows,
-        width; /* rows of one image: the patches, and CLS first if the model keeps it */
-    uint32_t tokens, heads; /* of the tower: patches + 1 */
+    const void *features;         /* [images, rows, width] of dtype, host memory */
+    uint32_t images, rows, width; /* rows of one image: the patches, and CLS first if the model keeps it */
+    uint32_t tokens, heads;       /* of the tower: patches + 1 */
     wn_dtype dtype;
-    const float *
-        cls_attention; /* [bits of cls_layers, images, heads, tokens], ascending layers; NULL if not asked */
-    const float *mean_attention; /* [bits of mean_layers, images, tokens]; NULL if not asked */
-    const float
-        *keys; /* [images, tokens, width]: projection with bias, not scaled; NULL if not asked */
-    const float *cls_query; /* [images, width]: as keys; NULL if not asked */
-    const void *cls_features;    /* [images, width] of dtype; NULL if not asked */
+    /* NULL if not asked for: */
+    const float *cls_attention;  /* [bits of cls_layers, images, heads, tokens], ascending layers */
+    const float *mean_attention; /* [bits of mean_layers, images, tokens] */
+    const float *keys;           /* [images, tokens, width]: projection with bias, not scaled */
+    const float *cls_query;      /* [images, width]: as keys */
+    const void *cls_features;    /* [images, width] of dtype */
 };
 
 /* Loads the tower: layers 0 .. layers_run-1, and of layer layers_run (if there is one) what the key tap needs. dtype is
