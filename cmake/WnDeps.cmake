@@ -34,9 +34,9 @@ find_package(MPI REQUIRED COMPONENTS C)
 add_library(wn_mpi INTERFACE)
 target_link_libraries(wn_mpi INTERFACE MPI::MPI_C)
 message(STATUS "winnow: MPI ${MPI_C_VERSION} (${MPIEXEC_EXECUTABLE})")
-# More ranks than cores, as root, without binding: what one test machine needs.
+# More ranks than cores, as root, without binding, without ssh: what one test machine needs.
 set(WN_MPIRUN ${MPIEXEC_EXECUTABLE} --oversubscribe --bind-to none --mca mpi_yield_when_idle 1
-    --mca btl self,vader,tcp --mca btl_vader_single_copy_mechanism none)
+    --mca plm isolated --mca btl self,vader,tcp --mca btl_vader_single_copy_mechanism none)
 
 if(WN_CUDA)
     find_package(CUDAToolkit REQUIRED)

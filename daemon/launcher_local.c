@@ -13,7 +13,7 @@
 #define ARGS_MAX 160
 
 /* Open MPI on one machine: more ranks than cores are fine, nobody is bound (threads place themselves), idle
- * ranks yield, and shared memory needs no ptrace rights. */
+ * ranks yield, shared memory needs no ptrace rights, and no ssh has to be there. */
 static const char *const mpirun_args[] = {
     "mpirun",
     "--quiet",
@@ -30,6 +30,9 @@ static const char *const mpirun_args[] = {
     "btl_vader_single_copy_mechanism",
     "none",
     "--mca",
+    "plm",
+    "isolated",
+    "--mca",
     "orte_abort_on_non_zero_status",
     "1",
 };
@@ -41,8 +44,7 @@ static void child(char **argv, pid_t parent)
 
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
-    setpgid(0,
-            0); /* a Ctrl-C at the terminal is for the supervisor, which ends the others in order */
+    setpgid(0, 0); /* a Ctrl-C at the terminal is for the supervisor, which ends the others in order */
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (getppid() != parent) _exit(1); /* it died before the line above */
     execvp(argv[0], argv);
@@ -69,8 +71,7 @@ static wn_status local_start(const struct wn_launch *l, pid_t *pid, struct wn_er
         argv[n++] = l->argv[i];
     }
     argv[n] = NULL;
-    setenv("OMPI_ALLOW_RUN_AS_ROOT", "1",
-           0); /* before the fork: another thread may hold malloc's lock in it */
+    setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 0); /* before the fork: another thread may hold malloc's lock in it */
     setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 0);
     /* Threads that wait at a barrier sleep after some microseconds: the processes of a service share the cores, and one
      * that spins keeps the one it waits for from running. */
@@ -84,8 +85,7 @@ static wn_status local_start(const struct wn_launch *l, pid_t *pid, struct wn_er
 
 static void local_signal(pid_t pid, int sig)
 {
-    if (sig == SIGKILL)
-        kill(-pid, sig); /* mpirun cannot pass that one on; its ranks end when it does */
+    if (sig == SIGKILL) kill(-pid, sig); /* mpirun cannot pass that one on; its ranks end when it does */
     kill(pid, sig);
 }
 

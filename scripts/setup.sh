@@ -4,7 +4,7 @@
 #   scripts/setup.sh test     also what the tests and benchmarks need
 set -euo pipefail
 
-packages=(gcc pkg-config cmake ninja-build
+packages=(gcc libc6-dev pkg-config cmake ninja-build
     libopenmpi-dev openmpi-bin libzmq3-dev libprotobuf-c-dev protobuf-c-compiler libsqlite3-dev
     libjansson-dev libyaml-dev libjpeg-dev libpng-dev libwebp-dev
     libpcre2-dev libutf8proc-dev libsodium-dev libhwloc-dev)
