@@ -27,14 +27,22 @@ class Packer:
         return self.tok.encode(questions.PROMPT.format(question) + " " + answer + "</s>").ids
 
     def segment(self, question, answer):
-        """(ids after the shared beginning, how many of them are the answer with its </s>)"""
+        """(ids after the shared beginning, for each: is it scored?), which the answer with its </s> is.
+        Without a question, answer is a drill."""
+        if question is None:
+            ids, scored = [], []
+            for word, counts in answer:
+                one = self.known.setdefault(word, self.tok.encode(word, add_special_tokens=False).ids)
+                ids += one
+                scored += [False] * (len(one) - 1) + [counts]      # a number is a blank and a digit
+            return ids, scored
         key = (question, answer)
         if key not in self.known:
             if len(self.known) > 200000:
                 self.known.clear()
             ids = self.ids(question, answer)[HEAD + 1 + TAIL:]
             n = len(self.tok.encode(questions.PROMPT.format(question)).ids) - (HEAD + 1 + TAIL)
-            self.known[key] = ids, len(ids) - n
+            self.known[key] = ids, [False] * n + [True] * (len(ids) - n)
         return self.known[key]
 
     def pack(self, asked, image_tokens, where=None):
@@ -44,11 +52,11 @@ class Packer:
         for qs in asked:
             ids, seg, pos, ans = [], [], [], []
             for k, (_, q, a) in enumerate(qs):
-                s, n = self.segment(q, a)
+                s, scored = self.segment(q, a)
                 ids += s
                 seg += [k] * len(s)
                 pos += range(len(s))
-                ans += [False] * (len(s) - n) + [True] * n
+                ans += scored
             rows.append((ids, seg, pos, ans))
         width = max(len(r[0]) for r in rows)
         prefix = HEAD + image_tokens + TAIL

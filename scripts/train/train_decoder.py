@@ -16,6 +16,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+import drills
 import model
 import packing
 import questions
@@ -23,6 +24,7 @@ import scenes
 import tokenizer
 from train_vision import Batches, augment, optimizer, put
 
+WEIGHT = {"caption": .35, "drill": .4}
 EVAL_SEED = 555                    # for the figures printed while training; the card uses another one
 
 
@@ -81,20 +83,23 @@ def warm_start(decoder, projector, tok, feats, data):
 
 
 def choose(kind, n, rng, foreground):
-    """n of 576 positions in order; with foreground, patches with something on them first (up to 3/4 of n)."""
+    """n of 576 positions in order; with foreground, first the text, then some patches of each object."""
     score = rng.random(576)
     if foreground:
-        fg = np.flatnonzero((kind > 0) & (kind != scenes.IGNORE))
-        fg = rng.permutation(fg)[:n * 3 // 4]
-        score[fg] -= 2
+        grid = kind.reshape(3, 8, 3, 8).transpose(0, 2, 1, 3).reshape(9, 64)       # the patches of each cell
+        at = np.arange(576).reshape(3, 8, 3, 8).transpose(0, 2, 1, 3).reshape(9, 64)
+        score[at[grid == 9]] -= 3
+        some = max(3, (n * 7 // 8 - int((kind == 9).sum())) // max(1, int(((grid > 0) & (grid < 9)).any(1).sum())))
+        for k, where in zip(grid, at):
+            score[rng.permutation(where[(k > 0) & (k < 9)])[:some]] -= 2
     return np.sort(np.argpartition(score, n - 1)[:n])
 
 
 class Stream:
     """Features of one worker's pictures, computed when the training gets to them, and batches of them."""
 
-    def __init__(self, data, vision, packer, ids, segments, file=None):
-        self.data, self.vision, self.packer, self.ids, self.segments = data, vision, packer, ids, segments
+    def __init__(self, data, vision, packer, ids, file=None):
+        self.data, self.vision, self.packer, self.ids = data, vision, packer, ids
         shape, self.ready, self.file = (len(ids), 576, model.V["width"]), 0, file
         if not file:
             self.feats = torch.zeros(shape, dtype=torch.float16)
@@ -115,7 +120,7 @@ class Stream:
                 with open(self.file + ".count", "w") as f:
                     f.write(str(self.ready))
 
-    def get(self, rng, batch, n, foreground):
+    def get(self, rng, batch, segments, lists, n, foreground):
         """Half of the time the chosen tokens keep their positions of 576, so that these are known early."""
         rows, asked, where = [], [], []
         for k in rng.integers(0, self.ready, batch):
@@ -124,7 +129,8 @@ class Stream:
                 where.append(torch.from_numpy(choose(self.data.lab[i][0].ravel(), n, rng, foreground)))
                 f = f[where[-1]]
             rows.append(f.float())
-            asked.append(questions.questions(self.data.facts[i], self.segments, rng, int(rng.integers(8))))
+            asked.append(questions.questions(self.data.facts[i], segments, rng, int(rng.integers(8))))
+            asked[-1] += drills.shuffled(rng, drills.drills(self.data.facts[i], rng))[:lists]
         keep = torch.stack(where) if where and rng.random() < .5 else None
         return torch.stack(rows), asked, self.packer.pack(asked, n, keep)
 
@@ -148,14 +154,14 @@ def check(vision, projector, decoder, packer, cache, count=400):
 
 
 def plan(t, rng):
-    """Share of the run -> how many image tokens, foreground first?"""
-    if t < .4:
-        return 96, True
+    """Share of the run -> questions and drills a picture, how many image tokens, foreground first?"""
+    if t < .5:
+        return 8, 7, 64, True
     if t < .7:
-        return (192, False) if rng.random() < .6 else (96, True)
-    if rng.random() < .7:
-        return 576, False
-    return int(rng.choice([64, 128, 192, 288])), bool(rng.random() < .7)
+        return (8, 7, 64, True) if rng.random() < .6 else (10, 3, 192, bool(rng.random() < .5))
+    if rng.random() < .65:
+        return 14, 3, 576, False
+    return 10, 3, int(rng.choice([64, 128, 192, 288])), bool(rng.random() < .7)
 
 
 def work(rank, a, vision, both, step, start, states):
@@ -168,7 +174,7 @@ def work(rank, a, vision, both, step, start, states):
     if states and rank < len(states):
         opt.load_state_dict(states[rank])
     packer, data = packing.Packer(tokenizer.load(a.tokenizer)), Batches(a.root)
-    stream = Stream(data, vision, packer, list(range(rank, a.cached, a.workers)), a.segments,
+    stream = Stream(data, vision, packer, list(range(rank, a.cached, a.workers)),
                     f"{a.state}/features{rank}.bin")
     rng = np.random.default_rng([a.seed, step, rank])
     first, mean, cache, saved = step, {}, [], time.time()
@@ -179,13 +185,13 @@ def work(rank, a, vision, both, step, start, states):
         for g in opt.param_groups:
             g["lr"] = a.lr * min(1, (step - first + 1) / 60) * min(1, max(.01, (1 - t) / (1 - a.hold)))
         stream.grow(a.ready + 2 * (step - first), rng)
-        n, foreground = plan(a.begin + t * (1 - a.begin), rng)
-        feats, asked, packed = stream.get(rng, a.batch, n, foreground)
+        segments, lists, n, foreground = plan(a.begin + t * (1 - a.begin), rng)
+        feats, asked, packed = stream.get(rng, a.batch, segments, lists, n, foreground)
         h, want, rows, segs = packing.hidden_of_answers(decoder, packer, projector(feats), packed)
         each = F.cross_entropy(decoder.lm_head(h), want, reduction="none")
         names = [[q[0] for q in qs] for qs in asked]
         family = np.array([names[r][s] for r, s in zip(rows.tolist(), segs.tolist())])
-        weight = torch.from_numpy(np.where(family == "caption", .35, 1.0)).float()
+        weight = torch.tensor([WEIGHT.get(k.split("-")[0], 1.0) for k in family])
         loss = (each * weight).sum() / weight.sum()
         opt.zero_grad(set_to_none=True)
         loss.backward()
@@ -199,7 +205,7 @@ def work(rank, a, vision, both, step, start, states):
         if step % 25 == 0 and rank == 0:
             print(f"{step} {(time.time() - start) / (step - first):.3f}s/step ready {stream.ready} n {n} lr "
                   f"{opt.param_groups[0]['lr']:.1e} " + " ".join(f"{k} {v:.3f}" for k, v in sorted(mean.items())), flush=True)
-        if time.time() - saved > 180:
+        if time.time() - saved > 300:
             save(a, rank, both, opt, step)
             if rank == 0:
                 print(f"-- {step} {check(vision, projector, decoder, packer, cache, 200)}", flush=True)
@@ -222,7 +228,6 @@ def main():
     p.add_argument("--minutes", type=float, default=60)
     p.add_argument("--begin", type=float, default=0, help="where in the plan to start (0 .. 1)")
     p.add_argument("--batch", type=int, default=4, help="pictures a step, of each worker")
-    p.add_argument("--segments", type=int, default=10, help="questions about each")
     p.add_argument("--lr", type=float, default=5e-4)
     p.add_argument("--hold", type=float, default=.5, help="share of the time before the rate decays")
     p.add_argument("--cached", type=int, default=4000, help="pictures whose features are used")
@@ -251,7 +256,7 @@ def main():
     else:
         torch.set_num_threads(1)
         tok, data = tokenizer.load(a.tokenizer), Batches(a.root)
-        stream = Stream(data, vision, None, list(range(a.warm)), 0)
+        stream = Stream(data, vision, None, list(range(a.warm)))
         stream.grow(a.warm, np.random.default_rng(a.seed))
         warm_start(decoder, projector, tok, stream.feats, data)
         del data, stream
