@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# tests/cluster/box.sh DIR - two clusters side by side: Slurm runs tasks on their hosts, hosts are apart from each other,
+# a host whose plug is pulled comes back, and `down` leaves nothing.
+set -uo pipefail
+cluster=scripts/cluster/cluster.sh dir=$1
+fail() { echo "FAILED: $*"; exit 1; }
+rm -rf "$dir" && mkdir -p "$dir" && dir=$(readlink -f "$dir") || exit 1
+trap '$cluster down "$dir/a" 2>/dev/null; $cluster down "$dir/b" 2>/dev/null' EXIT
+
+$cluster up "$dir/a" --hosts 2 --rate 1gbit || exit $?
+$cluster up "$dir/b" --hosts 1 || exit $?
+a="$cluster run $dir/a" b="$cluster run $dir/b"
+
+[ "$($a head srun -N2 hostname | sort | xargs)" = "n1 n2" ] || fail "srun on two hosts"
+[ "$($b head srun -N1 hostname)" = n1 ] || fail "srun in the second cluster"
+
+$a n1 touch /tmp/mine "$dir/a/ours"
+$a n2 test ! -e /tmp/mine || fail "two hosts share /tmp"
+$a n2 test -e "$dir/a/ours" || fail "a shared folder is not shared"
+$a n1 test "$($a n1 hostname)" = n1 || fail "host name"
+[ "$(hostname)" != n1 ] || fail "this machine was renamed"
+
+$a n1 ping -qc1 -W5 n2 >/dev/null || fail "n1 does not reach n2"
+ping -qc1 -W5 "$($a n1 getent hosts n1 | cut -d' ' -f1)" >/dev/null || fail "this machine does not reach n1"
+$a n1 ping -qc1 -W1 "$($b n1 getent hosts n1 | cut -d' ' -f1)" >/dev/null 2>&1 && fail "clusters reach each other"
+$a n1 tc qdisc show dev eth0 | grep -q 'tbf .*rate 1Gbit' || fail "the rate is not limited"
+$cluster shape "$dir/a" none
+$a n1 tc qdisc show dev eth0 | grep -q tbf && fail "the rate is still limited"
+[ "$($cluster counters "$dir/a" | wc -l)" -eq 3 ] || fail "counters"
+
+$cluster off "$dir/a" n2
+$a n2 true 2>/dev/null && fail "a host without power runs commands"
+$cluster on "$dir/a" n2 && [ "$($a n2 hostname)" = n2 ] || fail "a host does not come back"
+
+$cluster down "$dir/a"
+$cluster down "$dir/b"
+! pgrep -f "_host $dir" >/dev/null || fail "a process is left"
+$a n1 true 2>/dev/null && fail "a cluster that is down runs commands"
+echo passed
