@@ -1,11 +1,9 @@
-/* daemon/engine.h - the leader's main loop: which rows go into the next step, and what becomes of the tokens.
+/* daemon/engine.h - the leader's main loop: messages in, steps out, and what becomes of the tokens.
  *
- * Each step takes one row of every sequence that decodes, and fills up to --max-num-batched-tokens with prompt
- * rows of the oldest jobs. A job enters a slot when its features are here and the pages for its prompt and
- * longest answer are free, in order of arrival. A job that cannot be served is answered with an Error; a step
- * that fails ends the replica.
+ * Who gets into a step is daemon/batcher.h. A job that cannot be served is answered with an Error; a step that fails
+ * ends the replica.
  *
- * Owns:    its jobs and page pool. Replica, front, tokenizer and plan are borrowed until close.
+ * Owns:    its jobs and the batcher. Replica, front, tokenizer and plan are borrowed until close.
  * Threads: the main thread, the only one that calls MPI. */
 #ifndef WN_DAEMON_ENGINE_H
 #define WN_DAEMON_ENGINE_H

@@ -83,7 +83,7 @@ static wn_status check_features(const struct wn_gen_job *job, const struct wn_fr
 
     if (f->image >= job->images_n)
         return wn_fail(err, WN_EPROTO, "features of image %u of %u", f->image, job->images_n);
-    if (job->images[f->image].present) return wn_fail(err, WN_EPROTO, "features of image %u came twice", f->image);
+    if (job->images[f->image].msg) return wn_fail(err, WN_EPROTO, "features of image %u came twice", f->image);
     if (f->dtype != WN_F32 && f->dtype != WN_BF16) return wn_fail(err, WN_EPROTO, "features of type %u", f->dtype);
     if (f->width != width) return wn_fail(err, WN_EPROTO, "features of width %u; the model's is %u", f->width, width);
     if (f->rows == 0 || f->rows > m->vision.patches + 1)
@@ -117,7 +117,6 @@ wn_status wn_gen_job_features(struct wn_gen_job *job, struct wn_front_msg *msg, 
     im->width = f->width;
     im->dtype = (wn_dtype)f->dtype;
     im->projected = f->space == WN__FEATURE_SPACE__SPACE_PROJECTED;
-    im->present = true;
     memcpy(im->hash, f->sha256.data, sizeof(im->hash)); /* its length was checked */
     job->image_rows += f->rows;
     job->image_rows_before += f->rows_before;
@@ -133,7 +132,7 @@ wn_status wn_gen_job_features(struct wn_gen_job *job, struct wn_front_msg *msg, 
 bool wn_gen_job_complete(const struct wn_gen_job *job)
 {
     for (uint32_t i = 0; i < job->images_n; i++)
-        if (!job->images[i].present) return false;
+        if (!job->images[i].msg) return false;
     return true;
 }
 

@@ -1,7 +1,7 @@
 /* daemon/engine_job.h - a job at the leader: its prompt as rows, its features, its pages, its answer so far.
  *
- * Owns:    everything it points at, from create to destroy, but the messages of its features only until they
- *          are handed to the replica. KV pages are given back by the engine.
+ * Owns:    everything it points at, from create to destroy, features too: whoever has to compute rows again needs
+ *          them again. KV pages, slot and feature slots are the batcher's (daemon/batcher.h).
  * Threads: engine only. */
 #ifndef WN_DAEMON_ENGINE_JOB_H
 #define WN_DAEMON_ENGINE_JOB_H
@@ -22,13 +22,14 @@ typedef enum wn_gen_state {
 
 /* One image's features at the leader. */
 struct wn_gen_image {
-    struct wn_front_msg *msg; /* header and payload; NULL: not here yet, or handed on */
+    struct wn_front_msg *msg; /* header and payload, until the job ends; NULL: not here yet */
     uint32_t rows, width;
     wn_dtype dtype;
     bool projected;     /* at the decoder's width already */
     uint32_t slot;      /* feature slot in the replica, while the prompt is being read */
     uint32_t last_row;  /* prompt row after which the slot is free */
-    bool present, held; /* has arrived; is in `slot` */
+    bool accepted;      /* its worker has its credit back */
+    bool held;          /* is in `slot` */
     uint8_t hash[32];   /* SHA-256 of the features */
 };
 
@@ -41,7 +42,7 @@ struct wn_gen_job {
     struct wn_gen_image images[WN_IMAGES_MAX];
     uint32_t images_n;
     uint32_t image_rows, image_rows_before, cache_hits;
-    /* [rows_n] prompt and emitted tokens; `features` is the image's number until it has a slot */
+    /* [rows_n] prompt and emitted tokens; `features` is the image's number in the job */
     struct wn_step_row *rows;
     uint32_t rows_n, prompt_rows_n;
     uint32_t pos; /* rows in the KV cache */
@@ -52,7 +53,6 @@ struct wn_gen_job {
     uint32_t max_new, new_n; /* of the whole answer, emitted ones included */
     uint32_t last_token;
     struct wn_answer *answer;
-    bool opened;     /* the replica knows the slot */
     bool doomed;     /* has been answered: goes when nothing of it is in flight */
     uint32_t flying; /* steps in flight that have rows of it */
     int64_t arrived_us, features_us, started_us, first_token_us;

@@ -1,0 +1,337 @@
+/* daemon/batcher.c - see batcher.h. */
+#include "daemon/batcher.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "shard/kvpool.h"
+
+struct wn_batcher {
+    struct wn_step_limits step;
+    struct wn_kvpool *pool;
+    struct wn_prefix_cache *prefix;      /* every page comes from here and goes back here */
+    struct wn_gen_job *jobs, **jobs_end; /* in order of arrival */
+    struct wn_gen_job **slots;           /* [seqs_max] who has the slot */
+    bool *feature_busy;                  /* [features_max] */
+    uint32_t *closes, closes_n, *drops, drops_n; /* to be said in the next record */
+    const void **features;                       /* [features_max] data of the record's features */
+    struct wn_flight *flights;                   /* [depth], a ring */
+    uint32_t depth, flights_first, flights_n;
+};
+
+wn_status wn_batcher_create(struct wn_batcher **out, const struct wn_step_limits *l, uint32_t depth,
+                            struct wn_err *err)
+{
+    struct wn_batcher *b = calloc(1, sizeof(*b));
+    wn_status rc = WN_OK;
+
+    if (!b) return wn_fail(err, WN_ENOMEM, "batcher");
+    b->step = *l;
+    b->depth = depth;
+    b->jobs_end = &b->jobs;
+    b->slots = calloc(l->seqs_max, sizeof(*b->slots));
+    b->closes = calloc(l->seqs_max, sizeof(*b->closes));
+    b->feature_busy = calloc(l->features_max, sizeof(*b->feature_busy));
+    b->drops = calloc(l->features_max, sizeof(*b->drops));
+    b->features = calloc(l->features_max, sizeof(*b->features));
+    b->flights = calloc(depth, sizeof(*b->flights));
+    for (uint32_t i = 0; b->flights && i < depth; i++)
+        if (!(b->flights[i].order = calloc(l->seqs_max, sizeof(*b->flights[i].order)))) rc = WN_ENOMEM;
+    if (rc != WN_OK || !b->slots || !b->closes || !b->feature_busy || !b->drops || !b->features || !b->flights)
+        rc = wn_fail(err, WN_ENOMEM, "batcher of %u sequences", l->seqs_max);
+    if (rc == WN_OK) rc = wn_kvpool_create(&b->pool, l->pages_max, err);
+    if (rc == WN_OK) rc = wn_prefix_cache_create(&b->prefix, b->pool, err);
+    if (rc != WN_OK) {
+        wn_batcher_destroy(b);
+        return rc;
+    }
+    *out = b;
+    return WN_OK;
+}
+
+void wn_batcher_destroy(struct wn_batcher *b)
+{
+    if (!b) return;
+    while (b->jobs) {
+        struct wn_gen_job *next = b->jobs->next;
+        wn_gen_job_destroy(b->jobs);
+        b->jobs = next;
+    }
+    wn_prefix_cache_destroy(b->prefix);
+    wn_kvpool_destroy(b->pool);
+    for (uint32_t i = 0; b->flights && i < b->depth; i++) free(b->flights[i].order);
+    free(b->flights);
+    free(b->features);
+    free(b->drops);
+    free(b->feature_busy);
+    free(b->closes);
+    free(b->slots);
+    free(b);
+}
+
+/* ---- the list of jobs ---- */
+
+void wn_batcher_add(struct wn_batcher *b, struct wn_gen_job *job)
+{
+    *b->jobs_end = job;
+    b->jobs_end = &job->next;
+}
+
+struct wn_gen_job *wn_batcher_oldest(const struct wn_batcher *b)
+{
+    return b->jobs;
+}
+
+wn_status wn_batcher_check(const struct wn_batcher *b, const struct wn_gen_job *job, struct wn_err *err)
+{
+    const uint32_t rows = job->prompt_rows_n + job->max_new;
+
+    if (wn_kvpool_need(rows, b->step.page_tokens) <= b->step.pages_max) return WN_OK;
+    return wn_fail(err, WN_ELIMIT,
+                   "%u tokens of prompt and answer need more KV pages than there are (%u of %u tokens)", rows,
+                   b->step.pages_max, b->step.page_tokens);
+}
+
+static void drop_features(struct wn_batcher *b, struct wn_gen_image *im)
+{
+    im->held = false;
+    b->feature_busy[im->slot] = false;
+    b->drops[b->drops_n++] = im->slot;
+}
+
+static bool has_slot(const struct wn_gen_job *job)
+{
+    return job->state == WN_GEN_PREFILL || job->state == WN_GEN_DECODE;
+}
+
+void wn_batcher_end(struct wn_batcher *b, struct wn_gen_job *job)
+{
+    WN_ASSERT(!job->doomed);
+    job->doomed = true;
+    if (!has_slot(job)) return;
+    wn_prefix_release(b->prefix, job->pages, job->pages_n);
+    b->slots[job->slot] = NULL;
+    b->closes[b->closes_n++] = job->slot;
+    for (uint32_t i = 0; i < job->images_n; i++)
+        if (job->images[i].held) drop_features(b, &job->images[i]);
+}
+
+void wn_batcher_reap(struct wn_batcher *b)
+{
+    struct wn_gen_job **at = &b->jobs, *job;
+
+    while ((job = *at) != NULL) {
+        if (!job->doomed || job->flying) {
+            at = &job->next;
+            continue;
+        }
+        *at = job->next;
+        wn_gen_job_destroy(job);
+    }
+    b->jobs_end = at;
+}
+
+/* ---- admission ---- */
+
+/* A feature slot for each image that rows from job->pos on still need. */
+static bool find_feature_slots(const struct wn_batcher *b, struct wn_gen_job *job)
+{
+    uint32_t s = 0;
+
+    for (uint32_t i = 0; i < job->images_n; i++) {
+        if (job->images[i].last_row <= job->pos) continue;
+        while (s < b->step.features_max && b->feature_busy[s]) s++;
+        if (s == b->step.features_max) return false;
+        job->images[i].slot = s++;
+    }
+    return true;
+}
+
+/* Pages for the whole job: those of its prompt that are in the cache, and fresh ones. All or none. */
+static bool find_pages(struct wn_batcher *b, struct wn_gen_job *job)
+{
+    const uint32_t need = wn_kvpool_need(job->prompt_rows_n + job->max_new, b->step.page_tokens);
+    const Wn__Sampling *s = job->g->sampling;
+    /* a repetition penalty counts the prompt's tokens where they are drawn: there every row has to pass */
+    const bool penalty = s && s->repetition_penalty > 0 && s->repetition_penalty != 1;
+    uint32_t cached;
+
+    if (!job->pages && !(job->pages = calloc(need, sizeof(*job->pages)))) return false;
+    cached = wn_prefix_match(b->prefix, job->keys, penalty ? 0 : job->keys_n, job->pages);
+    if (wn_prefix_take(b->prefix, job->pages + cached, need - cached) != WN_OK) {
+        wn_prefix_release(b->prefix, job->pages, cached);
+        return false;
+    }
+    job->pages_n = need;
+    job->published = cached;
+    job->pos = job->cached_rows = cached * b->step.page_tokens;
+    return true;
+}
+
+/* Puts the features that rows still need into the record. */
+static void hand_features(struct wn_batcher *b, struct wn_gen_job *job, struct wn_step_record *rec)
+{
+    for (uint32_t i = 0; i < job->images_n; i++) {
+        struct wn_gen_image *im = &job->images[i];
+        if (im->last_row <= job->pos) continue;
+        b->feature_busy[im->slot] = im->held = true;
+        b->features[rec->features_n] = im->msg->payload;
+        rec->features[rec->features_n++] = (struct wn_step_features){.slot = im->slot,
+                                                                     .rows = im->rows,
+                                                                     .width = im->width,
+                                                                     .dtype = (uint32_t)im->dtype,
+                                                                     .projected = im->projected};
+    }
+}
+
+/* Gives the job a slot, pages and feature slots, or leaves all as it was. */
+static bool admit(struct wn_batcher *b, struct wn_gen_job *job, struct wn_step_record *rec)
+{
+    const Wn__Sampling *s = job->g->sampling;
+    uint32_t slot = 0;
+
+    while (slot < b->step.seqs_max && b->slots[slot]) slot++;
+    if (slot == b->step.seqs_max || !find_pages(b, job)) return false;
+    if (!find_feature_slots(b, job)) {
+        wn_prefix_release(b->prefix, job->pages, job->pages_n);
+        return false;
+    }
+    job->slot = slot;
+    b->slots[slot] = job;
+    hand_features(b, job, rec);
+    rec->opens[rec->opens_n++] = (struct wn_step_open){
+        .slot = slot,
+        .temperature = s ? s->temperature : 0,
+        .top_k = s ? s->top_k : 0,
+        .top_p = s && s->top_p > 0 ? s->top_p : 1,
+        .repetition_penalty = s && s->repetition_penalty > 0 ? s->repetition_penalty : 1,
+        .seed = s ? s->seed : 0,
+    };
+    job->state = WN_GEN_PREFILL;
+    job->started_us = wn_now_us();
+    return true;
+}
+
+static void admit_ready(struct wn_batcher *b, struct wn_step_record *rec)
+{
+    for (struct wn_gen_job *j = b->jobs; j; j = j->next) {
+        if (j->state != WN_GEN_READY || j->doomed) continue;
+        if (!admit(b, j, rec)) break; /* in order: nobody overtakes the one that waits for room */
+    }
+}
+
+/* ---- rows ---- */
+
+static struct wn_flight *next_flight(const struct wn_batcher *b)
+{
+    return &b->flights[(b->flights_first + b->flights_n) % b->depth];
+}
+
+/* Rows [pos, pos + n) of the job, as the next sequence of the record. */
+static void add_rows(struct wn_batcher *b, struct wn_step_record *rec, struct wn_gen_job *job, uint32_t n, bool sample)
+{
+    const uint32_t pages = wn_kvpool_need(job->pos + n, b->step.page_tokens);
+
+    WN_ASSERT(pages <= job->pages_n && rec->pages_n + pages <= b->step.pages_max);
+    next_flight(b)->order[rec->seqs_n] = job;
+    job->flying++;
+    rec->seqs[rec->seqs_n++] = (struct wn_step_seq){.slot = job->slot,
+                                                    .first_row = rec->rows_n,
+                                                    .rows = n,
+                                                    .pos = job->pos,
+                                                    .first_page = rec->pages_n,
+                                                    .pages = pages,
+                                                    .sample = sample};
+    memcpy(rec->pages + rec->pages_n, job->pages, pages * sizeof(*job->pages));
+    rec->pages_n += pages;
+    if (job->state == WN_GEN_DECODE)
+        rec->rows[rec->rows_n++] = (struct wn_step_row){.id = job->last_token, .features = WN_STEP_NO_FEATURES};
+    for (uint32_t i = job->pos; job->state == WN_GEN_PREFILL && i < job->pos + n; i++) {
+        struct wn_step_row row = job->rows[i];
+        if (row.features != WN_STEP_NO_FEATURES) row.features = job->images[row.features].slot;
+        rec->rows[rec->rows_n++] = row;
+    }
+    job->pos += n;
+    /* Later steps follow this one on every rank, so what it fills may be read from now on. */
+    for (; job->published < job->keys_n && (job->published + 1) * b->step.page_tokens <= job->pos; job->published++)
+        wn_prefix_publish(b->prefix, job->pages[job->published], &job->keys[job->published]);
+}
+
+void wn_batcher_fill(struct wn_batcher *b, struct wn_step_record *rec)
+{
+    uint32_t room, decoding = 0, share;
+
+    memcpy(rec->closes, b->closes, b->closes_n * sizeof(*b->closes));
+    rec->closes_n = b->closes_n;
+    memcpy(rec->drops, b->drops, b->drops_n * sizeof(*b->drops));
+    rec->drops_n = b->drops_n;
+    b->closes_n = b->drops_n = 0;
+    admit_ready(b, rec);
+    /* Decodes are dealt over the steps in flight, so that every stage has one to work on. */
+    for (struct wn_gen_job *j = b->jobs; j; j = j->next) decoding += j->state == WN_GEN_DECODE && !j->doomed;
+    share = (decoding + b->depth - 1) / b->depth;
+    for (struct wn_gen_job *j = b->jobs; j && rec->rows_n < b->step.rows_max && rec->seqs_n < share; j = j->next)
+        if (j->state == WN_GEN_DECODE && !j->flying && !j->doomed) add_rows(b, rec, j, 1, true);
+    for (struct wn_gen_job *j = b->jobs; j; j = j->next) {
+        if (j->state != WN_GEN_PREFILL || j->doomed || (room = b->step.rows_max - rec->rows_n) == 0) continue;
+        if (room > j->rows_n - j->pos) room = j->rows_n - j->pos;
+        if (room) add_rows(b, rec, j, room, j->pos + room == j->rows_n);
+    }
+}
+
+bool wn_batcher_is_idle(const struct wn_step_record *rec)
+{
+    return rec->rows_n == 0 && rec->flags == 0 && rec->closes_n == 0 && rec->drops_n == 0;
+}
+
+const void *const *wn_batcher_features(const struct wn_batcher *b)
+{
+    return b->features;
+}
+
+/* ---- steps on their way ---- */
+
+void wn_batcher_begun(struct wn_batcher *b, const struct wn_step_record *rec)
+{
+    struct wn_flight *f = next_flight(b);
+
+    WN_ASSERT(b->flights_n < b->depth);
+    f->seqs_n = rec->seqs_n;
+    f->flags = rec->flags;
+    b->flights_n++;
+    for (uint32_t i = 0; i < f->seqs_n; i++) {
+        struct wn_gen_job *job = f->order[i];
+        for (uint32_t k = 0; k < job->images_n; k++) /* features whose rows have all been read make room */
+            if (job->images[k].held && job->pos >= job->images[k].last_row) drop_features(b, &job->images[k]);
+    }
+}
+
+const struct wn_flight *wn_batcher_landed(struct wn_batcher *b)
+{
+    const struct wn_flight *f = &b->flights[b->flights_first];
+
+    WN_ASSERT(b->flights_n > 0);
+    b->flights_first = (b->flights_first + 1) % b->depth;
+    b->flights_n--;
+    for (uint32_t i = 0; i < f->seqs_n; i++) f->order[i]->flying--;
+    return f;
+}
+
+uint32_t wn_batcher_in_flight(const struct wn_batcher *b)
+{
+    return b->flights_n;
+}
+
+void wn_batcher_load(const struct wn_batcher *b, struct wn_batcher_load *load)
+{
+    struct wn_prefix_stats pages;
+
+    *load = (struct wn_batcher_load){0};
+    for (const struct wn_gen_job *j = b->jobs; j; j = j->next) {
+        if (j->doomed) continue;
+        load->running += has_slot(j);
+        load->waiting += !has_slot(j);
+    }
+    wn_prefix_stats(b->prefix, &pages);
+    load->pages_used = pages.used;
+}

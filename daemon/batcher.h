@@ -1,0 +1,58 @@
+/* daemon/batcher.h - who gets into the next step, and what a job holds meanwhile: a slot, KV pages, feature slots.
+ *
+ * Each step takes one row of every sequence that decodes, and fills up to --max-num-batched-tokens with prompt rows of
+ * the oldest jobs. A job enters a slot when its features are here and the pages for its prompt and longest answer are
+ * free, in order of arrival. Every rank runs the records in order, so what a job gives back while rows of it are still
+ * on their way may be lent again in the next record.
+ *
+ * Bookkeeping only: no message, no replica. The engine ships the records and says what their tokens mean.
+ *
+ * Owns:    the jobs, from add until they have ended and no row of theirs is on its way; pages and the prefix cache.
+ * Threads: engine only. */
+#ifndef WN_DAEMON_BATCHER_H
+#define WN_DAEMON_BATCHER_H
+
+#include "daemon/engine_job.h"
+
+struct wn_batcher;
+
+/* A step on its way: whose sequences it has. */
+struct wn_flight {
+    struct wn_gen_job **order; /* [seqs_n] */
+    uint32_t seqs_n, flags;
+};
+
+struct wn_batcher_load {
+    uint32_t waiting, running; /* jobs without and with a slot; those that have ended count as neither */
+    uint32_t pages_used;
+};
+
+/* At most `depth` steps are on their way at a time. */
+WN_NODISCARD wn_status wn_batcher_create(struct wn_batcher **out, const struct wn_step_limits *limits, uint32_t depth,
+                                         struct wn_err *err);
+void wn_batcher_destroy(struct wn_batcher *b); /* NULL is fine */
+
+void wn_batcher_add(struct wn_batcher *b, struct wn_gen_job *job); /* takes the job: it is the youngest now */
+struct wn_gen_job *wn_batcher_oldest(const struct wn_batcher *b);  /* NULL: none; job->next is the one after */
+
+/* WN_ELIMIT: the job, which is laid out, could not run if it had the pool for itself. */
+WN_NODISCARD wn_status wn_batcher_check(const struct wn_batcher *b, const struct wn_gen_job *job, struct wn_err *err);
+
+/* The job has been answered: gives back what it holds. It stays in the list, `doomed`, until the next reap. */
+void wn_batcher_end(struct wn_batcher *b, struct wn_gen_job *job);
+void wn_batcher_reap(struct wn_batcher *b); /* destroys ended jobs of which nothing is on its way */
+
+/* Fills a cleared record; the caller may set flags. Data of its features is in wn_batcher_features() until the next
+ * fill. Either wn_batcher_begun follows, or, if the record is of no use (wn_batcher_is_idle), the next fill. */
+void wn_batcher_fill(struct wn_batcher *b, struct wn_step_record *rec);
+bool wn_batcher_is_idle(const struct wn_step_record *rec); /* says nothing to anybody */
+const void *const *wn_batcher_features(const struct wn_batcher *b);
+void wn_batcher_begun(struct wn_batcher *b, const struct wn_step_record *rec);
+
+/* The oldest step is over; valid until wn_batcher_begun. Jobs in it may have ended meanwhile. */
+const struct wn_flight *wn_batcher_landed(struct wn_batcher *b);
+uint32_t wn_batcher_in_flight(const struct wn_batcher *b);
+
+void wn_batcher_load(const struct wn_batcher *b, struct wn_batcher_load *load);
+
+#endif

@@ -1,0 +1,90 @@
+/* daemon/engine_answer.c - what the engine says about a job: credit for its features, tokens, its end. */
+#include "daemon/engine_impl.h"
+
+void wn_engine_send_ack(struct wn_engine *e, const struct wn_front_msg *m, const struct wn_err *err)
+{
+    Wn__FeaturesAck ack = WN__FEATURES_ACK__INIT;
+
+    ack.job = m->env->features->job;
+    ack.image = m->env->features->image;
+    if (err) {
+        ack.code = (uint32_t)err->code;
+        ack.text = (char *)(uintptr_t)err->text;
+    }
+    wn_front_send(e->opts.front, &m->party, WN__ENVELOPE__BODY_FEATURES_ACK, &ack, WN_TRAFFIC_CONTROL, NULL, 0, NULL,
+                  NULL);
+}
+
+void wn_engine_accept_features(struct wn_engine *e, struct wn_gen_job *job)
+{
+    for (uint32_t i = 0; i < job->images_n; i++) {
+        struct wn_gen_image *im = &job->images[i];
+        if (!im->msg || im->accepted) continue;
+        im->accepted = true;
+        wn_engine_send_ack(e, im->msg, NULL);
+    }
+}
+
+void wn_engine_drop(struct wn_engine *e, struct wn_gen_job *job)
+{
+    wn_engine_accept_features(e, job);
+    wn_batcher_end(e->batcher, job);
+}
+
+void wn_engine_fail(struct wn_engine *e, struct wn_gen_job *job, const struct wn_err *err)
+{
+    wn_front_send_error(e->opts.front, &job->order->party, job->g->job, err, false);
+    wn_engine_drop(e, job);
+}
+
+void wn_engine_finish(struct wn_engine *e, struct wn_gen_job *job, Wn__FinishReason reason)
+{
+    Wn__Done done = WN__DONE__INIT;
+    Wn__Usage usage = WN__USAGE__INIT;
+    Wn__LinkBytes bytes = WN__LINK_BYTES__INIT;
+
+    wn_gen_job_usage(job, e->opts.plan, e->opts.step.rows_max, &usage, &bytes);
+    done.job = job->g->job;
+    done.reason = reason;
+    done.usage = &usage;
+    wn_front_send(e->opts.front, &job->order->party, WN__ENVELOPE__BODY_DONE, &done, WN_TRAFFIC_CONTROL, NULL, 0,
+                  NULL, NULL);
+    wn_engine_drop(e, job);
+    e->stats_due = true;
+}
+
+static void send_tokens(struct wn_engine *e, const struct wn_gen_job *job, uint32_t *id, const char *text)
+{
+    Wn__Tokens t = WN__TOKENS__INIT;
+
+    t.job = job->g->job;
+    t.first = id ? job->new_n - 1 : job->new_n;
+    t.ids = id;
+    t.n_ids = id ? 1 : 0;
+    t.text = (char *)(uintptr_t)text;
+    wn_front_send(e->opts.front, &job->order->party, WN__ENVELOPE__BODY_TOKENS, &t, WN_TRAFFIC_TOKENS, NULL, 0, NULL,
+                  NULL);
+}
+
+void wn_engine_take_token(struct wn_engine *e, struct wn_gen_job *job, uint32_t id)
+{
+    const struct wn_model *m = e->opts.gen.model;
+    const Wn__Sampling *s = job->g->sampling;
+    const char *text = "", *rest = "";
+    struct wn_err err = {0};
+    bool stopped = false, eos = false;
+
+    if (!job->first_token_us) job->first_token_us = wn_now_us();
+    job->state = WN_GEN_DECODE;
+    job->last_token = id;
+    job->new_n++;
+    for (uint32_t i = 0; i < m->eos_n; i++) eos = eos || (id == m->eos[i] && !(s && s->ignore_eos));
+    if (!eos && wn_answer_push(job->answer, id, &text, &stopped, &err) != WN_OK) {
+        wn_engine_fail(e, job, &err);
+        return;
+    }
+    send_tokens(e, job, &id, text);
+    if (!eos && !stopped && job->new_n < job->max_new) return;
+    if (!stopped && wn_answer_finish(job->answer, &rest, &err) == WN_OK && rest[0]) send_tokens(e, job, NULL, rest);
+    wn_engine_finish(e, job, eos || stopped ? WN__FINISH_REASON__FINISH_STOP : WN__FINISH_REASON__FINISH_LENGTH);
+}
