@@ -33,25 +33,53 @@ bool wn_log_level_parse(const char *name, wn_log_level *out)
 }
 
 /* Appends to line[*at]; a record that does not fit is cut, never overrun. */
-static void append(char *line, size_t size, size_t *at, const char *fmt, va_list ap)
-{
-    int n = vsnprintf(line + *at, size - *at, fmt, ap);
-    if (n < 0) return;
-    *at = (size_t)n < size - *at ? *at + (size_t)n : size - 1;
-}
-
 static void appendf(char *line, size_t size, size_t *at, const char *fmt, ...) WN_PRINTF(4, 5);
 static void appendf(char *line, size_t size, size_t *at, const char *fmt, ...)
 {
     va_list ap;
+    int n;
+
     va_start(ap, fmt);
-    append(line, size, at, fmt, ap);
+    n = vsnprintf(line + *at, size - *at, fmt, ap);
     va_end(ap);
+    if (n < 0) return;
+    *at = (size_t)n < size - *at ? *at + (size_t)n : size - 1;
+}
+
+/* Bytes of the UTF-8 character at p that may go to a terminal as they are; 0: a control character, or no UTF-8. */
+static size_t printable(const unsigned char *p)
+{
+    size_t n = p[0] < 0x80 ? 1 : p[0] >= 0xc2 && p[0] < 0xe0 ? 2 : p[0] >= 0xe0 && p[0] < 0xf0 ? 3 : p[0] >= 0xf0 ? 4 : 0;
+
+    if (p[0] < 0x20 || p[0] == 0x7f || p[0] == '\\' || p[0] > 0xf4) return 0;
+    for (size_t i = 1; i < n; i++)
+        if ((p[i] & 0xc0) != 0x80) return 0; /* a NUL ends it here, too */
+    return n == 2 && p[0] == 0xc2 && p[1] < 0xa0 ? 0 : n;
+}
+
+/* Texts of peers and file names end up in records: one record stays one line, and a terminal gets no commands. */
+static void append_escaped(char *line, size_t size, size_t *at, const char *text)
+{
+    const unsigned char *p = (const unsigned char *)text;
+
+    while (*p) {
+        const size_t n = printable(p);
+        if (n > size - 1 - *at) return;
+        memcpy(line + *at, p, n);
+        *at += n;
+        p += n;
+        if (n > 0) continue;
+        if (size - 1 - *at < 4) return;
+        if (*p == '\n') appendf(line, size, at, "\\n");
+        else if (*p == '\\') appendf(line, size, at, "\\\\");
+        else appendf(line, size, at, "\\x%02x", *p);
+        p++;
+    }
 }
 
 void wn_log_write(wn_log_level level, const char *area, const char *fmt, ...)
 {
-    char line[1024];
+    char line[1024], text[1024];
     const size_t room = sizeof(line) - 1; /* the newline always fits */
     size_t at = 0;
     struct timespec ts;
@@ -63,8 +91,9 @@ void wn_log_write(wn_log_level level, const char *area, const char *fmt, ...)
     appendf(line, room, &at, "%02d:%02d:%02d.%03ld %-5s %s %s: ", tm.tm_hour, tm.tm_min, tm.tm_sec,
             ts.tv_nsec / 1000000, level_names[level], log_role, area);
     va_start(ap, fmt);
-    append(line, room, &at, fmt, ap);
+    vsnprintf(text, sizeof(text), fmt, ap);
     va_end(ap);
+    append_escaped(line, room, &at, text);
     line[at++] = '\n';
     (void)!write(STDERR_FILENO, line, at);
 }
