@@ -49,9 +49,9 @@ static void appendf(char *line, size_t size, size_t *at, const char *fmt, ...)
 /* Bytes of the UTF-8 character at p that may go to a terminal as they are; 0: a control character, or no UTF-8. */
 static size_t printable(const unsigned char *p)
 {
-    size_t n = p[0] < 0x80 ? 1 : p[0] >= 0xc2 && p[0] < 0xe0 ? 2 : p[0] >= 0xe0 && p[0] < 0xf0 ? 3 : p[0] >= 0xf0 ? 4 : 0;
+    const size_t n = p[0] < 0x80 ? 1 : p[0] < 0xe0 ? 2 : p[0] < 0xf0 ? 3 : 4;
 
-    if (p[0] < 0x20 || p[0] == 0x7f || p[0] == '\\' || p[0] > 0xf4) return 0;
+    if (p[0] < 0x20 || p[0] == 0x7f || p[0] == '\\' || (p[0] >= 0x80 && p[0] < 0xc2) || p[0] > 0xf4) return 0;
     for (size_t i = 1; i < n; i++)
         if ((p[i] & 0xc0) != 0x80) return 0; /* a NUL ends it here, too */
     return n == 2 && p[0] == 0xc2 && p[1] < 0xa0 ? 0 : n;

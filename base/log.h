@@ -1,6 +1,6 @@
 /* base/log.h - one-line records on standard error: time, level, role, area, text.
- * The level is tested before the arguments are evaluated. Any thread may log. The text may hold what peers sent: control
- * characters, backslashes and bytes that are not UTF-8 are written as \n, \\ or \x1b. */
+ * The level is tested before the arguments are evaluated. Any thread may log. The text may hold what peers sent:
+ * control characters, backslashes and bytes that are not UTF-8 are written as \n, \\ or \x1b. */
 #ifndef WN_BASE_LOG_H
 #define WN_BASE_LOG_H
 

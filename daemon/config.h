@@ -49,6 +49,9 @@ struct wn_config {
     char host[WN_TEXT_LEN];
     uint32_t port;
     uint32_t max_queue;
+    uint32_t max_jobs_per_client; /* 0: as max_queue_share says */
+    float max_queue_share, max_job_rate; /* of one client */
+    uint64_t max_request_bytes;
     uint32_t max_attempts;
     uint32_t max_results, result_ttl_s; /* finished jobs that are kept for attach */
     uint32_t no_worker_timeout_ms;      /* a job that finds no worker fails after this; 0: waits for ever */

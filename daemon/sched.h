@@ -5,6 +5,7 @@
 
 #include <stdatomic.h>
 
+#include "daemon/accounts.h"
 #include "daemon/config.h"
 #include "daemon/job.h"
 #include "daemon/journal.h"
@@ -13,9 +14,8 @@
 #define WN_SCHED_WORKERS_MAX  320
 #define WN_SCHED_WATCHERS_MAX 8          /* followers of one job */
 #define WN_SCHED_BUCKETS      4096
-#define WN_SCHED_PAYLOAD_MAX  ((size_t)256 << 20) /* images of one job */
 #define WN_SCHED_HELD_MAX     ((size_t)2 << 30)   /* images of all jobs that have not ended; more is Busy */
-#define WN_SCHED_RETRY_MS     500
+#define WN_SCHED_RETRY_MS     500                 /* Busy, as long as no job has ended */
 #define WN_NO_WORKER          (-1)
 
 /* Bytes that are sent without a copy: freed by whoever lets go last, on any thread. */
@@ -65,6 +65,7 @@ struct wn_job {
     Wn__Usage usage, leader_usage;    /* the parts we measure; what the leader said, by value, without pointers */
     Wn__LinkBytes link;
     int64_t submitted_us, queued_us, dispatched_us, first_token_us, ended_us, deadline_us;
+    struct wn_ticket ticket;          /* of the client that brought it, until it ends */
     struct wn_job *prev, *next;       /* in its list */
     struct wn_job *by_id, *by_key;    /* next in the bucket */
     enum wn_job_list list;
@@ -93,13 +94,17 @@ struct wn_scheduler {
         struct wn_job *first, *last;
         size_t n;
     } list[WN_LISTS];
+    struct wn_accounts accounts;
+    struct wn_account *journal_account; /* of the jobs that were in the journal at start; valid until run */
     size_t held_bytes;
+    int64_t ended_us, gap_us;         /* when the last job ended, and how long that takes: a moving mean */
     Wn__Pruning default_pruning;
     bool draining, stalled;           /* stalled: a client's queue is full, try again soon */
     struct wn_journal *journal;       /* NULL: jobs live in memory only */
     struct wn_err journal_error;      /* why it cannot be written; code WN_OK: it can */
     bool probing;
     int64_t probe_us, record_us;      /* when to try it again, when to record tokens again */
+    int64_t sweep_us;                 /* when to look for accounts to forget */
     size_t unsettled;                 /* ended jobs whose end was not told yet */
     int64_t started_us;
     uint64_t accepted, answered, failed, cancelled, replayed;

@@ -6,6 +6,9 @@
 #include "daemon/sched.h"
 #include "pruning/prune.h"
 
+#define RETRY_MS_MIN 50
+#define RETRY_MS_MAX 10000
+
 void wn_sched_refuse(struct wn_endpoint *ep, const struct wn_peer_id *to, const char *tag, const struct wn_err *err)
 {
     Wn__Error e = WN__ERROR__INIT;
@@ -153,6 +156,9 @@ static wn_status check_images(const struct wn_scheduler *s, const Wn__Submit *r,
                            (unsigned long long)r->image_bytes[i], (unsigned long long)s->cfg.image_bytes_max);
         sum += r->image_bytes[i]; /* 16 of at most 2^30 */
     }
+    if (sum > s->cfg.max_request_bytes)
+        return wn_fail(err, WN_ELIMIT, "the images have %llu bytes together; at most %llu are allowed",
+                       (unsigned long long)sum, (unsigned long long)s->cfg.max_request_bytes);
     if (sum != payload)
         return wn_fail(err, WN_EPROTO, "the images are said to have %llu bytes; %zu came", (unsigned long long)sum,
                        payload);
@@ -172,24 +178,62 @@ static wn_status check_submit(const struct wn_scheduler *s, const Wn__Submit *r,
 }
 
 /* Why nothing more is taken just now; NULL if it is. */
-static const char *full(const struct wn_scheduler *s, size_t payload)
+static const char *full(const struct wn_scheduler *s, uint32_t jobs, size_t payload)
 {
     if (s->draining) return "the server is shutting down";
     if (s->journal_error.code != WN_OK) return s->journal_error.text;
-    if (s->list[WN_LIST_PENDING].n + s->list[WN_LIST_QUEUED].n + s->list[WN_LIST_RUNNING].n >= s->cfg.max_queue)
+    if (s->list[WN_LIST_PENDING].n + s->list[WN_LIST_QUEUED].n + s->list[WN_LIST_RUNNING].n + jobs > s->cfg.max_queue)
         return "the queue is full";
-    if (payload > WN_SCHED_HELD_MAX - s->held_bytes) return "too many images are waiting";
+    if (s->held_bytes > WN_SCHED_HELD_MAX || jobs * payload > WN_SCHED_HELD_MAX - s->held_bytes)
+        return "too many images are waiting";
     return NULL;
 }
 
-void wn_sched_busy(struct wn_scheduler *s, const struct wn_peer_id *to, const char *tag, const char *why)
+/* About when the next job will have ended: then there is room again. */
+static uint32_t retry_ms(const struct wn_scheduler *s)
+{
+    const int64_t ms = s->gap_us / 1000;
+
+    return (uint32_t)(ms < RETRY_MS_MIN ? RETRY_MS_MIN : ms > RETRY_MS_MAX ? RETRY_MS_MAX : ms);
+}
+
+static void send_busy(struct wn_scheduler *s, const struct wn_peer_id *to, const char *tag, const char *why,
+                      uint32_t after_ms)
 {
     Wn__Busy b = WN__BUSY__INIT;
 
     b.client_tag = (char *)(uintptr_t)tag;
-    b.retry_ms = WN_SCHED_RETRY_MS;
+    b.retry_ms = after_ms;
     b.reason = (char *)(uintptr_t)why;
     (void)!wn_sched_send(s->clients, to, WN__ENVELOPE__BODY_BUSY, &b, NULL, 0, 0, NULL);
+}
+
+void wn_sched_busy(struct wn_scheduler *s, const struct wn_peer_id *to, const char *tag, const char *why)
+{
+    send_busy(s, to, tag, why, retry_ms(s));
+}
+
+/* The sender's account if it may bring so many jobs now; else it was answered. */
+static struct wn_account *charge(struct wn_scheduler *s, const struct wn_peer_id *peer, const Wn__Submit *r,
+                                 uint32_t jobs, size_t payload)
+{
+    const int64_t now = wn_now_us();
+    const char *why = full(s, jobs, payload);
+    struct wn_account *acc = why ? NULL : wn_account_open(&s->accounts, peer, now);
+    uint32_t after_ms = 0;
+    char text[128];
+
+    if (acc && wn_account_allows(&s->accounts, acc, jobs, now, &after_ms)) return acc;
+    if (!why && !acc) {
+        why = "too many clients";
+    } else if (!why) {
+        if (after_ms) snprintf(text, sizeof(text), "more than %g jobs/s from this client", s->accounts.jobs_per_s);
+        else snprintf(text, sizeof(text), "this client has %u jobs here; at most %u at a time", acc->jobs,
+                      s->accounts.jobs_max);
+        why = text;
+    }
+    send_busy(s, peer, r->client_tag, why, after_ms ? after_ms : retry_ms(s));
+    return NULL;
 }
 
 /* Lets the sender of r follow the job. */
@@ -226,8 +270,8 @@ static void on_submit(struct wn_scheduler *s, const struct wn_peer_id *peer, Wn_
 {
     const Wn__Submit *r = (*env)->submit;
     struct wn_job *job = wn_sched_job_find_key(s, r->idempotency_key);
+    struct wn_account *account;
     struct wn_err err = {0};
-    const char *why;
 
     if (job && !(job->life.state == WN_JOB_FAILED && job->retriable)) {
         follow(s, job, peer, r, true);
@@ -238,15 +282,13 @@ static void on_submit(struct wn_scheduler *s, const struct wn_peer_id *peer, Wn_
         wn_sched_refuse(s->clients, peer, r->client_tag, &err);
         return;
     }
-    if ((why = full(s, images_bytes)) != NULL) {
-        wn_sched_busy(s, peer, r->client_tag, why);
-        return;
-    }
+    if (!(account = charge(s, peer, r, 1, images_bytes))) return;
     if (wn_sched_job_create(s, &job, *env, NULL, images, images_bytes, &err) != WN_OK) {
         wn_sched_refuse(s->clients, peer, r->client_tag, &err);
         return;
     }
     *env = NULL;
+    wn_ticket_open(&job->ticket, account);
     job->submitted_us = job->queued_us = wn_now_us();
     job->deadline_us = wn_sched_deadline(r, job->submitted_us);
     job->pruning = wn_sched_pruning(s, r);

@@ -228,9 +228,11 @@ static void revive(struct wn_scheduler *s, struct wn_job *job, const struct wn_e
     if (job->life.state != WN_JOB_RUNNING) job->life.attempt++;
     job->life.attempts_max++;
     job->life.state = WN_JOB_QUEUED;
+    wn_ticket_open(&job->ticket, s->journal_account);
     wn_sched_list_put(s, job, WN_LIST_QUEUED, false);
     if (damage->code == WN_OK) return;
     if (wn_job_apply(&job->life, WN_JOB_FAIL, &err) != WN_OK) return;
+    wn_ticket_close(&s->accounts, &job->ticket);
     wn_fail(&job->error, WN_EIO, "an image was lost: %.300s", damage->text);
     job->ended_us = wn_now_us();
     s->failed++;
@@ -288,10 +290,13 @@ out:
 
 wn_status wn_sched_journal_open(struct wn_scheduler *s, struct wn_err *err)
 {
+    const struct wn_peer_id nobody = {0};
     wn_status rc;
 
     if (!s->cfg.journal[0]) return WN_OK;
     if ((rc = wn_journal_open(&s->journal, s->cfg.journal, err)) != WN_OK) return rc;
+    if (!(s->journal_account = wn_account_open(&s->accounts, &nobody, wn_now_us())))
+        return wn_fail(err, WN_ENOMEM, "scheduler");
     if ((rc = wn_journal_load(s->journal, load_job, s, err)) != WN_OK) return rc;
     wn_info("scheduler", "journal %s: %zu jobs to do, %zu results", s->cfg.journal, s->list[WN_LIST_QUEUED].n,
             s->list[WN_LIST_ENDED].n);

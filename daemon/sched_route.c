@@ -4,6 +4,8 @@
 #include "base/log.h"
 #include "daemon/sched.h"
 
+#define GAP_MAX_US ((int64_t)5000000)
+
 static bool has_room(const struct wn_sched_worker *w, Wn__Role role)
 {
     return w->up && !w->draining && w->role == role && w->outstanding < w->slots;
@@ -86,10 +88,21 @@ static void release(struct wn_scheduler *s, struct wn_job *job, bool cancel)
     }
 }
 
+/* How often a job ends: what Busy tells. A pause counts for little. */
+static void note_gap(struct wn_scheduler *s, int64_t now_us)
+{
+    const int64_t gap_us = now_us - s->ended_us;
+
+    if (s->ended_us) s->gap_us += ((gap_us < GAP_MAX_US ? gap_us : GAP_MAX_US) - s->gap_us) / 8;
+    s->ended_us = now_us;
+}
+
 /* The job has ended in life.state. */
 static void finish(struct wn_scheduler *s, struct wn_job *job)
 {
     job->ended_us = wn_now_us();
+    note_gap(s, job->ended_us);
+    wn_ticket_close(&s->accounts, &job->ticket);
     job->usage.attempts = job->life.attempt;
     job->usage.completion_tokens = (uint32_t)job->answer.ids_n;
     job->usage.total_us = (uint64_t)(job->ended_us - job->submitted_us);
@@ -257,6 +270,7 @@ static void start(struct wn_scheduler *s, struct wn_job *job, int leader)
     struct wn_err err = {0};
 
     if (wn_job_apply(&job->life, WN_JOB_DISPATCH, &err) != WN_OK) return;
+    wn_ticket_leave(&s->accounts, &job->ticket, true);
     wn_sched_list_put(s, job, WN_LIST_RUNNING, false);
     job->dispatched_us = wn_now_us();
     job->usage.queue_us = (uint64_t)(job->dispatched_us - job->submitted_us);
@@ -271,9 +285,24 @@ static void start(struct wn_scheduler *s, struct wn_job *job, int leader)
     if (send_generate(s, job, leader)) (void)encode_some(s, job);
 }
 
-void wn_sched_dispatch(struct wn_scheduler *s)
+/* The first queued job in the order of turns (accounts.h) that has workers; NULL: none. */
+static struct wn_job *next_queued(struct wn_scheduler *s)
 {
     const bool vision = wn_sched_workers_up(s, WN__ROLE__ROLE_VISION) > 0;
+
+    for (struct wn_account *acc = s->accounts.turn_first; acc; acc = acc->turn_next) {
+        for (struct wn_ticket *t = acc->first; t; t = t->next) {
+            struct wn_job *job = (struct wn_job *)((char *)t - offsetof(struct wn_job, ticket));
+            if (vision || job->images_n == 0) return job;
+        }
+    }
+    return NULL;
+}
+
+void wn_sched_dispatch(struct wn_scheduler *s)
+{
+    struct wn_job *queued;
+    int leader;
 
     /* Whatever changes a job's state below may move others in the lists: then begin again. Each pass moves one job on,
      * and a job comes back at most attempts_max times. */
@@ -281,16 +310,8 @@ void wn_sched_dispatch(struct wn_scheduler *s)
         next = job->next;
         if (!encode_some(s, job)) next = s->list[WN_LIST_RUNNING].first;
     }
-    for (struct wn_job *job = s->list[WN_LIST_QUEUED].first; job;) {
-        int leader = pick_leader(s);
-        if (leader == WN_NO_WORKER) break;
-        if (job->images_n > 0 && !vision) {
-            job = job->next;
-            continue;
-        }
-        start(s, job, leader);
-        job = s->list[WN_LIST_QUEUED].first;
-    }
+    while (s->accounts.turn_first && (leader = pick_leader(s)) != WN_NO_WORKER && (queued = next_queued(s)) != NULL)
+        start(s, queued, leader);
 }
 
 /* NULL, or what the job has waited for too long. */

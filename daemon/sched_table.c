@@ -96,6 +96,7 @@ struct wn_job *wn_sched_job_find_key(struct wn_scheduler *s, const char *key)
 static void list_remove(struct wn_scheduler *s, struct wn_job *job)
 {
     if (job->list == WN_LISTS) return;
+    wn_ticket_leave(&s->accounts, &job->ticket, false);
     if (job->prev) job->prev->next = job->next;
     else s->list[job->list].first = job->next;
     if (job->next) job->next->prev = job->prev;
@@ -109,6 +110,7 @@ void wn_sched_list_put(struct wn_scheduler *s, struct wn_job *job, enum wn_job_l
 {
     list_remove(s, job);
     job->list = list;
+    if (list == WN_LIST_QUEUED) wn_ticket_queue(&s->accounts, &job->ticket, first);
     if (first) {
         job->next = s->list[list].first;
         if (job->next) job->next->prev = job;
@@ -185,6 +187,7 @@ void wn_sched_job_destroy(struct wn_scheduler *s, struct wn_job *job)
     struct wn_job **p;
 
     list_remove(s, job);
+    wn_ticket_close(&s->accounts, &job->ticket);
     for (p = &s->by_id[hash_text(job->id)]; *p; p = &(*p)->by_id) {
         if (*p != job) continue;
         *p = job->by_id;

@@ -1,6 +1,7 @@
 /* daemon/scheduler.c - the scheduler's sockets, loop and end. */
 #include "daemon/scheduler.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,17 +11,18 @@
 
 #define BURST    64              /* messages of one socket before the other has its turn */
 #define TICK_US  ((int64_t)50000)
+#define SWEEP_US ((int64_t)1000000)
 #define STALL_US ((int64_t)10000) /* while a client's queue is full */
 
 static wn_status open_endpoints(struct wn_scheduler *s, const char *workers, struct wn_err *err)
 {
-    const size_t images_max = WN_IMAGES_MAX * s->cfg.image_bytes_max;
+    const size_t images_max = WN_IMAGES_MAX * s->cfg.image_bytes_max, request_max = s->cfg.max_request_bytes;
     char address[WN_TEXT_LEN + 32];
     struct wn_endpoint_opts clients_opts = {
         .type = WN_ENDPOINT_ROUTER,
         .address = address,
         .bind = true,
-        .frame_max = {WN_CODEC_BYTES_MAX, images_max < WN_SCHED_PAYLOAD_MAX ? images_max : WN_SCHED_PAYLOAD_MAX},
+        .frame_max = {WN_CODEC_BYTES_MAX, images_max < request_max ? images_max : request_max},
         .recv_queue_max = 4, /* a message may be large, and is taken out at once */
         .linger_ms = 1000,
     };
@@ -47,6 +49,11 @@ wn_status wn_scheduler_open(struct wn_scheduler **out, const struct wn_config *c
 
     if (!s) return wn_fail(err, WN_ENOMEM, "scheduler");
     s->cfg = *cfg;
+    s->gap_us = WN_SCHED_RETRY_MS * 1000;
+    s->accounts.jobs_max = (uint32_t)ceil((double)s->cfg.max_queue_share * s->cfg.max_queue);
+    if (s->cfg.max_jobs_per_client && s->cfg.max_jobs_per_client < s->accounts.jobs_max)
+        s->accounts.jobs_max = s->cfg.max_jobs_per_client;
+    s->accounts.jobs_per_s = (double)s->cfg.max_job_rate;
     s->started_us = s->absent_us[0] = s->absent_us[1] = wn_now_us();
     s->default_pruning = (Wn__Pruning)WN__PRUNING__INIT;
     s->default_pruning.method = s->cfg.image_pruning_method;
@@ -72,6 +79,7 @@ void wn_scheduler_close(struct wn_scheduler *s)
     wn_journal_close(s->journal); /* first: it writes what is on its way */
     for (int l = 0; l < WN_LISTS; l++)
         while (s->list[l].first) wn_sched_job_destroy(s, s->list[l].first);
+    wn_accounts_fini(&s->accounts);
     for (int i = 0; i < WN_SCHED_WORKERS_MAX; i++) wn_codec_free(s->worker[i].heartbeat);
     wn_endpoint_close(s->clients);
     wn_endpoint_close(s->workers);
@@ -127,6 +135,9 @@ static void tick(struct wn_scheduler *s)
                 if (job->watchers_n) wn_sched_flush(s, job);
     }
     wn_sched_expire(s, now);
+    if (now < s->sweep_us) return;
+    s->sweep_us = now + SWEEP_US;
+    wn_accounts_sweep(&s->accounts, now);
 }
 
 static void begin_drain(struct wn_scheduler *s)

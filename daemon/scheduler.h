@@ -9,6 +9,8 @@
  * with a free slot, its images to vision workers by content (the same image to the same worker while that one has a
  * free slot). A worker that says nothing for --lease-ms is lost: jobs that depend on it go back to the queue with the
  * tokens they have, at most --max-attempts times. A job that finds no worker connected for --no-worker-timeout fails.
+ * Queued jobs go round-robin over their clients (accounts.h); a client is a connection. One that brings more than
+ * --max-job-rate, or has more jobs here than --max-queue-share and --max-jobs-per-client allow, is answered Busy.
  * A slow client is not waited for: each follower has its own place in the answer and catches up. */
 #ifndef WN_DAEMON_SCHEDULER_H
 #define WN_DAEMON_SCHEDULER_H
