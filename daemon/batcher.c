@@ -245,7 +245,7 @@ static void add_rows(struct wn_batcher *b, struct wn_step_record *rec, struct wn
     memcpy(rec->pages + rec->pages_n, job->pages, pages * sizeof(*job->pages));
     rec->pages_n += pages;
     if (job->state == WN_GEN_DECODE)
-        rec->rows[rec->rows_n++] = (struct wn_step_row){.id = job->last_token, .features = WN_STEP_NO_FEATURES};
+        rec->rows[rec->rows_n++] = wn_gen_job_row(job, job->last_token, job->pos);
     for (uint32_t i = job->pos; job->state == WN_GEN_PREFILL && i < job->pos + n; i++) {
         struct wn_step_row row = job->rows[i];
         if (row.features != WN_STEP_NO_FEATURES) row.features = job->images[row.features].slot;

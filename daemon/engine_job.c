@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "pruning/prune.h"
 #include "shard/prompt.h"
 
 static wn_status check_sampling(const Wn__Sampling *s, struct wn_err *err)
@@ -30,6 +31,7 @@ wn_status wn_gen_job_create(struct wn_gen_job **out, struct wn_front_msg *order,
     job->g = g;
     job->arrived_us = wn_now_us();
     job->images_n = g->images;
+    job->original = g->pruning && g->pruning->position == WN__POSITION_POLICY__POSITION_ORIGINAL;
     if (g->images > limits->images_max) {
         rc = wn_fail(err, WN_ELIMIT, "%u images; at most %u in a job", g->images, limits->images_max);
         goto out;
@@ -90,6 +92,12 @@ static wn_status check_features(const struct wn_gen_job *job, const struct wn_fr
         return wn_fail(err, WN_EPROTO, "features of %u rows; the tower makes %u", f->rows, m->vision.patches);
     if (f->n_index != f->rows || (f->flags.len != 0 && f->flags.len != f->rows))
         return wn_fail(err, WN_EPROTO, "features of %u rows with %zu indices", f->rows, f->n_index);
+    if (f->rows_before != m->vision.patches + (m->vision.keep_cls ? 1 : 0))
+        return wn_fail(err, WN_EPROTO, "features of %u rows before pruning; the tower makes %u", f->rows_before,
+                       m->vision.patches);
+    for (size_t i = 0; i < f->n_index; i++)
+        if (f->index[i] >= f->rows_before && f->index[i] != WN_PRUNE_NO_INDEX)
+            return wn_fail(err, WN_EPROTO, "features of patch %u; the image has %u", f->index[i], f->rows_before);
     if (msg->payload_bytes != (size_t)f->rows * f->width * wn_dtype_bytes((wn_dtype)f->dtype))
         return wn_fail(err, WN_EPROTO, "features of %u x %u in %zu bytes", f->rows, f->width, msg->payload_bytes);
     crypto_hash_sha256(hash, msg->payload, msg->payload_bytes);
@@ -114,6 +122,7 @@ wn_status wn_gen_job_features(struct wn_gen_job *job, struct wn_front_msg *msg, 
     im = &job->images[f->image];
     im->msg = msg;
     im->rows = f->rows;
+    im->rows_before = f->rows_before;
     im->width = f->width;
     im->dtype = (wn_dtype)f->dtype;
     im->projected = f->space == WN__FEATURE_SPACE__SPACE_PROJECTED;
@@ -151,6 +160,7 @@ static wn_status make_keys(struct wn_gen_job *job, uint32_t page_tokens, struct 
         for (uint32_t i = 0; i < page_tokens; i++) {
             const struct wn_step_row *row = &job->rows[p * page_tokens + i];
             rows[i].id = row->id;
+            rows[i].position = row->position;
             rows[i].image = row->features == WN_STEP_NO_FEATURES ? NULL : job->images[row->features].hash;
         }
         wn_prefix_key(p ? &job->keys[p - 1] : NULL, rows, page_tokens, &job->keys[p]);
@@ -160,33 +170,64 @@ static wn_status make_keys(struct wn_gen_job *job, uint32_t page_tokens, struct 
     return WN_OK;
 }
 
-wn_status wn_gen_job_layout(struct wn_gen_job *job, const struct wn_gen_limits *limits, struct wn_err *err)
+/* Row numbers and rotary positions must stay below the model's limits, to the end of the longest answer. */
+static wn_status check_length(struct wn_gen_job *job, uint64_t prompt, const struct wn_gen_limits *limits,
+                              struct wn_err *err)
 {
-    const uint64_t prompt = (uint64_t)job->tokens.n - job->images_n + job->image_rows;
-    const uint64_t all = prompt + job->g->n_emitted;
-    uint32_t at = 0, image = 0;
+    const uint32_t positions_max = limits->model->text.positions_max;
+    const uint64_t positions = prompt - job->image_rows + (job->original ? job->image_rows_before : job->image_rows);
 
     if (prompt + 1 > limits->tokens_max)
         return wn_fail(err, WN_ELIMIT, "the prompt has %llu tokens (%u of them image); at most %u fit with an answer",
                        (unsigned long long)prompt, job->image_rows, limits->tokens_max - 1);
-    if (all > limits->tokens_max) return wn_fail(err, WN_ELIMIT, "the answer so far is longer than the model allows");
+    if (positions + 1 > positions_max)
+        return wn_fail(err, WN_ELIMIT, "position policy 'original': the prompt takes %llu positions; the model has %u",
+                       (unsigned long long)positions, positions_max);
+    if (prompt + job->g->n_emitted > limits->tokens_max)
+        return wn_fail(err, WN_ELIMIT, "the answer so far is longer than the model allows");
     if (job->max_new > limits->tokens_max - prompt) job->max_new = limits->tokens_max - (uint32_t)prompt;
+    if (job->max_new > positions_max - positions) job->max_new = positions_max - (uint32_t)positions;
+    return WN_OK;
+}
+
+/* The rows of one image at rows[at ..], the first of them at rotary position `first`. Returns the position after it. */
+static uint32_t lay_image(struct wn_gen_job *job, uint32_t image, uint32_t at, uint32_t first)
+{
+    const struct wn_gen_image *im = &job->images[image];
+    const Wn__Features *f = im->msg->env->features;
+
+    for (uint32_t r = 0; r < im->rows; r++) {
+        const uint8_t flags = f->flags.len ? f->flags.data[r] : 0;
+        const uint32_t place = job->original ? wn_prune_position(f->index[r], flags, im->rows_before) : r;
+        job->rows[at + r] = (struct wn_step_row){.id = r, .features = image, .position = first + place};
+    }
+    return first + (job->original ? im->rows_before : im->rows);
+}
+
+wn_status wn_gen_job_layout(struct wn_gen_job *job, const struct wn_gen_limits *limits, struct wn_err *err)
+{
+    const uint64_t prompt = (uint64_t)job->tokens.n - job->images_n + job->image_rows;
+    const uint64_t all = prompt + job->g->n_emitted;
+    uint32_t at = 0, image = 0, position = 0;
+    wn_status rc = check_length(job, prompt, limits, err);
+
+    if (rc != WN_OK) return rc;
     job->rows = calloc((size_t)all, sizeof(*job->rows));
     if (!job->rows) return wn_fail(err, WN_ENOMEM, "prompt of %llu rows", (unsigned long long)all);
     for (size_t i = 0; i < job->tokens.n; i++) {
         if (job->tokens.ids[i] != limits->model->image_token) {
-            job->rows[at++] = (struct wn_step_row){.id = job->tokens.ids[i], .features = WN_STEP_NO_FEATURES};
+            job->rows[at++] = (struct wn_step_row){
+                .id = job->tokens.ids[i], .features = WN_STEP_NO_FEATURES, .position = position++};
             continue;
         }
-        for (uint32_t r = 0; r < job->images[image].rows; r++)
-            job->rows[at++] = (struct wn_step_row){.id = r, .features = image};
-        job->images[image].last_row = at;
-        image++;
+        position = lay_image(job, image, at, position);
+        at += job->images[image].rows;
+        job->images[image++].last_row = at;
     }
     WN_ASSERT(image == job->images_n && at == prompt);
     job->prompt_rows_n = at;
-    for (size_t i = 0; i < job->g->n_emitted; i++)
-        job->rows[at++] = (struct wn_step_row){.id = job->g->emitted[i], .features = WN_STEP_NO_FEATURES};
+    job->ahead = (int32_t)((int64_t)position - at);
+    for (size_t i = 0; i < job->g->n_emitted; i++, at++) job->rows[at] = wn_gen_job_row(job, job->g->emitted[i], at);
     job->rows_n = at;
     job->state = WN_GEN_READY;
     return make_keys(job, limits->page_tokens, err);

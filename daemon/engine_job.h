@@ -23,7 +23,7 @@ typedef enum wn_gen_state {
 /* One image's features at the leader. */
 struct wn_gen_image {
     struct wn_front_msg *msg; /* header and payload, until the job ends; NULL: not here yet */
-    uint32_t rows, width;
+    uint32_t rows, rows_before, width;
     wn_dtype dtype;
     bool projected;     /* at the decoder's width already */
     uint32_t slot;      /* feature slot in the replica, while the prompt is being read */
@@ -42,6 +42,8 @@ struct wn_gen_job {
     struct wn_gen_image images[WN_IMAGES_MAX];
     uint32_t images_n;
     uint32_t image_rows, image_rows_before, cache_hits;
+    bool original; /* image rows keep the rotary positions that they had unpruned */
+    int32_t ahead; /* rotary position less row number, of all rows after the last image */
     /* [rows_n] prompt and emitted tokens; `features` is the image's number in the job */
     struct wn_step_row *rows;
     uint32_t rows_n, prompt_rows_n;
@@ -81,9 +83,18 @@ WN_NODISCARD wn_status wn_gen_job_features(struct wn_gen_job *job, struct wn_fro
 
 bool wn_gen_job_complete(const struct wn_gen_job *job); /* are all features here? */
 
-/* Lays the rows out from the real row counts. WN_ELIMIT: the prompt is too long. State becomes READY. */
+/* Lays the rows out from the real row counts, and gives each its rotary position: its number, or, under the policy
+ * `original`, for an image row the first position of its image and then wn_prune_position(), and for text what it would
+ * have if nothing were pruned. WN_ELIMIT: the prompt is too long. State becomes READY. */
 WN_NODISCARD wn_status wn_gen_job_layout(struct wn_gen_job *job, const struct wn_gen_limits *limits,
                                          struct wn_err *err);
+
+/* The input row of a token of the answer that is row `row` of the sequence. */
+static inline struct wn_step_row wn_gen_job_row(const struct wn_gen_job *job, uint32_t id, uint32_t row)
+{
+    return (struct wn_step_row){
+        .id = id, .features = WN_STEP_NO_FEATURES, .position = (uint32_t)((int64_t)row + job->ahead)};
+}
 
 /* Usage so far, as far as the leader knows it. `bytes` is filled from the plan. Strings and messages are the
  * job's. */

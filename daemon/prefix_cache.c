@@ -62,10 +62,8 @@ void wn_prefix_key(const struct wn_prefix_key *before, const struct wn_prefix_ro
     crypto_hash_sha256_init(&state);
     if (before) crypto_hash_sha256_update(&state, before->bytes, sizeof(before->bytes));
     for (uint32_t i = 0; i < rows_n; i++) {
-        const unsigned char head[5] = {rows[i].image != NULL, (unsigned char)rows[i].id,
-                                       (unsigned char)(rows[i].id >> 8), (unsigned char)(rows[i].id >> 16),
-                                       (unsigned char)(rows[i].id >> 24)};
-        crypto_hash_sha256_update(&state, head, sizeof(head));
+        const uint32_t head[3] = {rows[i].image != NULL, rows[i].id, rows[i].position};
+        crypto_hash_sha256_update(&state, (const unsigned char *)head, sizeof(head)); /* never leaves the machine */
         crypto_hash_sha256_update(&state, rows[i].image ? rows[i].image : no_image, sizeof(no_image));
     }
     crypto_hash_sha256_final(&state, out->bytes);

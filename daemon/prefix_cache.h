@@ -2,9 +2,10 @@
  * hold. The leader's bookkeeping, on top of the page pool; the memory belongs to the stages.
  *
  * A page's key is a 256-bit hash of its rows and of the key of the page before it, so equal keys mean equal rows from
- * the prompt's first row on. A row is a token id, or a row of an image's features with the SHA-256 of those features:
- * another picture, method, budget or position of the same picture is another row. Only full pages are shared, and
- * a job computes at least its last prompt row itself, so nobody writes to a shared page.
+ * the prompt's first row on. A row is a token id, or a row of an image's features with the SHA-256 of those features,
+ * and its rotary position: another picture, method, budget or position policy that changes anything is another row.
+ * Only full pages are shared, and a job computes at least its last prompt row itself, so nobody writes to a shared
+ * page.
  *
  * A page is used by the jobs that have matched or made it; when nobody uses it, it stays until its memory is wanted,
  * the page used longest ago first.
@@ -33,6 +34,7 @@ struct wn_prefix_key {
 struct wn_prefix_row {
     uint32_t id;           /* token, or row of the features */
     const uint8_t *image;  /* SHA-256 of the features; NULL: a token */
+    uint32_t position;     /* rotary: the keys in the page are turned by it */
 };
 
 WN_NODISCARD wn_status wn_prefix_cache_create(struct wn_prefix_cache **out, struct wn_kvpool *pool, struct wn_err *err);

@@ -37,7 +37,7 @@ struct wn_replica {
     struct flight *flights; /* leader: [depth], a ring */
     uint32_t depth, flights_first, flights_n;
     /* the step as the stage wants it, filled from the record */
-    uint32_t *token, *row_slot, *wanted, *wanted_seq;
+    uint32_t *token, *row_slot, *position, *wanted, *wanted_seq;
     struct wn_seq *seqs;
     struct wn_step step;
     /* sampler only */
@@ -100,11 +100,13 @@ wn_status wn_replica_open(struct wn_replica **out, const struct wn_replica_opts 
     r->depth = opts->plan->stages;
     r->token = calloc(l->rows_max, sizeof(*r->token));
     r->row_slot = calloc(l->rows_max, sizeof(*r->row_slot));
+    r->position = calloc(l->rows_max, sizeof(*r->position));
     r->wanted = calloc(l->seqs_max, sizeof(*r->wanted));
     r->wanted_seq = calloc(l->seqs_max, sizeof(*r->wanted_seq));
     r->seqs = calloc(l->seqs_max, sizeof(*r->seqs));
     r->drawn = calloc(l->seqs_max, sizeof(*r->drawn));
-    if (!r->wire || !r->token || !r->row_slot || !r->wanted || !r->wanted_seq || !r->seqs || !r->drawn) {
+    if (!r->wire || !r->token || !r->row_slot || !r->position || !r->wanted || !r->wanted_seq || !r->seqs ||
+        !r->drawn) {
         rc = wn_fail(err, WN_ENOMEM, "step of %u rows", l->rows_max);
         goto out;
     }
@@ -145,6 +147,7 @@ void wn_replica_close(struct wn_replica *r)
     free(r->seqs);
     free(r->wanted_seq);
     free(r->wanted);
+    free(r->position);
     free(r->row_slot);
     free(r->token);
     for (uint32_t i = 0; r->flights && i < r->depth; i++) {
@@ -174,6 +177,7 @@ static void fill_step(struct wn_replica *r)
     for (uint32_t i = 0; i < rec->rows_n; i++) {
         r->token[i] = rec->rows[i].id;
         r->row_slot[i] = rec->rows[i].features == WN_STEP_NO_FEATURES ? WN_SLOT_NONE : rec->rows[i].features;
+        r->position[i] = rec->rows[i].position;
     }
     for (uint32_t i = 0; i < rec->seqs_n; i++) {
         const struct wn_step_seq *s = &rec->seqs[i];
@@ -188,6 +192,7 @@ static void fill_step(struct wn_replica *r)
         .rows = rec->rows_n,
         .token = r->token,
         .slot = r->row_slot,
+        .position = r->position,
         .seqs_n = rec->seqs_n,
         .seqs = r->seqs,
         .wanted_n = wanted_n,

@@ -103,6 +103,7 @@ static void set_limits(struct shard *s)
         .features_max = c->max_num_seqs > WN_IMAGES_MAX ? c->max_num_seqs : WN_IMAGES_MAX,
         .page_tokens = c->block_size,
         .vocab = s->model.text.vocab,
+        .positions_max = s->model.text.positions_max,
     };
 }
 

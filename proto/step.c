@@ -7,7 +7,7 @@
 #include "base/dtype.h"
 
 #define STEP_MAGIC        0x50545357u /* "WSTP" */
-#define STEP_VERSION      1u
+#define STEP_VERSION      2u
 #define STEP_HEADER_BYTES 64u
 
 /* Bytes of one element on the wire. */
@@ -16,7 +16,7 @@ enum {
     SLOT_BYTES = 4,
     FEATURES_BYTES = 20,
     SEQ_BYTES = 28,
-    ROW_BYTES = 8,
+    ROW_BYTES = 12,
     PAGE_BYTES = 4
 };
 
@@ -166,6 +166,7 @@ size_t wn_step_encode(const struct wn_step_record *r, uint8_t *out)
     for (uint32_t i = 0; i < r->rows_n; i++) {
         put32(&c, r->rows[i].id);
         put32(&c, r->rows[i].features);
+        put32(&c, r->rows[i].position);
     }
     for (uint32_t i = 0; i < r->pages_n; i++) put32(&c, r->pages[i]);
     return (size_t)(c.at - out);
@@ -254,6 +255,8 @@ static wn_status check_slots(const struct wn_step_record *r, const struct wn_ste
         if (row->features == WN_STEP_NO_FEATURES ? row->id >= l->vocab
                                                  : row->features >= l->features_max)
             return wn_fail(err, WN_EPROTO, "step record: row %u", i);
+        if (row->position >= l->positions_max)
+            return wn_fail(err, WN_EPROTO, "step record: position %u of row %u", row->position, i);
     }
     for (uint32_t i = 0; i < r->pages_n; i++)
         if (r->pages[i] >= l->pages_max)
@@ -300,6 +303,7 @@ wn_status wn_step_decode(struct wn_step_record *r, const struct wn_step_limits *
     for (uint32_t i = 0; i < r->rows_n; i++) {
         r->rows[i].id = get32(&in);
         r->rows[i].features = get32(&in);
+        r->rows[i].position = get32(&in);
     }
     for (uint32_t i = 0; i < r->pages_n; i++) r->pages[i] = get32(&in);
     rc = check_slots(r, limits, err);

@@ -22,6 +22,7 @@ struct wn_step_limits {
     uint32_t features_max; /* feature slots */
     uint32_t page_tokens;
     uint32_t vocab;        /* token ids are below */
+    uint32_t positions_max; /* rotary positions are below */
 };
 
 enum wn_step_flags {
@@ -53,10 +54,13 @@ struct wn_step_seq {
     uint32_t sample;            /* 1: the last row's logits are wanted, and one token drawn from them */
 };
 
-/* One input row: a token id, or row `id` of the features in slot `features`. */
+/* One input row: a token id, or row `id` of the features in slot `features`. Its place in the pages is its place in the
+ * sequence, and it sees the rows before it there; the rotary position is another matter: a request may want pruned
+ * image rows to keep the positions that they had, in whatever order they come. */
 struct wn_step_row {
     uint32_t id;
     uint32_t features; /* WN_STEP_NO_FEATURES: a token */
+    uint32_t position; /* rotary */
 };
 
 struct wn_step_record {

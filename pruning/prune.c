@@ -127,6 +127,12 @@ uint32_t wn_prune_count(const struct wn_prune_budget *b, uint32_t rows)
     return left < 1 ? 1 : (uint32_t)left;
 }
 
+uint32_t wn_prune_position(uint32_t index, uint8_t flags, uint32_t rows)
+{
+    if (index < rows) return index;
+    return flags & WN_PRUNE_CLS ? 0 : rows - 1;
+}
+
 uint32_t wn_prune_rows_max(const struct wn_prune_method *m, const struct wn_prune_ask *ask,
                            uint32_t rows)
 {

@@ -156,6 +156,11 @@ bool wn_prune_wants_join(struct wn_prune_wants *all, const struct wn_prune_wants
 /* Rows that the budget leaves of `rows`: at least 1 of at least 1, at most all. */
 uint32_t wn_prune_count(const struct wn_prune_budget *budget, uint32_t rows);
 
+/* Where a row stands in its image of `rows` rows, 0 .. rows - 1, if kept rows keep the positions
+ * that they had: a patch, and a merged row that grew from one, at its index; a CLS row without an
+ * index first; any other row last. */
+uint32_t wn_prune_position(uint32_t index, uint8_t flags, uint32_t rows);
+
 /* The most rows that the method may return: for the out buffers and for planning memory. It is
  * rows + 1 at worst (prumerge+ without a cap). */
 uint32_t wn_prune_rows_max(const struct wn_prune_method *method, const struct wn_prune_ask *ask,

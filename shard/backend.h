@@ -79,8 +79,8 @@ struct wn_kv {
     uint32_t page_tokens;
 };
 
-/* Rows of one sequence in a step. Token i of it sits at position pos + i, in row first_row + i of the
- * step's matrices. */
+/* Rows of one sequence in a step. Token i of it has place pos + i in the sequence and its pages, and row first_row + i
+ * of the step's matrices. Places say who sees whom; rotary positions are told apart (struct wn_rope). */
 struct wn_seq {
     uint32_t first_row, rows; /* rows of this step's matrices */
     uint32_t pos;             /* tokens of this sequence that are already in its pages */
@@ -95,7 +95,7 @@ struct wn_kv_write {
     uint32_t seqs_n;
 };
 
-/* Causal attention over pages: token at position p of a sequence sees positions 0..p. Scores, softmax and sums in
+/* Causal attention over pages: the token at place p of a sequence sees places 0..p. Scores, softmax and sums in
  * float32; probabilities are not rounded. Query head h uses kv head h / (heads / kv_heads). */
 struct wn_attn_paged {
     struct wn_mat out, q; /* [rows, heads * head_dim] */

@@ -267,6 +267,9 @@ wn_status wn_stage_check(const struct wn_stage *s, const struct wn_step *step, s
         if (text ? step->token[i] >= s->plan.model.text.vocab : step->slot[i] >= s->o.slots)
             return wn_fail(err, WN_EINVAL, "step: row %u: %s %u is out of range", i, text ? "token" : "feature slot",
                            text ? step->token[i] : step->slot[i]);
+        if (step->position && step->position[i] >= s->plan.model.text.positions_max)
+            return wn_fail(err, WN_ELIMIT, "step: row %u: position %u, the model has %u", i, step->position[i],
+                           s->plan.model.text.positions_max);
     }
     for (uint32_t i = 0; i < step->wanted_n; i++)
         if (step->wanted[i] >= step->rows || (i > 0 && step->wanted[i] <= step->wanted[i - 1]))

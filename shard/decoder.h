@@ -35,6 +35,8 @@ struct wn_step {
     uint32_t rows;
     const uint32_t *token; /* [rows]: token id, or row of the features */
     const uint32_t *slot;  /* [rows]; NULL: all text */
+    const uint32_t *position; /* [rows] rotary position of each row; NULL: its place in its sequence. What a row sees is
+                                 decided by the place alone, so positions may jump, repeat and fall. */
     uint32_t seqs_n;
     const struct wn_seq *seqs; /* [seqs_n]: first row, rows, tokens already in pages, block table */
     uint32_t wanted_n;

@@ -289,6 +289,15 @@ static wn_status head(struct wn_stage *s, const struct wn_step *step, int64_t de
     return rc;
 }
 
+static void set_positions(struct wn_stage *s, const struct wn_step *step)
+{
+    for (uint32_t i = 0; i < step->seqs_n; i++) {
+        const struct wn_seq *q = &step->seqs[i];
+        for (uint32_t r = 0; r < q->rows; r++)
+            s->position[q->first_row + r] = step->position ? step->position[q->first_row + r] : q->pos + r;
+    }
+}
+
 wn_status wn_stage_run(struct wn_stage *s, const struct wn_step *step, int64_t deadline_us, float *logits,
                        struct wn_err *err)
 {
@@ -299,9 +308,7 @@ wn_status wn_stage_run(struct wn_stage *s, const struct wn_step *step, int64_t d
     WN_ASSERT(logits || step->wanted_n == 0 || !wn_stage_is_last(s));
     if (s->failed)
         return wn_fail(err, WN_EPEER, "stage %u, tensor rank %u: a step failed before", s->stage, s->tensor);
-    for (uint32_t i = 0; i < step->seqs_n; i++)
-        for (uint32_t r = 0; r < step->seqs[i].rows; r++)
-            s->position[step->seqs[i].first_row + r] = step->seqs[i].pos + r;
+    set_positions(s, step);
 
     rc = s->first ? input_rows(s, step, deadline_us) : receive_rows(s, step->rows, deadline_us);
     for (uint32_t i = 0; rc == WN_OK && i < s->plan.layers[s->stage].n; i++)

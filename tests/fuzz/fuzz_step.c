@@ -14,7 +14,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
                                                  .pages_max = 64,
                                                  .features_max = 3,
                                                  .page_tokens = 4,
-                                                 .vocab = 100};
+                                                 .vocab = 100,
+                                                 .positions_max = 1000};
     struct wn_step_record r;
     uint8_t *again = malloc(wn_step_bytes_max(&limits));
 

@@ -70,6 +70,27 @@ static wn_status read_prompt(struct golden *g, uint32_t i, struct wn_err *err)
     return read_exact((void **)&p->greedy, g->dir, name, g->new_tokens * sizeof(uint32_t), err);
 }
 
+static wn_status read_original(struct golden *g, struct wn_err *err)
+{
+    struct golden_original *o = &g->original;
+    const struct {
+        void **to;
+        const char *name;
+        size_t bytes;
+    } files[] = {
+        {(void **)&o->rows, "original_rows.bin", GOLDEN_ORIGINAL_ROWS * sizeof(*o->rows)},
+        {(void **)&o->features, "original_features.bin",
+         (GOLDEN_KEPT_0 + GOLDEN_KEPT_1) * g->model.vision.hidden * sizeof(float)},
+        {(void **)&o->logits, "original_logits.bin", GOLDEN_ORIGINAL_ROWS * g->model.text.vocab * sizeof(float)},
+        {(void **)&o->greedy, "original_greedy.bin", g->new_tokens * sizeof(uint32_t)},
+    };
+    wn_status rc = WN_OK;
+
+    for (size_t i = 0; rc == WN_OK && i < sizeof(files) / sizeof(files[0]); i++)
+        rc = read_exact(files[i].to, g->dir, files[i].name, files[i].bytes, err);
+    return rc;
+}
+
 wn_status golden_open(struct golden *g, const char *name, struct wn_err *err)
 {
     const struct wn_vision_config *v = &g->model.vision;
@@ -103,6 +124,7 @@ wn_status golden_open(struct golden *g, const char *name, struct wn_err *err)
         g->prompt[i].image_first = first;
         first += g->prompt[i].images;
     }
+    if (rc == WN_OK) rc = read_original(g, err);
     if (rc != WN_OK) golden_close(g);
     return rc;
 }
@@ -118,6 +140,10 @@ void golden_close(struct golden *g)
         free(g->prompt[i].logits);
         free(g->prompt[i].greedy);
     }
+    free(g->original.rows);
+    free(g->original.features);
+    free(g->original.logits);
+    free(g->original.greedy);
     memset(g, 0, sizeof(*g));
 }
 

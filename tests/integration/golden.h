@@ -1,5 +1,5 @@
-/* tests/integration/golden.h - what Transformers computed for a tiny checkpoint (scripts/golden/llava.py), and measures
- * of agreement. Owns: the arrays, from open to close. */
+/* tests/integration/golden.h - what Transformers computed for a tiny checkpoint (scripts/golden/llava.py, original.py),
+ * and measures of agreement. Owns: the arrays, from open to close. */
 #ifndef WN_TESTS_GOLDEN_H
 #define WN_TESTS_GOLDEN_H
 
@@ -19,6 +19,22 @@ struct golden_prompt {
     uint32_t *greedy; /* [new_tokens] */
 };
 
+/* A prompt with two pruned images whose rows keep their positions. */
+#define GOLDEN_KEPT_0 7
+#define GOLDEN_KEPT_1 6
+#define GOLDEN_ORIGINAL_ROWS (10 + GOLDEN_KEPT_0 + GOLDEN_KEPT_1)
+
+struct golden_row {
+    uint32_t token, image, row, index, flags, position; /* image UINT32_MAX: text */
+};
+
+struct golden_original {
+    struct golden_row *rows; /* [GOLDEN_ORIGINAL_ROWS] */
+    float *features;         /* [GOLDEN_KEPT_0 + GOLDEN_KEPT_1, vision hidden] */
+    float *logits;           /* [GOLDEN_ORIGINAL_ROWS, vocab] */
+    uint32_t *greedy;        /* [new_tokens] */
+};
+
 struct golden {
     char dir[128]; /* the checkpoint */
     struct wn_model model;
@@ -26,6 +42,7 @@ struct golden {
     float *pixels, *features, *projected; /* as scripts/golden/llava.py says */
     float *cls_attention, *mean_attention, *keys, *query;
     struct golden_prompt prompt[GOLDEN_PROMPTS_MAX];
+    struct golden_original original;
 };
 
 /* Reads tests/golden/NAME; a file that is missing or has another size is an error that names it. */

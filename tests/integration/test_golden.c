@@ -1,6 +1,7 @@
 /* The sharded decoder against Transformers and against itself. For two tiny checkpoints, float32 and bfloat16:
  *   - logits at every position within 1e-4 of the row's largest and greedy continuations equal; in bfloat16 near;
  *   - every plan gives the bits of one rank alone, whole prompts, chunks, single tokens and mixed steps alike;
+ *   - pruned image rows that keep their positions, in any order, are near Transformers and have those same bits;
  *   - what each link counted is what wn_plan_link_bytes says, to the byte.
  * Without arguments: all plans, ranks are threads on the local link, and what goes wrong when a rank does not come.
  * Under mpirun with argument "mpi": the plans whose ranks are as many as the processes. */
@@ -68,7 +69,7 @@ struct piece {
 
 struct filled {
     struct wn_step step;
-    uint32_t token[ROWS_MAX], slot[ROWS_MAX], wanted[ROWS_MAX];
+    uint32_t token[ROWS_MAX], slot[ROWS_MAX], position[ROWS_MAX], wanted[ROWS_MAX];
     struct wn_seq seqs[GOLDEN_PROMPTS_MAX];
 };
 
@@ -102,15 +103,20 @@ static void fill(const struct golden *g, struct filled *f, const struct piece *p
     }
 }
 
+static bool run_step(struct rank *r, struct wn_stage *stage, const struct wn_step *step, float *logits)
+{
+    struct wn_err err = {0};
+
+    if (wn_stage_run(stage, step, wn_deadline_in_us(PATIENCE_US), logits, &err) == WN_OK) return true;
+    return failed(r, "%s", err.text);
+}
+
 static bool run(struct rank *r, struct wn_stage *stage, const struct piece *p, uint32_t n, bool all, float *logits)
 {
     struct filled f;
-    struct wn_err err = {0};
 
     fill(r->g, &f, p, n, all);
-    if (wn_stage_run(stage, &f.step, wn_deadline_in_us(PATIENCE_US), logits, &err) != WN_OK)
-        return failed(r, "%s", err.text);
-    return true;
+    return run_step(r, stage, &f.step, logits);
 }
 
 static bool same_rows(struct rank *r, const char *what, uint32_t prompt, uint32_t row, const float *got, uint32_t n)
@@ -207,25 +213,31 @@ static bool check_mixed(struct rank *r)
     return true;
 }
 
+/* Features into a slot of every rank that wants them. */
+static bool share(struct rank *r, uint32_t slot, const float *from, const struct wn_features *shape)
+{
+    void *data = golden_as(from, (size_t)shape->rows * shape->width, shape->dtype);
+    struct wn_err err = {0};
+    wn_status rc = wn_stage_features_share(r->stage, slot, r->me == 0 ? data : NULL, shape,
+                                           wn_deadline_in_us(PATIENCE_US), &err);
+
+    if (rc == WN_OK && r->root) rc = wn_stage_features_put(r->alone, slot, data, shape, &err);
+    free(data);
+    return rc == WN_OK ? true : failed(r, "%s", err.text);
+}
+
 /* Images [first, first + n) into the slots of their numbers, as vision features or projected. */
 static bool share_images(struct rank *r, uint32_t first, uint32_t n, bool projected)
 {
     const struct wn_model *m = &r->g->model;
-    uint32_t width = projected ? m->text.hidden : m->vision.hidden;
+    const struct wn_features shape = {m->vision.patches, projected ? m->text.hidden : m->vision.hidden, r->plan.dtype,
+                                      projected};
     const float *from = projected ? r->g->projected : r->g->features;
-    size_t floats = (size_t)m->vision.patches * width;
-    struct wn_features shape = {m->vision.patches, width, r->plan.dtype, projected};
-    struct wn_err err = {0};
+    bool good = true;
 
-    for (uint32_t i = first; i < first + n; i++) {
-        void *data = golden_as(from + i * floats, floats, r->plan.dtype);
-        wn_status rc = wn_stage_features_share(r->stage, i, r->me == 0 ? data : NULL, &shape,
-                                               wn_deadline_in_us(PATIENCE_US), &err);
-        if (rc == WN_OK && r->root) rc = wn_stage_features_put(r->alone, i, data, &shape, &err);
-        free(data);
-        if (rc != WN_OK) return failed(r, "%s", err.text);
-    }
-    return true;
+    for (uint32_t i = first; good && i < first + n; i++)
+        good = share(r, i, from + (size_t)i * shape.rows * shape.width, &shape);
+    return good;
 }
 
 /* Rows that come projected, beside some that do not: near Transformers, and the bits of one rank alone. */
@@ -253,6 +265,72 @@ static bool check_projected(struct rank *r)
     return good && share_images(r, p->image_first, 1, false);
 }
 
+/* The kept rows of two images into slots 0 and 1. */
+static bool share_kept(struct rank *r)
+{
+    struct wn_features shape = {GOLDEN_KEPT_0, r->g->model.vision.hidden, r->plan.dtype, false};
+    const float *from = r->g->original.features;
+
+    if (!share(r, 0, from, &shape)) return false;
+    shape.rows = GOLDEN_KEPT_1;
+    return share(r, 1, from + (size_t)GOLDEN_KEPT_0 * shape.width, &shape);
+}
+
+/* Rows [from, from + n) of the prompt whose image rows keep their positions, and of its greedy tokens. */
+static bool run_original(struct rank *r, struct wn_stage *stage, uint32_t from, uint32_t n, const uint32_t *pages)
+{
+    const struct golden_original *o = &r->g->original;
+    const uint32_t last = GOLDEN_ORIGINAL_ROWS - 1;
+    uint32_t token[ROWS_MAX], slot[ROWS_MAX], position[ROWS_MAX], wanted[ROWS_MAX];
+    const struct wn_seq seq = {.rows = n, .pos = from, .pages = pages};
+    const struct wn_step step = {n, token, slot, position, 1, &seq, n, wanted};
+
+    for (uint32_t i = 0; i < n; i++) {
+        const uint32_t at = from + i;
+        const struct golden_row *row = &o->rows[at < last ? at : last];
+        slot[i] = at <= last && row->image != UINT32_MAX ? row->image : WN_SLOT_NONE;
+        token[i] = at > last ? o->greedy[at - last - 1] : slot[i] == WN_SLOT_NONE ? row->token : row->row;
+        position[i] = row->position + (at > last ? at - last : 0);
+        wanted[i] = i;
+    }
+    return run_step(r, stage, &step, r->got);
+}
+
+/* Positions that jump, fall and repeat: near Transformers, in one step, in chunks and on one rank alone. */
+static bool check_original(struct rank *r)
+{
+    const struct golden_original *o = &r->g->original;
+    const uint32_t rows = GOLDEN_ORIGINAL_ROWS, all = rows + r->g->new_tokens - 1, vocab = r->g->model.text.vocab;
+    const size_t row_bytes = vocab * sizeof(float);
+    uint32_t pages[PAGES], n = wn_kvpool_need(all, PAGE_TOKENS);
+    float *whole = malloc(rows * row_bytes);
+    bool good = whole && share_kept(r);
+
+    if (good && wn_kvpool_take(r->pool, pages, n) != WN_OK) good = failed(r, "out of pages");
+    good = good && run_original(r, r->stage, 0, rows, pages);
+    if (good && r->root) {
+        double e = golden_error(r->got, o->logits, rows, vocab), limit = r->plan.dtype == WN_F32 ? TOLERANCE : NEAR;
+        memcpy(whole, r->got, rows * row_bytes);
+        if (!(e <= limit)) good = failed(r, "original positions: relative error %g, limit %g", e, limit);
+        good = good && run_original(r, r->alone, 0, rows, pages);
+        if (good && memcmp(whole, r->got, rows * row_bytes) != 0)
+            good = failed(r, "original positions: other bits than one rank alone");
+    }
+    for (uint32_t at = 0, len; good && at < all; at += len) {
+        len = at + 4 <= rows ? 4 : 1;
+        good = run_original(r, r->stage, at, len, pages);
+        if (!good || !r->root) continue;
+        if (at + len <= rows && memcmp(r->got, whole + (size_t)at * vocab, len * row_bytes) != 0)
+            good = failed(r, "original positions: rows from %u: other bits in chunks", at);
+        if (good && at + len >= rows && r->plan.dtype == WN_F32 &&
+            largest(r->got + (size_t)(len - 1) * vocab, vocab) != o->greedy[at + len - rows])
+            good = failed(r, "original positions: new token %u is another", at + len - rows);
+    }
+    if (good) wn_kvpool_give(r->pool, pages, n);
+    free(whole);
+    return good && share_images(r, 0, r->g->images, false);
+}
+
 /* A prompt with an image in chunks, and a few tokens: count what this rank sends, link by link. */
 static bool check_bytes(struct rank *r)
 {
@@ -270,13 +348,11 @@ static bool check_bytes(struct rank *r)
     if (!share_images(r, p->image_first, p->images, false)) return false;
     for (uint32_t at = 0, len; at < rows; at += len) {
         struct filled f;
-        struct wn_err err = {0};
         len = at < p->rows ? (chunk < p->rows - at ? chunk : p->rows - at) : 1;
         struct piece part = {0, at, len, pages};
         fill(r->g, &f, &part, 1, false);
         if (at + len < p->rows) f.step.wanted_n = 0; /* only the end of the prompt is sampled from */
-        if (wn_stage_run(r->stage, &f.step, wn_deadline_in_us(PATIENCE_US), r->got, &err) != WN_OK)
-            return failed(r, "%s", err.text);
+        if (!run_step(r, r->stage, &f.step, r->got)) return false;
     }
     for (uint32_t i = 0; i < ranks; i++) {
         if (i == r->me) continue;
@@ -340,7 +416,9 @@ static void close_all(struct rank *r)
 static bool check_rank(struct rank *r)
 {
     if (!open_all(r) || !share_images(r, 0, r->g->images, false)) return false;
-    if (!check_whole(r) || !check_mixed(r) || !check_projected(r) || !check_bytes(r)) return false;
+    if (!check_whole(r) || !check_mixed(r) || !check_projected(r) || !check_original(r) ||
+        !check_bytes(r))
+        return false;
     for (uint32_t i = 0; i < r->g->prompts; i++)
         if (!check_chunks(r, i, 7)) return false;
     return check_chunks(r, 0, 1);
@@ -458,6 +536,8 @@ static bool local_refusals(const struct golden *g)
         pages[0] = 0;
         REFUSED(text, f.token[2] = g->model.text.vocab, WN_EINVAL);
         REFUSED(text, f.slot[2] = g->images, WN_EINVAL);
+        f.position[0] = g->model.text.positions_max;
+        REFUSED(text, f.step.position = f.position, WN_ELIMIT);
         REFUSED(text, f.wanted[1] = 0, WN_EINVAL);
         REFUSED(text, f.wanted[4] = 5, WN_EINVAL);
         REFUSED(image, (void)0, WN_ENOENT);

@@ -37,6 +37,8 @@ static int teardown(void **state)
     return 0;
 }
 
+static uint32_t shift; /* of rotary positions */
+
 /* Keys of the pages of a prompt: `text` has ROWS characters a page; a capital letter is a row of image 'hash'. */
 static uint32_t keys_of(const char *text, const uint8_t *hash, struct wn_prefix_key *keys)
 {
@@ -45,7 +47,9 @@ static uint32_t keys_of(const char *text, const uint8_t *hash, struct wn_prefix_
         struct wn_prefix_row rows[ROWS];
         for (int i = 0; i < ROWS; i++) {
             const char ch = text[p * ROWS + (uint32_t)i];
-            rows[i] = (struct wn_prefix_row){.id = (uint32_t)ch, .image = ch >= 'A' && ch <= 'Z' ? hash : NULL};
+            rows[i] = (struct wn_prefix_row){.id = (uint32_t)ch,
+                                             .image = ch >= 'A' && ch <= 'Z' ? hash : NULL,
+                                             .position = p * ROWS + (uint32_t)i + shift};
         }
         wn_prefix_key(p ? &keys[p - 1] : NULL, rows, ROWS, &keys[p]);
     }
@@ -92,6 +96,9 @@ static void test_images_by_content(void **state)
     assert_int_equal(found_of(f, "aaAABBBB", one), 2);
     assert_int_equal(found_of(f, "aaAABBBB", two), 0); /* other features: another budget, method or picture */
     assert_int_equal(found_of(f, "aaAAbbbb", one), 1);
+    shift = 1; /* the same rows at other positions are turned otherwise */
+    assert_int_equal(found_of(f, "aaAABBBB", one), 0);
+    shift = 0;
 }
 
 static void test_shared_while_used(void **state)

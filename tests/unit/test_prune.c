@@ -3,6 +3,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -290,6 +291,34 @@ static void taps_missing(void **state)
     free(values);
 }
 
+/* The golden prompt whose image rows keep their positions (scripts/golden/original.py). */
+static void positions(void **state)
+{
+    struct {
+        uint32_t token, image, row, index, flags, position;
+    } rows[32];
+    const uint32_t patches = 16;
+    uint32_t next = 0, first, n, at = 0;
+    FILE *f = fopen("tests/golden/llava-a/golden/original_rows.bin", "rb");
+
+    (void)state;
+    assert_non_null(f);
+    n = (uint32_t)fread(rows, sizeof(rows[0]), sizeof(rows) / sizeof(rows[0]), f);
+    fclose(f);
+    assert_int_equal(n, 23);
+    while (at < n) {
+        const uint32_t image = rows[at].image;
+        if (image == UINT32_MAX) {
+            assert_int_equal(rows[at++].position, next++);
+            continue;
+        }
+        for (first = next, next += patches; rows[at].image == image; at++)
+            assert_int_equal(rows[at].position,
+                             first + wn_prune_position(rows[at].index, (uint8_t)rows[at].flags, patches));
+    }
+    for (uint32_t i = 0; i < patches; i++) assert_int_equal(wn_prune_position(i, 0, patches), i); /* none: compact */
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -297,7 +326,7 @@ int main(void)
         cmocka_unit_test(budget),         cmocka_unit_test(rows_max),
         cmocka_unit_test(refusals),       cmocka_unit_test(wants),
         cmocka_unit_test(none_keeps_all), cmocka_unit_test(gather_converts),
-        cmocka_unit_test(taps_missing),
+        cmocka_unit_test(taps_missing),   cmocka_unit_test(positions),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

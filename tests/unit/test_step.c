@@ -17,7 +17,8 @@ static const struct wn_step_limits limits = {.rows_max = 32,
                                              .pages_max = 64,
                                              .features_max = 3,
                                              .page_tokens = 4,
-                                             .vocab = 100};
+                                             .vocab = 100,
+                                             .positions_max = 1000};
 
 /* Two sequences: a prompt chunk with image rows, and a decode. */
 static void fill(struct wn_step_record *r)
@@ -37,8 +38,8 @@ static void fill(struct wn_step_record *r)
     r->drops[r->drops_n++] = 0;
     for (uint32_t i = 0; i < 6; i++)
         r->rows[r->rows_n++] =
-            i < 5 ? (struct wn_step_row){i, 2} : (struct wn_step_row){99, WN_STEP_NO_FEATURES};
-    r->rows[r->rows_n++] = (struct wn_step_row){7, WN_STEP_NO_FEATURES};
+            i < 5 ? (struct wn_step_row){i, 2, 900 - i} : (struct wn_step_row){99, WN_STEP_NO_FEATURES, 999};
+    r->rows[r->rows_n++] = (struct wn_step_row){7, WN_STEP_NO_FEATURES, 8};
     r->seqs[r->seqs_n++] = (struct wn_step_seq){.slot = 1, .rows = 6, .pages = 2, .sample = 1};
     r->seqs[r->seqs_n++] = (struct wn_step_seq){
         .slot = 0, .first_row = 6, .rows = 1, .pos = 8, .first_page = 2, .pages = 3};
@@ -135,6 +136,7 @@ static void test_what_is_refused(void **state)
     f->r.drops[0] = 3, refuse(f, "dropping");
     f->r.rows[6].id = 100, refuse(f, "row 6");
     f->r.rows[0].features = 3, refuse(f, "row 0");
+    f->r.rows[5].position = 1000, refuse(f, "position 1000 of row 5");
     f->r.pages[4] = 64, refuse(f, "page 64");
     f->r.seqs[0].slot = 4, refuse(f, "slot 4");
     f->r.seqs[1].first_row = 5, refuse(f, "rows of sequence 1");
