@@ -40,6 +40,7 @@ class VisionAttention(nn.Module):
         w = V["width"]
         self.q_proj, self.k_proj = nn.Linear(w, w), nn.Linear(w, w)
         self.v_proj, self.out_proj = nn.Linear(w, w), nn.Linear(w, w)
+        self.watched = False           # training looks at queries and keys
 
     def forward(self, x, cls_only=False):
         """Also gives the CLS row's scores before softmax, per head (B, H, N) and as one wide head (B, N)."""
@@ -49,6 +50,7 @@ class VisionAttention(nn.Module):
         wide = (q[:, :1] @ k.transpose(1, 2))[:, 0] / math.sqrt(w)
         qh, kh, vh = (t.view(b, -1, h, d).transpose(1, 2) for t in (q, k, v))
         heads = (qh[:, :, :1] @ kh.transpose(2, 3))[:, :, 0] / math.sqrt(d)
+        self.seen = (qh, kh) if self.watched else None
         y = F.scaled_dot_product_attention(qh, kh, vh)
         return self.out_proj(y.transpose(1, 2).reshape(b, -1, w)), heads, wide
 
@@ -179,11 +181,13 @@ class DecoderAttention(nn.Module):
         self.k_proj = nn.Linear(w, L["kv_heads"] * d, bias=False)
         self.v_proj = nn.Linear(w, L["kv_heads"] * d, bias=False)
         self.o_proj = nn.Linear(L["heads"] * d, w, bias=False)
+        self.watched = False           # training looks at queries and keys of one layer
 
     def forward(self, x, cos, sin, mask, cache=None):
         b, t, _ = x.shape
         q, k, v = (p(x).view(b, t, -1, L["head"]).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        self.seen = (q, k) if self.watched else None
         if cache is not None:
             if cache:
                 k, v = torch.cat([cache[0], k], 2), torch.cat([cache[1], v], 2)

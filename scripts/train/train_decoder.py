@@ -17,6 +17,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import drills
+import gaze
 import model
 import packing
 import questions
@@ -122,17 +123,39 @@ class Stream:
 
     def get(self, rng, batch, segments, lists, n, foreground):
         """Half of the time the chosen tokens keep their positions of 576, so that these are known early."""
-        rows, asked, where = [], [], []
+        rows, asked, where, shown = [], [], [], []
         for k in rng.integers(0, self.ready, batch):
             f, i = self.feats[k], self.ids[k]
             if n < 576:
                 where.append(torch.from_numpy(choose(self.data.lab[i][0].ravel(), n, rng, foreground)))
                 f = f[where[-1]]
             rows.append(f.float())
+            shown.append((i, where[-1] if n < 576 else torch.arange(576)))
             asked.append(questions.questions(self.data.facts[i], segments, rng, int(rng.integers(8))))
             asked[-1] += drills.shuffled(rng, drills.drills(self.data.facts[i], rng))[:lists]
         keep = torch.stack(where) if where and rng.random() < .5 else None
-        return torch.stack(rows), asked, self.packer.pack(asked, n, keep)
+        packed = self.packer.pack(asked, n, keep)
+        return torch.stack(rows), asked, packed, self.targets(shown, asked, packed["prefix"], packed["mask"].shape[-1])
+
+    def targets(self, shown, asked, prefix, total):
+        """(row, token, which of all keys it should look at) for each word that has something to look at."""
+        out = []
+        for row, ((i, where), segments) in enumerate(zip(shown, asked)):
+            cell = where // 24 // 8 * 3 + where % 24 // 8
+            kind = torch.from_numpy(self.data.lab[i][0].ravel())[where]
+            cell = torch.where((kind > 0) & (kind != scenes.IGNORE), 1 << cell, 0)
+            at = prefix
+            for family, q, a in segments:
+                ids, scored = self.packer.segment(q, a)
+                words = gaze.words_of(self.packer.tok, ids)
+                for k, bits in enumerate(gaze.cells(words, scored, self.data.facts[i], family)):
+                    here = (cell & bits) > 0
+                    if bits and here.any():
+                        keys = torch.zeros(total, dtype=torch.bool)
+                        keys[packing.HEAD:packing.HEAD + len(here)] = here
+                        out.append((row, at + k, keys))
+                at += len(ids)
+        return out
 
 
 @torch.no_grad()
@@ -177,6 +200,7 @@ def work(rank, a, vision, both, step, start, states):
     stream = Stream(data, vision, packer, list(range(rank, a.cached, a.workers)),
                     f"{a.state}/features{rank}.bin")
     rng = np.random.default_rng([a.seed, step, rank])
+    decoder.layers[gaze.LAYER].self_attn.watched = True
     first, mean, cache, saved = step, {}, [], time.time()
     while True:
         t = (time.time() - start) / (a.minutes * 60)
@@ -186,13 +210,16 @@ def work(rank, a, vision, both, step, start, states):
             g["lr"] = a.lr * min(1, (step - first + 1) / 60) * min(1, max(.01, (1 - t) / (1 - a.hold)))
         stream.grow(a.ready + 2 * (step - first), rng)
         segments, lists, n, foreground = plan(a.begin + t * (1 - a.begin), rng)
-        feats, asked, packed = stream.get(rng, a.batch, segments, lists, n, foreground)
+        feats, asked, packed, targets = stream.get(rng, a.batch, segments, lists, n, foreground)
         h, want, rows, segs = packing.hidden_of_answers(decoder, packer, projector(feats), packed)
         each = F.cross_entropy(decoder.lm_head(h), want, reduction="none")
         names = [[q[0] for q in qs] for qs in asked]
         family = np.array([names[r][s] for r, s in zip(rows.tolist(), segs.tolist())])
         weight = torch.tensor([WEIGHT.get(k.split("-")[0], 1.0) for k in family])
         loss = (each * weight).sum() / weight.sum()
+        look = gaze.loss(decoder.layers[gaze.LAYER].self_attn, packed["mask"], targets)
+        mean["look"] = look.item() if "look" not in mean else .96 * mean["look"] + .04 * look.item()
+        loss = loss + a.gaze * look
         opt.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(both.parameters(), 1.0)
@@ -229,6 +256,7 @@ def main():
     p.add_argument("--begin", type=float, default=0, help="where in the plan to start (0 .. 1)")
     p.add_argument("--batch", type=int, default=4, help="pictures a step, of each worker")
     p.add_argument("--lr", type=float, default=5e-4)
+    p.add_argument("--gaze", type=float, default=.3, help="weight of the attention that is told where to look")
     p.add_argument("--hold", type=float, default=.5, help="share of the time before the rate decays")
     p.add_argument("--cached", type=int, default=4000, help="pictures whose features are used")
     p.add_argument("--ready", type=int, default=64, help="of these, how many each worker computes at first")

@@ -1,9 +1,13 @@
 """Phase A: trains the vision tower with a label for each patch and a multi-label objective for CLS.
 
     python3 train_vision.py DIR --minutes 25 [--cells 1] [--batch 12] [--lr 3.5e-4] [--workers 2] [--resume]
+    python3 train_vision.py DIR --minutes 15 --cells 9 --batch 2 --resume --teacher FILE
 
 DIR is what data.py wrote.  State goes to DIR/../vision.pt and vision-opt*.pt every two minutes; --resume goes on.
 Most of the time only some cells of a picture are shown (--cells of 9), which costs a fraction of a whole one.
+A tower that has learnt so is lost in a whole picture: there are nine times as many patches to look at.  So in the end
+it is its own teacher (--teacher, a copy of vision.pt): each layer, on the whole picture, is to give what the teacher
+gives on each cell alone, and a patch is to attend to its own cell.
 """
 import argparse
 import io
@@ -287,7 +291,31 @@ def losses(out, heads, targets, multi, geo):
     return res, acc
 
 
-WEIGHT = dict(kind=1, color=.7, size=.2, char=1, slot=.3, word=.5, length=.2, place=.2, center=.3, digit0=.2,
+def teach(teacher, net, states, patches, index, res, acc):
+    """patches (B, 9 * 64, .), cell by cell: how far the layers are from the teacher's on each cell alone, and how
+    much of the attention leaves the cell."""
+    b, n, w = states[0][:, 1:].shape
+    with torch.no_grad():
+        x, aim = teacher.embed(patches.view(b * 9, 64, -1), index.view(b * 9, 64)), []
+        for layer in teacher.layers[:model.LAST]:
+            x = layer(x)[0]
+            aim.append(x[:, 1:].reshape(b, n, w))
+    res["copy"] = sum(F.mse_loss(s[:, 1:], t) / t.var() for s, t in zip(states, aim)) / len(aim)
+    acc["copy"] = (F.mse_loss(states[-1][:, 1:], aim[-1]) / aim[-1].var()).item()
+    away = 0
+    for layer in net.layers[:model.LAST]:
+        q, k = layer.self_attn.seen
+        q = q[:, :, 1:] * q.shape[-1] ** -.5
+        every = (q @ k.transpose(2, 3)).logsumexp(-1)                          # (B, H, 9 * 64)
+        at_cls = (q @ k[:, :, :1].transpose(2, 3))
+        own = q.unflatten(2, (9, 64)) @ k[:, :, 1:].unflatten(2, (9, 64)).transpose(3, 4)
+        own = torch.cat([own.flatten(2, 3), at_cls], -1).logsumexp(-1)
+        away = away + (every - own).mean()
+    res["away"] = away / model.LAST
+    acc["away"] = 1 - torch.exp(-res["away"]).item()
+
+
+WEIGHT = dict(copy=8, away=2, kind=1, color=.7, size=.2, char=1, slot=.3, word=.5, length=.2, place=.2, center=.3, digit0=.2,
               digit1=.2, digit2=.2, cls1=.15, cls2=.15, att1=.05, att2=.05, att3=.05,
               early=.4, cover=4, offset=1)
 
@@ -309,7 +337,13 @@ def work(rank, a, net, heads, step, start, states):
     if states and rank < len(states):
         opt.load_state_dict(states[rank])
     data, rng = Batches(a.root), np.random.default_rng([a.seed, step, rank])
-    first, mean, saved = step, {}, time.time()
+    first, mean, saved, teacher = step, {}, time.time(), None
+    if a.teacher:
+        teacher = model.Vision()
+        teacher.load_state_dict(torch.load(a.teacher)["net"])
+        teacher.requires_grad_(False)
+        for layer in net.layers[:model.LAST]:
+            layer.self_attn.watched = True
     while True:
         t = (time.time() - start) / (a.minutes * 60)
         if t >= 1 or stop:
@@ -317,7 +351,10 @@ def work(rank, a, net, heads, step, start, states):
         for g in opt.param_groups:
             g["lr"] = a.lr * min(1, (step - first + 1) / 60) * min(1, max(.01, (1 - t) / (1 - a.hold)))
         patches, index, *labels = data.get(rng, a.batch, a.cells)
-        res, acc = losses(net(patches, index), heads, *labels)
+        out = net(patches, index)
+        res, acc = losses(out, heads, *labels)
+        if teacher:
+            teach(teacher, net, out[-1], patches, index, res, acc)
         loss = sum(WEIGHT[k] * v for k, v in res.items())
         opt.zero_grad(set_to_none=True)
         loss.backward()
@@ -352,6 +389,7 @@ def main():
     p.add_argument("root")
     p.add_argument("--minutes", type=float, default=25)
     p.add_argument("--cells", type=int, default=1, help="of 9 shown; 1 also cuts the empty part of the cell away")
+    p.add_argument("--teacher", help="a vision.pt that sees one cell at a time (with --cells 9)")
     p.add_argument("--batch", type=int, default=12, help="pictures a step, of each worker")
     p.add_argument("--lr", type=float, default=3.5e-4)
     p.add_argument("--seed", type=int, default=0)
