@@ -97,11 +97,13 @@ int conn_open(struct winnow *w, const char *endpoint, int timeout_ms)
 {
     const int64_t deadline_us = wn_deadline_in_us((int64_t)timeout_ms * 1000);
     Wn__Envelope *status = NULL;
+    wn_status located;
     int rc;
 
     w->end = &w->first;
     snprintf(w->endpoint, sizeof(w->endpoint), "%s", endpoint);
-    if ((rc = open_sockets(w, endpoint)) != WINNOW_OK) return rc;
+    if ((located = conn_locate(endpoint, w->address, &w->error)) != WN_OK) return conn_result(located);
+    if ((rc = open_sockets(w, w->address)) != WINNOW_OK) return rc;
     rc = conn_status(w, &status, deadline_us);
     wn_codec_free(status);
     if (rc == WINNOW_TIMEOUT || rc == WINNOW_ECONNECT) {
@@ -119,6 +121,16 @@ void conn_close(struct winnow *w)
     close_sockets(w);
 }
 
+/* A job that Slurm has queued again may run elsewhere. */
+static bool has_moved(struct winnow *w)
+{
+    char now[sizeof(w->address)];
+
+    if (conn_locate(w->endpoint, now, NULL) != WN_OK || strcmp(now, w->address) == 0) return false;
+    memcpy(w->address, now, sizeof(now));
+    return true;
+}
+
 /* The server went away. A new socket, so that nothing is left over from the old one; what was waiting to be read will
  * be told again. */
 static int recover(struct winnow *w)
@@ -128,7 +140,9 @@ static int recover(struct winnow *w)
     if (!w->lost_us) w->lost_us = now;
     if (w->jobs_n > 0 && now - w->lost_us > (int64_t)w->reconnect_timeout_ms * 1000) w->dead = true;
     if (w->dead) return conn_result(wn_fail(&w->error, WN_EPEER, "the connection to %s was lost", w->endpoint));
-    if (!w->lost || now - w->reopened_us < REOPEN_US) return WINNOW_OK;
+    if (now - w->reopened_us < REOPEN_US) return WINNOW_OK;
+    if (has_moved(w)) w->lost = true;
+    if (!w->lost) return WINNOW_OK;
     drop_pending(w);
     if (w->socket) (void)set_option(w, ZMQ_LINGER, 0);
     close_sockets(w);
@@ -136,7 +150,7 @@ static int recover(struct winnow *w)
     w->reopened_us = now;
     w->stale = true;
     for (size_t i = 0; i < w->jobs_n; i++) w->jobs[i].stale = true;
-    return open_sockets(w, w->endpoint);
+    return open_sockets(w, w->address);
 }
 
 static void free_bytes(void *data, void *hint)

@@ -32,7 +32,8 @@ struct pending {
 
 struct winnow {
     void *ctx, *socket, *monitor;
-    char endpoint[256];
+    char endpoint[256];             /* as the user gave it */
+    char address[256];              /* what it stands for: of "slurm:JOBID" it may change */
     bool connected, lost, dead;     /* lost: the socket is; dead: the server did not come back */
     bool stale;                     /* some jobs are */
     int64_t lost_us, reopened_us;   /* since when it is away (0: it is not), when we last tried anew */
@@ -67,6 +68,9 @@ int conn_status(struct winnow *w, Wn__Envelope **out, int64_t deadline_us);
 
 /* Our result code for a status of the codec or the server. */
 int conn_result(wn_status code);
+
+/* locate.c: the address that an endpoint stands for. */
+wn_status conn_locate(const char *endpoint, char address[256], struct wn_err *err);
 
 /* json.c: the Status as JSON text, to be freed; NULL without memory. */
 char *status_json(const Wn__Status *st);

@@ -44,8 +44,10 @@ int winnow_connect(struct winnow **out, const char *endpoint, const struct winno
                                                                         : RECONNECT_TIMEOUT_MS;
     if (options && (options->server_key || options->client_key_file))
         rc = conn_result(wn_fail(&w->error, WN_EUNSUPP, "keys are not supported by this version"));
-    else if (strncmp(endpoint, "tcp://", 6) != 0 && strncmp(endpoint, "ipc://", 6) != 0)
-        rc = conn_result(wn_fail(&w->error, WN_EINVAL, "'%.200s' is neither tcp://HOST:PORT nor ipc://PATH", endpoint));
+    else if (strncmp(endpoint, "tcp://", 6) != 0 && strncmp(endpoint, "ipc://", 6) != 0 &&
+             strncmp(endpoint, "slurm:", 6) != 0)
+        rc = conn_result(wn_fail(&w->error, WN_EINVAL,
+                                 "'%.200s' is neither tcp://HOST:PORT nor ipc://PATH nor slurm:JOBID", endpoint));
     else
         rc = conn_open(w, endpoint, (int)(timeout_ms < 86400000 ? timeout_ms : 86400000));
     if (rc != WINNOW_OK) {

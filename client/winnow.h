@@ -111,7 +111,8 @@ struct winnow_event {
     struct winnow_usage usage;
 };
 
-/* Connects to "tcp://HOST:PORT" or "ipc://PATH" and checks that a server of this protocol answers. *out is
+/* Connects to "tcp://HOST:PORT", "ipc://PATH" or "slurm:JOBID" (a service in a Slurm job of this user, which may be
+ * queued again and come back elsewhere) and checks that a server of this protocol answers. *out is
  * owned by the caller and must be closed. On failure *out is NULL-able to winnow_error() for the reason, too:
  * winnow_error(NULL). */
 WINNOW_API int winnow_connect(struct winnow **out, const char *endpoint, const struct winnow_options *options);

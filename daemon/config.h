@@ -24,6 +24,8 @@
 
 enum wn_config_dtype { WN_CONFIG_DTYPE_AUTO, WN_CONFIG_DTYPE_FLOAT32, WN_CONFIG_DTYPE_BFLOAT16 };
 
+enum wn_config_launcher { WN_CONFIG_LAUNCHER_AUTO, WN_CONFIG_LAUNCHER_LOCAL, WN_CONFIG_LAUNCHER_SLURM };
+
 typedef enum wn_config_source { WN_FROM_DEFAULT, WN_FROM_FILE, WN_FROM_ENV, WN_FROM_FLAG } wn_config_source;
 
 struct wn_config {
@@ -64,6 +66,12 @@ struct wn_config {
     char scheduler_endpoint[WN_TEXT_LEN];   /* where workers reach the scheduler; "": ipc://RUN_DIR/scheduler.sock */
     char features_endpoint[WN_TEXT_LEN];    /* where a leader receives features; "": ipc://RUN_DIR/NAME.sock */
     char link[WN_NAME_LEN];                 /* between ranks: "auto", "local", "mpi" */
+    /* cluster */
+    uint32_t launcher;                      /* enum wn_config_launcher */
+    char layout[WN_PATH_LEN];               /* "auto", or a file: see layout.h */
+    char interface[WN_NAME_LEN];            /* between hosts; "": the one towards the scheduler */
+    char srun_mpi[WN_NAME_LEN], srun_args[WN_PATH_LEN];
+    char step_program[WN_PATH_LEN];         /* winnowd, where steps see it; "": this program */
     /* tools */
     uint32_t prompt_tokens, images; /* winnow plan */
     char image[WN_PATH_LEN], output[WN_PATH_LEN]; /* winnow prune */

@@ -58,6 +58,15 @@ const struct wn_option wn_options[] = {
     U32("heartbeat-ms", NULL, heartbeat_ms, "500", 10, 60000, "time between signs of life"),
     U32("shutdown-timeout", NULL, shutdown_timeout_s, "30", 0, 86400, "seconds for running jobs after SIGTERM"),
 #undef GROUP
+#define GROUP "Cluster"
+    CHOICE("launcher", NULL, launcher, "auto", "auto|local|slurm",
+           "how processes start; auto: slurm in a job of several nodes"),
+    TEXT("layout", NULL, layout, "auto", "which node runs what: auto, or a file"),
+    TEXT("interface", NULL, interface, "", "network between hosts, eth0; empty: the one towards the scheduler"),
+    TEXT("srun-mpi", NULL, srun_mpi, "pmix", "how srun starts ranks: what Open MPI was built for, pmix or pmi2"),
+    TEXT("srun-args", NULL, srun_args, "", "more flags of every srun, as for a container"),
+    TEXT("step-program", NULL, step_program, "", "winnowd as job steps see it; empty: this program"),
+#undef GROUP
 #define GROUP "Roles (winnow serve sets these)"
     TEXT("name", NULL, name, "", "name of this process, replica-0"),
     TEXT("run-dir", NULL, run_dir, "", "folder of sockets; empty: one is made"),

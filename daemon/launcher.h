@@ -9,21 +9,28 @@
 
 #include <sys/types.h>
 
-#include "base/status.h"
+#include "daemon/config.h"
 
 /* What to start: argv of one process, and how many of them as one MPI job (1: no MPI). */
 struct wn_launch {
     char **argv; /* NULL-terminated, borrowed; argv[0] is a path */
     unsigned ranks;
+    const char *name;             /* "replica-0" */
+    const char *const *nodes;     /* [ranks] where each runs; slurm only */
+    const struct wn_config *cfg;
 };
 
 struct wn_launcher_ops {
-    const char *name; /* "local" */
+    const char *name; /* "local", "slurm" */
     /* *pid ends when the component has ended, with its exit code */
     wn_status (*start)(const struct wn_launch *l, pid_t *pid, struct wn_err *err);
-    void (*signal)(pid_t pid, int sig); /* to the whole component */
+    void (*signal)(pid_t pid, int sig); /* to the whole component: SIGTERM or SIGKILL */
 };
 
 extern const struct wn_launcher_ops wn_launcher_local; /* fork and exec here; mpirun for several ranks */
+extern const struct wn_launcher_ops wn_launcher_slurm; /* a job step for each component */
+
+/* For launchers: fork and exec, in a process group of its own, ended by SIGTERM when this process dies. */
+WN_NODISCARD wn_status wn_launcher_spawn(char **argv, pid_t *pid, struct wn_err *err);
 
 #endif

@@ -1,12 +1,8 @@
 /* daemon/launcher_local.c - processes on this machine: fork and exec, through mpirun for several ranks. */
-#include <errno.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/prctl.h>
-#include <unistd.h>
 
 #include "daemon/launcher.h"
 
@@ -37,28 +33,11 @@ static const char *const mpirun_args[] = {
     "1",
 };
 
-/* In the child; does not return. */
-static void child(char **argv, pid_t parent)
-{
-    sigset_t none;
-
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
-    setpgid(0, 0); /* a Ctrl-C at the terminal is for the supervisor, which ends the others in order */
-    prctl(PR_SET_PDEATHSIG, SIGTERM);
-    if (getppid() != parent) _exit(1); /* it died before the line above */
-    execvp(argv[0], argv);
-    fprintf(stderr, "winnow: %s: %s\n", argv[0], strerror(errno));
-    _exit(127);
-}
-
 static wn_status local_start(const struct wn_launch *l, pid_t *pid, struct wn_err *err)
 {
     const size_t extra = sizeof(mpirun_args) / sizeof(mpirun_args[0]);
     char *argv[ARGS_MAX], count[16];
     size_t n = 0;
-    const pid_t self = getpid();
-    pid_t got;
 
     if (l->ranks > 1) {
         snprintf(count, sizeof(count), "%u", l->ranks);
@@ -73,14 +52,7 @@ static wn_status local_start(const struct wn_launch *l, pid_t *pid, struct wn_er
     argv[n] = NULL;
     setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 0); /* before the fork: another thread may hold malloc's lock in it */
     setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 0);
-    /* Threads that wait at a barrier sleep after some microseconds: the processes of a service share the cores, and one
-     * that spins keeps the one it waits for from running. */
-    setenv("GOMP_SPINCOUNT", "4000", 0);
-    got = fork();
-    if (got == 0) child(argv, self);
-    if (got < 0) return wn_fail(err, WN_EIO, "fork: %s", strerror(errno));
-    *pid = got;
-    return WN_OK;
+    return wn_launcher_spawn(argv, pid, err);
 }
 
 static void local_signal(pid_t pid, int sig)

@@ -1,8 +1,8 @@
 /* daemon/layout.h - which node of an allocation runs which vision worker and which rank. Pure.
  *
- * auto: the first nodes encode images, the others hold the language model, as soon as there are more nodes than stages;
- * with fewer, all nodes do both. A stage's tensor ranks stay on one node unless there are nodes to spare. A file says it
- * line by line; '#' starts a comment:
+ * auto: with more nodes than stages, the first ones encode images and the others hold the language model; with fewer,
+ * all nodes do both. A stage's tensor ranks stay on one node unless there are nodes to spare. A file says it line by
+ * line; '#' starts a comment:
  *     vision: n1 n1            a word for each vision worker
  *     replica: n2*2 %2 %2      a word for each rank, stage by stage; one line for each replica
  * A word is a node's name or %INDEX in the allocation (a job that is queued again gets other nodes), "*COUNT" repeats.

@@ -26,6 +26,7 @@ int wn_role_scheduler(int argc, char **argv)
     sigemptyset(&signals);
     sigaddset(&signals, SIGTERM);
     sigaddset(&signals, SIGINT);
+    sigaddset(&signals, SIGUSR1); /* srun passes this one on */
     sigprocmask(SIG_BLOCK, &signals, NULL); /* before ZeroMQ's threads start: they inherit it */
     fd = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
     if (fd < 0) {

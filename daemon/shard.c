@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "daemon/engine.h"
 #include "daemon/roles.h"
+#include "daemon/slurm.h"
 #include "daemon/worker.h"
 #include "shard/jsonfile.h"
 #include "transport/coll.h"
@@ -36,6 +37,7 @@ struct shard {
     struct wn_front *front;
     struct wn_engine *engine;
     struct wn_step_limits limits;
+    struct wn_netif net; /* towards the other hosts; name "": there are none */
     uint32_t tokens_max;
     int rank, size;
     struct identity *ids; /* [size] leader: who the ranks are */
@@ -65,6 +67,18 @@ static void set_signals(bool leader)
     sigaction(SIGUSR1, &sa, NULL);
     sa.sa_handler = SIG_IGN;
     sigaction(SIGPIPE, &sa, NULL);
+}
+
+/* Ranks speak over the interface that everything else uses. Libraries read their environment when they start; what the
+ * user has put there stays. */
+static wn_status choose_interface(struct shard *s, struct wn_err *err)
+{
+    static const char *const names[] = {"OMPI_MCA_btl_tcp_if_include", "OMPI_MCA_oob_tcp_if_include",
+                                        "NCCL_SOCKET_IFNAME"};
+    wn_status rc = wn_worker_netif(&s->cfg, &s->net, err);
+
+    for (int i = 0; i < 3 && rc == WN_OK && s->net.name[0]; i++) setenv(names[i], s->net.name, 0);
+    return rc;
 }
 
 static wn_status open_link(struct shard *s, struct wn_err *err)
@@ -137,6 +151,8 @@ static void features_address(const struct shard *s, char out[WN_ADDRESS_MAX])
 {
     if (s->cfg.features_endpoint[0])
         snprintf(out, WN_ADDRESS_MAX, "%s", s->cfg.features_endpoint);
+    else if (s->net.name[0])
+        snprintf(out, WN_ADDRESS_MAX, "tcp://%s:0", s->net.address);
     else
         snprintf(out, WN_ADDRESS_MAX, "ipc://%s/%s-%d.sock", s->cfg.run_dir,
                  s->cfg.name[0] ? s->cfg.name : "replica", (int)getpid());
@@ -244,11 +260,15 @@ int wn_role_shard(int argc, char **argv)
     wn_status rc;
 
     if (code >= 0) return code;
-    rc = open_link(&s, &err);
+    rc = choose_interface(&s, &err);
+    if (rc == WN_OK) rc = open_link(&s, &err);
     set_signals(s.rank == 0);
     wn_worker_start("shard", s.cfg.name);
     if (s.size > 1) wn_log_role("%s/%d", s.cfg.name[0] ? s.cfg.name : "shard", s.rank);
-    wn_worker_threads(&s.cfg, (uint32_t)s.size);
+    if (s.net.name[0])
+        wn_info("shard", "interface %s (%s): features, and %s where Open MPI uses TCP", s.net.name, s.net.address,
+                getenv("OMPI_MCA_btl_tcp_if_include"));
+    wn_worker_threads(&s.cfg, s.net.name[0] ? wn_slurm_local_tasks() : (uint32_t)s.size);
     if (rc == WN_OK) rc = open_replica(&s, &err);
     if (rc == WN_OK) rc = exchange_identities(&s, &err);
     if (rc == WN_OK) rc = s.rank == 0 ? lead(&s, &err) : follow(&s, &err);

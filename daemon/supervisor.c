@@ -20,6 +20,7 @@
 #include "base/log.h"
 #include "daemon/launcher.h"
 #include "daemon/roles.h"
+#include "daemon/slurm.h"
 #include "daemon/worker.h"
 #include "proto/codec.h"
 #include "pruning/prune.h"
@@ -42,6 +43,7 @@ struct component {
     const char *role;
     unsigned ranks;
     char **argv; /* owned block */
+    const char **nodes; /* [ranks] owned; NULL: here */
     char name_flag[WN_NAME_LEN + 8];
     pid_t pid; /* 0: not running */
     int64_t start_at_us, window_us;
@@ -55,6 +57,8 @@ struct supervisor {
     const struct wn_launcher_ops *launcher;
     char program[WN_PATH_LEN], run_flag[WN_PATH_LEN + 16], port_flag[32], expect_flags[2][48];
     bool own_run_dir;
+    struct wn_slurm slurm; /* job "": not inside one */
+    int64_t drain_us;      /* when the job's time runs out */
     struct component *parts;
     size_t parts_n;
     int signals;
@@ -92,6 +96,7 @@ static wn_status choose_port(struct supervisor *s, struct wn_err *err)
     int fd = -1;
     wn_status rc = WN_OK;
 
+    if (s->launcher == &wn_launcher_slurm && !s->slurm.here) return WN_OK;
     if (inet_pton(AF_INET, strcmp(s->cfg.host, "localhost") == 0 ? "127.0.0.1" : s->cfg.host,
                   &a.sin_addr) != 1)
         return WN_OK; /* a name or an interface: the scheduler resolves it */
@@ -132,9 +137,41 @@ static wn_status find_program(struct supervisor *s, struct wn_err *err)
     return WN_OK;
 }
 
+/* ---- where: on this machine, or on the nodes of a Slurm job ---- */
+
+static wn_status choose_place(struct supervisor *s, struct wn_err *err)
+{
+    const enum wn_config_launcher how = (enum wn_config_launcher)s->cfg.launcher;
+    wn_status rc;
+
+    s->launcher = &wn_launcher_local;
+    s->drain_us = WN_NEVER;
+    if (!wn_slurm_inside())
+        return how != WN_CONFIG_LAUNCHER_SLURM ? WN_OK
+                                               : wn_fail(err, WN_EINVAL, "--launcher slurm: this is no Slurm job");
+    if ((rc = wn_slurm_open(&s->slurm, err)) != WN_OK) return rc;
+    s->drain_us = wn_slurm_drain_us(&s->slurm, s->cfg.shutdown_timeout_s);
+    if (s->slurm.restarts)
+        wn_warn("supervisor", "job %s runs again, for the %uth time%s%s", s->slurm.job, s->slurm.restarts + 1,
+                s->cfg.journal[0] ? ", with the journal in " : "; without --journal its jobs are lost", s->cfg.journal);
+    if (how == WN_CONFIG_LAUNCHER_LOCAL || (how == WN_CONFIG_LAUNCHER_AUTO && s->slurm.nodes.n == 1)) return WN_OK;
+    s->launcher = &wn_launcher_slurm;
+    return wn_slurm_place(&s->slurm, &s->cfg, s->plan.stages, s->plan.tensors, err);
+}
+
+/* Names the nodes of a component's ranks. */
+static wn_status add_nodes(struct supervisor *s, struct component *c, const uint32_t *index, struct wn_err *err)
+{
+    if (s->launcher != &wn_launcher_slurm) return WN_OK;
+    c->nodes = calloc(c->ranks, sizeof(*c->nodes));
+    if (!c->nodes) return wn_fail(err, WN_ENOMEM, "nodes of %s", c->name);
+    for (unsigned i = 0; i < c->ranks; i++) c->nodes[i] = s->slurm.nodes.names[index ? index[i] : 0];
+    return WN_OK;
+}
+
 /* argv: program, role, flags that differ from their defaults, and what only this process knows. */
 static wn_status add_component(struct supervisor *s, const char *role, const char *name,
-                               unsigned ranks, struct wn_err *err)
+                               unsigned ranks, const uint32_t *nodes, struct wn_err *err)
 {
     struct component *c = &s->parts[s->parts_n];
     char **flags = NULL;
@@ -160,12 +197,13 @@ static wn_status add_component(struct supervisor *s, const char *role, const cha
     c->argv[5 + n] = s->expect_flags[0];
     c->argv[6 + n] = s->expect_flags[1];
     s->parts_n++;
-    return WN_OK;
+    return add_nodes(s, c, nodes, err);
 }
 
 static wn_status make_components(struct supervisor *s, struct wn_err *err)
 {
     const unsigned ranks = s->plan.stages * s->plan.tensors;
+    const struct wn_layout *l = &s->slurm.layout;
     char name[WN_NAME_LEN];
     wn_status rc;
 
@@ -177,14 +215,15 @@ static wn_status make_components(struct supervisor *s, struct wn_err *err)
              s->cfg.vision_workers);
     s->parts = calloc(COMPONENTS_MAX, sizeof(*s->parts));
     if (!s->parts) return wn_fail(err, WN_ENOMEM, "components");
-    if ((rc = add_component(s, "scheduler", "scheduler", 1, err)) != WN_OK) return rc;
+    if ((rc = add_component(s, "scheduler", "scheduler", 1, NULL, err)) != WN_OK) return rc;
     for (uint32_t i = 0; i < s->cfg.vision_workers; i++) {
         snprintf(name, sizeof(name), "vision-%u", i);
-        if ((rc = add_component(s, "vision", name, 1, err)) != WN_OK) return rc;
+        if ((rc = add_component(s, "vision", name, 1, l->vision ? l->vision + i : NULL, err)) != WN_OK) return rc;
     }
     for (uint32_t i = 0; i < s->cfg.replicas; i++) {
         snprintf(name, sizeof(name), "replica-%u", i);
-        if ((rc = add_component(s, "shard", name, ranks, err)) != WN_OK) return rc;
+        if ((rc = add_component(s, "shard", name, ranks, l->rank ? l->rank + i * ranks : NULL, err)) != WN_OK)
+            return rc;
     }
     return WN_OK;
 }
@@ -209,9 +248,22 @@ static wn_status open_ask(struct supervisor *s, struct wn_err *err)
     return wn_endpoint_open(&s->ask, s->net, &eo, err);
 }
 
+/* Clients find a service in a Slurm job by the job's number. */
+static void publish(struct supervisor *s)
+{
+    char endpoint[WN_TEXT_LEN + 32];
+    struct wn_err err = {0};
+
+    if (!s->slurm.job[0]) return;
+    snprintf(endpoint, sizeof(endpoint), "tcp://%s:%u", s->cfg.host, s->cfg.port);
+    if (wn_slurm_publish(&s->slurm, endpoint, "", &err) != WN_OK)
+        wn_warn("supervisor", "slurm:%s will not be found: %s", s->slurm.job, err.text);
+}
+
 static void say_ready(struct supervisor *s)
 {
     s->ready = true;
+    publish(s);
     printf("winnow: ready at tcp://%s:%u  (%s: %u stage%s x %u tensor rank%s, %u replica%s, %u "
            "vision worker%s; %.1f s)\n",
            s->cfg.host, s->cfg.port, s->cfg.model, s->plan.stages, s->plan.stages == 1 ? "" : "s",
@@ -268,7 +320,8 @@ static void start_due(struct supervisor *s)
 {
     for (size_t i = 0; i < s->parts_n && !s->failed; i++) {
         struct component *c = &s->parts[i];
-        const struct wn_launch l = {.argv = c->argv, .ranks = c->ranks};
+        const struct wn_launch l = {.argv = c->argv, .ranks = c->ranks, .name = c->name,
+                                    .nodes = c->nodes, .cfg = &s->cfg};
         struct wn_err err = {0};
         if (c->pid || c->start_at_us > wn_now_us()) continue;
         if (s->launcher->start(&l, &c->pid, &err) != WN_OK) fail_service(s, err.text);
@@ -394,6 +447,10 @@ static void run(struct supervisor *s)
             if (!s->parts[i].pid && s->parts[i].start_at_us < until)
                 until = s->parts[i].start_at_us;
         if (s->stop_us) until = wn_deadline_in_us(20000);
+        if (!s->stop_us && wn_deadline_passed(s->drain_us)) {
+            wn_warn("supervisor", "the time of job %s is nearly over", s->slurm.job);
+            begin_stop(s);
+        }
         if (s->ask && wn_now_us() - s->asked_us >= ASK_PERIOD_US) ask_status(s);
         (void)!wn_endpoint_poll(items, s->ask ? 2 : 1, until);
         take_signals(s);
@@ -420,15 +477,19 @@ static void close_supervisor(struct supervisor *s)
     end_all(s);
     wn_endpoint_close(s->ask);
     wn_net_destroy(s->net);
-    for (size_t i = 0; s->parts && i < s->parts_n; i++) free(s->parts[i].argv);
+    for (size_t i = 0; s->parts && i < s->parts_n; i++) {
+        free(s->parts[i].argv);
+        free(s->parts[i].nodes);
+    }
     free(s->parts);
+    wn_slurm_close(&s->slurm);
     if (s->signals >= 0) close(s->signals);
     if (s->own_run_dir) wn_role_remove_run_dir(s->cfg.run_dir);
 }
 
 int wn_role_serve(int argc, char **argv)
 {
-    struct supervisor s = {.launcher = &wn_launcher_local, .signals = -1, .began_us = wn_now_us()};
+    struct supervisor s = {.signals = -1, .began_us = wn_now_us()};
     struct wn_err err = {0};
     int code = wn_config_start(
         &s.cfg, argc, argv, "winnow serve MODEL [options]: starts a service and watches over it");
@@ -437,6 +498,7 @@ int wn_role_serve(int argc, char **argv)
     if (code >= 0) return code;
     wn_log_role("serve");
     if ((rc = check_model(&s, &err)) != WN_OK) goto out;
+    if ((rc = choose_place(&s, &err)) != WN_OK) goto out;
     if ((rc = choose_port(&s, &err)) != WN_OK) goto out;
     if ((rc = find_program(&s, &err)) != WN_OK) goto out;
     if ((rc = block_signals(&s, &err)) != WN_OK) goto out;

@@ -374,6 +374,7 @@ int wn_role_vision(int argc, char **argv)
     struct vision_worker v = {0};
     struct wn_err err = {0};
     char scheduler[WN_ADDRESS_MAX];
+    struct wn_netif net;
     struct wn_front_opts fo = {
         .role = WN__ROLE__ROLE_VISION, .build = WN_VERSION, .scheduler = scheduler};
     struct sigaction sa = {.sa_handler = on_signal};
@@ -386,9 +387,12 @@ int wn_role_vision(int argc, char **argv)
     list_init(&v.outbox);
     sigaction(SIGTERM, &sa, NULL);
     sigaction(SIGINT, &sa, NULL);
+    sigaction(SIGUSR1, &sa, NULL); /* srun passes this one on */
     wn_worker_start("vision", v.cfg.name);
     wn_worker_threads(&v.cfg, 1);
     if ((rc = open_worker(&v, &err)) != WN_OK) goto out;
+    if ((rc = wn_worker_netif(&v.cfg, &net, &err)) != WN_OK) goto out;
+    if (net.name[0]) wn_info("vision", "interface %s (%s) towards the scheduler", net.name, net.address);
     wn_role_scheduler_address(&v.cfg, scheduler);
     fo.name = v.cfg.name[0] ? v.cfg.name : "vision-0";
     fo.model_id = v.model_id;

@@ -62,6 +62,17 @@ wn_status wn_worker_plan(const struct wn_config *cfg, const struct wn_model *mod
                         wn_worker_dtype(cfg, model), err);
 }
 
+wn_status wn_worker_netif(const struct wn_config *cfg, struct wn_netif *out, struct wn_err *err)
+{
+    const char *at = cfg->scheduler_endpoint;
+    char host[WN_TEXT_LEN] = "";
+
+    *out = (struct wn_netif){0};
+    if (strncmp(at, "tcp://", 6) != 0 || strncmp(at, "tcp://127.", 10) == 0) return WN_OK;
+    memcpy(host, at + 6, strcspn(at + 6, ":"));
+    return wn_netif_choose(out, cfg->interface, host, err);
+}
+
 void wn_worker_threads(const struct wn_config *cfg, uint32_t share)
 {
     cpu_set_t set;

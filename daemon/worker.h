@@ -5,6 +5,7 @@
 #define WN_DAEMON_WORKER_H
 
 #include "daemon/config.h"
+#include "daemon/netif.h"
 #include "shard/backend.h"
 #include "shard/model.h"
 #include "shard/plan.h"
@@ -26,6 +27,10 @@ WN_NODISCARD wn_status wn_worker_plan(const struct wn_config *cfg, const struct 
 /* Sets the number of compute threads: --threads, else OMP_NUM_THREADS, else what this process may use divided
  * by the processes that share it. Call before the backend opens. */
 void wn_worker_threads(const struct wn_config *cfg, uint32_t share);
+
+/* The interface that other hosts of the service reach this process by: --interface, else the one towards the scheduler.
+ * On one machine, with the scheduler at ipc:// or on loopback, out->name is "". */
+WN_NODISCARD wn_status wn_worker_netif(const struct wn_config *cfg, struct wn_netif *out, struct wn_err *err);
 
 /* Asks the kernel to end this process when its parent dies, and names it in the log. */
 void wn_worker_start(const char *role, const char *name);

@@ -141,6 +141,7 @@ load() {
 
 write_config() {
     local etc=$dir/etc
+    rm -rf "$dir/state" # a new cluster knows no jobs
     mkdir -p "$etc" "$dir/state"
     dd if=/dev/urandom of="$etc/munge.key" bs=1024 count=1 2>/dev/null && chmod 400 "$etc/munge.key"
     { echo "$dir"; pwd; printf '%s\n' "${share[@]}"; } | sort -u >"$etc/shared"
@@ -150,6 +151,7 @@ ClusterName=winnow$net
 SlurmctldHost=head(10.213.$net.10)
 SlurmUser=root
 AuthType=auth/munge
+AuthInfo=cred_expire=15
 StateSaveLocation=$dir/state
 SlurmdSpoolDir=/run/slurmd
 SlurmctldPidFile=/run/slurmctld.pid

@@ -1,0 +1,40 @@
+/* daemon/launcher.c - what launchers share. See launcher.h. */
+#include "daemon/launcher.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+/* In the child; does not return. */
+static void child(char **argv, pid_t parent)
+{
+    sigset_t none;
+
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    setpgid(0, 0); /* a Ctrl-C at the terminal is for the supervisor, which ends the others in order */
+    prctl(PR_SET_PDEATHSIG, SIGTERM);
+    if (getppid() != parent) _exit(1); /* it died before the line above */
+    execvp(argv[0], argv);
+    fprintf(stderr, "winnow: %s: %s\n", argv[0], strerror(errno));
+    _exit(127);
+}
+
+wn_status wn_launcher_spawn(char **argv, pid_t *pid, struct wn_err *err)
+{
+    const pid_t self = getpid();
+    pid_t got;
+
+    /* Threads that wait at a barrier sleep after some microseconds: the processes of a service share the cores, and one
+     * that spins keeps the one it waits for from running. */
+    setenv("GOMP_SPINCOUNT", "4000", 0);
+    got = fork();
+    if (got == 0) child(argv, self);
+    if (got < 0) return wn_fail(err, WN_EIO, "fork for %s: %s", argv[0], strerror(errno));
+    *pid = got;
+    return WN_OK;
+}
