@@ -23,8 +23,8 @@ static void print_worker(const Wn__WorkerStatus *w)
     printf("  %-16s %-12s %s", w->name, w->host, w->up ? "up" : "LOST");
     if (!w->up) printf(" for %.1f s", (double)w->last_seen_ms / 1e3);
     if (h && w->role == WN__ROLE__ROLE_LEADER)
-        printf(", %u running, %u waiting, %u of %u KV pages, %zu ranks, %" PRIu64 " steps", h->running, h->waiting,
-               h->pages_used, h->pages, h->n_ranks, h->steps);
+        printf(", %u running, %u waiting, %u of %u KV pages, %zu ranks, %" PRIu64 " steps, %" PRIu64 " preemptions",
+               h->running, h->waiting, h->pages_used, h->pages, h->n_ranks, h->steps, h->preemptions);
     if (h && w->role == WN__ROLE__ROLE_VISION) printf(", %u running, %" PRIu64 " images so far", h->running, h->images);
     putchar('\n');
 }

@@ -17,6 +17,8 @@ struct wn_batcher {
     const void **features;                       /* [features_max] data of the record's features */
     struct wn_flight *flights;                   /* [depth], a ring */
     uint32_t depth, flights_first, flights_n;
+    uint32_t running; /* slots in use */
+    uint64_t preemptions;
 };
 
 wn_status wn_batcher_create(struct wn_batcher **out, const struct wn_step_limits *l, uint32_t depth,
@@ -99,21 +101,24 @@ static void drop_features(struct wn_batcher *b, struct wn_gen_image *im)
     b->drops[b->drops_n++] = im->slot;
 }
 
-static bool has_slot(const struct wn_gen_job *job)
+/* What a job has while it is in a slot. */
+static void give_back(struct wn_batcher *b, struct wn_gen_job *job)
 {
-    return job->state == WN_GEN_PREFILL || job->state == WN_GEN_DECODE;
-}
-
-void wn_batcher_end(struct wn_batcher *b, struct wn_gen_job *job)
-{
-    WN_ASSERT(!job->doomed);
-    job->doomed = true;
-    if (!has_slot(job)) return;
     wn_prefix_release(b->prefix, job->pages, job->pages_n);
+    job->pages_n = job->published = job->pos = 0;
     b->slots[job->slot] = NULL;
+    b->running--;
     b->closes[b->closes_n++] = job->slot;
     for (uint32_t i = 0; i < job->images_n; i++)
         if (job->images[i].held) drop_features(b, &job->images[i]);
+}
+
+void wn_batcher_end(struct wn_batcher *b, struct wn_gen_job *job, wn_gen_event how)
+{
+    const bool holds = wn_gen_holds(&job->life);
+
+    WN_ASSERT(wn_gen_apply(&job->life, how) && wn_gen_ended(&job->life));
+    if (holds) give_back(b, job);
 }
 
 void wn_batcher_reap(struct wn_batcher *b)
@@ -121,7 +126,7 @@ void wn_batcher_reap(struct wn_batcher *b)
     struct wn_gen_job **at = &b->jobs, *job;
 
     while ((job = *at) != NULL) {
-        if (!job->doomed || job->flying) {
+        if (!wn_gen_gone(&job->life)) {
             at = &job->next;
             continue;
         }
@@ -147,24 +152,29 @@ static bool find_feature_slots(const struct wn_batcher *b, struct wn_gen_job *jo
     return true;
 }
 
-/* Pages for the whole job: those of its prompt that are in the cache, and fresh ones. All or none. */
+/* Pages for the rows that there are: those in the cache, and fresh ones. All or none. */
 static bool find_pages(struct wn_batcher *b, struct wn_gen_job *job)
 {
-    const uint32_t need = wn_kvpool_need(job->prompt_rows_n + job->max_new, b->step.page_tokens);
+    const uint32_t need = wn_kvpool_need(job->rows_n, b->step.page_tokens);
     const Wn__Sampling *s = job->g->sampling;
     /* a repetition penalty counts the prompt's tokens where they are drawn: there every row has to pass */
     const bool penalty = s && s->repetition_penalty > 0 && s->repetition_penalty != 1;
+    /* the last row is always computed: its logits are wanted */
+    const uint32_t full = penalty ? 0 : (job->rows_n - 1) / b->step.page_tokens;
     uint32_t cached;
 
-    if (!job->pages && !(job->pages = calloc(need, sizeof(*job->pages)))) return false;
-    cached = wn_prefix_match(b->prefix, job->keys, penalty ? 0 : job->keys_n, job->pages);
-    if (wn_prefix_take(b->prefix, job->pages + cached, need - cached) != WN_OK) {
+    wn_gen_job_keys(job, b->step.page_tokens, full);
+    cached = wn_prefix_match(b->prefix, job->keys, full, job->pages);
+    /* A page more for each that runs, or the next page that one of them needs would be taken from this job. */
+    if (wn_prefix_available(b->prefix) < need - cached + b->running ||
+        wn_prefix_take(b->prefix, job->pages + cached, need - cached) != WN_OK) {
         wn_prefix_release(b->prefix, job->pages, cached);
         return false;
     }
     job->pages_n = need;
     job->published = cached;
-    job->pos = job->cached_rows = cached * b->step.page_tokens;
+    job->pos = cached * b->step.page_tokens;
+    if (!job->started_us) job->cached_rows = job->pos;
     return true;
 }
 
@@ -175,6 +185,7 @@ static void hand_features(struct wn_batcher *b, struct wn_gen_job *job, struct w
         struct wn_gen_image *im = &job->images[i];
         if (im->last_row <= job->pos) continue;
         b->feature_busy[im->slot] = im->held = true;
+        im->handed++;
         b->features[rec->features_n] = im->msg->payload;
         rec->features[rec->features_n++] = (struct wn_step_features){.slot = im->slot,
                                                                      .rows = im->rows,
@@ -194,10 +205,13 @@ static bool admit(struct wn_batcher *b, struct wn_gen_job *job, struct wn_step_r
     if (slot == b->step.seqs_max || !find_pages(b, job)) return false;
     if (!find_feature_slots(b, job)) {
         wn_prefix_release(b->prefix, job->pages, job->pages_n);
+        job->pages_n = job->published = job->pos = 0;
         return false;
     }
+    WN_ASSERT(wn_gen_apply(&job->life, WN_GEN_ADMIT));
     job->slot = slot;
     b->slots[slot] = job;
+    b->running++;
     hand_features(b, job, rec);
     rec->opens[rec->opens_n++] = (struct wn_step_open){
         .slot = slot,
@@ -207,17 +221,45 @@ static bool admit(struct wn_batcher *b, struct wn_gen_job *job, struct wn_step_r
         .repetition_penalty = s && s->repetition_penalty > 0 ? s->repetition_penalty : 1,
         .seed = s ? s->seed : 0,
     };
-    job->state = WN_GEN_PREFILL;
-    job->started_us = wn_now_us();
+    if (!job->started_us) job->started_us = wn_now_us();
     return true;
 }
 
 static void admit_ready(struct wn_batcher *b, struct wn_step_record *rec)
 {
     for (struct wn_gen_job *j = b->jobs; j; j = j->next) {
-        if (j->state != WN_GEN_READY || j->doomed) continue;
-        if (!admit(b, j, rec)) break; /* in order: nobody overtakes the one that waits for room */
+        if (j->life.state != WN_GEN_READY && j->life.state != WN_GEN_PREEMPTED) continue;
+        if (j->life.flying || !admit(b, j, rec)) break; /* in order: nobody overtakes the one that waits for room */
     }
+}
+
+/* ---- preemption ---- */
+
+static struct wn_gen_job *youngest(const struct wn_batcher *b)
+{
+    struct wn_gen_job *found = NULL;
+
+    for (struct wn_gen_job *j = b->jobs; j; j = j->next)
+        if (wn_gen_holds(&j->life)) found = j;
+    return found;
+}
+
+/* The page of the next row of a job that decodes: if none is free the youngest job leaves its slot, and computes its
+ * rows again later. false: that was this job itself. */
+static bool find_page(struct wn_batcher *b, struct wn_gen_job *job)
+{
+    if (job->pos < job->pages_n * b->step.page_tokens) return true;
+    while (wn_prefix_take(b->prefix, &job->pages[job->pages_n], 1) != WN_OK) {
+        struct wn_gen_job *victim = youngest(b);
+        WN_ASSERT(b->running > 1); /* the oldest always goes on: alone it has pages enough */
+        WN_ASSERT(wn_gen_apply(&victim->life, WN_GEN_PREEMPT));
+        give_back(b, victim);
+        victim->preemptions++;
+        b->preemptions++;
+        if (victim == job) return false;
+    }
+    job->pages_n++;
+    return true;
 }
 
 /* ---- rows ---- */
@@ -227,56 +269,70 @@ static struct wn_flight *next_flight(const struct wn_batcher *b)
     return &b->flights[(b->flights_first + b->flights_n) % b->depth];
 }
 
-/* Rows [pos, pos + n) of the job, as the next sequence of the record. */
-static void add_rows(struct wn_batcher *b, struct wn_step_record *rec, struct wn_gen_job *job, uint32_t n, bool sample)
+/* Rows [pos, pos + n) of the job, as the next sequence of the record. The last row that there is asks for a token. */
+static void add_rows(struct wn_batcher *b, struct wn_step_record *rec, struct wn_gen_job *job, uint32_t n)
 {
     const uint32_t pages = wn_kvpool_need(job->pos + n, b->step.page_tokens);
 
-    WN_ASSERT(pages <= job->pages_n && rec->pages_n + pages <= b->step.pages_max);
+    WN_ASSERT(pages <= job->pages_n && rec->pages_n + pages <= b->step.table_max);
+    WN_ASSERT(wn_gen_apply(&job->life, WN_GEN_SEND));
     next_flight(b)->order[rec->seqs_n] = job;
-    job->flying++;
     rec->seqs[rec->seqs_n++] = (struct wn_step_seq){.slot = job->slot,
                                                     .first_row = rec->rows_n,
                                                     .rows = n,
                                                     .pos = job->pos,
                                                     .first_page = rec->pages_n,
                                                     .pages = pages,
-                                                    .sample = sample};
+                                                    .sample = job->pos + n == job->rows_n};
     memcpy(rec->pages + rec->pages_n, job->pages, pages * sizeof(*job->pages));
     rec->pages_n += pages;
-    if (job->state == WN_GEN_DECODE)
-        rec->rows[rec->rows_n++] = wn_gen_job_row(job, job->last_token, job->pos);
-    for (uint32_t i = job->pos; job->state == WN_GEN_PREFILL && i < job->pos + n; i++) {
+    for (uint32_t i = job->pos; i < job->pos + n; i++) {
         struct wn_step_row row = job->rows[i];
         if (row.features != WN_STEP_NO_FEATURES) row.features = job->images[row.features].slot;
         rec->rows[rec->rows_n++] = row;
     }
     job->pos += n;
+    job->computed_rows += n;
     /* Later steps follow this one on every rank, so what it fills may be read from now on. */
-    for (; job->published < job->keys_n && (job->published + 1) * b->step.page_tokens <= job->pos; job->published++)
+    for (; (job->published + 1) * b->step.page_tokens <= job->pos; job->published++) {
+        wn_gen_job_keys(job, b->step.page_tokens, job->published + 1);
         wn_prefix_publish(b->prefix, job->pages[job->published], &job->keys[job->published]);
+    }
+}
+
+/* Decodes are dealt over the steps in flight, so that every stage has one to work on. */
+static void add_decodes(struct wn_batcher *b, struct wn_step_record *rec)
+{
+    uint32_t decoding = 0, share;
+
+    for (struct wn_gen_job *j = b->jobs; j; j = j->next) decoding += j->life.state == WN_GEN_DECODE;
+    share = (decoding + b->depth - 1) / b->depth;
+    for (struct wn_gen_job *j = b->jobs; j && rec->rows_n < b->step.rows_max && rec->seqs_n < share; j = j->next)
+        if (j->life.state == WN_GEN_DECODE && !j->life.flying && find_page(b, j)) add_rows(b, rec, j, 1);
+}
+
+static void add_prompts(struct wn_batcher *b, struct wn_step_record *rec)
+{
+    for (struct wn_gen_job *j = b->jobs; j; j = j->next) {
+        uint32_t room = b->step.rows_max - rec->rows_n;
+        if (j->life.state != WN_GEN_PREFILL) continue;
+        if (room > j->rows_n - j->pos) room = j->rows_n - j->pos;
+        if (room) add_rows(b, rec, j, room);
+    }
 }
 
 void wn_batcher_fill(struct wn_batcher *b, struct wn_step_record *rec)
 {
-    uint32_t room, decoding = 0, share;
+    const uint64_t preemptions = b->preemptions;
 
+    add_decodes(b, rec); /* first: whom they preempt is not in this record yet */
     memcpy(rec->closes, b->closes, b->closes_n * sizeof(*b->closes));
     rec->closes_n = b->closes_n;
     memcpy(rec->drops, b->drops, b->drops_n * sizeof(*b->drops));
     rec->drops_n = b->drops_n;
     b->closes_n = b->drops_n = 0;
-    admit_ready(b, rec);
-    /* Decodes are dealt over the steps in flight, so that every stage has one to work on. */
-    for (struct wn_gen_job *j = b->jobs; j; j = j->next) decoding += j->state == WN_GEN_DECODE && !j->doomed;
-    share = (decoding + b->depth - 1) / b->depth;
-    for (struct wn_gen_job *j = b->jobs; j && rec->rows_n < b->step.rows_max && rec->seqs_n < share; j = j->next)
-        if (j->state == WN_GEN_DECODE && !j->flying && !j->doomed) add_rows(b, rec, j, 1, true);
-    for (struct wn_gen_job *j = b->jobs; j; j = j->next) {
-        if (j->state != WN_GEN_PREFILL || j->doomed || (room = b->step.rows_max - rec->rows_n) == 0) continue;
-        if (room > j->rows_n - j->pos) room = j->rows_n - j->pos;
-        if (room) add_rows(b, rec, j, room, j->pos + room == j->rows_n);
-    }
+    if (b->preemptions == preemptions) admit_ready(b, rec);
+    add_prompts(b, rec);
 }
 
 bool wn_batcher_is_idle(const struct wn_step_record *rec)
@@ -313,7 +369,7 @@ const struct wn_flight *wn_batcher_landed(struct wn_batcher *b)
     WN_ASSERT(b->flights_n > 0);
     b->flights_first = (b->flights_first + 1) % b->depth;
     b->flights_n--;
-    for (uint32_t i = 0; i < f->seqs_n; i++) f->order[i]->flying--;
+    for (uint32_t i = 0; i < f->seqs_n; i++) WN_ASSERT(wn_gen_apply(&f->order[i]->life, WN_GEN_LAND));
     return f;
 }
 
@@ -328,10 +384,11 @@ void wn_batcher_load(const struct wn_batcher *b, struct wn_batcher_load *load)
 
     *load = (struct wn_batcher_load){0};
     for (const struct wn_gen_job *j = b->jobs; j; j = j->next) {
-        if (j->doomed) continue;
-        load->running += has_slot(j);
-        load->waiting += !has_slot(j);
+        if (wn_gen_ended(&j->life)) continue;
+        load->running += wn_gen_holds(&j->life);
+        load->waiting += !wn_gen_holds(&j->life);
     }
+    load->preemptions = b->preemptions;
     wn_prefix_stats(b->prefix, &pages);
     load->pages_used = pages.used;
 }

@@ -1,9 +1,13 @@
 /* daemon/batcher.h - who gets into the next step, and what a job holds meanwhile: a slot, KV pages, feature slots.
  *
  * Each step takes one row of every sequence that decodes, and fills up to --max-num-batched-tokens with prompt rows of
- * the oldest jobs. A job enters a slot when its features are here and the pages for its prompt and longest answer are
- * free, in order of arrival. Every rank runs the records in order, so what a job gives back while rows of it are still
- * on their way may be lent again in the next record.
+ * the oldest jobs. A job enters a slot when its features are here and there are pages for its rows and one more for
+ * each job that runs, in order of arrival; nobody overtakes, so a long prompt does not starve. Further pages are taken
+ * row by row. When they run out the youngest job is preempted: it gives back what it holds and waits in its place, by
+ * arrival, until there are pages for its prompt and the tokens so far, which it computes again (what is still in the
+ * prefix cache it finds there). So the oldest job always goes on, and as results do not depend on chunks, neighbours or
+ * page numbers, no answer changes. Every rank runs the records in order: what a job gives back while rows of it are
+ * still on their way may be lent again in the next record.
  *
  * Bookkeeping only: no message, no replica. The engine ships the records and says what their tokens mean.
  *
@@ -25,6 +29,7 @@ struct wn_flight {
 struct wn_batcher_load {
     uint32_t waiting, running; /* jobs without and with a slot; those that have ended count as neither */
     uint32_t pages_used;
+    uint64_t preemptions; /* since the start */
 };
 
 /* At most `depth` steps are on their way at a time. */
@@ -38,8 +43,8 @@ struct wn_gen_job *wn_batcher_oldest(const struct wn_batcher *b);  /* NULL: none
 /* WN_ELIMIT: the job, which is laid out, could not run if it had the pool for itself. */
 WN_NODISCARD wn_status wn_batcher_check(const struct wn_batcher *b, const struct wn_gen_job *job, struct wn_err *err);
 
-/* The job has been answered: gives back what it holds. It stays in the list, `doomed`, until the next reap. */
-void wn_batcher_end(struct wn_batcher *b, struct wn_gen_job *job);
+/* The job has been answered, `how` is what ended it: it gives back what it holds, and stays in the list until a reap. */
+void wn_batcher_end(struct wn_batcher *b, struct wn_gen_job *job, wn_gen_event how);
 void wn_batcher_reap(struct wn_batcher *b); /* destroys ended jobs of which nothing is on its way */
 
 /* Fills a cleared record; the caller may set flags. Data of its features is in wn_batcher_features() until the next

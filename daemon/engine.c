@@ -53,6 +53,7 @@ static void report_load(struct wn_engine *e)
     atomic_store(&load->running, now.running);
     atomic_store(&load->waiting, now.waiting);
     atomic_store(&load->pages_used, now.pages_used);
+    atomic_store(&load->preemptions, now.preemptions);
 }
 
 static void fill_record(struct wn_engine *e, struct wn_step_record *rec)
@@ -73,7 +74,7 @@ static wn_status begin(struct wn_engine *e, const struct wn_step_record *rec, st
     if (rc != WN_OK) return rc;
     wn_batcher_begun(e->batcher, rec);
     for (struct wn_gen_job *j = wn_batcher_oldest(e->batcher); rec->opens_n && j; j = j->next)
-        if (j->state == WN_GEN_PREFILL && !j->doomed) wn_engine_accept_features(e, j);
+        if (j->life.state == WN_GEN_PREFILL) wn_engine_accept_features(e, j);
     atomic_fetch_add(&wn_front_load(e->opts.front)->steps, 1);
     return WN_OK;
 }
@@ -90,7 +91,7 @@ static wn_status collect(struct wn_engine *e, struct wn_err *err)
     f = wn_batcher_landed(e->batcher);
     for (uint32_t i = 0; i < tokens_n; i++) {
         struct wn_gen_job *job = f->order[e->tokens[i].seq];
-        if (!job->doomed) wn_engine_take_token(e, job, e->tokens[i].id);
+        if (wn_gen_apply(&job->life, WN_GEN_TOKEN)) wn_engine_take_token(e, job, e->tokens[i].id);
     }
     if (f->flags & WN_STEP_STATS) report_traffic(e, &stats);
     return WN_OK;

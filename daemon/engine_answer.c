@@ -25,16 +25,16 @@ void wn_engine_accept_features(struct wn_engine *e, struct wn_gen_job *job)
     }
 }
 
-void wn_engine_drop(struct wn_engine *e, struct wn_gen_job *job)
+void wn_engine_end(struct wn_engine *e, struct wn_gen_job *job, wn_gen_event how)
 {
     wn_engine_accept_features(e, job);
-    wn_batcher_end(e->batcher, job);
+    wn_batcher_end(e->batcher, job, how);
 }
 
 void wn_engine_fail(struct wn_engine *e, struct wn_gen_job *job, const struct wn_err *err)
 {
     wn_front_send_error(e->opts.front, &job->order->party, job->g->job, err, false);
-    wn_engine_drop(e, job);
+    wn_engine_end(e, job, WN_GEN_FAIL);
 }
 
 void wn_engine_finish(struct wn_engine *e, struct wn_gen_job *job, Wn__FinishReason reason)
@@ -49,7 +49,7 @@ void wn_engine_finish(struct wn_engine *e, struct wn_gen_job *job, Wn__FinishRea
     done.usage = &usage;
     wn_front_send(e->opts.front, &job->order->party, WN__ENVELOPE__BODY_DONE, &done, WN_TRAFFIC_CONTROL, NULL, 0,
                   NULL, NULL);
-    wn_engine_drop(e, job);
+    wn_engine_end(e, job, reason == WN__FINISH_REASON__FINISH_CANCELLED ? WN_GEN_CANCEL : WN_GEN_FINISH);
     e->stats_due = true;
 }
 
@@ -75,9 +75,7 @@ void wn_engine_take_token(struct wn_engine *e, struct wn_gen_job *job, uint32_t 
     bool stopped = false, eos = false;
 
     if (!job->first_token_us) job->first_token_us = wn_now_us();
-    job->state = WN_GEN_DECODE;
-    job->last_token = id;
-    job->new_n++;
+    wn_gen_job_push(job, id);
     for (uint32_t i = 0; i < m->eos_n; i++) eos = eos || (id == m->eos[i] && !(s && s->ignore_eos));
     if (!eos && wn_answer_push(job->answer, id, &text, &stopped, &err) != WN_OK) {
         wn_engine_fail(e, job, &err);

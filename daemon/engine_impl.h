@@ -37,9 +37,9 @@ void wn_engine_send_ack(struct wn_engine *e, const struct wn_front_msg *m, const
 /* One drawn token: its text goes out, and the job goes on or ends. */
 void wn_engine_take_token(struct wn_engine *e, struct wn_gen_job *job, uint32_t id);
 
-/* The end of a job: with an answer, with an error, or (drop) without a word. */
+/* The end of a job: with an answer, with an error, or (end) without a word. */
 void wn_engine_finish(struct wn_engine *e, struct wn_gen_job *job, Wn__FinishReason reason);
 void wn_engine_fail(struct wn_engine *e, struct wn_gen_job *job, const struct wn_err *err);
-void wn_engine_drop(struct wn_engine *e, struct wn_gen_job *job);
+void wn_engine_end(struct wn_engine *e, struct wn_gen_job *job, wn_gen_event how);
 
 #endif

@@ -10,7 +10,7 @@
 static struct wn_gen_job *find_job(struct wn_engine *e, const Wn__JobRef *ref)
 {
     for (struct wn_gen_job *j = wn_batcher_oldest(e->batcher); j; j = j->next)
-        if (!j->doomed && wn_jobref_equal(j->g->job, ref)) return j;
+        if (!wn_gen_ended(&j->life) && wn_jobref_equal(j->g->job, ref)) return j;
     return NULL;
 }
 
@@ -117,8 +117,8 @@ static void drop_all(struct wn_engine *e)
 {
     uint32_t n = 0;
     for (struct wn_gen_job *job = wn_batcher_oldest(e->batcher); job; job = job->next) {
-        if (job->doomed) continue;
-        wn_engine_drop(e, job);
+        if (wn_gen_ended(&job->life)) continue;
+        wn_engine_end(e, job, WN_GEN_DROP);
         n++;
     }
     wn_warn("engine", "the scheduler is lost: its %u jobs are given up here", n);

@@ -51,7 +51,7 @@ wn_status wn_gen_job_create(struct wn_gen_job **out, struct wn_front_msg *order,
     job->max_new = s && s->max_tokens ? s->max_tokens : limits->max_new;
     job->new_n = (uint32_t)g->n_emitted;
     job->order = order;
-    job->state = WN_GEN_WAITING;
+    job->life.state = WN_GEN_WAITING;
 out:
     if (rc != WN_OK) {
         wn_gen_job_destroy(job);
@@ -145,18 +145,12 @@ bool wn_gen_job_complete(const struct wn_gen_job *job)
     return true;
 }
 
-/* Keys of the pages that the prompt fills. The last row is always computed: its logits are wanted. */
-static wn_status make_keys(struct wn_gen_job *job, uint32_t page_tokens, struct wn_err *err)
+void wn_gen_job_keys(struct wn_gen_job *job, uint32_t page_tokens, uint32_t n)
 {
-    const uint32_t n = (job->rows_n - 1) / page_tokens;
-    struct wn_prefix_row *rows = calloc(page_tokens, sizeof(*rows));
+    struct wn_prefix_row rows[WN_PREFIX_ROWS_MAX];
 
-    job->keys = calloc(n + 1, sizeof(*job->keys));
-    if (!rows || !job->keys) {
-        free(rows);
-        return wn_fail(err, WN_ENOMEM, "keys of %u pages", n);
-    }
-    for (uint32_t p = 0; p < n; p++) {
+    WN_ASSERT(page_tokens <= WN_PREFIX_ROWS_MAX && (uint64_t)n * page_tokens <= job->rows_n);
+    for (uint32_t p = job->keys_n; p < n; p++) {
         for (uint32_t i = 0; i < page_tokens; i++) {
             const struct wn_step_row *row = &job->rows[p * page_tokens + i];
             rows[i].id = row->id;
@@ -165,9 +159,34 @@ static wn_status make_keys(struct wn_gen_job *job, uint32_t page_tokens, struct 
         }
         wn_prefix_key(p ? &job->keys[p - 1] : NULL, rows, page_tokens, &job->keys[p]);
     }
-    job->keys_n = n;
-    free(rows);
-    return WN_OK;
+    if (n > job->keys_n) job->keys_n = n;
+}
+
+/* The input row of a token of the answer that is row `row` of the sequence. */
+static struct wn_step_row token_row(const struct wn_gen_job *job, uint32_t id, uint32_t row)
+{
+    return (struct wn_step_row){
+        .id = id, .features = WN_STEP_NO_FEATURES, .position = (uint32_t)((int64_t)row + job->ahead)};
+}
+
+void wn_gen_job_push(struct wn_gen_job *job, uint32_t id)
+{
+    WN_ASSERT(job->new_n < job->max_new);
+    job->rows[job->rows_n] = token_row(job, id, job->rows_n);
+    job->rows_n++;
+    job->new_n++;
+}
+
+/* All that the job will need to the end of its longest answer, so that no step allocates. */
+static wn_status make_room(struct wn_gen_job *job, uint64_t prompt, uint32_t page_tokens, struct wn_err *err)
+{
+    const uint32_t answer = job->max_new > job->new_n ? job->max_new : job->new_n;
+    const size_t rows = (size_t)prompt + answer, pages = rows / page_tokens + 1;
+
+    job->rows = calloc(rows, sizeof(*job->rows));
+    job->pages = calloc(pages, sizeof(*job->pages));
+    job->keys = calloc(pages, sizeof(*job->keys));
+    return job->rows && job->pages && job->keys ? WN_OK : wn_fail(err, WN_ENOMEM, "job of %zu rows", rows);
 }
 
 /* Row numbers and rotary positions must stay below the model's limits, to the end of the longest answer. */
@@ -190,15 +209,20 @@ static wn_status check_length(struct wn_gen_job *job, uint64_t prompt, const str
     return WN_OK;
 }
 
+/* Where a kept row was among the image's rows. */
+static uint32_t original_place(const struct wn_gen_image *im, uint32_t r)
+{
+    const Wn__Features *f = im->msg->env->features;
+    return wn_prune_position(f->index[r], f->flags.len ? f->flags.data[r] : 0, im->rows_before);
+}
+
 /* The rows of one image at rows[at ..], the first of them at rotary position `first`. Returns the position after it. */
 static uint32_t lay_image(struct wn_gen_job *job, uint32_t image, uint32_t at, uint32_t first)
 {
     const struct wn_gen_image *im = &job->images[image];
-    const Wn__Features *f = im->msg->env->features;
 
     for (uint32_t r = 0; r < im->rows; r++) {
-        const uint8_t flags = f->flags.len ? f->flags.data[r] : 0;
-        const uint32_t place = job->original ? wn_prune_position(f->index[r], flags, im->rows_before) : r;
+        const uint32_t place = job->original ? original_place(im, r) : r;
         job->rows[at + r] = (struct wn_step_row){.id = r, .features = image, .position = first + place};
     }
     return first + (job->original ? im->rows_before : im->rows);
@@ -207,13 +231,11 @@ static uint32_t lay_image(struct wn_gen_job *job, uint32_t image, uint32_t at, u
 wn_status wn_gen_job_layout(struct wn_gen_job *job, const struct wn_gen_limits *limits, struct wn_err *err)
 {
     const uint64_t prompt = (uint64_t)job->tokens.n - job->images_n + job->image_rows;
-    const uint64_t all = prompt + job->g->n_emitted;
     uint32_t at = 0, image = 0, position = 0;
     wn_status rc = check_length(job, prompt, limits, err);
 
     if (rc != WN_OK) return rc;
-    job->rows = calloc((size_t)all, sizeof(*job->rows));
-    if (!job->rows) return wn_fail(err, WN_ENOMEM, "prompt of %llu rows", (unsigned long long)all);
+    if ((rc = make_room(job, prompt, limits->page_tokens, err)) != WN_OK) return rc;
     for (size_t i = 0; i < job->tokens.n; i++) {
         if (job->tokens.ids[i] != limits->model->image_token) {
             job->rows[at++] = (struct wn_step_row){
@@ -227,25 +249,28 @@ wn_status wn_gen_job_layout(struct wn_gen_job *job, const struct wn_gen_limits *
     WN_ASSERT(image == job->images_n && at == prompt);
     job->prompt_rows_n = at;
     job->ahead = (int32_t)((int64_t)position - at);
-    for (size_t i = 0; i < job->g->n_emitted; i++, at++) job->rows[at] = wn_gen_job_row(job, job->g->emitted[i], at);
+    for (size_t i = 0; i < job->g->n_emitted; i++, at++) job->rows[at] = token_row(job, job->g->emitted[i], at);
     job->rows_n = at;
-    job->state = WN_GEN_READY;
-    return make_keys(job, limits->page_tokens, err);
+    WN_ASSERT(wn_gen_apply(&job->life, WN_GEN_LAY_OUT));
+    return WN_OK;
 }
 
-/* Payload bytes of the job on the replica's links, by the plan: rows from the cache cross none. */
+/* Payload bytes of the job on the replica's links, by the plan: rows from the cache cross none, those of a job that was
+ * preempted cross again. */
 static void count_bytes(const struct wn_gen_job *job, const struct wn_plan *plan, uint32_t chunk,
                         Wn__LinkBytes *bytes)
 {
     const uint32_t ranks = plan->stages * plan->tensors;
     struct wn_plan_load rows = {
         .text_tokens = job->prompt_rows_n - job->cached_rows, .new_tokens = job->new_n, .chunk_tokens = chunk};
+    const uint32_t once = rows.text_tokens + (job->new_n ? job->new_n - 1 : 0); /* the last token is no row */
     struct wn_plan_load features = {.new_tokens = 1, .chunk_tokens = chunk};
 
     for (uint32_t i = 0; i < job->images_n; i++) {
-        if (job->images[i].last_row > job->cached_rows) features.image_rows += job->images[i].rows;
+        features.image_rows += job->images[i].handed * job->images[i].rows;
         features.projected = job->images[i].projected;
     }
+    if (job->computed_rows > once) rows.text_tokens += job->computed_rows - once;
     for (uint32_t src = 0; src < ranks; src++) {
         for (uint32_t dst = 0; dst < ranks; dst++) {
             if (src == dst) continue;
@@ -265,6 +290,7 @@ void wn_gen_job_usage(const struct wn_gen_job *job, const struct wn_plan *plan, 
     usage->prompt_tokens = job->prompt_rows_n;
     usage->completion_tokens = job->new_n;
     usage->cached_tokens = job->cached_rows;
+    usage->preemptions = job->preemptions;
     usage->image_tokens = job->image_rows;
     usage->image_tokens_before_pruning = job->image_rows_before;
     usage->preprocess_us = job->preprocess_us;

@@ -8,17 +8,11 @@
 
 #include "daemon/answer.h"
 #include "daemon/front.h"
+#include "daemon/gen_life.h"
 #include "daemon/prefix_cache.h"
 #include "proto/step.h"
 #include "shard/plan.h"
 #include "shard/tokenizer.h"
-
-typedef enum wn_gen_state {
-    WN_GEN_WAITING, /* features are missing */
-    WN_GEN_READY,   /* laid out, waits for a slot and pages */
-    WN_GEN_PREFILL, /* in a slot, prompt rows left */
-    WN_GEN_DECODE   /* in a slot, one row a step */
-} wn_gen_state;
 
 /* One image's features at the leader. */
 struct wn_gen_image {
@@ -30,6 +24,7 @@ struct wn_gen_image {
     uint32_t last_row;  /* prompt row after which the slot is free */
     bool accepted;      /* its worker has its credit back */
     bool held;          /* is in `slot` */
+    uint32_t handed;    /* how often it was put into a slot */
     uint8_t hash[32];   /* SHA-256 of the features */
 };
 
@@ -37,7 +32,7 @@ struct wn_gen_job {
     struct wn_gen_job *next;
     struct wn_front_msg *order; /* the Generate */
     const Wn__Generate *g;      /* inside order */
-    wn_gen_state state;
+    struct wn_gen_life life;
     struct wn_tokens tokens; /* prompt ids, one placeholder an image */
     struct wn_gen_image images[WN_IMAGES_MAX];
     uint32_t images_n;
@@ -45,18 +40,17 @@ struct wn_gen_job {
     bool original; /* image rows keep the rotary positions that they had unpruned */
     int32_t ahead; /* rotary position less row number, of all rows after the last image */
     /* [rows_n] prompt and emitted tokens; `features` is the image's number in the job */
-    struct wn_step_row *rows;
+    struct wn_step_row *rows; /* room for the longest answer, as in pages and keys */
     uint32_t rows_n, prompt_rows_n;
     uint32_t pos; /* rows in the KV cache */
     uint32_t slot, *pages, pages_n;
-    struct wn_prefix_key *keys; /* [rows_n / page_tokens] of its full pages */
+    struct wn_prefix_key *keys; /* [keys_n] of its first full pages */
     uint32_t keys_n, published; /* pages of them that others can find */
-    uint32_t cached_rows;       /* rows that were found in the cache */
+    uint32_t cached_rows;       /* rows that were found in the cache at first */
+    uint32_t computed_rows;     /* rows that went into steps; more than there are after a preemption */
+    uint32_t preemptions;
     uint32_t max_new, new_n; /* of the whole answer, emitted ones included */
-    uint32_t last_token;
     struct wn_answer *answer;
-    bool doomed;     /* has been answered: goes when nothing of it is in flight */
-    uint32_t flying; /* steps in flight that have rows of it */
     int64_t arrived_us, features_us, started_us, first_token_us;
     uint64_t sent_us, preprocess_us, encode_us, prune_us; /* of the slowest image */
 };
@@ -89,12 +83,11 @@ bool wn_gen_job_complete(const struct wn_gen_job *job); /* are all features here
 WN_NODISCARD wn_status wn_gen_job_layout(struct wn_gen_job *job, const struct wn_gen_limits *limits,
                                          struct wn_err *err);
 
-/* The input row of a token of the answer that is row `row` of the sequence. */
-static inline struct wn_step_row wn_gen_job_row(const struct wn_gen_job *job, uint32_t id, uint32_t row)
-{
-    return (struct wn_step_row){
-        .id = id, .features = WN_STEP_NO_FEATURES, .position = (uint32_t)((int64_t)row + job->ahead)};
-}
+/* The token that was drawn after the last row: the next row. */
+void wn_gen_job_push(struct wn_gen_job *job, uint32_t id);
+
+/* Makes sure that keys[0..n) are there; rows [0, n * page_tokens) must be. */
+void wn_gen_job_keys(struct wn_gen_job *job, uint32_t page_tokens, uint32_t n);
 
 /* Usage so far, as far as the leader knows it. `bytes` is filled from the plan. Strings and messages are the
  * job's. */

@@ -221,6 +221,7 @@ static void send_heartbeat(struct wn_front *f)
     h.pages = atomic_load(&f->load.pages);
     h.steps = atomic_load(&f->load.steps);
     h.images = atomic_load(&f->load.images);
+    h.preemptions = atomic_load(&f->load.preemptions);
     h.sent = &sent;
     h.ranks = f->opts.ranks;
     h.n_ranks = f->opts.ranks_n;

@@ -52,7 +52,7 @@ struct wn_front_msg {
 /* What heartbeats report; written by the main thread at any time. */
 struct wn_front_load {
     atomic_uint running, waiting, pages_used, pages;
-    atomic_ulong steps, images;
+    atomic_ulong steps, images, preemptions;
     atomic_ulong sent_bytes[WN_TRAFFIC_N];
 };
 

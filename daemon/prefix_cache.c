@@ -131,9 +131,14 @@ uint32_t wn_prefix_match(struct wn_prefix_cache *c, const struct wn_prefix_key *
     return found;
 }
 
+uint32_t wn_prefix_available(const struct wn_prefix_cache *c)
+{
+    return wn_kvpool_free_n(c->pool) + c->unused_n;
+}
+
 wn_status wn_prefix_take(struct wn_prefix_cache *c, uint32_t *pages, uint32_t n)
 {
-    if ((uint64_t)wn_kvpool_free_n(c->pool) + c->unused_n < n) return WN_EBUSY;
+    if (wn_prefix_available(c) < n) return WN_EBUSY;
     while (wn_kvpool_free_n(c->pool) < n) {
         const uint32_t p = c->oldest;
         list_remove(c, p);

@@ -23,6 +23,7 @@
 #include "shard/kvpool.h"
 
 #define WN_PREFIX_KEY_BYTES 32
+#define WN_PREFIX_ROWS_MAX  1024 /* --block-size */
 
 struct wn_prefix_cache;
 
@@ -49,6 +50,8 @@ uint32_t wn_prefix_match(struct wn_prefix_cache *c, const struct wn_prefix_key *
 
 /* n fresh pages; unused ones of others are forgotten if the pool has too few. */
 WN_NODISCARD wn_status wn_prefix_take(struct wn_prefix_cache *c, uint32_t *pages, uint32_t n);
+
+uint32_t wn_prefix_available(const struct wn_prefix_cache *c); /* how many that could be now */
 
 /* The caller has filled `page`, which it took: from now on it can be matched. Nothing happens if the key is here. */
 void wn_prefix_publish(struct wn_prefix_cache *c, uint32_t page, const struct wn_prefix_key *key);

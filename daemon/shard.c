@@ -99,10 +99,10 @@ static wn_status open_link(struct shard *s, struct wn_err *err)
     return WN_OK;
 }
 
-static void set_limits(struct shard *s)
+static wn_status set_limits(struct shard *s, struct wn_err *err)
 {
     const struct wn_config *c = &s->cfg;
-    uint64_t pages;
+    uint64_t pages, table;
 
     s->tokens_max = s->model.text.positions_max;
     if (c->max_model_len && c->max_model_len < s->tokens_max) s->tokens_max = c->max_model_len;
@@ -119,6 +119,14 @@ static void set_limits(struct shard *s)
         .vocab = s->model.text.vocab,
         .positions_max = s->model.text.positions_max,
     };
+    table = (uint64_t)s->limits.seqs_max * ((s->tokens_max + c->block_size - 1) / c->block_size);
+    if (table > KV_PAGES_MAX)
+        return wn_fail(err, WN_ELIMIT,
+                       "%u jobs of %u tokens have more than %u KV pages of %u: choose a smaller --max-num-seqs or "
+                       "--max-model-len",
+                       s->limits.seqs_max, s->tokens_max, KV_PAGES_MAX, c->block_size);
+    s->limits.table_max = (uint32_t)table;
+    return WN_OK;
 }
 
 static wn_status open_replica(struct shard *s, struct wn_err *err)
@@ -130,7 +138,7 @@ static wn_status open_replica(struct shard *s, struct wn_err *err)
     if ((rc = wn_worker_plan(&s->cfg, &s->model, &s->plan, err)) != WN_OK) return rc;
     if ((rc = wn_weights_open(&s->weights, s->cfg.model, err)) != WN_OK) return rc;
     if ((rc = wn_backend_open(&s->be, s->cfg.backend, 0, err)) != WN_OK) return rc;
-    set_limits(s);
+    if ((rc = set_limits(s, err)) != WN_OK) return rc;
     ro = (struct wn_replica_opts){
         .be = s->be,
         .link = s->link,

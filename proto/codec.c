@@ -309,6 +309,7 @@ void wn_usage_add(Wn__Usage *into, const Wn__Usage *from)
     if (from->cached_tokens) into->cached_tokens = from->cached_tokens;
     into->vision_cache_hit |= from->vision_cache_hit;
     if (into->bytes_on_wire) wn_link_bytes_add(into->bytes_on_wire, from->bytes_on_wire);
+    into->preemptions += from->preemptions;
     into->queue_us += from->queue_us;
     into->preprocess_us += from->preprocess_us;
     into->encode_us += from->encode_us;

@@ -78,7 +78,7 @@ wn_status wn_step_record_init(struct wn_step_record *r, const struct wn_step_lim
     r->drops = calloc(l->features_max, sizeof(*r->drops));
     r->seqs = calloc(l->seqs_max, sizeof(*r->seqs));
     r->rows = calloc(l->rows_max, sizeof(*r->rows));
-    r->pages = calloc(l->pages_max, sizeof(*r->pages));
+    r->pages = calloc(l->table_max, sizeof(*r->pages));
     if (!r->opens || !r->closes || !r->features || !r->drops || !r->seqs || !r->rows || !r->pages) {
         wn_step_record_fini(r);
         return wn_fail(err, WN_ENOMEM, "step record for %u rows", l->rows_max);
@@ -114,7 +114,7 @@ static size_t body_bytes(uint64_t opens, uint64_t closes, uint64_t features, uin
 size_t wn_step_bytes_max(const struct wn_step_limits *l)
 {
     return STEP_HEADER_BYTES + body_bytes(l->seqs_max, l->seqs_max, l->features_max,
-                                          l->features_max, l->seqs_max, l->rows_max, l->pages_max);
+                                          l->features_max, l->seqs_max, l->rows_max, l->table_max);
 }
 
 size_t wn_step_encode(const struct wn_step_record *r, uint8_t *out)
@@ -197,8 +197,8 @@ static wn_status decode_header(struct wn_step_record *r, const struct wn_step_li
         return wn_fail(err, WN_EPROTO, "step record: more than %u features", l->features_max);
     if (r->rows_n > l->rows_max)
         return wn_fail(err, WN_EPROTO, "step record: more than %u rows", l->rows_max);
-    if (r->pages_n > l->pages_max)
-        return wn_fail(err, WN_EPROTO, "step record: more than %u pages", l->pages_max);
+    if (r->pages_n > l->table_max)
+        return wn_fail(err, WN_EPROTO, "step record: more than %u pages", l->table_max);
     if (bytes != STEP_HEADER_BYTES + body_bytes(r->opens_n, r->closes_n, r->features_n, r->drops_n,
                                                 r->seqs_n, r->rows_n, r->pages_n))
         return wn_fail(err, WN_EPROTO, "step record of %zu bytes does not fit its counts", bytes);

@@ -19,6 +19,7 @@ struct wn_step_limits {
     uint32_t rows_max;     /* --max-num-batched-tokens */
     uint32_t seqs_max;     /* --max-num-seqs: slots 0 .. seqs_max - 1 */
     uint32_t pages_max;    /* pages of the KV pool: numbers 0 .. pages_max - 1 */
+    uint32_t table_max;    /* entries of all block tables of a record together: a page may be in several */
     uint32_t features_max; /* feature slots */
     uint32_t page_tokens;
     uint32_t vocab;        /* token ids are below */
@@ -73,7 +74,7 @@ struct wn_step_record {
     uint32_t *drops;                    /* [features_max] feature slots that are free again */
     struct wn_step_seq *seqs;           /* [seqs_max] */
     struct wn_step_row *rows;           /* [rows_max] */
-    uint32_t *pages;                    /* [pages_max] */
+    uint32_t *pages;                    /* [table_max] */
 };
 
 /* One drawn token, last stage to leader: seqs[seq] of the record got it. */

@@ -12,6 +12,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     static const struct wn_step_limits limits = {.rows_max = 32,
                                                  .seqs_max = 4,
                                                  .pages_max = 64,
+                                                 .table_max = 64,
                                                  .features_max = 3,
                                                  .page_tokens = 4,
                                                  .vocab = 100,
