@@ -27,8 +27,9 @@ static void put_heartbeat(FILE *f, const Wn__Heartbeat *h)
 {
     fprintf(f, ", \"running\": %u, \"waiting\": %u, \"kv_pages_used\": %u, \"kv_pages\": %u", h->running, h->waiting,
             h->pages_used, h->pages);
-    fprintf(f, ", \"steps\": %" PRIu64 ", \"images\": %" PRIu64 ", \"preemptions\": %" PRIu64 ", \"ranks\": %zu", h->steps,
-            h->images, h->preemptions, h->n_ranks);
+    fprintf(f, ", \"steps\": %" PRIu64 ", \"images\": %" PRIu64 ", \"ranks\": %zu", h->steps, h->images, h->n_ranks);
+    fprintf(f, ", \"preemptions\": %" PRIu64 ", \"features\": %u, \"feature_slots\": %u", h->preemptions, h->features,
+            h->feature_slots);
     if (!h->sent) return;
     fprintf(f,
             ", \"sent_bytes\": {\"control\": %" PRIu64 ", \"embedding\": %" PRIu64 ", \"activation\": %" PRIu64

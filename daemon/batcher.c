@@ -384,6 +384,7 @@ void wn_batcher_load(const struct wn_batcher *b, struct wn_batcher_load *load)
 
     *load = (struct wn_batcher_load){0};
     for (const struct wn_gen_job *j = b->jobs; j; j = j->next) {
+        for (uint32_t i = 0; i < j->images_n; i++) load->features += j->images[i].msg != NULL;
         if (wn_gen_ended(&j->life)) continue;
         load->running += wn_gen_holds(&j->life);
         load->waiting += !wn_gen_holds(&j->life);
@@ -391,4 +392,5 @@ void wn_batcher_load(const struct wn_batcher *b, struct wn_batcher_load *load)
     load->preemptions = b->preemptions;
     wn_prefix_stats(b->prefix, &pages);
     load->pages_used = pages.used;
+    for (uint32_t i = 0; i < b->step.features_max; i++) load->feature_slots_used += b->feature_busy[i];
 }

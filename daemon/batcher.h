@@ -28,7 +28,8 @@ struct wn_flight {
 
 struct wn_batcher_load {
     uint32_t waiting, running; /* jobs without and with a slot; those that have ended count as neither */
-    uint32_t pages_used;
+    uint32_t pages_used, feature_slots_used;
+    uint32_t features; /* images whose features are here, of all jobs in the list */
     uint64_t preemptions; /* since the start */
 };
 
@@ -43,7 +44,7 @@ struct wn_gen_job *wn_batcher_oldest(const struct wn_batcher *b);  /* NULL: none
 /* WN_ELIMIT: the job, which is laid out, could not run if it had the pool for itself. */
 WN_NODISCARD wn_status wn_batcher_check(const struct wn_batcher *b, const struct wn_gen_job *job, struct wn_err *err);
 
-/* The job has been answered, `how` is what ended it: it gives back what it holds, and stays in the list until a reap. */
+/* The job has been answered; `how` ended it. It gives back what it holds, and stays in the list until a reap. */
 void wn_batcher_end(struct wn_batcher *b, struct wn_gen_job *job, wn_gen_event how);
 void wn_batcher_reap(struct wn_batcher *b); /* destroys ended jobs of which nothing is on its way */
 

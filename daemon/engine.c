@@ -54,6 +54,9 @@ static void report_load(struct wn_engine *e)
     atomic_store(&load->waiting, now.waiting);
     atomic_store(&load->pages_used, now.pages_used);
     atomic_store(&load->preemptions, now.preemptions);
+    atomic_store(&load->feature_slots, now.feature_slots_used);
+    for (int i = 0; i < WN_ENGINE_ORPHANS_MAX; i++) now.features += e->orphans[i].msg != NULL;
+    atomic_store(&load->features, now.features);
 }
 
 static void fill_record(struct wn_engine *e, struct wn_step_record *rec)

@@ -222,6 +222,8 @@ static void send_heartbeat(struct wn_front *f)
     h.steps = atomic_load(&f->load.steps);
     h.images = atomic_load(&f->load.images);
     h.preemptions = atomic_load(&f->load.preemptions);
+    h.features = atomic_load(&f->load.features);
+    h.feature_slots = atomic_load(&f->load.feature_slots);
     h.sent = &sent;
     h.ranks = f->opts.ranks;
     h.n_ranks = f->opts.ranks_n;

@@ -51,7 +51,7 @@ struct wn_front_msg {
 
 /* What heartbeats report; written by the main thread at any time. */
 struct wn_front_load {
-    atomic_uint running, waiting, pages_used, pages;
+    atomic_uint running, waiting, pages_used, pages, features, feature_slots;
     atomic_ulong steps, images, preemptions;
     atomic_ulong sent_bytes[WN_TRAFFIC_N];
 };

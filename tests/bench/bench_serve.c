@@ -2,10 +2,12 @@
  * tokens a second, beside the same work one job at a time in the same run.
  *
  *   bench_serve [-n JOBS] [-c CONCURRENT[,CONCURRENT...]] [-t NEW_TOKENS] [-- flags of winnowd serve]
+ *   bench_serve -p [-- flags]      what a hit in the prefix cache saves, with the encode saved in both cases
  *
  * Verifies first: each job's answer must equal the answer that it gets alone. Then a CSV row a level of concurrency:
  * commit, machine, flags, concurrent, jobs, tokens, seconds, ready_s, ttft_p50_ms, ttft_p95_ms, itl_p50_ms, itl_p95_ms,
- * tokens_s, jobs_s, ratio (tokens_s over that of the first level). Questions: tests/eval, "Describe the picture." */
+ * tokens_s, jobs_s, ratio (tokens_s over that of the first level). Questions: tests/eval, "Describe the picture."
+ * With -p: commit, machine, flags, pictures, prompt_tokens, cached_tokens, ttft_cold_p50_ms, ttft_hit_p50_ms, ratio. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -133,6 +135,51 @@ static void run_level(struct winnow *w, int concurrent, int jobs, const char *ma
     free(running);
 }
 
+/* Milliseconds to the first token of one unloaded job. */
+static double first_token_ms(struct winnow *w, int p, const char *method, uint32_t keep, struct winnow_usage *usage)
+{
+    const struct winnow_image im = {.data = pictures[p], .bytes = pictures_bytes[p]};
+    const struct winnow_request r = {.prompt = "Describe the picture.", .images = &im, .images_n = 1, .max_tokens = 2,
+                                     .pruning_method = method, .pruning_keep = keep};
+    const double began = now_s();
+    struct winnow_event ev;
+    double first = 0;
+    uint64_t id;
+
+    if (winnow_submit(w, &r, &id) != WINNOW_OK) fail_msg("submit: %s", winnow_error(w));
+    do {
+        if (winnow_next(w, &ev, 120000) != WINNOW_OK) fail_msg("%s", winnow_error(w));
+        if (ev.type == WINNOW_EVENT_ERROR || ev.type == WINNOW_EVENT_BUSY) fail_msg("job failed: %s", ev.text);
+        if (ev.type == WINNOW_EVENT_TEXT && first <= 0) first = now_s() - began;
+    } while (ev.type != WINNOW_EVENT_DONE);
+    *usage = ev.usage;
+    return first * 1e3;
+}
+
+/* Each picture pruned first, so that its encode is cached; then whole, twice: without and with its pages. */
+static void run_prefix(struct winnow *w, const char *machine, const char *flags)
+{
+    struct times cold = {0}, hit = {0};
+    struct winnow_usage usage, again;
+    double cold_ms, hit_ms;
+
+    for (int p = 0; p < PICTURES; p++) {
+        first_token_ms(w, p, "uniform", 64, &usage);
+        add(&cold, first_token_ms(w, p, "none", 0, &usage) / 1e3);
+        add(&hit, first_token_ms(w, p, "none", 0, &again) / 1e3);
+        if (usage.cached_tokens >= 64 || again.cached_tokens < 512)
+            fail_msg("%u rows found cold, %u again", usage.cached_tokens, again.cached_tokens);
+    }
+    cold_ms = quantile_ms(&cold, .5);
+    hit_ms = quantile_ms(&hit, .5);
+    printf("commit,machine,flags,pictures,prompt_tokens,cached_tokens,ttft_cold_p50_ms,ttft_hit_p50_ms,ratio\n");
+    printf("%s,%s,\"%s\",%d,%u,%u,%.1f,%.1f,%.1f\n", WN_COMMIT, machine, flags, PICTURES, again.prompt_tokens,
+           again.cached_tokens, cold_ms, hit_ms, cold_ms / hit_ms);
+    free(cold.v);
+    free(hit.v);
+}
+
+static bool prefix_only;
 static int levels[LEVELS] = {1, 4, 16}, levels_n = 3, jobs_n = 16;
 static const char *serve_flags[32];
 static char flags_text[512];
@@ -167,11 +214,15 @@ static void bench(void **state)
     }
     service_start(&s, "models/tiny-llava", serve_flags);
     assert_int_equal(winnow_connect(&w, s.endpoint, NULL), WINNOW_OK);
-    run_level(w, 1, PICTURES, NULL, flags_text, 0, NULL); /* answers alone; warm-up */
-    printf("commit,machine,flags,concurrent,jobs,tokens,seconds,ready_s,ttft_p50_ms,ttft_p95_ms,"
+    if (prefix_only)
+        run_prefix(w, machine, flags_text);
+    else
+        run_level(w, 1, PICTURES, NULL, flags_text, 0, NULL); /* answers alone; warm-up */
+    if (!prefix_only)
+        printf("commit,machine,flags,concurrent,jobs,tokens,seconds,ready_s,ttft_p50_ms,ttft_p95_ms,"
            "itl_p50_ms,itl_p95_ms,"
            "tokens_s,jobs_s,ratio\n");
-    for (int i = 0; i < levels_n; i++)
+    for (int i = 0; i < levels_n && !prefix_only; i++)
         run_level(w, levels[i], jobs_n, machine, flags_text, s.ready_s, &first_rate);
     winnow_close(w);
     assert_int_equal(service_stop(&s), 0);
@@ -186,7 +237,8 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {cmocka_unit_test(bench)};
     int opt, n = 0;
 
-    while ((opt = getopt(argc, argv, "n:c:t:")) != -1) {
+    while ((opt = getopt(argc, argv, "n:c:t:p")) != -1) {
+        if (opt == 'p') prefix_only = true;
         if (opt == 'n') jobs_n = (int)strtol(optarg, NULL, 10);
         if (opt == 't') new_tokens = (uint32_t)strtoul(optarg, NULL, 10);
         if (opt == 'c') {

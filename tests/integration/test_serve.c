@@ -350,6 +350,46 @@ static void test_pruning_methods(void **state)
     still_right();
 }
 
+/* Rows of the prompt that came from the prefix cache. */
+static uint32_t cached_tokens(const char *method, uint32_t keep, uint64_t seed)
+{
+    const struct winnow_image im = {.data = picture, .bytes = picture_bytes};
+    const struct winnow_request q = {.prompt = question, .images = &im, .images_n = 1, .max_tokens = 2,
+                                     .pruning_method = method, .pruning_keep = keep, .pruning_seed = seed};
+    struct winnow_event ev;
+    uint64_t job;
+
+    assert_int_equal(winnow_submit(conn, &q, &job), WINNOW_OK);
+    do {
+        assert_int_equal(winnow_next(conn, &ev, 60000), WINNOW_OK);
+    } while (ev.type != WINNOW_EVENT_DONE && ev.type != WINNOW_EVENT_ERROR);
+    if (ev.type == WINNOW_EVENT_ERROR) fail_msg("%s: %s", method, ev.text);
+    return ev.usage.cached_tokens;
+}
+
+/* The same picture with the same pruning is found; with another method, budget or draw its text alone is. */
+static void test_prefix_hits_need_the_same_pruning(void **state)
+{
+    static const struct {
+        const char *method;
+        uint32_t keep;
+        uint64_t seed;
+    } asks[] = {{"cls-topk", 80, 0}, {"cls-topk", 81, 0}, {"visionzip", 80, 0}, {"divprune", 80, 0},
+                {"random", 80, 1},   {"random", 80, 2},   {"none", 0, 0}};
+    const uint32_t text = cached_tokens("uniform", 90, 0) / 16 * 16;
+    (void)state;
+    assert_true(text < 64);
+    for (size_t i = 0; i < sizeof(asks) / sizeof(asks[0]); i++) {
+        const bool first = strcmp(asks[i].method, "none") != 0; /* the fixture has asked without pruning */
+        const uint32_t cold = cached_tokens(asks[i].method, asks[i].keep, asks[i].seed);
+        const uint32_t again = cached_tokens(asks[i].method, asks[i].keep, asks[i].seed);
+        if (first && cold != text)
+            fail_msg("%s:%u finds %u rows of another pruning", asks[i].method, asks[i].keep, cold - text);
+        if (again < text + (first ? 64 : 512))
+            fail_msg("%s:%u finds only %u rows", asks[i].method, asks[i].keep, again);
+    }
+}
+
 static void test_special_tokens_in_text_are_text(void **state)
 {
     char *answer;
@@ -506,6 +546,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_prompt_too_long),
         cmocka_unit_test(test_unknown_pruning_method),
         cmocka_unit_test(test_pruning_methods),
+        cmocka_unit_test(test_prefix_hits_need_the_same_pruning),
         cmocka_unit_test(test_special_tokens_in_text_are_text),
         cmocka_unit_test(test_text_only),
         cmocka_unit_test(test_two_images),
