@@ -152,7 +152,7 @@ static wn_status choose_place(struct supervisor *s, struct wn_err *err)
     if ((rc = wn_slurm_open(&s->slurm, err)) != WN_OK) return rc;
     s->drain_us = wn_slurm_drain_us(&s->slurm, s->cfg.shutdown_timeout_s);
     if (s->slurm.restarts)
-        wn_warn("supervisor", "job %s runs again, for the %uth time%s%s", s->slurm.job, s->slurm.restarts + 1,
+        wn_warn("supervisor", "job %s was queued again, this is its run %u%s%s", s->slurm.job, s->slurm.restarts + 1,
                 s->cfg.journal[0] ? ", with the journal in " : "; without --journal its jobs are lost", s->cfg.journal);
     if (how == WN_CONFIG_LAUNCHER_LOCAL || (how == WN_CONFIG_LAUNCHER_AUTO && s->slurm.nodes.n == 1)) return WN_OK;
     s->launcher = &wn_launcher_slurm;

@@ -165,8 +165,9 @@ MpiDefault=none
 MailProg=/bin/true
 ReturnToService=2
 JobRequeue=1
+SchedulerParameters=sched_interval=2,bf_interval=1,batch_sched_delay=0
 MinJobAge=3600
-KillWait=15
+KillWait=5
 MessageTimeout=60
 SlurmdTimeout=60
 TCPTimeout=10

@@ -1,0 +1,35 @@
+# tests/cluster/lib.sh - what the tests on a cluster in a box share: a cluster in $dir, a home and winnow on PATH.
+cluster=scripts/cluster/cluster.sh
+model=models/tiny-llava
+questions=tests/eval/questions.jsonl
+export HOME=$dir/home
+
+fail() { echo "FAILED: $*"; [ ! -e "$dir/service.log" ] || tail -30 "$dir/service.log"; exit 1; }
+on() { $cluster run "$dir/box" "$@"; } # HOST COMMAND...
+
+fresh() { # BIN
+    rm -rf "$dir" && mkdir -p "$dir/home" || exit 1
+    PATH=$(readlink -f "$1"):$PATH
+    trap '$cluster down "$dir/box" 2>/dev/null; [ -z "${local_service:-}" ] || kill -TERM "$local_service" 2>/dev/null' EXIT
+}
+
+wait_for() { # SECONDS WHAT COMMAND...
+    local until=$((SECONDS + $1)) what=$2
+    shift 2
+    until "$@"; do
+        [ $SECONDS -lt $until ] || fail "no $what"
+        sleep 0.1
+    done
+}
+
+# Line N of the questions as "image<tab>question".
+question() { sed -nE "$1s/.*\"image\": \"([^\"]*)\", .*\"question\": \"([^\"]*)\".*/\1\t\2/p" $questions; }
+
+# A batch file of the first N questions, with their ids.
+batch_of() { # N
+    head -n "$1" $questions | sed -E 's|.*"id": "([^"]*)", "image": "([^"]*)", .*"question": "([^"]*)".*|{"custom_id": "\1", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "'"$PWD"'/tests/eval/\2"}}, {"type": "text", "text": "\3"}]}]}}|'
+}
+# "id answer" of a batch's output, sorted.
+answers_of() { sed -E 's/.*"custom_id": ?"([^"]*)".*"content": ?"([^"]*)".*/\1 \2/' "$1" | sort; }
+
+lines_of() { [ -e "$1" ] && [ "$(wc -l <"$1")" -ge "$2" ]; } # FILE AT_LEAST

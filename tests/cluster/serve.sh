@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# tests/cluster/serve.sh DIR BIN [BATCH] - the shipped sbatch file on three hosts under a real Slurm: one host encodes
+# images, two hold a stage each. From outside the job: 20 answers like those of a local service; then a batch in whose
+# middle a rank is killed and the job is cancelled and queued again, finished exactly once.
+set -uo pipefail
+dir=$(readlink -m "$1") n=${3:-120}
+. tests/cluster/lib.sh
+fresh "$2"
+$cluster up "$dir/box" --hosts 3 --share "$dir" || exit $?
+
+winnow serve $model --port 0 --lease-ms 30000 >"$dir/local" 2>"$dir/local.log" &
+local_service=$!
+job=$(on head sbatch --parsable -o "$dir/service.log" scripts/slurm/serve.sbatch "$PWD/$model" -tp 1 -pp 2 \
+    --lease-ms 30000 --log-level info) || fail "sbatch"
+wait_for 120 "local service" grep -q 'ready at' "$dir/local"
+near=$(sed -n 's/.*ready at \([^ ]*\).*/\1/p' "$dir/local")
+ready_or_gone() { [ -e "$HOME/.winnow/slurm/$job" ] || grep -qs 'before the service was ready' "$dir/service.log"; }
+wait_for 180 "service of job $job" ready_or_gone
+[ -e "$HOME/.winnow/slurm/$job" ] || fail "the service did not start"
+[ "$(stat -c %a "$HOME/.winnow/slurm/$job")" = 600 ] || fail "others can read the job's file"
+grep -q 'vision-0 on n1' "$dir/service.log" && grep -q 'rank 1 on n3' "$dir/service.log" || fail "placement"
+
+for i in $(seq 20); do
+    IFS=$'\t' read -r image text < <(question "$i")
+    winnow ask --endpoint "$near" --image "tests/eval/$image" "$text" >>"$dir/near" || fail "local answer $i"
+    winnow ask --endpoint "slurm:$job" --image "tests/eval/$image" "$text" >>"$dir/far" || fail "answer $i"
+done
+cmp "$dir/near" "$dir/far" || fail "the answers of three hosts are not those of one"
+echo "20 answers are equal"
+
+batch_of "$n" >"$dir/in.jsonl"
+winnow run-batch --endpoint "$near" -i "$dir/in.jsonl" -o "$dir/near.jsonl" 2>"$dir/near.batch.log" || fail "local batch"
+winnow run-batch --endpoint "slurm:$job" --concurrency 4 -i "$dir/in.jsonl" -o "$dir/far.jsonl" 2>"$dir/batch.log" &
+batch=$!
+wait_for 120 "first answers" lines_of "$dir/far.jsonl" 5
+on n3 pkill -KILL -f '^[^ ]*winnowd shard' || fail "no rank on n3"
+wait_for 180 "answers after a rank was killed" lines_of "$dir/far.jsonl" $((n / 3))
+grep -q 'replica-0 ended with exit code' "$dir/service.log" || fail "nobody saw the rank die"
+lines_of "$dir/far.jsonl" "$n" && fail "the batch was too short to be cancelled in its middle"
+on head scancel "$job"
+gone() { [ "$(on head squeue -h -j "$job" -o %T)" = "" ]; }
+wait_for 60 "end of job $job" gone
+on head scontrol requeue "$job" || fail "requeue"
+wait $batch || { cat "$dir/batch.log"; fail "the batch"; }
+[ "$(on head scontrol show job "$job" | sed -n 's/.*Restarts=\([0-9]*\).*/\1/p')" = 1 ] || fail "no restart"
+grep -q 'with the journal in' "$dir/service.log" || fail "the journal was not resumed"
+[ "$(answers_of "$dir/far.jsonl" | cut -d' ' -f1 | uniq | wc -l)" = "$n" ] && [ "$(wc -l <"$dir/far.jsonl")" = "$n" ] ||
+    fail "not every request was finished exactly once"
+cmp <(answers_of "$dir/near.jsonl") <(answers_of "$dir/far.jsonl") || fail "answers of the batch"
+echo "$n requests finished once, through a killed rank and a requeue"
+
+on head scancel --batch --signal=USR1 "$job"
+ended() { on head scontrol show job "$job" | grep -q 'JobState=COMPLETED'; }
+wait_for 60 "drained job" ended
+[ ! -e "$HOME/.winnow/slurm/$job" ] || fail "the job's file is left"
+echo passed
