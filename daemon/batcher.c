@@ -51,9 +51,19 @@ wn_status wn_batcher_create(struct wn_batcher **out, const struct wn_step_limits
     return WN_OK;
 }
 
+/* With no job there is nothing that could have been lent: else it would be lost for ever. */
+static void check_idle(const struct wn_batcher *b)
+{
+    struct wn_batcher_load load;
+
+    wn_batcher_load(b, &load);
+    WN_ASSERT(b->running == 0 && load.pages_used == 0 && load.feature_slots_used == 0);
+}
+
 void wn_batcher_destroy(struct wn_batcher *b)
 {
     if (!b) return;
+    if (b->prefix && !b->jobs) check_idle(b);
     while (b->jobs) {
         struct wn_gen_job *next = b->jobs->next;
         wn_gen_job_destroy(b->jobs);
@@ -69,6 +79,13 @@ void wn_batcher_destroy(struct wn_batcher *b)
     free(b->closes);
     free(b->slots);
     free(b);
+}
+
+/* What the batcher does itself always fits the job's state. */
+static void advance(struct wn_gen_job *job, wn_gen_event event)
+{
+    const bool fits = wn_gen_apply(&job->life, event);
+    WN_ASSERT(fits);
 }
 
 /* ---- the list of jobs ---- */
@@ -117,7 +134,8 @@ void wn_batcher_end(struct wn_batcher *b, struct wn_gen_job *job, wn_gen_event h
 {
     const bool holds = wn_gen_holds(&job->life);
 
-    WN_ASSERT(wn_gen_apply(&job->life, how) && wn_gen_ended(&job->life));
+    advance(job, how);
+    WN_ASSERT(wn_gen_ended(&job->life));
     if (holds) give_back(b, job);
 }
 
@@ -208,7 +226,7 @@ static bool admit(struct wn_batcher *b, struct wn_gen_job *job, struct wn_step_r
         job->pages_n = job->published = job->pos = 0;
         return false;
     }
-    WN_ASSERT(wn_gen_apply(&job->life, WN_GEN_ADMIT));
+    advance(job, WN_GEN_ADMIT);
     job->slot = slot;
     b->slots[slot] = job;
     b->running++;
@@ -252,7 +270,7 @@ static bool find_page(struct wn_batcher *b, struct wn_gen_job *job)
     while (wn_prefix_take(b->prefix, &job->pages[job->pages_n], 1) != WN_OK) {
         struct wn_gen_job *victim = youngest(b);
         WN_ASSERT(b->running > 1); /* the oldest always goes on: alone it has pages enough */
-        WN_ASSERT(wn_gen_apply(&victim->life, WN_GEN_PREEMPT));
+        advance(victim, WN_GEN_PREEMPT);
         give_back(b, victim);
         victim->preemptions++;
         b->preemptions++;
@@ -275,7 +293,7 @@ static void add_rows(struct wn_batcher *b, struct wn_step_record *rec, struct wn
     const uint32_t pages = wn_kvpool_need(job->pos + n, b->step.page_tokens);
 
     WN_ASSERT(pages <= job->pages_n && rec->pages_n + pages <= b->step.table_max);
-    WN_ASSERT(wn_gen_apply(&job->life, WN_GEN_SEND));
+    advance(job, WN_GEN_SEND);
     next_flight(b)->order[rec->seqs_n] = job;
     rec->seqs[rec->seqs_n++] = (struct wn_step_seq){.slot = job->slot,
                                                     .first_row = rec->rows_n,
@@ -369,7 +387,7 @@ const struct wn_flight *wn_batcher_landed(struct wn_batcher *b)
     WN_ASSERT(b->flights_n > 0);
     b->flights_first = (b->flights_first + 1) % b->depth;
     b->flights_n--;
-    for (uint32_t i = 0; i < f->seqs_n; i++) WN_ASSERT(wn_gen_apply(&f->order[i]->life, WN_GEN_LAND));
+    for (uint32_t i = 0; i < f->seqs_n; i++) advance(f->order[i], WN_GEN_LAND);
     return f;
 }
 

@@ -36,7 +36,7 @@ struct wn_batcher_load {
 /* At most `depth` steps are on their way at a time. */
 WN_NODISCARD wn_status wn_batcher_create(struct wn_batcher **out, const struct wn_step_limits *limits, uint32_t depth,
                                          struct wn_err *err);
-void wn_batcher_destroy(struct wn_batcher *b); /* NULL is fine */
+void wn_batcher_destroy(struct wn_batcher *b); /* NULL is fine; without jobs no page may be lent any more */
 
 void wn_batcher_add(struct wn_batcher *b, struct wn_gen_job *job); /* takes the job: it is the youngest now */
 struct wn_gen_job *wn_batcher_oldest(const struct wn_batcher *b);  /* NULL: none; job->next is the one after */

@@ -251,8 +251,7 @@ wn_status wn_gen_job_layout(struct wn_gen_job *job, const struct wn_gen_limits *
     job->ahead = (int32_t)((int64_t)position - at);
     for (size_t i = 0; i < job->g->n_emitted; i++, at++) job->rows[at] = token_row(job, job->g->emitted[i], at);
     job->rows_n = at;
-    WN_ASSERT(wn_gen_apply(&job->life, WN_GEN_LAY_OUT));
-    return WN_OK;
+    return wn_gen_apply(&job->life, WN_GEN_LAY_OUT) ? WN_OK : wn_fail(err, WN_EPROTO, "a job was laid out twice");
 }
 
 /* Payload bytes of the job on the replica's links, by the plan: rows from the cache cross none, those of a job that was

@@ -1,7 +1,8 @@
 /* daemon/engine_job.h - a job at the leader: its prompt as rows, its features, its pages, its answer so far.
  *
  * Owns:    everything it points at, from create to destroy, features too: whoever has to compute rows again needs
- *          them again. KV pages, slot and feature slots are the batcher's (daemon/batcher.h).
+ *          them again. The scheduler gives a leader --max-num-seqs jobs at a time, which bounds them. KV pages, slot
+ *          and feature slots are the batcher's (daemon/batcher.h).
  * Threads: engine only. */
 #ifndef WN_DAEMON_ENGINE_JOB_H
 #define WN_DAEMON_ENGINE_JOB_H
