@@ -73,7 +73,7 @@ struct wn_rope {
 };
 
 /* One layer's key and value pages: page p holds rows [p * page_tokens, (p+1) * page_tokens) of two matrices
- * [pages * page_tokens, kv_heads * head_dim]. */
+ * [pages * page_tokens, kv_heads * head_dim]; the order of elements inside a page is the backend's own affair. */
 struct wn_kv {
     struct wn_mat k, v;
     uint32_t page_tokens;

@@ -1,17 +1,18 @@
 /* Attention as small products of tiles.
  *
- * Keys are turned into panels [head_dim][16 keys] and values into panels [keys][16 columns], so that scores and
- * weighted sums both run through the matmul tile. Paged attention goes over the keys in blocks of 64 aligned to
- * their position, with a running maximum: which blocks and which sums a row sees depends on its position alone, not
- * on its chunk. */
+ * Keys are panels [head_dim][16 keys] and values panels [keys][16 columns], so that scores and weighted sums are
+ * products of tiles. Paged attention goes over the keys in blocks of 64 aligned to their position, with a running
+ * maximum: which blocks and which sums a row sees depends on its position alone, not on its chunk. One token reads its
+ * panels where they lie in KV memory, once for all query heads of a kv head; many tokens share a widened copy. Both
+ * make the same chains of multiply-adds, so the same bits. */
 #include <math.h>
 #include <stdlib.h>
 
 #include "shard/cpu/check.h"
 #include "shard/cpu/cpu.h"
+#include "shard/cpu/kv.h"
 
-#define BLOCK      64u     /* keys; a multiple of the panel */
-#define AHEAD      8u      /* keys asked for before they are used */
+#define BLOCK      WN_CPU_BLOCK
 #define ROWS       192u    /* query rows of a task (a row: one token, one head) */
 #define FULL_ROWS  24u     /* query rows whose scores over all keys are held at once */
 #define KEYS       256u    /* values swept while a panel of them is in the first-level cache */
@@ -33,48 +34,57 @@ struct paged {
     const struct wn_cpu_isa *isa;
     const struct wn_attn_paged *a;
     uint32_t group, tokens_max;                       /* query heads of a kv head; tokens of a task */
+    bool in_place;                                    /* may products read KV memory as it lies? */
     size_t wide;                                      /* head_dim rounded up to panels */
-    size_t q, s, o, k, v, tmp, max, sum, task_floats; /* where each part of a thread's scratch starts */
+    size_t q, s, o, k, v, max, sum, task_floats; /* where each      part of a thread's scratch starts */
 };
 
-static size_t kv_row(const struct wn_kv *kv, const struct wn_seq *seq, uint32_t key)
+/* The panels of one kv head that hold the 16 keys from `key` on. */
+static const char *panels_at(const struct paged *p, const struct wn_mat *m, const struct wn_seq *seq, uint32_t kv_head,
+                             uint32_t key)
 {
-    return (size_t)seq->pages[key / kv->page_tokens] * kv->page_tokens + key % kv->page_tokens;
+    size_t group = wn_cpu_kv_row(&p->a->kv, seq, key) * m->cols;
+    return (const char *)m->ptr + (group + (size_t)kv_head * p->a->head_dim * WN_CPU_COLS) * wn_dtype_bytes(m->dtype);
 }
 
-/* Asks for one head's part of a row. Rows of a page are far apart, so the processor does not guess the next one. */
-static void prefetch_row(const struct wn_mat *m, size_t row, size_t col, size_t n)
-{
-    const char *p = wn_mat_at(m, row, col);
-    for (size_t i = 0; i < n * wn_dtype_bytes(m->dtype); i += 64) __builtin_prefetch(p + i);
-}
-
-/* Panels of keys and values [base, base + BLOCK) of one kv head; keys from `end` on are zeros. */
-static void load_block(const struct paged *p, const struct wn_seq *seq, uint32_t kv_head, uint32_t base, uint32_t end,
-                       float *f)
+/* Widened panels of keys and values [base, base + BLOCK) of one kv head. */
+static void widen_block(const struct paged *p, const struct wn_seq *seq, uint32_t kv_head, uint32_t base, uint32_t end,
+                        float *f)
 {
     const struct wn_kv *kv = &p->a->kv;
-    size_t hd = p->a->head_dim, col = kv_head * hd;
-    float *tmp = f + p->tmp;
+    size_t hd = p->a->head_dim, e = wn_dtype_bytes(kv->v.dtype);
 
-    for (uint32_t j = 0; j < BLOCK; j += WN_CPU_COLS) {
-        for (uint32_t i = 0; i < WN_CPU_COLS; i++) {
-            uint32_t key = base + j + i;
-            float *v = f + p->v + (size_t)(j + i) * WN_CPU_COLS;
-            if (end > AHEAD && key < end - AHEAD) {
-                size_t row = kv_row(kv, seq, key + AHEAD);
-                prefetch_row(&kv->k, row, col, hd);
-                prefetch_row(&kv->v, row, col, hd);
-            }
-            if (key < end) {
-                size_t row = kv_row(kv, seq, key);
-                p->isa->load(tmp + i * hd, wn_mat_at(&kv->k, row, col), kv->k.dtype, hd);
-                p->isa->split(v, BLOCK * WN_CPU_COLS, wn_mat_at(&kv->v, row, col), kv->v.dtype, hd);
-            } else {
-                memset(tmp + i * hd, 0, hd * sizeof(float));
-            }
+    for (uint32_t j = 0; j < BLOCK && base + j < end; j += WN_CPU_COLS) {
+        const char *values = panels_at(p, &kv->v, seq, kv_head, base + j);
+        p->isa->unpack(f + p->k + j * hd, panels_at(p, &kv->k, seq, kv_head, base + j), kv->k.dtype, hd);
+        for (size_t d = 0; d < hd; d += WN_CPU_COLS)
+            p->isa->unpack(f + p->v + d * BLOCK + (size_t)j * WN_CPU_COLS, values + d * WN_CPU_COLS * e, kv->v.dtype,
+                           WN_CPU_COLS);
+    }
+}
+
+/* The same, element by element, from any layout and for any head_dim; keys from `end` on are zeros. */
+static void gather_block(const struct paged *p, const struct wn_seq *seq, uint32_t kv_head, uint32_t base,
+                         uint32_t end, float *f)
+{
+    const struct wn_mat *k = &p->a->kv.k, *v = &p->a->kv.v;
+    const bool panels = wn_cpu_kv_panels(&p->a->kv);
+    const size_t hd = p->a->head_dim, n = min_u32(BLOCK, end - base);
+
+    memset(f + p->k, 0, BLOCK * hd * sizeof(float));
+    for (size_t j = 0; j < n; j++) {
+        const size_t row = wn_cpu_kv_row(&p->a->kv, seq, base + (uint32_t)j);
+        float *key = f + p->k + j / WN_CPU_COLS * WN_CPU_COLS * hd + j % WN_CPU_COLS;
+        for (size_t d = 0; d < hd; d++) {
+            const size_t col = kv_head * hd + d;
+            const size_t at_k = panels ? wn_cpu_kv_key_at(k, row, col) : row * k->stride + col;
+            const size_t at_v = panels ? wn_cpu_kv_value_at(v, row, col) : row * v->stride + col;
+            key[d * WN_CPU_COLS] = wn_load(k->ptr, k->dtype, at_k);
+            f[p->v + d / WN_CPU_COLS * WN_CPU_COLS * BLOCK + j * WN_CPU_COLS + d % WN_CPU_COLS] =
+                wn_load(v->ptr, v->dtype, at_v);
         }
-        if (base + j < end) p->isa->transpose(f + p->k + j * hd, tmp, hd, hd);
+        for (size_t d = hd; d < p->wide; d++)
+            f[p->v + d / WN_CPU_COLS * WN_CPU_COLS * BLOCK + j * WN_CPU_COLS + d % WN_CPU_COLS] = 0.0f;
     }
 }
 
@@ -125,6 +135,27 @@ static void add_block(const struct paged *p, uint32_t base, uint32_t first, uint
     }
 }
 
+/* One block of keys [base, end) of one token, whose last is `last`: all its query heads of one kv head. */
+static void add_block_in_place(const struct paged *p, const struct wn_seq *seq, uint32_t kv_head, uint32_t base,
+                               uint32_t last, float *f)
+{
+    const struct wn_kv *kv = &p->a->kv;
+    struct wn_cpu_block keys = {.type = kv->k.dtype, .n = min_u32(BLOCK, last - base + 1)};
+    struct wn_cpu_block values = {.type = kv->v.dtype, .n = keys.n};
+
+    for (uint32_t i = 0; i * WN_CPU_COLS < keys.n; i++) {
+        const uint32_t key = base + i * WN_CPU_COLS, next = key + BLOCK;
+        keys.panel[i] = panels_at(p, &kv->k, seq, kv_head, key);
+        keys.ahead[i] = values.panel[i] = panels_at(p, &kv->v, seq, kv_head, key);
+        values.ahead[i] = next <= last ? panels_at(p, &kv->k, seq, kv_head, next) : values.panel[i];
+    }
+    p->isa->scores(p->group, p->a->head_dim, f + p->q, &keys, f + p->s);
+    for (uint32_t r = 0; r < p->group; r++)
+        weigh_row(p, f + p->s + (size_t)r * BLOCK, keys.n, base == 0, f + p->max + r, f + p->sum + r,
+                  f + p->o + r * p->wide);
+    p->isa->weigh(p->group, p->a->head_dim, f + p->s, &values, f + p->o, base == 0);
+}
+
 /* Tokens [t0, t1) of a sequence, all query heads of one kv head. */
 static void paged_task(const struct paged *p, const struct wn_seq *seq, uint32_t kv_head, uint32_t t0, uint32_t t1,
                        float *f)
@@ -139,7 +170,14 @@ static void paged_task(const struct paged *p, const struct wn_seq *seq, uint32_t
     }
     p->isa->scale(f + p->q, a->scale, rows * hd);
     for (uint32_t base = 0; base < end; base += BLOCK) {
-        load_block(p, seq, kv_head, base, end, f);
+        if (p->in_place && t1 - t0 == 1) {
+            add_block_in_place(p, seq, kv_head, base, end - 1, f);
+            continue;
+        }
+        if (p->in_place)
+            widen_block(p, seq, kv_head, base, end, f);
+        else
+            gather_block(p, seq, kv_head, base, end, f);
         add_block(p, base, seq->pos + t0, rows, f);
     }
     for (uint32_t r = 0; r < rows; r++) {
@@ -162,13 +200,13 @@ wn_status wn_cpu_attn_paged(struct wn_backend *be, const struct wn_attn_paged *a
     p.group = a->heads / a->kv_heads;
     p.tokens_max = p.group < ROWS ? ROWS / p.group : 1;
     p.wide = round_up(hd);
+    p.in_place = wn_cpu_kv_panels(&a->kv) && hd % WN_CPU_COLS == 0;
     rows_max = (size_t)p.tokens_max * p.group;
     p.s = round_up(rows_max * hd);
     p.o = p.s + rows_max * BLOCK;
     p.k = p.o + rows_max * p.wide;
     p.v = p.k + BLOCK * hd;
-    p.tmp = p.v + BLOCK * p.wide;
-    p.max = p.tmp + WN_CPU_COLS * hd;
+    p.max = p.v + BLOCK * p.wide;
     p.sum = p.max + rows_max;
     p.task_floats = round_up(p.sum + rows_max);
     for (uint32_t s = 0; s < a->seqs_n; s++) {

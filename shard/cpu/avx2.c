@@ -1,12 +1,15 @@
-/* Kernels for x86-64 with AVX2 and FMA. Compiled with -mavx2 -mfma; only the table's `available` runs before the
+/* Kernels for x86-64 with AVX2, FMA and F16C. Compiled with their flags; only the table's `available` runs before the
  * check. */
+#include <cpuid.h>
 #include <immintrin.h>
 #include <stdbool.h>
 #include <stddef.h>
 
 static bool has_avx2(void)
 {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    unsigned a, b, c = 0, d; /* not every compiler's builtin knows F16C */
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) &&
+           (c & bit_F16C);
 }
 
 /* The compiler makes longer sequences of its own vectors for these two. */
@@ -47,6 +50,7 @@ static inline void transpose8(float *out, const float *in, size_t ld_in)
 #define KERNEL_FMA(a, b, c) ((vf)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
 #define KERNEL_TRANSPOSE8   transpose8
 #define KERNEL_LOAD_BF16(p) load_bf16(p)
+#define KERNEL_LOAD_F16(p)  _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p)))
 #define KERNEL_NARROW(u)    ((vh)narrow((__m256i)(u)))
 #define KERNEL_NAME         "avx2"
 #define KERNEL_TABLE        wn_cpu_isa_avx2

@@ -16,6 +16,20 @@
 #define WN_CPU_COLS 16u /* columns of a packed panel */
 #define WN_CPU_ROWS 6u  /* most rows of a tile */
 
+#define WN_CPU_BLOCK 64u /* keys that attention takes at a time, a multiple of the panel */
+
+/* Where column c of a panel's bfloat16 row is: columns c and c + 8 share a 32-bit word, so that one load, one shift and
+ * one mask widen a row. */
+#define WN_CPU_BF16_AT(c) (2 * ((c) % 8) + (c) / 8)
+
+/* Keys or values of one kv head where they lie in KV memory (kv.h), and what will be read after them: it is asked for
+ * at the pace at which this is read. */
+struct wn_cpu_block {
+    const char *panel[WN_CPU_BLOCK / WN_CPU_COLS], *ahead[WN_CPU_BLOCK / WN_CPU_COLS];
+    wn_dtype type;
+    uint32_t n; /* keys, 1 .. 64 */
+};
+
 struct wn_cpu_isa {
     const char *name;
     bool (*available)(void);
@@ -23,8 +37,9 @@ struct wn_cpu_isa {
     void (*tile)(uint32_t m, size_t k, const float *a, size_t lda, const float *b, float *c, size_t ldc, bool first);
     void (*tile_bf16)(uint32_t m, size_t k, const float *a, size_t lda, const wn_bf16 *b, float *c, size_t ldc,
                       bool first);
-    /* k rows of 16 as a bfloat16 panel, whose order within a row is the instruction set's own */
+    /* k rows of 16 as a bfloat16 panel, in the order of WN_CPU_BF16_AT */
     void (*pack_bf16)(wn_bf16 *out, const float *in, size_t k);
+    void (*unpack)(float *out, const void *panel, wn_dtype type, size_t k); /* k rows of 16 of a panel */
     /* rows of c[rows, 16] + bias[cols], activation, rounded into out; cols <= 16, stride in elements */
     void (*finish)(void *out, wn_dtype type, size_t stride, float *c, size_t rows, uint32_t cols, const float *bias,
                    wn_act act);
@@ -45,6 +60,11 @@ struct wn_cpu_isa {
     float (*max)(const float *x, size_t n);
     /* x = exp(x - max) for the first n of padded_n, zeros after them; the sum. padded_n is a multiple of 16. */
     float (*exp_sum)(float *x, float max, size_t n, size_t padded_n);
+    /* s[m, 64] = q[m, head_dim] * keys of a block, all of each panel; head_dim is a multiple of 16 */
+    void (*scores)(uint32_t m, size_t head_dim, const float *q, const struct wn_cpu_block *keys, float *s);
+    /* o[m, head_dim] (+)= s[m, 64] * values of a block, block->n of them; `first` starts the chains at zero */
+    void (*weigh)(uint32_t m, size_t head_dim, const float *s, const struct wn_cpu_block *values, float *o,
+                  bool first);
 };
 
 extern const struct wn_cpu_isa wn_cpu_isa_portable;
@@ -53,7 +73,7 @@ extern const struct wn_cpu_isa wn_cpu_isa_avx2;
 #endif
 
 struct wn_weight {
-    void *panels; /* [ceil(n / 16)][k][16] of dtype, columns after n are zero; see pack_bf16 */
+    void *panels; /* [ceil(n / 16)][k][16] of dtype, columns after n are zero; bfloat16: see WN_CPU_BF16_AT */
     wn_dtype dtype;
     uint32_t n, k;
 };

@@ -4,6 +4,7 @@
 
 #include "shard/cpu/check.h"
 #include "shard/cpu/cpu.h"
+#include "shard/cpu/kv.h"
 #include "shard/cpu/memory.h"
 
 #define CHUNK          1024u  /* elements of a row taken at a time where a row has no sums */
@@ -126,19 +127,33 @@ static void convert_row(const struct wn_cpu_isa *isa, const struct wn_mat *out, 
     }
 }
 
+/* The row's elements to their places in the panels. */
+static void scatter_kv(const struct wn_kv_write *a, size_t to, size_t from)
+{
+    const struct wn_mat *k = &a->kv.k, *v = &a->kv.v;
+
+    for (size_t c = 0; c < k->cols; c++)
+        wn_store(k->ptr, k->dtype, wn_cpu_kv_key_at(k, to, c), wn_load(wn_mat_at(&a->k, from, 0), a->k.dtype, c));
+    for (size_t c = 0; c < v->cols; c++)
+        wn_store(v->ptr, v->dtype, wn_cpu_kv_value_at(v, to, c), wn_load(wn_mat_at(&a->v, from, 0), a->v.dtype, c));
+}
+
 wn_status wn_cpu_kv_write(struct wn_backend *be, const struct wn_kv_write *a)
 {
     const struct wn_cpu_isa *isa = ((struct wn_cpu *)be)->isa;
-    uint32_t pt = a->kv.page_tokens;
+    const bool panels = wn_cpu_kv_panels(&a->kv);
 
     wn_check_kv_write(a);
     for (uint32_t s = 0; s < a->seqs_n; s++) {
         const struct wn_seq *q = &a->seqs[s];
         for (uint32_t i = 0; i < q->rows; i++) {
-            uint32_t p = q->pos + i;
-            size_t to = (size_t)q->pages[p / pt] * pt + p % pt;
-            convert_row(isa, &a->kv.k, to, &a->k, (size_t)q->first_row + i);
-            convert_row(isa, &a->kv.v, to, &a->v, (size_t)q->first_row + i);
+            size_t to = wn_cpu_kv_row(&a->kv, q, q->pos + i), from = (size_t)q->first_row + i;
+            if (panels) {
+                scatter_kv(a, to, from);
+            } else {
+                convert_row(isa, &a->kv.k, to, &a->k, from);
+                convert_row(isa, &a->kv.v, to, &a->v, from);
+            }
         }
     }
     return WN_OK;

@@ -1,10 +1,10 @@
-/* bench_op [machine] - the CPU backend's operations against the machine's limits and oneDNN, as CSV on standard
+/* bench_op [machine [op]] - the CPU backend's operations against the machine's limits and oneDNN, as CSV on standard
  * output.
  *
  * Each operation is verified first, then warmed up, then timed for half a second; oneDNN takes turns with ours, so
- * that a disturbance hits both. Yardsticks are measured in the same run: read bandwidth (all threads sum 256 MiB)
- * and the rate of independent multiply-adds in registers. ratio is ours to the yardstick, in speed. Compare minima:
- * other processes of the machine disturb everything else. */
+ * that a disturbance hits both; `op` (gemm, gemv, attn) leaves the others out. Yardsticks are measured in the same run:
+ * read bandwidth (all threads sum 256 MiB) and the rate of independent multiply-adds in registers. ratio is ours to
+ * the yardstick, in speed. Compare minima: other processes of the machine disturb everything else. */
 #include <math.h>
 #include <omp.h>
 #include <stdio.h>
@@ -21,7 +21,7 @@
 
 #define RUNS_MAX 400
 
-static const char *machine = "unnamed";
+static const char *machine = "unnamed", *only = "";
 static char commit[64] = "unknown";
 static struct wn_backend *be;
 static double read_bytes_s, peak_flops;
@@ -38,10 +38,11 @@ static void must(int ok, const char *what)
     exit(1);
 }
 
+/* One thread alone (OMP_NUM_THREADS=1) is timed by what it used of its core: fair beside other work, too. */
 static double now_us(void)
 {
     struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
+    clock_gettime(omp_get_max_threads() == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &ts);
     return (double)ts.tv_sec * 1e6 + (double)ts.tv_nsec * 1e-3;
 }
 
@@ -65,6 +66,11 @@ static double row(const char *op, const char *shape, struct times *t, double flo
         printf(",\n");
     fflush(stdout);
     return best;
+}
+
+static bool wanted(const char *op)
+{
+    return !only[0] || strcmp(only, op) == 0;
 }
 
 typedef void (*run_fn)(void *arg);
@@ -382,11 +388,13 @@ static void bench_paged(wn_dtype t, uint32_t seqs_n, uint32_t pos, uint32_t rows
     struct wn_seq *seqs = calloc(seqs_n, sizeof(*seqs));
     struct wn_buf q = fill(WN_F32, (size_t)all * heads * hd, 5), out = fill(WN_F32, (size_t)all * heads * hd, 6);
     size_t kv_values = (size_t)seqs_n * pages * PAGE * kv_heads * hd;
-    struct wn_buf k = fill(t, kv_values, 7), v = fill(t, kv_values, 8);
+    struct wn_buf k = fill(t, kv_values, 7), v = fill(t, kv_values, 8), pk = fill(t, kv_values, 7),
+                  pv = fill(t, kv_values, 8);
+    struct wn_mat rows_k = {k.ptr, t, seqs_n * pages * PAGE, kv_heads * hd, kv_heads * hd}, rows_v = rows_k;
     struct wn_attn_paged a = {
         .out = {out.ptr, WN_F32, all, heads * hd, heads * hd},
         .q = {q.ptr, WN_F32, all, heads * hd, heads * hd},
-        .kv = {.k = {k.ptr, t, seqs_n * pages * PAGE, kv_heads * hd, kv_heads * hd}, .page_tokens = PAGE},
+        .kv = {.k = rows_k, .v = rows_k, .page_tokens = PAGE},
         .seqs = seqs,
         .seqs_n = seqs_n,
         .heads = heads,
@@ -399,17 +407,23 @@ static void bench_paged(wn_dtype t, uint32_t seqs_n, uint32_t pos, uint32_t rows
     double sees = 0.0, bytes, flops;
 
     must(tables && seqs, "no memory");
-    a.kv.v = a.kv.k;
-    a.kv.v.ptr = v.ptr;
+    rows_v.ptr = v.ptr;
+    a.kv.k.ptr = pk.ptr;
+    a.kv.v.ptr = pv.ptr;
     for (uint32_t i = 0; i < pages * seqs_n; i++) tables[i] = i;
     for (uint32_t s = 0; s < seqs_n; s++)
         seqs[s] =
             (struct wn_seq){.first_row = s * rows, .rows = rows, .pos = pos, .pages = tables + (size_t)s * pages};
     for (uint32_t i = 0; i < rows; i++) sees += (double)(pos + i + 1) * seqs_n;
+    for (uint32_t s = 0; s < seqs_n; s++) {
+        struct wn_seq whole = {.first_row = s * pages * PAGE, .rows = len, .pages = seqs[s].pages};
+        struct wn_kv_write w = {.k = rows_k, .v = rows_v, .kv = a.kv, .seqs = &whole, .seqs_n = 1};
+        must(wn_be_kv_write(be, &w) == WN_OK, "kv_write failed");
+    }
     flops = sees * heads * hd * 4;
     bytes = 2.0 * seqs_n * len * kv_heads * hd * (double)wn_dtype_bytes(t);
     run_paged(&a);
-    verify_attention(&a.out, &a.q, &a.kv.k, &a.kv.v, rows - 1, (size_t)(heads - 1) * hd, (size_t)(kv_heads - 1) * hd,
+    verify_attention(&a.out, &a.q, &rows_k, &rows_v, rows - 1, (size_t)(heads - 1) * hd, (size_t)(kv_heads - 1) * hd,
                      hd, len, 1.0 / sqrt((double)hd));
     time_both(0.5, &times, run_paged, &a, NULL, NULL, NULL);
     snprintf(shape, sizeof(shape), "S%u_P%u_R%u_H%u_KV%u_D%u_%s", seqs_n, pos, rows, heads, kv_heads, hd,
@@ -419,8 +433,8 @@ static void bench_paged(wn_dtype t, uint32_t seqs_n, uint32_t pos, uint32_t rows
         row("attn_decode", shape, &times, flops, bytes, bytes / times.us[0] * 1e6 / read_bytes_s, "read_bandwidth");
     else if (peak_flops > 0.0)
         row("attn_prefill", shape, &times, flops, bytes, flops / times.us[0] * 1e6 / peak_flops, "fma_peak");
-    struct wn_buf *bufs[] = {&q, &out, &k, &v};
-    for (size_t i = 0; i < 4; i++) be->ops->buf_free(be, bufs[i]);
+    struct wn_buf *bufs[] = {&q, &out, &k, &v, &pk, &pv};
+    for (size_t i = 0; i < 6; i++) be->ops->buf_free(be, bufs[i]);
     free(tables);
     free(seqs);
 }
@@ -475,6 +489,7 @@ int main(int argc, char **argv)
         pclose(git);
     }
     if (argc > 1) machine = argv[1];
+    only = argc > 2 ? argv[2] : "";
     must(wn_backend_open(&be, "cpu", 0, &err) == WN_OK, err.text);
     printf("# %d threads; each operation verified before it is timed. Other processes disturb p50 and p99: compare "
            "minima\n",
@@ -483,16 +498,20 @@ int main(int argc, char **argv)
     yardsticks();
     for (int t = 0; t < 2; t++) {
         wn_dtype type = t ? WN_BF16 : WN_F32;
-        for (size_t i = 0; i < sizeof(gemm) / sizeof(gemm[0]); i++)
+        for (size_t i = 0; wanted("gemm") && i < sizeof(gemm) / sizeof(gemm[0]); i++)
             bench_matmul(type, gemm[i][0], gemm[i][1], gemm[i][2], 0.6);
-        for (size_t i = 0; i < sizeof(gemv) / sizeof(gemv[0]); i++)
+        for (size_t i = 0; wanted("gemv") && i < sizeof(gemv) / sizeof(gemv[0]); i++)
             bench_matmul(type, gemv[i][0], gemv[i][1], gemv[i][2], 0.5);
+        if (!wanted("attn")) continue;
         bench_paged(type, 1, 0, 640, 32, 8, 128);
         bench_paged(type, 1, 2000, 1, 32, 32, 128);
         bench_paged(type, 16, 700, 1, 32, 8, 128);
+        bench_paged(type, 32, 620, 1, 8, 4, 32); /* tiny-llava */
     }
-    bench_full(577, 16, 64, false);
-    bench_full(577, 16, 64, true);
+    if (wanted("attn")) {
+        bench_full(577, 16, 64, false);
+        bench_full(577, 16, 64, true);
+    }
     wn_backend_close(be);
     return 0;
 }

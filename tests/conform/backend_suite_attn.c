@@ -27,8 +27,9 @@ void run_attn(struct wn_backend *b, const struct case_attn *c, float *out)
     old_k = dev_out(b, c->kv, history, kv_cols, 0);
     old_v = dev_out(b, c->kv, history, kv_cols, 2);
     o = dev_out(b, c->out, rows, c->heads * c->head_dim, 4);
-    pool_k = dev_out(b, c->kv, pages * pt, kv_cols, 3); /* unwritten tokens are NaN */
-    pool_v = dev_out(b, c->kv, pages * pt, kv_cols, 3);
+    /* Unwritten tokens are NaN. Rows of 16 and 64 without a gap, which a backend may lay out as it likes. */
+    pool_k = dev_out(b, c->kv, pages * pt, kv_cols, pt == 16 || pt == 64 ? 0 : 3);
+    pool_v = dev_out(b, c->kv, pages * pt, kv_cols, pt == 16 || pt == 64 ? 0 : 3);
     for (uint32_t s = 0, row = 0, old = 0; s < c->seqs_n; s++) {
         uint32_t pos = c->seqs[s].pos, n = c->seqs[s].rows, need = (pos + n + pt - 1) / pt;
         struct {
@@ -89,6 +90,9 @@ void attn_paged_close(void **state)
         {6, 1, 40, 5, WN_F32, WN_BF16, WN_F32, {{10, 1, 1}, {0, 1, 2}, {200, 1, 3}, {64, 64, 4}, {31, 30, 5}}, 5},
         {8, 2, 128, 32, WN_BF16, WN_BF16, WN_F32, {{300, 1, 1}, {0, 129, 2}}, 2},
         {3, 3, 10, 1, WN_F32, WN_F32, WN_BF16, {{0, 13, 1}, {5, 0, 2}}, 2},
+        {4, 2, 24, 16, WN_BF16, WN_BF16, WN_F32, {{75, 1, 1}, {0, 20, 2}}, 2},
+        {4, 4, 64, 16, WN_BF16, WN_BF16, WN_BF16, {{191, 1, 1}, {192, 1, 2}, {0, 1, 3}, {15, 1, 4}, {64, 5, 5}}, 5},
+        {8, 2, 128, 64, WN_F32, WN_F32, WN_F32, {{300, 1, 1}, {127, 1, 2}, {17, 2, 3}}, 3},
     };
     (void)state;
     for (size_t i = 0; i < COUNT(cases); i++) {
@@ -111,39 +115,47 @@ void attn_paged_close(void **state)
 }
 
 /* However a prompt is chunked, whatever the pages, alone or with others: the same bits. */
-void attn_paged_bits(void **state)
+static void same_bits(uint32_t heads, uint32_t kv_heads, uint32_t head_dim, wn_dtype type, size_t stride)
 {
     enum { LEN = 150 };
     static const uint32_t first[] = {1, 7, 32, 63, 64, 65, 100, 149}, pages[] = {1, 5, 16, 64};
-    (void)state;
-    for (int t = 0; t < 2; t++) {
-        wn_dtype type = t ? WN_BF16 : WN_F32;
-        struct case_attn whole = {6, 2, 48, 16, type, type, WN_F32, {{0, LEN, 1}}, 1};
-        size_t width = 6 * 48;
-        float *want = floats(LEN * width), *got = floats((LEN + 40) * width);
+    const struct case_attn whole = {heads, kv_heads, head_dim, 16, type, type, WN_F32, {{0, LEN, 1}}, 1};
+    const size_t width = heads * head_dim;
+    float *want = floats(LEN * width), *got = floats((LEN + 40) * width);
 
-        run_attn(be, &whole, want);
-        for (size_t i = 0; i < COUNT(first); i++) {
-            struct case_attn c = whole;
-            c.page_tokens = pages[i % COUNT(pages)];
-            c.seqs[0].rows = first[i];
-            run_attn(be, &c, got);
-            check_bits("attention, first chunk", got, want, first[i] * width);
-            c.seqs[0].pos = first[i];
-            c.seqs[0].rows = LEN - first[i];
-            run_attn(be, &c, got);
-            check_bits("attention, second chunk", got, want + first[i] * width, (LEN - first[i]) * width);
-            c.seqs[0].rows = 1;
-            c.seqs[1] = (struct case_seq){20, 33, 2};
-            c.seqs[2] = c.seqs[0];
-            c.seqs[0] = (struct case_seq){90, 1, 3};
-            c.seqs_n = 3;
-            run_attn(be, &c, got);
-            check_bits("attention among others", got + 34 * width, want + first[i] * width, width);
-        }
-        free(want);
-        free(got);
+    run_attn(be, &whole, want);
+    for (size_t i = 0; i < COUNT(first); i += stride) {
+        struct case_attn c = whole;
+        c.page_tokens = pages[(i + heads) % COUNT(pages)];
+        c.seqs[0].rows = first[i];
+        run_attn(be, &c, got);
+        check_bits("attention, first chunk", got, want, first[i] * width);
+        c.seqs[0].pos = first[i];
+        c.seqs[0].rows = LEN - first[i];
+        run_attn(be, &c, got);
+        check_bits("attention, second chunk", got, want + first[i] * width, (LEN - first[i]) * width);
+        c.seqs[0].rows = 1;
+        c.seqs[1] = (struct case_seq){20, 33, 2};
+        c.seqs[2] = c.seqs[0];
+        c.seqs[0] = (struct case_seq){90, 1, 3};
+        c.seqs_n = 3;
+        run_attn(be, &c, got);
+        check_bits("attention among others", got + 34 * width, want + first[i] * width, width);
     }
+    free(want);
+    free(got);
+}
+
+void attn_paged_bits(void **state)
+{
+    /* query heads of a kv head: 1, 2, 4, 5, 6, 7 and 13; widths that are panels and one that is not */
+    static const uint32_t shapes[][3] = {{1, 1, 80}, {4, 2, 32}, {4, 1, 128}, {5, 1, 16},
+                                         {6, 1, 24}, {7, 1, 64}, {13, 1, 32}};
+    (void)state;
+    same_bits(6, 2, 48, WN_F32, 1);
+    same_bits(6, 2, 48, WN_BF16, 1);
+    for (size_t i = 0; i < COUNT(shapes); i++)
+        same_bits(shapes[i][0], shapes[i][1], shapes[i][2], i % 2 ? WN_F32 : WN_BF16, 3);
 }
 
 void run_full(struct wn_backend *b, const struct case_full *c, uint32_t first, uint32_t images, float *out,
