@@ -25,6 +25,10 @@ static void print_worker(const Wn__WorkerStatus *w)
     if (h && w->role == WN__ROLE__ROLE_LEADER)
         printf(", %u running, %u waiting, %u of %u KV pages, %zu ranks, %" PRIu64 " steps, %" PRIu64 " preemptions",
                h->running, h->waiting, h->pages_used, h->pages, h->n_ranks, h->steps, h->preemptions);
+    for (size_t i = 0; h && i < h->n_stages; i++) {
+        const double busy = (double)h->stages[i]->busy_us, all = busy + (double)h->stages[i]->wait_us;
+        if (all > 0) printf("%s %.0f%%", i ? "," : "; stages under load at work", 100 * busy / all);
+    }
     if (h && w->role == WN__ROLE__ROLE_VISION) printf(", %u running, %" PRIu64 " images so far", h->running, h->images);
     putchar('\n');
 }

@@ -30,6 +30,9 @@ static void put_heartbeat(FILE *f, const Wn__Heartbeat *h)
     fprintf(f, ", \"steps\": %" PRIu64 ", \"images\": %" PRIu64 ", \"ranks\": %zu", h->steps, h->images, h->n_ranks);
     fprintf(f, ", \"preemptions\": %" PRIu64 ", \"features\": %u, \"feature_slots\": %u", h->preemptions, h->features,
             h->feature_slots);
+    for (size_t i = 0; i < h->n_stages; i++)
+        fprintf(f, "%s{\"busy_us\": %" PRIu64 ", \"wait_us\": %" PRIu64 "}%s", i ? ", " : ", \"stages\": [",
+                h->stages[i]->busy_us, h->stages[i]->wait_us, i + 1 == h->n_stages ? "]" : "");
     if (!h->sent) return;
     fprintf(f,
             ", \"sent_bytes\": {\"control\": %" PRIu64 ", \"embedding\": %" PRIu64 ", \"activation\": %" PRIu64

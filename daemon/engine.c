@@ -36,10 +36,14 @@ void wn_engine_close(struct wn_engine *e)
     free(e);
 }
 
-static void report_traffic(struct wn_engine *e, const struct wn_traffic_table *stats)
+static void report_stats(struct wn_engine *e, const struct wn_replica_stats *stats)
 {
     struct wn_front_load *load = wn_front_load(e->opts.front);
-    for (int k = 0; k < WN_TRAFFIC_N; k++) atomic_store(&load->sent_bytes[k], stats->of[k].sent_bytes);
+    for (int k = 0; k < WN_TRAFFIC_N; k++) atomic_store(&load->sent_bytes[k], stats->traffic.of[k].sent_bytes);
+    for (uint32_t i = 0; i < e->opts.plan->stages; i++) {
+        atomic_store(&load->stages[i].busy_us, stats->stages[i].busy_us);
+        atomic_store(&load->stages[i].wait_us, stats->stages[i].wait_us);
+    }
     e->stats_us = wn_now_us();
     e->stats_due = false;
 }
@@ -86,7 +90,7 @@ static wn_status begin(struct wn_engine *e, const struct wn_step_record *rec, st
 static wn_status collect(struct wn_engine *e, struct wn_err *err)
 {
     const struct wn_flight *f;
-    struct wn_traffic_table stats;
+    struct wn_replica_stats stats;
     uint32_t tokens_n = 0;
     const wn_status rc = wn_replica_collect(e->opts.replica, e->tokens, &tokens_n, &stats, err);
 
@@ -96,7 +100,7 @@ static wn_status collect(struct wn_engine *e, struct wn_err *err)
         struct wn_gen_job *job = f->order[e->tokens[i].seq];
         if (wn_gen_apply(&job->life, WN_GEN_TOKEN)) wn_engine_take_token(e, job, e->tokens[i].id);
     }
-    if (f->flags & WN_STEP_STATS) report_traffic(e, &stats);
+    if (f->flags & WN_STEP_STATS) report_stats(e, &stats);
     return WN_OK;
 }
 
@@ -123,9 +127,11 @@ wn_status wn_engine_run(struct wn_engine *e, struct wn_err *err)
                 return rc;
             }
         }
-        if (wn_batcher_in_flight(e->batcher) == 0)
+        if (wn_batcher_in_flight(e->batcher) == 0) {
+            wn_replica_idle(e->opts.replica);
             wn_front_wait(e->opts.front, wn_deadline_in_us(IDLE_WAIT_US));
-        else if ((rc = collect(e, err)) != WN_OK)
+        } else if ((rc = collect(e, err)) != WN_OK) {
             return rc;
+        }
     }
 }

@@ -211,7 +211,16 @@ static void send_heartbeat(struct wn_front *f)
     Wn__Heartbeat h = WN__HEARTBEAT__INIT;
     Wn__LinkBytes sent = WN__LINK_BYTES__INIT;
     struct wn_traffic_table table = {0};
+    Wn__StageLoad stages[WN_STAGES_MAX], *list[WN_STAGES_MAX];
 
+    for (uint32_t i = 0; i < f->opts.stages_n; i++) {
+        list[i] = &stages[i];
+        stages[i] = (Wn__StageLoad)WN__STAGE_LOAD__INIT;
+        stages[i].busy_us = atomic_load(&f->load.stages[i].busy_us);
+        stages[i].wait_us = atomic_load(&f->load.stages[i].wait_us);
+    }
+    h.stages = list;
+    h.n_stages = f->opts.stages_n;
     for (int k = 0; k < WN_TRAFFIC_N; k++)
         table.of[k].sent_bytes = atomic_load(&f->load.sent_bytes[k]);
     wn_link_bytes_from_traffic(&sent, &table);

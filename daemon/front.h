@@ -18,6 +18,7 @@
 
 #include "base/traffic.h"
 #include "proto/codec.h"
+#include "shard/plan.h"
 #include "transport/endpoint.h"
 
 struct wn_front;
@@ -54,6 +55,9 @@ struct wn_front_load {
     atomic_uint running, waiting, pages_used, pages, features, feature_slots;
     atomic_ulong steps, images, preemptions;
     atomic_ulong sent_bytes[WN_TRAFFIC_N];
+    struct {
+        atomic_ulong busy_us, wait_us;
+    } stages[WN_STAGES_MAX]; /* leader: the first opts.stages_n of them */
 };
 
 struct wn_front_opts {
@@ -62,6 +66,7 @@ struct wn_front_opts {
     const char *scheduler;     /* endpoint of the scheduler for workers */
     const char *features_bind; /* leader: where to wait for vision workers; NULL: none */
     uint32_t slots, tokens_max;
+    uint32_t stages_n;    /* leader */
     Wn__RankInfo **ranks; /* borrowed until stop; NULL for a vision worker */
     size_t ranks_n;
     size_t payload_max; /* largest payload frame to receive */

@@ -28,8 +28,16 @@ struct flight {
     int64_t deadline_us;
 };
 
+/* What a rank answers to WN_STEP_STATS. */
+struct report {
+    struct wn_traffic_table traffic;
+    struct wn_stage_load load;
+};
+
 struct wn_replica {
     struct wn_replica_opts opts;
+    struct wn_stage_load load;
+    int64_t since_us; /* leader: end of its last share of a step; 0: there was nothing to run since */
     int rank, size, sampler_rank;
     struct wn_stage *stage;
     struct wn_step_record record;
@@ -97,7 +105,8 @@ wn_status wn_replica_open(struct wn_replica **out, const struct wn_replica_opts 
     WN_ASSERT(r->size == (int)(opts->plan->stages * opts->plan->tensors));
     if ((rc = wn_step_record_init(&r->record, l, err)) != WN_OK) goto out;
     r->wire = malloc(wn_step_bytes_max(l));
-    r->depth = opts->plan->stages;
+    /* one for each stage, and with several one more, which hides what the leader does between two steps */
+    r->depth = opts->plan->stages + (opts->plan->stages > 1);
     r->token = calloc(l->rows_max, sizeof(*r->token));
     r->row_slot = calloc(l->rows_max, sizeof(*r->row_slot));
     r->position = calloc(l->rows_max, sizeof(*r->position));
@@ -245,6 +254,20 @@ static wn_status link_failed(const struct wn_replica *r, const char *what, struc
     return wn_fail(err, e->code, "%s: %s", what, e->text);
 }
 
+/* This rank was at a step from since_us until now; of that it waited for other stages since waited_us stood so. */
+static void count_busy(struct wn_replica *r, int64_t since_us, uint64_t waited_us)
+{
+    const uint64_t all = (uint64_t)(wn_now_us() - since_us), waited = wn_stage_waited_us(r->stage) - waited_us;
+    r->load.busy_us += all > waited ? all - waited : 0;
+    r->load.wait_us += waited;
+}
+
+void wn_replica_idle(struct wn_replica *r)
+{
+    if (r->since_us) r->load.wait_us += (uint64_t)(wn_now_us() - r->since_us);
+    r->since_us = 0;
+}
+
 /* Every rank's share of a step, once it has the record. */
 static wn_status run(struct wn_replica *r, const void *const *features, int64_t deadline_us, struct wn_err *err)
 {
@@ -308,9 +331,15 @@ static wn_status finish_sends(struct wn_replica *r, struct flight *f, struct wn_
 wn_status wn_replica_begin(struct wn_replica *r, const void *const *features, struct wn_err *err)
 {
     struct flight *f = &r->flights[(r->flights_first + r->flights_n) % r->depth];
+    const uint64_t waited_us = wn_stage_waited_us(r->stage);
+    const int64_t now_us = wn_now_us();
     wn_status rc;
 
     WN_ASSERT(r->rank == 0 && r->flights_n < r->depth);
+    if (r->since_us)
+        r->load.wait_us += (uint64_t)(now_us - r->since_us);
+    else
+        r->record.flags |= WN_STEP_FRESH;
     f->deadline_us = wn_deadline_in_us(r->opts.step_timeout_us);
     r->record.step++;
     if (r->size > 1 && (rc = send_record(r, f, err)) != WN_OK) return rc;
@@ -320,6 +349,8 @@ wn_status wn_replica_begin(struct wn_replica *r, const void *const *features, st
     memcpy(f->wanted_seq, r->wanted_seq, f->wanted_n * sizeof(*f->wanted_seq));
     if (is_sampler(r)) memcpy(f->drawn, r->drawn, f->wanted_n * sizeof(*f->drawn));
     r->flights_n++;
+    count_busy(r, now_us, waited_us);
+    r->since_us = wn_now_us();
     return WN_OK;
 }
 
@@ -341,29 +372,44 @@ static wn_status collect_tokens(struct wn_replica *r, struct flight *f, struct w
     return WN_OK;
 }
 
-static wn_status collect_stats(struct wn_replica *r, int64_t deadline_us, struct wn_traffic_table *stats,
+static void add_report(struct wn_replica_stats *stats, const struct report *from, uint32_t stage)
+{
+    for (int k = 0; k < WN_TRAFFIC_N; k++) {
+        stats->traffic.of[k].sent_bytes += from->traffic.of[k].sent_bytes;
+        stats->traffic.of[k].received_bytes += from->traffic.of[k].received_bytes;
+        stats->traffic.of[k].sent_messages += from->traffic.of[k].sent_messages;
+        stats->traffic.of[k].received_messages += from->traffic.of[k].received_messages;
+    }
+    stats->stages[stage].busy_us += from->load.busy_us;
+    stats->stages[stage].wait_us += from->load.wait_us;
+}
+
+static void make_report(const struct wn_replica *r, struct report *out)
+{
+    memset(out, 0, sizeof(*out));
+    if (r->opts.link) wn_link_traffic(r->opts.link, -1, &out->traffic);
+    out->load = r->load;
+}
+
+static wn_status collect_stats(struct wn_replica *r, int64_t deadline_us, struct wn_replica_stats *stats,
                                struct wn_err *err)
 {
+    struct report one;
+
     memset(stats, 0, sizeof(*stats));
-    if (!r->opts.link) return WN_OK;
-    wn_link_traffic(r->opts.link, -1, stats);
+    make_report(r, &one);
+    add_report(stats, &one, 0);
     for (int peer = 1; peer < r->size; peer++) {
         const struct wn_route from = {.peer = peer, .tag = TAG_STATS, .kind = WN_TRAFFIC_CONTROL};
-        struct wn_traffic_table theirs;
-        if (wn_link_recv_now(r->opts.link, from, &theirs, sizeof(theirs), deadline_us) != WN_OK)
-            return link_failed(r, "traffic of a rank", err);
-        for (int k = 0; k < WN_TRAFFIC_N; k++) {
-            stats->of[k].sent_bytes += theirs.of[k].sent_bytes;
-            stats->of[k].received_bytes += theirs.of[k].received_bytes;
-            stats->of[k].sent_messages += theirs.of[k].sent_messages;
-            stats->of[k].received_messages += theirs.of[k].received_messages;
-        }
+        if (wn_link_recv_now(r->opts.link, from, &one, sizeof(one), deadline_us) != WN_OK)
+            return link_failed(r, "report of a rank", err);
+        add_report(stats, &one, (uint32_t)peer / r->opts.plan->tensors);
     }
     return WN_OK;
 }
 
 wn_status wn_replica_collect(struct wn_replica *r, struct wn_step_token *tokens, uint32_t *tokens_n,
-                             struct wn_traffic_table *stats, struct wn_err *err)
+                             struct wn_replica_stats *stats, struct wn_err *err)
 {
     struct flight *f = &r->flights[r->flights_first];
     wn_status rc;
@@ -396,23 +442,28 @@ static wn_status receive_record(struct wn_replica *r, struct wn_err *err)
 
 wn_status wn_replica_follow(struct wn_replica *r, bool *stop, struct wn_err *err)
 {
+    const uint64_t waited_us = wn_stage_waited_us(r->stage);
+    const int64_t since_us = wn_now_us();
     wn_status rc = receive_record(r, err);
-    int64_t deadline_us;
+    int64_t begun_us, deadline_us;
 
     if (rc != WN_OK) return rc;
-    deadline_us = wn_deadline_in_us(r->opts.step_timeout_us);
+    begun_us = wn_now_us();
+    deadline_us = begun_us + r->opts.step_timeout_us;
+    if (!(r->record.flags & WN_STEP_FRESH)) r->load.wait_us += (uint64_t)(begun_us - since_us);
     if ((rc = run(r, NULL, deadline_us, err)) != WN_OK) return rc;
     if (is_sampler(r) && r->step.wanted_n > 0) {
         const struct wn_route to = {.peer = 0, .tag = TAG_TOKENS, .kind = WN_TRAFFIC_TOKENS};
         if (wn_link_send_now(r->opts.link, to, r->drawn, r->step.wanted_n * sizeof(*r->drawn), deadline_us) != WN_OK)
             return link_failed(r, "tokens", err);
     }
+    count_busy(r, begun_us, waited_us);
     if (r->record.flags & WN_STEP_STATS) {
         const struct wn_route to = {.peer = 0, .tag = TAG_STATS, .kind = WN_TRAFFIC_CONTROL};
-        struct wn_traffic_table mine = {0};
-        wn_link_traffic(r->opts.link, -1, &mine);
+        struct report mine;
+        make_report(r, &mine);
         if (wn_link_send_now(r->opts.link, to, &mine, sizeof(mine), deadline_us) != WN_OK)
-            return link_failed(r, "traffic table", err);
+            return link_failed(r, "report", err);
     }
     *stop = (r->record.flags & WN_STEP_STOP) != 0;
     return WN_OK;

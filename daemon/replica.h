@@ -28,11 +28,23 @@ struct wn_replica_opts {
     int64_t step_timeout_us; /* a step that takes longer has lost a rank */
 };
 
+/* Time of a rank, or of a stage's ranks together, while there was something to run. The wait is for a record, for rows
+ * of the stage before, or for tokens; at the leader also for what it does between its steps. */
+struct wn_stage_load {
+    uint64_t busy_us, wait_us;
+};
+
+/* Since the start, all ranks together. */
+struct wn_replica_stats {
+    struct wn_traffic_table traffic;
+    struct wn_stage_load stages[WN_STAGES_MAX]; /* [plan.stages] */
+};
+
 WN_NODISCARD wn_status wn_replica_open(struct wn_replica **out, const struct wn_replica_opts *opts,
                                        struct wn_err *err);
 void wn_replica_close(struct wn_replica *r); /* NULL is fine */
 
-/* Leader: steps that may be in flight at a time, one for each stage, so that no stage waits for another's tokens. */
+/* Leader: steps that may be in flight at a time, so that no stage waits for another's tokens or for the leader. */
 uint32_t wn_replica_depth(const struct wn_replica *r);
 uint32_t wn_replica_in_flight(const struct wn_replica *r);
 
@@ -44,9 +56,12 @@ struct wn_step_record *wn_replica_record(struct wn_replica *r);
 WN_NODISCARD wn_status wn_replica_begin(struct wn_replica *r, const void *const *features, struct wn_err *err);
 
 /* Leader: waits for the oldest step in flight. tokens [limits.seqs_max] receives what was drawn, in the order of its
- * sequences. If it had WN_STEP_STATS, *stats receives the traffic of all ranks together since the start. */
+ * sequences. If it had WN_STEP_STATS, *stats is written. */
 WN_NODISCARD wn_status wn_replica_collect(struct wn_replica *r, struct wn_step_token *tokens, uint32_t *tokens_n,
-                                          struct wn_traffic_table *stats, struct wn_err *err);
+                                          struct wn_replica_stats *stats, struct wn_err *err);
+
+/* Leader, with no step in flight: there is nothing to run, so the time until the next one is nobody's wait. */
+void wn_replica_idle(struct wn_replica *r);
 
 /* Other ranks: waits for a record (as long as it takes) and runs it. *stop: the leader said to leave. */
 WN_NODISCARD wn_status wn_replica_follow(struct wn_replica *r, bool *stop, struct wn_err *err);

@@ -34,6 +34,7 @@ static const struct wn_field_limit limits[] = {
     {"Hello", "running", 4096, 0},
     {"Welcome", "worker_id", 1, 64},
     {"Heartbeat", "ranks", 1024, 0},
+    {"Heartbeat", "stages", 64, 0},
     {"Encode", "leader_endpoint", 1, 512},
     {"Encode", "leader_name", 1, 64},
     {"Generate", "prompt", 1, WN_PROMPT_BYTES_MAX},

@@ -189,7 +189,7 @@ static wn_status decode_header(struct wn_step_record *r, const struct wn_step_li
     r->seqs_n = get32(in);
     r->rows_n = get32(in);
     r->pages_n = get32(in);
-    if (r->flags & ~(uint32_t)(WN_STEP_STOP | WN_STEP_STATS))
+    if (r->flags & ~(uint32_t)(WN_STEP_STOP | WN_STEP_STATS | WN_STEP_FRESH))
         return wn_fail(err, WN_EPROTO, "step record: unknown flags %#x", r->flags);
     if (r->opens_n > l->seqs_max || r->closes_n > l->seqs_max || r->seqs_n > l->seqs_max)
         return wn_fail(err, WN_EPROTO, "step record: more than %u sequences", l->seqs_max);

@@ -28,7 +28,8 @@ struct wn_step_limits {
 
 enum wn_step_flags {
     WN_STEP_STOP = 1,  /* leave after this record */
-    WN_STEP_STATS = 2, /* every rank sends its traffic table to the leader after this record */
+    WN_STEP_STATS = 2, /* every rank sends its traffic table and load to the leader after this record */
+    WN_STEP_FRESH = 4, /* there was nothing to run before: that others waited for this record is no one's loss */
 };
 
 /* A sequence starts in a slot. How its tokens are drawn. */

@@ -92,6 +92,9 @@ WN_NODISCARD wn_status wn_stage_features_share(struct wn_stage *s, uint32_t slot
                                                struct wn_err *err);
 void wn_stage_features_drop(struct wn_stage *s, uint32_t slot); /* an empty slot is fine */
 
+/* Time that runs have spent waiting for rows of the stage before, or for the one after to take the last ones. */
+uint64_t wn_stage_waited_us(const struct wn_stage *s);
+
 bool wn_stage_is_last(const struct wn_stage *s); /* does this rank's run write logits? */
 
 #endif

@@ -162,12 +162,16 @@ static wn_status receive_rows(struct wn_stage *s, uint32_t rows, int64_t deadlin
     size_t bytes = (size_t)rows * cols * wn_dtype_bytes(s->plan.dtype), bytes_of[WN_TENSOR_MAX];
     struct wn_route from = {.peer = (int)(s->o.rank - tensors), .tag = TAG_ROWS, .kind = WN_TRAFFIC_ACTIVATION};
     char *parts = s->parts.ptr;
+    int64_t since_us;
     wn_status rc = s->o.be->ops->sync(s->o.be, deadline_us);
 
     if (rc != WN_OK) return rc; /* else nothing queued uses the memory any more */
-    if (tensors == 1) return wn_link_recv_now(s->o.link, from, s->x.ptr, bytes, deadline_us);
+    since_us = wn_now_us();
+    rc = wn_link_recv_now(s->o.link, from, tensors == 1 ? s->x.ptr : (void *)(parts + s->tensor * bytes), bytes,
+                          deadline_us);
+    s->waited_us += (uint64_t)(wn_now_us() - since_us);
+    if (tensors == 1) return rc;
     for (uint32_t t = 0; t < tensors; t++) bytes_of[t] = bytes;
-    rc = wn_link_recv_now(s->o.link, from, parts + s->tensor * bytes, bytes, deadline_us);
     if (rc == WN_OK)
         rc = wn_coll_allgather(s->o.link, &s->comm, WN_TRAFFIC_ACTIVATION, parts + s->tensor * bytes, parts, bytes_of,
                                deadline_us);
@@ -188,8 +192,10 @@ static wn_status send_rows(struct wn_stage *s, uint32_t rows, int64_t deadline_u
                   part = wn_mat_rows(s->part, 0, rows);
     struct wn_route to = {.peer = (int)(s->o.rank + s->plan.tensors), .tag = TAG_ROWS, .kind = WN_TRAFFIC_ACTIVATION};
     size_t bytes = (size_t)rows * cols * wn_dtype_bytes(s->plan.dtype);
+    const int64_t since_us = wn_now_us();
     wn_status rc = wn_link_wait(s->o.link, s->sending, NULL, deadline_us);
 
+    s->waited_us += (uint64_t)(wn_now_us() - since_us);
     if (rc != WN_OK) return rc;
     s->sending = WN_OP_NONE;
     rc = wn_be_convert(s->o.be, &part, &x);
@@ -296,6 +302,11 @@ static void set_positions(struct wn_stage *s, const struct wn_step *step)
         for (uint32_t r = 0; r < q->rows; r++)
             s->position[q->first_row + r] = step->position ? step->position[q->first_row + r] : q->pos + r;
     }
+}
+
+uint64_t wn_stage_waited_us(const struct wn_stage *s)
+{
+    return s->waited_us;
 }
 
 wn_status wn_stage_run(struct wn_stage *s, const struct wn_step *step, int64_t deadline_us, float *logits,

@@ -6,7 +6,8 @@
  *
  * Verifies first: each job's answer must equal the answer that it gets alone. Then a CSV row a level of concurrency:
  * commit, machine, flags, concurrent, jobs, tokens, seconds, ready_s, ttft_p50_ms, ttft_p95_ms, itl_p50_ms, itl_p95_ms,
- * tokens_s, jobs_s, ratio (tokens_s over that of the first level). Questions: tests/eval, "Describe the picture."
+ * tokens_s, jobs_s, ratio (tokens_s over that of the first level), bubble (of each stage: the share of the time with
+ * something to run in which it waited). Questions: tests/eval, "Describe the picture."
  * With -p: commit, machine, flags, pictures, prompt_tokens, cached_tokens, ttft_cold_p50_ms, ttft_hit_p50_ms, ratio. */
 #include <stdarg.h>
 #include <stddef.h>
@@ -25,6 +26,8 @@
 #define PICTURES   8
 #define LEVELS     8
 #define TOKENS_MAX 512
+#define STAGES     16
+#define REPORTED_US 1500000 /* until a heartbeat has the stages' last times */
 
 static double now_s(void)
 {
@@ -85,17 +88,39 @@ static void submit(struct winnow *w, struct job *j, int picture)
     if (winnow_submit(w, &r, &j->id) != WINNOW_OK) fail_msg("submit: %s", winnow_error(w));
 }
 
+/* Each stage's time without work since `before`, in percent of the time in which the replica had some. */
+static void print_bubble(struct winnow *w, const struct stage_time *before)
+{
+    struct stage_time now[STAGES];
+    int n;
+
+    usleep(REPORTED_US);
+    n = service_stages(w, now, STAGES);
+    for (int i = 0; i < n; i++) {
+        const double busy = now[i].busy_us - before[i].busy_us, wait = now[i].wait_us - before[i].wait_us;
+        printf("%s%.1f%%", i ? " " : ",", busy + wait > 0 ? 100 * wait / (busy + wait) : 0);
+    }
+    putchar('\n');
+    fflush(stdout);
+}
+
 static void run_level(struct winnow *w, int concurrent, int jobs, const char *machine,
                       const char *flags, double ready_s, double *first_rate)
 {
     struct job *running = calloc((size_t)concurrent, sizeof(*running));
     struct times ttft = {0}, itl = {0};
-    const double began = now_s();
+    struct stage_time before[STAGES] = {{0}};
+    double began;
     int sent = 0, done = 0;
     uint64_t tokens = 0;
     double seconds, rate;
 
     if (!running) abort();
+    if (machine) {
+        usleep(REPORTED_US);
+        (void)service_stages(w, before, STAGES);
+    }
+    began = now_s();
     for (; sent < concurrent && sent < jobs; sent++) submit(w, &running[sent], sent % PICTURES);
     while (done < jobs) {
         struct winnow_event ev;
@@ -124,11 +149,11 @@ static void run_level(struct winnow *w, int concurrent, int jobs, const char *ma
     rate = (double)tokens / seconds;
     if (machine) {
         if (*first_rate <= 0) *first_rate = rate;
-        printf("%s,%s,\"%s\",%d,%d,%llu,%.2f,%.2f,%.1f,%.1f,%.2f,%.2f,%.1f,%.2f,%.2f\n", WN_COMMIT,
+        printf("%s,%s,\"%s\",%d,%d,%llu,%.2f,%.2f,%.1f,%.1f,%.2f,%.2f,%.1f,%.2f,%.2f", WN_COMMIT,
                machine, flags, concurrent, jobs, (unsigned long long)tokens, seconds, ready_s,
                quantile_ms(&ttft, .5), quantile_ms(&ttft, .95), quantile_ms(&itl, .5),
                quantile_ms(&itl, .95), rate, (double)jobs / seconds, rate / *first_rate);
-        fflush(stdout);
+        print_bubble(w, before);
     }
     free(ttft.v);
     free(itl.v);
@@ -221,7 +246,7 @@ static void bench(void **state)
     if (!prefix_only)
         printf("commit,machine,flags,concurrent,jobs,tokens,seconds,ready_s,ttft_p50_ms,ttft_p95_ms,"
            "itl_p50_ms,itl_p95_ms,"
-           "tokens_s,jobs_s,ratio\n");
+           "tokens_s,jobs_s,ratio,bubble\n");
     for (int i = 0; i < levels_n && !prefix_only; i++)
         run_level(w, levels[i], jobs_n, machine, flags_text, s.ready_s, &first_rate);
     winnow_close(w);

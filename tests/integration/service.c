@@ -164,6 +164,22 @@ void *read_file(const char *path, size_t *bytes)
     return data;
 }
 
+int service_stages(struct winnow *w, struct stage_time *out, int max)
+{
+    char *json = winnow_status_json(w, 10000), *at, *end;
+    int n = 0;
+
+    if (!json) fail_msg("status: %s", winnow_error(w));
+    at = strstr(json, "\"stages\": [");
+    end = at ? strchr(at, ']') : NULL;
+    while (end && n < max && (at = strstr(at, "\"busy_us\": ")) != NULL && at < end) {
+        out[n].busy_us = strtod(at + strlen("\"busy_us\": "), &at);
+        out[n++].wait_us = strtod(at + strlen(", \"wait_us\": "), &at);
+    }
+    free(json);
+    return n;
+}
+
 enum winnow_event_type ask(struct winnow *w, const void *image, size_t image_bytes,
                            const char *question, char **answer, struct winnow_usage *usage)
 {

@@ -26,6 +26,14 @@ int service_stop(struct service *s);
 /* Process ids of a component's processes by its --name ("vision-0"), without mpirun itself; returns how many. */
 int service_pids(const struct service *s, const char *name, pid_t *pids, int max);
 
+/* What `winnow status` says of the first replica's stages, since its start. */
+struct stage_time {
+    double busy_us, wait_us;
+};
+
+/* Returns how many stages have reported. */
+int service_stages(struct winnow *w, struct stage_time *out, int max);
+
 /* Whole file; *bytes is its size; fails the test if it cannot be read. free() it. */
 void *read_file(const char *path, size_t *bytes);
 

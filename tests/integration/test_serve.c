@@ -177,6 +177,25 @@ static void ask_all(struct winnow *w)
 
 static int tp = 1, pp = 1, count = 40;
 
+/* Every stage says how long it was at work and how long it waited for work: it has done some, and no stage of a
+ * pipeline never waits. */
+static void check_stages(struct winnow *w)
+{
+    struct stage_time t[8] = {{0}};
+    int n = 0;
+
+    for (int i = 0; i < 50 && (n < pp || t[pp - 1].busy_us <= 0); i++) {
+        n = service_stages(w, t, 8);
+        usleep(200000);
+    }
+    assert_int_equal(n, pp);
+    for (int i = 0; i < n; i++) {
+        printf("stage %d: at work %.0f ms, waited %.0f ms\n", i, t[i].busy_us / 1e3, t[i].wait_us / 1e3);
+        assert_true(t[i].busy_us > 0 && t[i].wait_us > 0);
+        assert_true(t[i].busy_us + t[i].wait_us < 600e6 * tp);
+    }
+}
+
 static void test_answers(void **state)
 {
     char tp_flag[16], pp_flag[16];
@@ -192,6 +211,7 @@ static void test_answers(void **state)
     service_start(&s, MODEL, flags);
     assert_int_equal(winnow_connect(&w, s.endpoint, NULL), WINNOW_OK);
     ask_all(w);
+    check_stages(w);
     winnow_close(w);
     assert_int_equal(service_stop(&s), 0);
     for (int i = 0; i < questions_n; i++) {

@@ -93,7 +93,7 @@ static bool add_job(struct wn_batcher *b, uint32_t i)
 static wn_status collect(struct wn_replica *r, struct wn_batcher *b, uint32_t *ended)
 {
     struct wn_step_token tokens[JOBS];
-    struct wn_traffic_table stats;
+    struct wn_replica_stats stats;
     const struct wn_flight *f;
     uint32_t n = 0;
     const wn_status rc = wn_replica_collect(r, tokens, &n, &stats, &err);
