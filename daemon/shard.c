@@ -277,7 +277,10 @@ int wn_role_shard(int argc, char **argv)
     if (s.net.name[0])
         wn_info("shard", "interface %s (%s): features, and %s where Open MPI uses TCP", s.net.name, s.net.address,
                 getenv("OMPI_MCA_btl_tcp_if_include"));
-    wn_worker_threads(&s.cfg, s.net.name[0] ? wn_slurm_local_tasks() : (uint32_t)s.size);
+    if (s.net.name[0])
+        wn_worker_threads(&s.cfg, wn_slurm_local_tasks());
+    else
+        wn_worker_place(&s.cfg, (uint32_t)s.rank, (uint32_t)s.size);
     if (rc == WN_OK) rc = open_replica(&s, &err);
     if (rc == WN_OK) rc = exchange_identities(&s, &err);
     if (rc == WN_OK) rc = s.rank == 0 ? lead(&s, &err) : follow(&s, &err);

@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 
 #include "base/log.h"
+#include "daemon/placement.h"
 #include "shard/jsonfile.h"
 
 wn_status wn_worker_model(const struct wn_config *cfg, struct wn_model *model,
@@ -86,6 +87,27 @@ void wn_worker_threads(const struct wn_config *cfg, uint32_t share)
         n = CPU_COUNT(&set) / (int)(share ? share : 1);
     }
     omp_set_num_threads(n > 0 ? n : 1);
+}
+
+static uint32_t env_u32(const char *name, uint32_t otherwise)
+{
+    const char *text = getenv(name);
+    return text && *text ? (uint32_t)strtoul(text, NULL, 10) : otherwise;
+}
+
+void wn_worker_place(const struct wn_config *cfg, uint32_t rank, uint32_t size)
+{
+    const uint32_t here = env_u32("OMPI_COMM_WORLD_LOCAL_SIZE", size);
+    const char *number = strrchr(cfg->name, '-'); /* "replica-1" */
+    const uint32_t replica = number ? (uint32_t)strtoul(number + 1, NULL, 10) : 0;
+    const struct wn_placement p = {
+        .ranks = cfg->replicas * here,
+        .rank = replica * here + env_u32("OMPI_COMM_WORLD_LOCAL_RANK", rank),
+        .others = cfg->vision_workers,
+    };
+
+    if (getenv("OMP_NUM_THREADS") || getenv("SLURM_STEP_ID") || !wn_placement_apply(&p, cfg->threads))
+        wn_worker_threads(cfg, size);
 }
 
 void wn_worker_start(const char *role, const char *name)

@@ -32,6 +32,10 @@ void wn_worker_threads(const struct wn_config *cfg, uint32_t share);
  * On one machine, with the scheduler at ipc:// or on loopback, out->name is "". */
 WN_NODISCARD wn_status wn_worker_netif(const struct wn_config *cfg, struct wn_netif *out, struct wn_err *err);
 
+/* The same for rank `rank` of a replica of `size` ranks, and binds its threads to cores of their own where that is safe
+ * (daemon/placement.h). With OMP_NUM_THREADS set, or in a Slurm step, cores are somebody else's affair. */
+void wn_worker_place(const struct wn_config *cfg, uint32_t rank, uint32_t size);
+
 /* Asks the kernel to end this process when its parent dies, and names it in the log. */
 void wn_worker_start(const char *role, const char *name);
 

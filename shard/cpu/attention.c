@@ -16,7 +16,7 @@
 #define ROWS       192u    /* query rows of a task (a row: one token, one head) */
 #define FULL_ROWS  24u     /* query rows whose scores over all keys are held at once */
 #define KEYS       256u    /* values swept while a panel of them is in the first-level cache */
-#define SMALL_WORK 100000u /* multiply-adds that are not worth waking threads for */
+#define SMALL_WORK 400000u /* multiply-adds that are not worth waking threads for: 40 microseconds */
 
 static size_t round_up(size_t n)
 {
