@@ -6,6 +6,8 @@
 
 #include "shard/kvpool.h"
 
+#define STEP_ROWS 8
+
 struct wn_batcher {
     struct wn_step_limits step;
     struct wn_kvpool *pool;
@@ -318,13 +320,23 @@ static void add_rows(struct wn_batcher *b, struct wn_step_record *rec, struct wn
     }
 }
 
-/* Decodes are dealt over the steps in flight, so that every stage has one to work on. */
+/* Sequences of one step when `decoding` of them are dealt over the steps in flight, so that every stage has one to work
+ * on. A step of few rows takes as long as one of STEP_ROWS: few sequences get by with one step less. */
+static uint32_t share_of(uint32_t decoding, uint32_t depth)
+{
+    uint32_t share = (decoding + depth - 1) / depth, fewer;
+
+    if (depth < 3 || share >= STEP_ROWS) return share;
+    fewer = (decoding + depth - 2) / (depth - 1);
+    return fewer < STEP_ROWS ? fewer : STEP_ROWS;
+}
+
 static void add_decodes(struct wn_batcher *b, struct wn_step_record *rec)
 {
     uint32_t decoding = 0, share;
 
     for (struct wn_gen_job *j = b->jobs; j; j = j->next) decoding += j->life.state == WN_GEN_DECODE;
-    share = (decoding + b->depth - 1) / b->depth;
+    share = share_of(decoding, b->depth);
     for (struct wn_gen_job *j = b->jobs; j && rec->rows_n < b->step.rows_max && rec->seqs_n < share; j = j->next)
         if (j->life.state == WN_GEN_DECODE && !j->life.flying && find_page(b, j)) add_rows(b, rec, j, 1);
 }
