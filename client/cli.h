@@ -64,6 +64,7 @@ void cli_usage_line(FILE *f, const struct winnow_usage *u);
 int cmd_ask(int argc, char **argv);
 int cmd_eval(int argc, char **argv);
 int cmd_status(int argc, char **argv);
+int cmd_top(int argc, char **argv);
 int cmd_cancel(int argc, char **argv);
 int cmd_run_batch(int argc, char **argv);
 int cmd_bench(int argc, char **argv);

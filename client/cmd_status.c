@@ -1,11 +1,11 @@
 /* client/cmd_status.c - `winnow status`. */
-#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "client/cli.h"
 #include "client/conn.h"
+#include "client/console.h"
 
 #define ANSWER_MS 3000
 
@@ -13,36 +13,9 @@ static const struct cli_opt opts[] = {
     {"json", NULL, "print JSON"},
     {"wait", "S", "wait up to S seconds until the server is ready; exit code 1 if it is not"},
     {"endpoint", "ADDRESS", "of the server; else WINNOW_ENDPOINT, else tcp://127.0.0.1:5599"},
+    {"metrics", NULL, "print Prometheus text"},
     {NULL, NULL, NULL},
 };
-
-static void print_worker(const Wn__WorkerStatus *w)
-{
-    const Wn__Heartbeat *h = w->heartbeat;
-
-    printf("  %-16s %-12s %s", w->name, w->host, w->up ? "up" : "LOST");
-    if (!w->up) printf(" for %.1f s", (double)w->last_seen_ms / 1e3);
-    if (h && w->role == WN__ROLE__ROLE_LEADER)
-        printf(", %u running, %u waiting, %u of %u KV pages, %zu ranks, %" PRIu64 " steps, %" PRIu64 " preemptions",
-               h->running, h->waiting, h->pages_used, h->pages, h->n_ranks, h->steps, h->preemptions);
-    for (size_t i = 0; h && i < h->n_stages; i++) {
-        const double busy = (double)h->stages[i]->busy_us, all = busy + (double)h->stages[i]->wait_us;
-        if (all > 0) printf("%s %.0f%%", i ? "," : "; stages under load at work", 100 * busy / all);
-    }
-    if (h && w->role == WN__ROLE__ROLE_VISION) printf(", %u running, %" PRIu64 " images so far", h->running, h->images);
-    putchar('\n');
-}
-
-static void print_status(const Wn__Status *st, const char *endpoint)
-{
-    printf("%s: %s%s\n", endpoint, st->ready ? "ready" : "not ready: ", st->ready ? "" : st->not_ready_because);
-    if (st->model[0]) printf("model %s, ", st->model);
-    printf("version %s, up for %.1f s\n", st->version, (double)st->uptime_ms / 1e3);
-    printf("jobs: %u queued, %u running; %" PRIu64 " accepted, %" PRIu64 " answered, %" PRIu64 " failed, %" PRIu64
-           " cancelled, %" PRIu64 " replayed\n",
-           st->queued, st->running, st->accepted, st->answered, st->failed, st->cancelled, st->replayed);
-    for (size_t i = 0; i < st->n_workers; i++) print_worker(st->workers[i]);
-}
 
 /* Asks once; NULL: no answer. */
 static Wn__Envelope *ask(const char *endpoint, uint32_t timeout_ms, char *error, size_t error_size)
@@ -66,7 +39,7 @@ int cmd_status(int argc, char **argv)
     char error[WN_ERR_TEXT_MAX] = "";
     Wn__Envelope *env = NULL;
     uint32_t wait_s = 0;
-    bool json = false, ready = false;
+    bool json = false, metrics = false, ready = false;
     int64_t deadline_us;
 
     for (;;) {
@@ -78,6 +51,7 @@ int cmd_status(int argc, char **argv)
         if (option == 0) json = true;
         if (option == 1 && !cli_u32("wait", args.value, 86400, &wait_s)) return CLI_USAGE;
         if (option == 2) flag = args.value;
+        if (option == 3) metrics = true;
     }
     deadline_us = wn_deadline_in_us((int64_t)wait_s * 1000000);
     for (;;) {
@@ -95,8 +69,10 @@ int cmd_status(int argc, char **argv)
         char *text = status_json(env->status);
         if (text) puts(text);
         free(text);
+    } else if (metrics) {
+        console_metrics(stdout, env->status);
     } else {
-        print_status(env->status, cli_endpoint(flag));
+        console_status(stdout, cli_endpoint(flag), env->status, NULL, 0);
     }
     wn_codec_free(env);
     return wait_s && !ready ? CLI_FAILED : CLI_OK;

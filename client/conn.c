@@ -19,6 +19,7 @@
 struct conn_request {
     zmq_msg_t part[2];
     int parts;
+    unsigned owners; /* beside the first */
 };
 
 int conn_result(wn_status code)
@@ -173,9 +174,15 @@ static int gather(struct winnow *w, zmq_msg_t *msg, const struct winnow_image *i
     return WINNOW_OK;
 }
 
+struct conn_request *conn_request_share(struct conn_request *r)
+{
+    r->owners++;
+    return r;
+}
+
 void conn_request_free(struct conn_request *r)
 {
-    if (!r) return;
+    if (!r || r->owners-- > 0) return;
     for (int i = 0; i < r->parts; i++) zmq_msg_close(&r->part[i]);
     free(r);
 }
@@ -276,7 +283,7 @@ static int receive(struct winnow *w, Wn__Envelope **out, int64_t deadline_us)
     for (;;) {
         zmq_pollitem_t items[2] = {{.socket = w->socket, .events = ZMQ_POLLIN},
                                    {.socket = w->monitor, .events = ZMQ_POLLIN}};
-        int64_t left_us;
+        int64_t left_us, retry_us;
         int rc = take(w, out);
         if (rc != WINNOW_TIMEOUT) return rc;
         watch(w);
@@ -285,10 +292,12 @@ static int receive(struct winnow *w, Wn__Envelope **out, int64_t deadline_us)
         if (w->lost_us && w->jobs_n == 0) /* nothing to wait for */
             return conn_result(wn_fail(&w->error, WN_EPEER, "the connection to %s was lost", w->endpoint));
         if (w->stale && w->connected) jobs_resume(w);
+        retry_us = w->connected && !w->stale ? jobs_retry(w) : WN_NEVER;
         items[0].socket = w->socket; /* they may be new */
         items[1].socket = w->monitor;
         left_us = deadline_us == WN_NEVER ? 3600000000 : deadline_us - wn_now_us();
         if (left_us <= 0) return conn_result(wn_fail(&w->error, WN_ETIME, "nothing came from %s in time", w->endpoint));
+        if (retry_us - wn_now_us() < left_us) left_us = retry_us > wn_now_us() ? retry_us - wn_now_us() : 0;
         if ((w->lost_us || w->stale) && left_us > AWAY_POLL_MS * 1000) left_us = AWAY_POLL_MS * 1000;
         if (zmq_poll(items, 2, (long)(left_us / 1000 + 1)) < 0 && errno != EINTR) return fail(w, WN_EIO, "wait");
     }

@@ -18,7 +18,11 @@ struct conn_request;                /* a request as it was sent */
 struct winnow_job {
     uint64_t number;
     char id[WINNOW_JOB_ID_MAX];     /* "": not accepted yet */
-    struct conn_request *submit;    /* owned, until it is accepted; then NULL */
+    struct conn_request *submit;    /* shared by the request's choices, until accepted; then NULL */
+    uint32_t choice;                /* entries of one request have the same number */
+    bool own;                       /* submitted here: its end is acknowledged */
+    int64_t busy_us, retry_us;      /* when the server was first busy; when to ask again. 0: it was not */
+    unsigned refusals;
     bool accepted, cancel;          /* the user knows of it; the user wants it to end */
     bool stale;                     /* the server was not asked for it since it came back */
     uint32_t from, tokens;          /* first token wanted; end of those that the user has */
@@ -37,7 +41,9 @@ struct winnow {
     bool connected, lost, dead;     /* lost: the socket is; dead: the server did not come back */
     bool stale;                     /* some jobs are */
     int64_t lost_us, reopened_us;   /* since when it is away (0: it is not), when we last tried anew */
-    uint32_t reconnect_timeout_ms;
+    uint32_t reconnect_timeout_ms, busy_timeout_ms;
+    bool keep_results;
+    char delivered[WINNOW_JOB_ID_MAX]; /* job whose end was the last event: to be acknowledged; "": none */
     struct winnow_job *jobs;
     size_t jobs_n, jobs_room;
     uint64_t last_number;
@@ -55,10 +61,14 @@ void conn_close(struct winnow *w);
 int conn_send(struct winnow *w, Wn__Envelope__BodyCase kind, const void *body, const struct winnow_image *images,
               size_t images_n, struct conn_request **keep);
 int conn_resend(struct winnow *w, struct conn_request *r);
+struct conn_request *conn_request_share(struct conn_request *r); /* one more owner */
 void conn_request_free(struct conn_request *r); /* NULL is fine */
 
 /* winnow.c: asks a server that came back for the jobs that are stale. */
 void jobs_resume(struct winnow *w);
+
+/* winnow.c: sends again what the server was too busy for, if it is time; returns when the next is due (WN_NEVER). */
+int64_t jobs_retry(struct winnow *w);
 
 /* The next message, from the queue first; *out is owned by the caller. */
 int conn_recv(struct winnow *w, Wn__Envelope **out, int64_t deadline_us);

@@ -23,21 +23,33 @@ static const char *role_text(Wn__Role role)
     return role == WN__ROLE__ROLE_VISION ? "vision" : role == WN__ROLE__ROLE_LEADER ? "replica" : "unknown";
 }
 
+static void put_bytes(FILE *f, const Wn__LinkBytes *b)
+{
+    if (!b) return;
+    fprintf(f,
+            ", \"sent_bytes\": {\"control\": %" PRIu64 ", \"embedding\": %" PRIu64 ", \"activation\": %" PRIu64
+            ", \"allreduce\": %" PRIu64 ", \"logits\": %" PRIu64 ", \"image\": %" PRIu64 ", \"tokens\": %" PRIu64 "}",
+            b->control, b->embedding, b->activation, b->allreduce, b->logits, b->image, b->tokens);
+}
+
 static void put_heartbeat(FILE *f, const Wn__Heartbeat *h)
 {
     fprintf(f, ", \"running\": %u, \"waiting\": %u, \"kv_pages_used\": %u, \"kv_pages\": %u", h->running, h->waiting,
             h->pages_used, h->pages);
-    fprintf(f, ", \"steps\": %" PRIu64 ", \"images\": %" PRIu64 ", \"ranks\": %zu", h->steps, h->images, h->n_ranks);
-    fprintf(f, ", \"preemptions\": %" PRIu64 ", \"features\": %u, \"feature_slots\": %u", h->preemptions, h->features,
+    fprintf(f, ", \"steps\": %" PRIu64 ", \"images\": %" PRIu64 ", \"ranks\": [", h->steps, h->images);
+    for (size_t i = 0; i < h->n_ranks; i++) {
+        const Wn__RankInfo *r = h->ranks[i];
+        fprintf(f, "%s{\"rank\": %u, ", i ? ", " : "", r->rank);
+        put_text(f, "host", r->host);
+        fprintf(f, ", \"pid\": %u, \"last_seen_ms\": %" PRIu64 ", \"rss_bytes\": %" PRIu64 "}", r->pid,
+                r->last_seen_ms, r->rss_bytes);
+    }
+    fprintf(f, "], \"preemptions\": %" PRIu64 ", \"features\": %u, \"feature_slots\": %u", h->preemptions, h->features,
             h->feature_slots);
     for (size_t i = 0; i < h->n_stages; i++)
         fprintf(f, "%s{\"busy_us\": %" PRIu64 ", \"wait_us\": %" PRIu64 "}%s", i ? ", " : ", \"stages\": [",
                 h->stages[i]->busy_us, h->stages[i]->wait_us, i + 1 == h->n_stages ? "]" : "");
-    if (!h->sent) return;
-    fprintf(f,
-            ", \"sent_bytes\": {\"control\": %" PRIu64 ", \"embedding\": %" PRIu64 ", \"activation\": %" PRIu64
-            ", \"allreduce\": %" PRIu64 ", \"logits\": %" PRIu64 "}",
-            h->sent->control, h->sent->embedding, h->sent->activation, h->sent->allreduce, h->sent->logits);
+    put_bytes(f, h->sent);
 }
 
 char *status_json(const Wn__Status *st)
@@ -57,8 +69,16 @@ char *status_json(const Wn__Status *st)
     fprintf(f, ", \"queued\": %u, \"running\": %u", st->queued, st->running);
     fprintf(f,
             ", \"accepted\": %" PRIu64 ", \"answered\": %" PRIu64 ", \"failed\": %" PRIu64 ", \"cancelled\": %" PRIu64
-            ", \"replayed\": %" PRIu64 ", \"uptime_ms\": %" PRIu64 ", \"workers\": [",
-            st->accepted, st->answered, st->failed, st->cancelled, st->replayed, st->uptime_ms);
+            ", \"replayed\": %" PRIu64 ", \"busy\": %" PRIu64 ", \"uptime_ms\": %" PRIu64,
+            st->accepted, st->answered, st->failed, st->cancelled, st->replayed, st->busy, st->uptime_ms);
+    fprintf(f,
+            ", \"prompt_tokens\": %" PRIu64 ", \"generated_tokens\": %" PRIu64 ", \"image_tokens\": %" PRIu64
+            ", \"image_tokens_before_pruning\": %" PRIu64 ", \"queue_max\": %u, \"queue_wait_ms\": %u"
+            ", \"clients\": %u, \"results\": %u",
+            st->prompt_tokens, st->generated_tokens, st->image_tokens, st->image_tokens_before_pruning, st->queue_max,
+            st->queue_wait_ms, st->clients, st->results);
+    put_bytes(f, st->sent);
+    fputs(", \"workers\": [", f);
     for (size_t i = 0; i < st->n_workers; i++) {
         const Wn__WorkerStatus *w = st->workers[i];
         fprintf(f, "%s{\"role\": \"%s\", ", i ? ", " : "", role_text(w->role));

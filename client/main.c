@@ -24,6 +24,7 @@ static const struct {
     {"plan", NULL, "Servers", "who would hold what, and the bytes on each link"},
     {"prune", NULL, "Servers", "draw which visual tokens of a picture are kept"},
     {"status", cmd_status, "Servers", "what the server and its workers do"},
+    {"top", cmd_top, "Servers", "the same, live"},
     {"collect-env", cmd_collect_env, "Problems", "versions and machine, for a report"},
 };
 #define COMMANDS_N (sizeof(commands) / sizeof(commands[0]))

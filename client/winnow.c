@@ -12,6 +12,9 @@
 
 #define CONNECT_TIMEOUT_MS 5000
 #define RECONNECT_TIMEOUT_MS 30000
+#define RETRY_MS_MAX         10000 /* the longest wait that a server is granted */
+#define REFUSALS_MAX         3
+#define RESEND_US            10000 /* when the queue to the server is full */
 #define PAYLOAD_MAX        ((size_t)256 << 20) /* images of one request */
 
 static _Thread_local struct wn_err connect_error; /* there is no connection to keep it in */
@@ -42,6 +45,8 @@ int winnow_connect(struct winnow **out, const char *endpoint, const struct winno
     if (!w) return conn_result(wn_fail(&connect_error, WN_ENOMEM, "connection"));
     w->reconnect_timeout_ms = options && options->reconnect_timeout_ms ? options->reconnect_timeout_ms
                                                                         : RECONNECT_TIMEOUT_MS;
+    w->busy_timeout_ms = options ? options->busy_timeout_ms : 0;
+    w->keep_results = options && options->keep_results;
     if (options && (options->server_key || options->client_key_file))
         rc = conn_result(wn_fail(&w->error, WN_EUNSUPP, "keys are not supported by this version"));
     else if (strncmp(endpoint, "tcp://", 6) != 0 && strncmp(endpoint, "ipc://", 6) != 0 &&
@@ -59,9 +64,27 @@ int winnow_connect(struct winnow **out, const char *endpoint, const struct winno
     return WINNOW_OK;
 }
 
+int winnow_acknowledge(struct winnow *w, const char *job_id)
+{
+    Wn__Acknowledge ack = WN__ACKNOWLEDGE__INIT;
+
+    if (!wn_job_id_valid(job_id))
+        return conn_result(wn_fail(&w->error, WN_EINVAL, "'%.60s' is no job id", job_id ? job_id : ""));
+    ack.job_id = (char *)(uintptr_t)job_id;
+    return conn_send(w, WN__ENVELOPE__BODY_ACKNOWLEDGE, &ack, NULL, 0, NULL);
+}
+
+/* The program has come back: it has what it was given last. If this does not get through, the result expires. */
+static void acknowledge_delivered(struct winnow *w)
+{
+    if (w->delivered[0]) (void)!winnow_acknowledge(w, w->delivered);
+    w->delivered[0] = '\0';
+}
+
 void winnow_close(struct winnow *w)
 {
     if (!w) return;
+    if (w->socket && !w->lost) acknowledge_delivered(w);
     conn_close(w);
     wn_codec_free(w->current);
     for (size_t i = 0; i < w->jobs_n; i++) conn_request_free(w->jobs[i].submit);
@@ -85,6 +108,22 @@ static struct winnow_job *job_add(struct winnow *w)
     return &w->jobs[w->jobs_n++];
 }
 
+/* The other answers of the request that w's last entry is for: entries that share its number and its message. */
+static bool job_add_choices(struct winnow *w, uint32_t n)
+{
+    const struct winnow_job first = w->jobs[w->jobs_n - 1];
+
+    for (uint32_t i = 1; i < n; i++) {
+        struct winnow_job *job = job_add(w);
+        if (!job) return false;
+        *job = first;
+        job->choice = i;
+        if (job->submit) conn_request_share(job->submit);
+        w->last_number = first.number;
+    }
+    return true;
+}
+
 /* The newest with this id: a job that was attached to again answers there. */
 static struct winnow_job *job_by_id(struct winnow *w, const char *id)
 {
@@ -100,12 +139,15 @@ static struct winnow_job *job_by_number(struct winnow *w, uint64_t number)
     return NULL;
 }
 
-static struct winnow_job *job_by_tag(struct winnow *w, const char *tag)
+static struct winnow_job *job_by_tag(struct winnow *w, const char *tag, uint32_t choice)
 {
     char *end;
     uint64_t number = strtoull(tag, &end, 10);
 
-    return tag[0] && !*end ? job_by_number(w, number) : job_by_id(w, tag);
+    if (!tag[0] || *end) return job_by_id(w, tag);
+    for (size_t i = 0; i < w->jobs_n; i++)
+        if (w->jobs[i].number == number && w->jobs[i].choice == choice) return &w->jobs[i];
+    return NULL;
 }
 
 static void job_drop(struct winnow *w, struct winnow_job *job)
@@ -115,6 +157,13 @@ static void job_drop(struct winnow *w, struct winnow_job *job)
     conn_request_free(job->submit);
     memmove(job, job + 1, (w->jobs_n - i - 1) * sizeof(*job));
     w->jobs_n--;
+}
+
+/* The job with all its choices. */
+static void jobs_drop(struct winnow *w, uint64_t number)
+{
+    for (size_t i = w->jobs_n; i > 0; i--)
+        if (w->jobs[i - 1].number == number) job_drop(w, &w->jobs[i - 1]);
 }
 
 /* ---- requests ---- */
@@ -129,6 +178,8 @@ static int check_request(struct winnow *w, const struct winnow_request *r, uint6
                                    strlen(r->prompt), WN_PROMPT_BYTES_MAX));
     if (!wn_utf8_valid(r->prompt, strlen(r->prompt)))
         return conn_result(wn_fail(&w->error, WN_EINVAL, "the prompt is not valid UTF-8"));
+    if (r->n > WN_CHOICES_MAX)
+        return conn_result(wn_fail(&w->error, WN_ELIMIT, "n is %u; at most %d are allowed", r->n, WN_CHOICES_MAX));
     if (r->images_n > WN_IMAGES_MAX || (r->images_n && !r->images))
         return conn_result(wn_fail(&w->error, WN_ELIMIT, "at most %d images are allowed", WN_IMAGES_MAX));
     for (size_t i = 0; i < r->images_n; i++) {
@@ -173,6 +224,7 @@ int winnow_submit(struct winnow *w, const struct winnow_request *request, uint64
     uint64_t image_bytes[WN_IMAGES_MAX];
     struct winnow_job *entry;
     char key[33], tag[24];
+    uint64_t number;
     int rc = check_request(w, request, image_bytes);
 
     if (rc != WINNOW_OK) return rc;
@@ -196,11 +248,14 @@ int winnow_submit(struct winnow *w, const struct winnow_request *request, uint64
     submit.pruning = &pruning;
     submit.stream = !request->quiet;
     submit.client_tag = tag;
+    submit.n = request->n > 1 ? request->n : 0;
+    submit.deadline_ms = request->deadline_ms;
+    entry->own = true;
+    number = entry->number;
     rc = conn_send(w, WN__ENVELOPE__BODY_SUBMIT, &submit, request->images, request->images_n, &entry->submit);
-    if (rc == WINNOW_OK)
-        *job = entry->number;
-    else
-        job_drop(w, entry);
+    if (rc == WINNOW_OK && !job_add_choices(w, request->n)) rc = conn_result(wn_fail(&w->error, WN_ENOMEM, "job"));
+    if (rc == WINNOW_OK) *job = number;
+    else jobs_drop(w, number);
     return rc;
 }
 
@@ -240,8 +295,26 @@ int winnow_cancel(struct winnow *w, uint64_t job)
     struct winnow_job *entry = job_by_number(w, job);
 
     if (!entry) return conn_result(wn_fail(&w->error, WN_EINVAL, "job %" PRIu64 " has ended or never was", job));
-    entry->cancel = true; /* goes out when the server has named the job, and again when it comes back */
-    return entry->id[0] ? send_cancel(w, entry) : WINNOW_OK;
+    for (size_t i = 0; i < w->jobs_n; i++) {
+        int rc;
+        if (w->jobs[i].number != job) continue;
+        w->jobs[i].cancel = true; /* goes out when the server has named the job, and again when it comes back */
+        if (w->jobs[i].id[0] && (rc = send_cancel(w, &w->jobs[i])) != WINNOW_OK) return rc;
+    }
+    return WINNOW_OK;
+}
+
+/* The request of a job of which the server has not named all choices; NULL: it has. */
+static struct conn_request *unaccepted(struct winnow *w, uint64_t number)
+{
+    for (size_t i = 0; i < w->jobs_n; i++)
+        if (w->jobs[i].number == number && !w->jobs[i].id[0]) return w->jobs[i].submit;
+    return NULL;
+}
+
+static bool is_first(struct winnow *w, const struct winnow_job *job)
+{
+    return job == job_by_number(w, job->number);
 }
 
 /* An accepted job is followed from its first token on, and what the user has is skipped: by bytes, because the
@@ -252,7 +325,8 @@ static int resume(struct winnow *w, struct winnow_job *job)
     int rc;
 
     job->stream_text = 0;
-    if (!job->id[0]) return conn_resend(w, job->submit);
+    job->retry_us = 0;
+    if (unaccepted(w, job->number)) return is_first(w, job) ? conn_resend(w, unaccepted(w, job->number)) : WINNOW_OK;
     attach.job_id = job->id;
     attach.from_token = job->from;
     rc = conn_send(w, WN__ENVELOPE__BODY_ATTACH, &attach, NULL, 0, NULL);
@@ -268,6 +342,20 @@ void jobs_resume(struct winnow *w)
         w->jobs[i].stale = false;
     }
     w->stale = false;
+}
+
+int64_t jobs_retry(struct winnow *w)
+{
+    int64_t next_us = WN_NEVER;
+
+    for (size_t i = 0; i < w->jobs_n; i++) {
+        struct winnow_job *job = &w->jobs[i];
+        if (!job->retry_us) continue;
+        if (wn_deadline_passed(job->retry_us))
+            job->retry_us = conn_resend(w, job->submit) == WINNOW_OK ? 0 : job->retry_us + RESEND_US;
+        if (job->retry_us && job->retry_us < next_us) next_us = job->retry_us;
+    }
+    return next_us;
 }
 
 /* ---- events ---- */
@@ -319,7 +407,7 @@ static void fill_usage(struct winnow_usage *out, const Wn__Usage *u)
 
 static struct winnow_job *on_accepted(struct winnow *w, const Wn__Accepted *a, struct winnow_event *ev)
 {
-    struct winnow_job *job = a->client_tag[0] ? job_by_tag(w, a->client_tag) : job_by_id(w, a->job_id);
+    struct winnow_job *job = a->client_tag[0] ? job_by_tag(w, a->client_tag, a->choice) : job_by_id(w, a->job_id);
 
     if (!job || !wn_job_id_valid(a->job_id)) return NULL;
     ev->type = WINNOW_EVENT_ACCEPTED;
@@ -340,7 +428,31 @@ static struct winnow_job *on_error(struct winnow *w, const Wn__Error *e, struct 
     ev->type = WINNOW_EVENT_ERROR;
     ev->text = e->text;
     ev->error_code = e->code;
-    return job ? job : job_by_tag(w, e->client_tag);
+    return job ? job : job_by_tag(w, e->client_tag, 0);
+}
+
+/* false: the request is sent again later, and the user need not know. */
+static bool on_busy(struct winnow *w, const Wn__Busy *b, struct winnow_event *ev, struct winnow_job **out)
+{
+    struct winnow_job *job = *out = job_by_tag(w, b->client_tag, 0);
+    const int64_t now = wn_now_us();
+    int64_t wait_us;
+    uint32_t random = 0;
+
+    ev->type = WINNOW_EVENT_BUSY;
+    ev->text = b->reason;
+    ev->retry_ms = b->retry_ms;
+    if (!job) return false;
+    if (!job->busy_us) job->busy_us = now;
+    /* up to half as long again, so that clients that were refused together do not come back together; the server's time
+     * is doubled with each refusal, up to a bound */
+    if (getrandom(&random, sizeof(random), GRND_NONBLOCK) < 0) random = (uint32_t)now;
+    wait_us = (int64_t)(b->retry_ms < RETRY_MS_MAX ? b->retry_ms : RETRY_MS_MAX) * 1000 << job->refusals;
+    wait_us += wait_us / 2 * (random % 1024) / 1024;
+    if (job->refusals < REFUSALS_MAX) job->refusals++;
+    if (!job->submit || now + wait_us > job->busy_us + (int64_t)w->busy_timeout_ms * 1000) return true;
+    job->retry_us = now + wait_us;
+    return false;
 }
 
 /* false: the user has all of it. */
@@ -381,11 +493,7 @@ static bool to_event(struct winnow *w, struct winnow_event *ev, struct winnow_jo
         if (env->done->usage) fill_usage(&ev->usage, env->done->usage);
         return *job != NULL;
     case WN__ENVELOPE__BODY_BUSY:
-        *job = job_by_tag(w, env->busy->client_tag);
-        ev->type = WINNOW_EVENT_BUSY;
-        ev->text = env->busy->reason;
-        ev->retry_ms = env->busy->retry_ms;
-        return *job != NULL;
+        return on_busy(w, env->busy, ev, job);
     case WN__ENVELOPE__BODY_ERROR: *job = on_error(w, env->error, ev); return true;
     default: return false;
     }
@@ -396,6 +504,7 @@ int winnow_next(struct winnow *w, struct winnow_event *event, int timeout_ms)
     const int64_t deadline_us = timeout_ms < 0 ? WN_NEVER : wn_deadline_in_us((int64_t)timeout_ms * 1000);
     struct winnow_job *job = NULL;
 
+    acknowledge_delivered(w);
     memset(event, 0, sizeof(*event));
     event->text = "";
     event->finish_reason = "";
@@ -407,9 +516,15 @@ int winnow_next(struct winnow *w, struct winnow_event *event, int timeout_ms)
     } while (!to_event(w, event, &job));
     if (!job) return WINNOW_OK;
     event->job = job->number;
+    event->choice = job->choice;
     memcpy(event->job_id, job->id, sizeof(event->job_id));
-    if (event->type == WINNOW_EVENT_DONE || event->type == WINNOW_EVENT_ERROR || event->type == WINNOW_EVENT_BUSY)
-        job_drop(w, job);
+    if (event->type == WINNOW_EVENT_DONE || event->type == WINNOW_EVENT_ERROR) {
+        if (job->own && !w->keep_results) memcpy(w->delivered, job->id, sizeof(w->delivered));
+        if (job->id[0]) job_drop(w, job);
+        else jobs_drop(w, job->number); /* the request became no job at all */
+    } else if (event->type == WINNOW_EVENT_BUSY) {
+        jobs_drop(w, job->number);
+    }
     return WINNOW_OK;
 }
 

@@ -15,7 +15,11 @@
  * same key. With no open job, WINNOW_ECONNECT says that it is away; the next request tries it again. A
  * connection is used by one thread at a time. Submitting never blocks on the answer: jobs run side by side and
  * their events come out of winnow_next() in the order of arrival. Strings in an event are valid until the next
- * call on the same connection. Structures may grow at their end in later versions: zero-initialise them. */
+ * call on the same connection. Structures may grow at their end in later versions: zero-initialise them.
+ *
+ * The server keeps a result until it is acknowledged, or expires. The library acknowledges the end of a job that it
+ * submitted when the program comes back for the next event or closes, so that a program that dies in between
+ * still finds it (winnow_attach). */
 #ifndef WINNOW_H
 #define WINNOW_H
 
@@ -47,6 +51,9 @@ struct winnow_options {
     const char *client_key_file;  /* own key pair, mode 0600; NULL: plain */
     uint32_t connect_timeout_ms;  /* 0: 5,000 */
     uint32_t reconnect_timeout_ms; /* how long open jobs wait for a server that went away; 0: 30,000 */
+    uint32_t busy_timeout_ms;     /* a request that finds the server busy is sent again when the server says so, plus
+                                   * some jitter, up to this long; 0: never, BUSY is an event at once */
+    int keep_results;             /* non-zero: only winnow_acknowledge() acknowledges */
 };
 
 struct winnow_image {
@@ -74,6 +81,9 @@ struct winnow_request {
     uint32_t pruning_cap;          /* most tokens of a method that chooses its own count; 0: none */
     uint64_t pruning_seed;         /* of methods that draw */
     const char *pruning_setting;   /* "faithful" or "paper" for methods that have both; NULL: faithful */
+    uint32_t n;                    /* answers, each from its own seed: seed, seed + 1, ...; 0: one. Each has its own
+                                    * events (see choice), the last DONE or ERROR of them ends the job */
+    uint64_t deadline_ms;          /* from now; then the job ends with an ERROR, wherever it is. 0: none */
 };
 
 enum winnow_event_type {
@@ -109,6 +119,7 @@ struct winnow_event {
     uint32_t error_code;                /* ERROR: enum winnow_result or a server's status */
     uint32_t retry_ms;
     struct winnow_usage usage;
+    uint32_t choice;                    /* which of the request's n answers this is about */
 };
 
 /* Connects to "tcp://HOST:PORT", "ipc://PATH" or "slurm:JOBID" (a service in a Slurm job of this user, which may be
@@ -126,8 +137,11 @@ WINNOW_API int winnow_attach(struct winnow *w, const char *job_id, uint32_t from
 /* Waits up to timeout_ms (0: looks, -1: for ever) for the next event of any job. */
 WINNOW_API int winnow_next(struct winnow *w, struct winnow_event *event, int timeout_ms);
 
-/* Asks the server to stop a job; its DONE event follows with finish_reason "cancelled". */
+/* Asks the server to stop a job, all its answers; its DONE event follows with finish_reason "cancelled". */
 WINNOW_API int winnow_cancel(struct winnow *w, uint64_t job);
+
+/* Tells the server that it may forget an ended job. Not needed for jobs that this connection submitted. */
+WINNOW_API int winnow_acknowledge(struct winnow *w, const char *job_id);
 
 /* The server's state as JSON; owned by the caller: free(). NULL on failure. */
 WINNOW_API char *winnow_status_json(struct winnow *w, int timeout_ms);

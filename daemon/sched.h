@@ -13,6 +13,7 @@
 
 #define WN_SCHED_WORKERS_MAX  320
 #define WN_SCHED_WATCHERS_MAX 8          /* followers of one job */
+#define WN_SCHED_GONE         1024
 #define WN_SCHED_BUCKETS      4096
 #define WN_SCHED_HELD_MAX     ((size_t)2 << 30)   /* images of all jobs that have not ended; more is Busy */
 #define WN_SCHED_RETRY_MS     500                 /* Busy, as long as no job has ended */
@@ -29,6 +30,7 @@ struct wn_blob {
 struct wn_watcher {
     struct wn_peer_id peer;
     char tag[65];
+    uint32_t choice;
     bool stream, existed, accepted;   /* accepted: that message is out */
     bool ahead;                       /* it has tokens that were not on record: they come again, and are not sent */
     size_t tokens_at, text_at;
@@ -55,6 +57,9 @@ struct wn_job {
     int leader;                       /* of this attempt, or WN_NO_WORKER */
     bool answered;                    /* this attempt's leader has sent tokens: features are no longer needed */
     bool recording, dirty, urgent;    /* an operation of the journal is under way; changed since; more than tokens */
+    bool acknowledged;                /* its end has arrived: it may go */
+    uint32_t deaths;                  /* attempts that ended with their leader */
+    bool solo;                        /* has its leader to itself in this attempt */
     bool settled;                     /* the end is on record, or cannot be put there now */
     struct wn_transcript answer;
     struct wn_watcher watchers[WN_SCHED_WATCHERS_MAX];
@@ -73,6 +78,7 @@ struct wn_job {
 
 struct wn_sched_worker {
     bool used, up, confirmed, draining; /* confirmed: it has answered our Welcome */
+    bool solo;                        /* its one job has killed leaders before: it gets no other beside it */
     struct wn_peer_id peer;
     Wn__Role role;
     char name[65], host[257], model_id[129], features_endpoint[513];
@@ -96,6 +102,11 @@ struct wn_scheduler {
     } list[WN_LISTS];
     struct wn_accounts accounts;
     struct wn_account *journal_account; /* of the jobs that were in the journal at start; valid until run */
+    struct {
+        char id[WN_JOB_ID_CHARS + 1];
+        bool acknowledged;
+    } gone[WN_SCHED_GONE];            /* the last results that were dropped, a ring: for a better answer */
+    unsigned gone_at;
     size_t held_bytes;
     int64_t ended_us, gap_us;         /* when the last job ended, and how long that takes: a moving mean */
     Wn__Pruning default_pruning;
@@ -107,7 +118,8 @@ struct wn_scheduler {
     int64_t sweep_us;                 /* when to look for accounts to forget */
     size_t unsettled;                 /* ended jobs whose end was not told yet */
     int64_t started_us;
-    uint64_t accepted, answered, failed, cancelled, replayed;
+    uint64_t accepted, answered, failed, cancelled, replayed, busy;
+    uint64_t prompt_tokens, generated_tokens, image_tokens, image_tokens_before;
 };
 
 /* ---- sched_table.c: jobs ---- */
@@ -118,10 +130,13 @@ void wn_blob_release(struct wn_blob *b); /* any thread; NULL is fine */
 WN_NODISCARD wn_status wn_sched_job_create(struct wn_scheduler *s, struct wn_job **out, Wn__Envelope *request,
                                            const char *id, const void *images, size_t images_bytes,
                                            struct wn_err *err);
+/* Gives a job that was made without images those of another. */
+void wn_sched_job_share(struct wn_scheduler *s, struct wn_job *job, const struct wn_job *twin);
 void wn_sched_job_destroy(struct wn_scheduler *s, struct wn_job *job);
 void wn_sched_list_put(struct wn_scheduler *s, struct wn_job *job, enum wn_job_list list, bool first);
 void wn_sched_payload_drop(struct wn_scheduler *s, struct wn_job *job);
 void wn_sched_expire(struct wn_scheduler *s, int64_t now_us); /* ended jobs that nobody will ask for */
+const char *wn_sched_gone(const struct wn_scheduler *s, const char *id); /* why there is no such job */
 
 /* Packs and queues a message, with `bytes` of the payload from `offset` on (NULL: none). *sent (NULL is fine): bytes of
  * the envelope. */

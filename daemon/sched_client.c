@@ -45,6 +45,7 @@ static wn_status send_accepted(struct wn_scheduler *s, struct wn_job *job, struc
     a.job_id = job->id;
     a.client_tag = w->tag;
     a.existed = w->existed;
+    a.choice = w->choice;
     return wn_sched_send(s->clients, &w->peer, WN__ENVELOPE__BODY_ACCEPTED, &a, NULL, 0, 0, sent);
 }
 
@@ -165,6 +166,14 @@ static wn_status check_images(const struct wn_scheduler *s, const Wn__Submit *r,
     return WN_OK;
 }
 
+static wn_status check_choices(const Wn__Submit *r, struct wn_err *err)
+{
+    if (r->n > WN_CHOICES_MAX) return wn_fail(err, WN_ELIMIT, "n is %u; at most %d are allowed", r->n, WN_CHOICES_MAX);
+    if (r->n > 1 && strlen(r->idempotency_key) > WN_KEY_BYTES_MAX - 3) /* "#15" is added */
+        return wn_fail(err, WN_ELIMIT, "with n > 1 the idempotency key may have %d bytes", WN_KEY_BYTES_MAX - 3);
+    return WN_OK;
+}
+
 static wn_status check_submit(const struct wn_scheduler *s, const Wn__Submit *r, size_t payload, struct wn_err *err)
 {
     wn_status rc;
@@ -202,6 +211,7 @@ static void send_busy(struct wn_scheduler *s, const struct wn_peer_id *to, const
 {
     Wn__Busy b = WN__BUSY__INIT;
 
+    s->busy++;
     b.client_tag = (char *)(uintptr_t)tag;
     b.retry_ms = after_ms;
     b.reason = (char *)(uintptr_t)why;
@@ -238,7 +248,7 @@ static struct wn_account *charge(struct wn_scheduler *s, const struct wn_peer_id
 
 /* Lets the sender of r follow the job. */
 static void follow(struct wn_scheduler *s, struct wn_job *job, const struct wn_peer_id *peer, const Wn__Submit *r,
-                   bool existed)
+                   uint32_t choice, bool existed)
 {
     struct wn_watcher *w = watch(job, peer);
     struct wn_err err = {0};
@@ -250,6 +260,7 @@ static void follow(struct wn_scheduler *s, struct wn_job *job, const struct wn_p
     }
     snprintf(w->tag, sizeof(w->tag), "%s", r->client_tag);
     w->stream = r->stream;
+    w->choice = choice;
     w->existed = existed;
 }
 
@@ -264,57 +275,135 @@ int64_t wn_sched_deadline(const Wn__Submit *r, int64_t submitted_us)
     return submitted_us + (int64_t)r->deadline_ms * 1000;
 }
 
-/* Moves *env into the new job. */
-static void on_submit(struct wn_scheduler *s, const struct wn_peer_id *peer, Wn__Envelope **env, const void *images,
-                      size_t images_bytes, size_t envelope_bytes)
-{
-    const Wn__Submit *r = (*env)->submit;
-    struct wn_job *job = wn_sched_job_find_key(s, r->idempotency_key);
-    struct wn_account *account;
-    struct wn_err err = {0};
+/* One request as it came. */
+struct request {
+    const struct wn_peer_id *peer;
+    const uint8_t *data; /* the envelope */
+    size_t bytes;
+    const void *images; /* NULL: none */
+    size_t images_bytes;
+};
 
-    if (job && !(job->life.state == WN_JOB_FAILED && job->retriable)) {
-        follow(s, job, peer, r, true);
-        wn_sched_flush(s, job);
-        return;
+/* A job with the request's end, or one to be tried again: not of use to who submits under its key. */
+static bool usable(const struct wn_job *job)
+{
+    return job && !(job->life.state == WN_JOB_FAILED && job->retriable);
+}
+
+/* The key of one choice: the first has the client's own. */
+static void choice_key(const Wn__Submit *r, uint32_t choice, char out[WN_KEY_BYTES_MAX + 16])
+{
+    if (choice == 0 || !r->idempotency_key[0])
+        snprintf(out, WN_KEY_BYTES_MAX + 16, "%s", r->idempotency_key);
+    else
+        snprintf(out, WN_KEY_BYTES_MAX + 16, "%s#%u", r->idempotency_key, choice);
+}
+
+/* The request of one choice alone: its key, its seed. NULL: without memory. */
+static Wn__Envelope *choice_request(const struct request *q, uint32_t choice)
+{
+    Wn__Envelope *env = NULL;
+    char key[WN_KEY_BYTES_MAX + 16], *own;
+
+    if (wn_codec_unpack(&env, q->data, q->bytes, NULL) != WN_OK) return NULL;
+    choice_key(env->submit, choice, key);
+    env->submit->n = 0;
+    if (env->submit->sampling) env->submit->sampling->seed += choice;
+    if (strcmp(env->submit->idempotency_key, key) == 0) return env;
+    if (!(own = strdup(key))) {
+        wn_codec_free(env);
+        return NULL;
     }
-    if (check_submit(s, r, images_bytes, &err) != WN_OK) {
-        wn_sched_refuse(s->clients, peer, r->client_tag, &err);
-        return;
+    free(env->submit->idempotency_key); /* not the shared empty text: the client's key is in it */
+    env->submit->idempotency_key = own;
+    return env;
+}
+
+/* A new job of the account. NULL: it was answered. */
+static struct wn_job *add_job(struct wn_scheduler *s, const struct request *q, uint32_t choice,
+                              struct wn_account *account, const struct wn_job *twin)
+{
+    Wn__Envelope *env = choice_request(q, choice);
+    const void *images = twin ? NULL : q->images;
+    struct wn_job *job = NULL;
+    struct wn_err err = {0};
+    const Wn__Submit *r;
+
+    if (!env) {
+        wn_fail(&err, WN_ENOMEM, "no memory for the job");
+        wn_sched_refuse(s->clients, q->peer, NULL, &err);
+        return NULL;
     }
-    if (!(account = charge(s, peer, r, 1, images_bytes))) return;
-    if (wn_sched_job_create(s, &job, *env, NULL, images, images_bytes, &err) != WN_OK) {
-        wn_sched_refuse(s->clients, peer, r->client_tag, &err);
-        return;
+    r = env->submit;
+    if (wn_sched_job_create(s, &job, env, NULL, images, images ? q->images_bytes : 0, &err) != WN_OK) {
+        wn_sched_refuse(s->clients, q->peer, r->client_tag, &err);
+        wn_codec_free(env);
+        return NULL;
     }
-    *env = NULL;
+    if (twin) wn_sched_job_share(s, job, twin);
     wn_ticket_open(&job->ticket, account);
     job->submitted_us = job->queued_us = wn_now_us();
     job->deadline_us = wn_sched_deadline(r, job->submitted_us);
     job->pruning = wn_sched_pruning(s, r);
-    job->link.control += envelope_bytes;
+    job->link.control += choice == 0 ? q->bytes : 0;
     if (s->journal && wn_sched_journal_add(s, job) != WN_OK) {
-        wn_sched_busy(s, peer, r->client_tag, "the journal cannot keep up");
+        wn_sched_busy(s, q->peer, r->client_tag, "the journal cannot keep up");
         wn_sched_job_destroy(s, job);
-        return;
+        return NULL;
     }
     wn_sched_list_put(s, job, WN_LIST_PENDING, false);
-    follow(s, job, peer, r, false);
-    if (!s->journal) wn_sched_admit(s, job);
-    wn_debug("scheduler", "job %s: %zu bytes of prompt, %u images", job->id, strlen(r->prompt), job->images_n);
+    return job;
+}
+
+static void on_submit(struct wn_scheduler *s, const struct request *q, const Wn__Submit *r)
+{
+    const uint32_t n = r->n ? r->n : 1;
+    struct wn_job *jobs[WN_CHOICES_MAX] = {NULL}, *twin = NULL;
+    struct wn_account *account = NULL;
+    uint32_t fresh = 0;
+    struct wn_err err = {0};
+    char key[WN_KEY_BYTES_MAX + 16];
+
+    if (check_choices(r, &err) != WN_OK) {
+        wn_sched_refuse(s->clients, q->peer, r->client_tag, &err);
+        return;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        choice_key(r, i, key);
+        jobs[i] = wn_sched_job_find_key(s, key);
+        if (!usable(jobs[i])) jobs[i] = NULL;
+        fresh += !jobs[i];
+    }
+    if (fresh && check_submit(s, r, q->images_bytes, &err) != WN_OK) {
+        wn_sched_refuse(s->clients, q->peer, r->client_tag, &err);
+        return;
+    }
+    if (fresh && !(account = charge(s, q->peer, r, fresh, q->images_bytes))) return;
+    for (uint32_t i = 0; i < n; i++) {
+        const bool existed = jobs[i] != NULL;
+        if (!existed && !(jobs[i] = add_job(s, q, i, account, twin))) return;
+        if (!existed) twin = jobs[i];
+        follow(s, jobs[i], q->peer, r, i, existed);
+        if (existed) wn_sched_flush(s, jobs[i]);
+        else if (!s->journal) wn_sched_admit(s, jobs[i]);
+    }
+    wn_debug("scheduler", "job %s: %zu bytes of prompt, %zu images, %u answers", jobs[0]->id, strlen(r->prompt),
+             r->n_image_bytes, n);
 }
 
 static void on_attach(struct wn_scheduler *s, const struct wn_peer_id *peer, const Wn__Attach *a)
 {
     struct wn_job *job = wn_sched_job_find(s, a->job_id);
-    struct wn_watcher *w = job ? watch(job, peer) : NULL;
+    struct wn_watcher *w = job && !job->acknowledged ? watch(job, peer) : NULL;
     struct wn_err err = {0};
 
     if (!w) {
-        if (job)
+        if (job && !job->acknowledged)
             wn_fail(&err, WN_ELIMIT, "job %s has %d followers already", job->id, WN_SCHED_WATCHERS_MAX);
+        else if (job)
+            wn_fail(&err, WN_ENOENT, "job %s was acknowledged: its result is not kept any more", job->id);
         else
-            wn_fail(&err, WN_ENOENT, "job '%s' is not known here", a->job_id);
+            wn_fail(&err, WN_ENOENT, "job '%s' %s", a->job_id, wn_sched_gone(s, a->job_id));
         wn_sched_refuse(s->clients, peer, a->job_id, &err);
         return;
     }
@@ -332,7 +421,7 @@ static void on_cancel(struct wn_scheduler *s, const struct wn_peer_id *peer, con
     bool follows = false;
 
     if (!job) {
-        wn_fail(&err, WN_ENOENT, "job '%s' is not known here", c->job->job_id);
+        wn_fail(&err, WN_ENOENT, "job '%s' %s", c->job->job_id, wn_sched_gone(s, c->job->job_id));
         wn_sched_refuse(s->clients, peer, c->job->job_id, &err);
         return;
     }
@@ -343,6 +432,22 @@ static void on_cancel(struct wn_scheduler *s, const struct wn_peer_id *peer, con
     }
     if (!wn_job_ended(&job->life)) wn_sched_cancel(s, job);
     else wn_sched_flush(s, job);
+}
+
+/* Nothing is answered to who says it twice, or after the result has expired. */
+static void on_acknowledge(struct wn_scheduler *s, const struct wn_peer_id *peer, const Wn__Acknowledge *a)
+{
+    struct wn_job *job = wn_sched_job_find(s, a->job_id);
+    struct wn_err err = {0};
+
+    if (!job || job->acknowledged) return;
+    if (!wn_job_ended(&job->life)) {
+        wn_fail(&err, WN_EINVAL, "job %s has not ended: there is nothing to acknowledge", job->id);
+        wn_sched_refuse(s->clients, peer, NULL, &err);
+        return;
+    }
+    job->acknowledged = true; /* the tick forgets it when its last follower has it */
+    wn_sched_list_put(s, job, WN_LIST_ENDED, true);
 }
 
 void wn_sched_client_message(struct wn_scheduler *s, struct wn_msg *msg)
@@ -366,8 +471,15 @@ void wn_sched_client_message(struct wn_scheduler *s, struct wn_msg *msg)
     }
     switch (env->body_case) {
     case WN__ENVELOPE__BODY_SUBMIT:
-        on_submit(s, &peer, &env, msg->frames_n > 1 ? wn_msg_data(msg, 1) : NULL, payload, bytes);
+        on_submit(s,
+                  &(struct request){.peer = &peer,
+                                    .data = wn_msg_data(msg, 0),
+                                    .bytes = bytes,
+                                    .images = msg->frames_n > 1 ? wn_msg_data(msg, 1) : NULL,
+                                    .images_bytes = payload},
+                  env->submit);
         break;
+    case WN__ENVELOPE__BODY_ACKNOWLEDGE: on_acknowledge(s, &peer, env->acknowledge); break;
     case WN__ENVELOPE__BODY_ATTACH: on_attach(s, &peer, env->attach); break;
     case WN__ENVELOPE__BODY_CANCEL: on_cancel(s, &peer, env->cancel); break;
     case WN__ENVELOPE__BODY_STATUS_REQUEST: wn_sched_status_send(s, &peer); break;

@@ -8,18 +8,25 @@
 
 static bool has_room(const struct wn_sched_worker *w, Wn__Role role)
 {
-    return w->up && !w->draining && w->role == role && w->outstanding < w->slots;
+    return w->up && !w->draining && !w->solo && w->role == role && w->outstanding < w->slots;
+}
+
+/* The last try of a job whose leaders have died is made alone: if it is the job that kills them, nobody else's tries
+ * are used up with it, and if it is not, it gets through. */
+static bool wants_solo(const struct wn_job *job)
+{
+    return job->deaths > 0 && job->life.attempt + 1 >= job->life.attempts_max;
 }
 
 /* The leader with the smallest share of its slots in use; among equals the one that has had fewest jobs. */
-static int pick_leader(const struct wn_scheduler *s)
+static int pick_leader(const struct wn_scheduler *s, bool solo)
 {
     int best = WN_NO_WORKER;
 
     for (int i = 0; i < WN_SCHED_WORKERS_MAX; i++) {
         const struct wn_sched_worker *w = &s->worker[i], *b = &s->worker[best < 0 ? 0 : best];
         uint64_t load, best_load;
-        if (!has_room(w, WN__ROLE__ROLE_LEADER)) continue;
+        if (!has_room(w, WN__ROLE__ROLE_LEADER) || (solo && w->outstanding > 0)) continue;
         load = (uint64_t)w->outstanding * b->slots;
         best_load = (uint64_t)b->outstanding * w->slots;
         if (best < 0 || load < best_load || (load == best_load && w->dispatched < b->dispatched)) best = i;
@@ -73,6 +80,8 @@ static void release(struct wn_scheduler *s, struct wn_job *job, bool cancel)
     if (job->leader != WN_NO_WORKER) {
         struct wn_sched_worker *w = &s->worker[job->leader];
         if (w->outstanding) w->outstanding--;
+        if (job->solo) w->solo = false;
+        job->solo = false;
         if (cancel) send_cancel(s, job->leader, job);
         job->leader = WN_NO_WORKER;
     }
@@ -109,6 +118,9 @@ static void finish(struct wn_scheduler *s, struct wn_job *job)
     if (job->first_token_us) job->usage.time_to_first_token_us = (uint64_t)(job->first_token_us - job->submitted_us);
     wn_sched_payload_drop(s, job);
     wn_sched_list_put(s, job, WN_LIST_ENDED, false);
+    s->prompt_tokens += job->usage.prompt_tokens;
+    s->image_tokens += job->usage.image_tokens;
+    s->image_tokens_before += job->usage.image_tokens_before_pruning;
     if (s->journal) s->unsettled++;
     wn_sched_record(s, job);
     if (job->life.state == WN_JOB_DONE) s->answered++;
@@ -136,10 +148,16 @@ void wn_sched_lose(struct wn_scheduler *s, struct wn_job *job, const char *why)
     char text[WN_ERR_TEXT_MAX];
 
     snprintf(text, sizeof(text), "%s", why); /* why may lie in what is changed below */
+    if (job->leader != WN_NO_WORKER && !s->worker[job->leader].up) job->deaths++;
     release(s, job, true);
     if (wn_job_apply(&job->life, WN_JOB_LOSE, &err) != WN_OK) return;
     if (wn_job_ended(&job->life)) {
-        wn_fail(&job->error, WN_EPEER, "gave up after %u attempts: %.300s", job->life.attempt, text);
+        if (job->deaths)
+            wn_fail(&job->error, WN_EPEER,
+                    "gave up after %u attempts, %u of which ended with their replica; the last: %.300s",
+                    job->life.attempt, job->deaths, text);
+        else
+            wn_fail(&job->error, WN_EPEER, "gave up after %u attempts: %.300s", job->life.attempt, text);
         job->retriable = true;
         finish(s, job);
         return;
@@ -267,6 +285,7 @@ static bool encode_some(struct wn_scheduler *s, struct wn_job *job)
 
 static void start(struct wn_scheduler *s, struct wn_job *job, int leader)
 {
+    const bool solo = wants_solo(job);
     struct wn_err err = {0};
 
     if (wn_job_apply(&job->life, WN_JOB_DISPATCH, &err) != WN_OK) return;
@@ -278,6 +297,7 @@ static void start(struct wn_scheduler *s, struct wn_job *job, int leader)
     job->usage.preprocess_us = job->usage.encode_us = job->usage.prune_us = 0;
     job->answered = false;
     job->leader = leader;
+    s->worker[leader].solo = job->solo = solo;
     s->worker[leader].outstanding++;
     s->worker[leader].dispatched++;
     if (job->life.attempt > 1) s->replayed++;
@@ -310,7 +330,7 @@ void wn_sched_dispatch(struct wn_scheduler *s)
         next = job->next;
         if (!encode_some(s, job)) next = s->list[WN_LIST_RUNNING].first;
     }
-    while (s->accounts.turn_first && (leader = pick_leader(s)) != WN_NO_WORKER && (queued = next_queued(s)) != NULL)
+    while ((queued = next_queued(s)) != NULL && (leader = pick_leader(s, wants_solo(queued))) != WN_NO_WORKER)
         start(s, queued, leader);
 }
 
@@ -330,16 +350,36 @@ static const char *hopeless(const struct wn_scheduler *s, const struct wn_job *j
     return NULL;
 }
 
+/* Where a job was when its time was up. */
+static void deadline_text(const struct wn_job *job, char *text, size_t size)
+{
+    const uint64_t ms = job->request->submit->deadline_ms;
+    const char *where = "it waited for its first token";
+    char tokens[64];
+
+    if (job->list == WN_LIST_QUEUED) where = "it was queued";
+    for (uint32_t i = 0; where[0] && job->list != WN_LIST_QUEUED && i < job->images_n; i++)
+        if (!job->images[i].encoded) where = "its images were encoded";
+    if (job->answer.ids_n > 0) {
+        snprintf(tokens, sizeof(tokens), "it was answered, after %zu tokens", job->answer.ids_n);
+        where = tokens;
+    }
+    snprintf(text, size, "the job's deadline of %llu ms has passed while %s", (unsigned long long)ms, where);
+}
+
 void wn_sched_deadlines(struct wn_scheduler *s, int64_t now_us)
 {
     for (int l = WN_LIST_QUEUED; l <= WN_LIST_RUNNING; l++) {
         for (struct wn_job *job = s->list[l].first, *next; job; job = next) {
             const char *why = hopeless(s, job, now_us);
+            char text[WN_ERR_TEXT_MAX];
             next = job->next;
-            if (job->deadline_us != WN_NEVER && now_us >= job->deadline_us)
-                wn_sched_fail(s, job, WN_ETIME, false, "the job's deadline has passed");
-            else if (why)
+            if (job->deadline_us != WN_NEVER && now_us >= job->deadline_us) {
+                deadline_text(job, text, sizeof(text));
+                wn_sched_fail(s, job, WN_ETIME, false, text);
+            } else if (why) {
                 wn_sched_fail(s, job, WN_EPEER, true, why);
+            }
         }
     }
 }

@@ -5,6 +5,44 @@
 #include "daemon/sched.h"
 #include "winnow_version.h"
 
+/* The first rank of a replica that its leader has not heard of within the lease. */
+static bool silent_rank(const struct wn_scheduler *s, char *text, size_t size)
+{
+    for (int i = 0; i < WN_SCHED_WORKERS_MAX; i++) {
+        const struct wn_sched_worker *w = &s->worker[i];
+        const Wn__Heartbeat *h = w->up && w->heartbeat ? w->heartbeat->heartbeat : NULL;
+        for (size_t k = 0; h && k < h->n_ranks; k++) {
+            if (h->ranks[k]->last_seen_ms <= s->cfg.lease_ms) continue;
+            snprintf(text, size, "rank %u of %s has said nothing for %.1f s", h->ranks[k]->rank, w->name,
+                     (double)h->ranks[k]->last_seen_ms / 1e3);
+            return true;
+        }
+    }
+    return false;
+}
+
+static void fill_totals(struct wn_scheduler *s, Wn__Status *st, Wn__LinkBytes *sent, int64_t now)
+{
+    const struct wn_job *first = s->list[WN_LIST_QUEUED].first;
+    struct wn_traffic_table traffic = {0};
+
+    st->prompt_tokens = s->prompt_tokens;
+    st->generated_tokens = s->generated_tokens;
+    st->image_tokens = s->image_tokens;
+    st->image_tokens_before_pruning = s->image_tokens_before;
+    st->busy = s->busy;
+    st->queue_max = s->cfg.max_queue;
+    st->queue_wait_ms = first ? (uint32_t)((now - first->queued_us) / 1000) : 0;
+    st->clients = s->accounts.n;
+    st->results = (uint32_t)s->list[WN_LIST_ENDED].n;
+    wn_endpoint_traffic(s->clients, &traffic);
+    wn_endpoint_traffic(s->workers, &traffic);
+    sent->control = traffic.of[WN_TRAFFIC_CONTROL].sent_bytes;
+    sent->image = traffic.of[WN_TRAFFIC_IMAGE].sent_bytes;
+    sent->tokens = traffic.of[WN_TRAFFIC_TOKENS].sent_bytes;
+    st->sent = sent;
+}
+
 static void readiness(const struct wn_scheduler *s, Wn__Status *st, char *text, size_t size)
 {
     const unsigned leaders = wn_sched_workers_up(s, WN__ROLE__ROLE_LEADER);
@@ -20,7 +58,7 @@ static void readiness(const struct wn_scheduler *s, Wn__Status *st, char *text, 
         snprintf(text, size, "%u of %u replicas are connected", leaders, s->cfg.expect_replicas);
     else if (vision < s->cfg.expect_vision_workers)
         snprintf(text, size, "%u of %u vision workers are connected", vision, s->cfg.expect_vision_workers);
-    else
+    else if (!silent_rank(s, text, size))
         st->ready = true;
     if (st->ready) text[0] = '\0';
 }
@@ -30,7 +68,8 @@ void wn_sched_status_send(struct wn_scheduler *s, const struct wn_peer_id *to)
     const int64_t now = wn_now_us();
     Wn__WorkerStatus *ws = calloc(WN_SCHED_WORKERS_MAX, sizeof(*ws)), **list;
     Wn__Status st = WN__STATUS__INIT;
-    char why[128];
+    Wn__LinkBytes sent = WN__LINK_BYTES__INIT;
+    char why[WN_ERR_TEXT_MAX];
 
     list = calloc(WN_SCHED_WORKERS_MAX, sizeof(*list));
     if (!ws || !list) goto out;
@@ -44,6 +83,7 @@ void wn_sched_status_send(struct wn_scheduler *s, const struct wn_peer_id *to)
     st.failed = s->failed;
     st.cancelled = s->cancelled;
     st.replayed = s->replayed;
+    fill_totals(s, &st, &sent, now);
     st.uptime_ms = (uint64_t)(now - s->started_us) / 1000;
     for (int i = 0; i < WN_SCHED_WORKERS_MAX; i++) {
         struct wn_sched_worker *w = &s->worker[i];

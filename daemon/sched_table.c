@@ -181,6 +181,20 @@ wn_status wn_sched_job_create(struct wn_scheduler *s, struct wn_job **out, Wn__E
     return WN_OK;
 }
 
+void wn_sched_job_share(struct wn_scheduler *s, struct wn_job *job, const struct wn_job *twin)
+{
+    if (!twin->payload) return;
+    atomic_fetch_add(&twin->payload->refs, 1);
+    job->payload = twin->payload;
+    job->images_n = twin->images_n;
+    memcpy(job->images, twin->images, sizeof(job->images));
+    s->held_bytes += job->payload->bytes; /* as if it had its own: the bound stays a bound */
+    for (uint32_t i = 0; i < job->images_n; i++) {
+        job->images[i].worker = WN_NO_WORKER;
+        job->images[i].encoded = false;
+    }
+}
+
 void wn_sched_job_destroy(struct wn_scheduler *s, struct wn_job *job)
 {
     const char *key = job->request->submit->idempotency_key;
@@ -204,20 +218,46 @@ void wn_sched_job_destroy(struct wn_scheduler *s, struct wn_job *job)
     free(job);
 }
 
+/* Forgets an ended job; false: not yet. */
+static bool bury(struct wn_scheduler *s, struct wn_job *job)
+{
+    if (!wn_sched_forget(s, job)) return false;
+    memcpy(s->gone[s->gone_at].id, job->id, sizeof(job->id));
+    s->gone[s->gone_at].acknowledged = job->acknowledged;
+    s->gone_at = (s->gone_at + 1) % WN_SCHED_GONE;
+    wn_sched_job_destroy(s, job);
+    return true;
+}
+
+const char *wn_sched_gone(const struct wn_scheduler *s, const char *id)
+{
+    for (unsigned i = 0; i < WN_SCHED_GONE; i++) {
+        if (strcmp(s->gone[i].id, id) != 0) continue;
+        return s->gone[i].acknowledged ? "was acknowledged: its result is not kept any more"
+                                       : "has expired: its result is not kept any more";
+    }
+    return "is not known here";
+}
+
 void wn_sched_expire(struct wn_scheduler *s, int64_t now_us)
 {
     const int64_t ttl_us = (int64_t)s->cfg.result_ttl_s * 1000000;
 
-    /* oldest first; a job that somebody still reads may stay a little over the number, not over the time */
+    /* acknowledged ones, then oldest first; a job that somebody still reads may stay a little over the number, not
+     * over the time */
     for (struct wn_job *job = s->list[WN_LIST_ENDED].first, *next; job; job = next) {
         const size_t n = s->list[WN_LIST_ENDED].n;
         const int64_t age_us = now_us - job->ended_us, grace_us = job->watchers_n ? 10000000 : 0;
         bool over = n > s->cfg.max_results && (!job->watchers_n || n > (size_t)s->cfg.max_results + s->cfg.max_queue);
         next = job->next;
+        if (job->acknowledged) {
+            if (!job->watchers_n && (!s->journal || job->settled)) (void)bury(s, job);
+            continue;
+        }
         if (!over && age_us <= (ttl_us > grace_us ? ttl_us : grace_us)) {
             if (n <= s->cfg.max_results) break; /* the rest is younger */
             continue;
         }
-        if (wn_sched_forget(s, job)) wn_sched_job_destroy(s, job);
+        (void)bury(s, job);
     }
 }

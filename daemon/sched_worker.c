@@ -257,6 +257,7 @@ static void on_tokens(struct wn_scheduler *s, int worker, const Wn__Tokens *t, s
         return;
     }
     if (!news) return;
+    s->generated_tokens += t->n_ids;
     job->dirty = true; /* recorded before long */
     if (!job->first_token_us) job->first_token_us = wn_now_us();
     wn_sched_flush(s, job);

@@ -8,7 +8,8 @@
  * Rules. A job is in the table before it is accepted; a full table answers Busy. A job goes to the least loaded leader
  * with a free slot, its images to vision workers by content (the same image to the same worker while that one has a
  * free slot). A worker that says nothing for --lease-ms is lost: jobs that depend on it go back to the queue with the
- * tokens they have, at most --max-attempts times. A job that finds no worker connected for --no-worker-timeout fails.
+ * tokens they have, at most --max-attempts times; the last try of a job whose leaders have died is made alone. A job
+ * that finds no worker connected for --no-worker-timeout fails.
  * Queued jobs go round-robin over their clients (accounts.h); a client is a connection. One that brings more than
  * --max-job-rate, or has more jobs here than --max-queue-share and --max-jobs-per-client allow, is answered Busy.
  * A slow client is not waited for: each follower has its own place in the answer and catches up. */

@@ -32,6 +32,7 @@
 #define WN_STOP_MAX            16                  /* stop strings */
 #define WN_STOP_BYTES_MAX      64
 #define WN_JOB_ID_CHARS        26                  /* Crockford base32, as in a ULID */
+#define WN_CHOICES_MAX         16                  /* answers of one Submit */
 #define WN_KEY_BYTES_MAX       128                 /* idempotency key */
 
 /* The bytes of one message; *out is owned by the caller: free(). env->version is ignored and sent as ours. */

@@ -15,6 +15,7 @@ static const struct wn_field_limit limits[] = {
     {"Submit", "image_bytes", WN_IMAGES_MAX, 0},
     {"Submit", "client_tag", 1, 64},
     {"Attach", "job_id", 1, 32},
+    {"Acknowledge", "job_id", 1, 32},
     {"Accepted", "job_id", 1, 32},
     {"Accepted", "client_tag", 1, 64},
     {"Busy", "client_tag", 1, 64},

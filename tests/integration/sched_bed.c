@@ -200,6 +200,7 @@ struct order take_order(struct end *e, Wn__Envelope__BodyCase kind)
     if (kind == WN__ENVELOPE__BODY_GENERATE) {
         ref = env->generate->job;
         snprintf(o.text, sizeof(o.text), "%s", env->generate->prompt);
+        o.seed = env->generate->sampling ? env->generate->sampling->seed : 0;
         o.emitted_n = (uint32_t)env->generate->n_emitted;
         for (uint32_t i = 0; i < o.emitted_n && i < 8; i++) o.emitted[i] = env->generate->emitted[i];
     } else if (kind == WN__ENVELOPE__BODY_ENCODE) {

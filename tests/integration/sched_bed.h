@@ -42,6 +42,7 @@ struct end {
 struct order {
     char id[32], text[256];
     uint32_t attempt, emitted_n, emitted[8], image;
+    uint64_t seed;
 };
 
 /* Any port, short leases; change b->cfg before bed_start. Close all ends before bed_stop. */

@@ -191,6 +191,144 @@ static void attach_and_status(void **state)
     stop(&f);
 }
 
+/* The end of a job is acknowledged when the program comes back for more, and not before. */
+static void acknowledges(void **state)
+{
+    struct fixture f;
+    const struct winnow_options keep = {.keep_results = 1};
+    struct winnow_request r = {.prompt = "q"};
+    struct winnow *other = NULL;
+    struct winnow_event ev;
+    struct order gen;
+    uint64_t job;
+
+    (void)state;
+    start(&f);
+    assert_int_equal(winnow_connect(&other, f.b.clients, &keep), WINNOW_OK);
+    assert_int_equal(winnow_submit(f.w, &r, &job), WINNOW_OK);
+    gen = take_order(&f.leader, WN__ENVELOPE__BODY_GENERATE);
+    give_tokens(&f.leader, &gen, 0, 1, "a");
+    give_done(&f.leader, &gen, 3);
+    next(f.w, WINNOW_EVENT_ACCEPTED);
+    next(f.w, WINNOW_EVENT_TEXT);
+    next(f.w, WINNOW_EVENT_DONE);
+    for (int i = 0; i < 2; i++) { /* the server keeps it, and an attached one leaves it there */
+        usleep(80000);
+        assert_int_equal(winnow_attach(other, gen.id, 0, &job), WINNOW_OK);
+        next(other, WINNOW_EVENT_ACCEPTED);
+        next(other, WINNOW_EVENT_TEXT);
+        next(other, WINNOW_EVENT_DONE);
+    }
+    assert_int_equal(winnow_next(f.w, &ev, 0), WINNOW_TIMEOUT);
+    usleep(150000);
+    assert_int_equal(winnow_attach(other, gen.id, 0, &job), WINNOW_OK);
+    assert_non_null(strstr(next(other, WINNOW_EVENT_ERROR).text, "was acknowledged"));
+
+    assert_int_equal(winnow_submit(other, &r, &job), WINNOW_OK); /* kept until it says so itself */
+    gen = take_order(&f.leader, WN__ENVELOPE__BODY_GENERATE);
+    give_done(&f.leader, &gen, 3);
+    next(other, WINNOW_EVENT_ACCEPTED);
+    next(other, WINNOW_EVENT_DONE);
+    assert_int_equal(winnow_next(other, &ev, 100), WINNOW_TIMEOUT);
+    assert_int_equal(winnow_attach(f.w, gen.id, 0, &job), WINNOW_OK);
+    next(f.w, WINNOW_EVENT_ACCEPTED);
+    next(f.w, WINNOW_EVENT_DONE);
+    assert_int_equal(winnow_acknowledge(other, gen.id), WINNOW_OK);
+    usleep(150000);
+    assert_int_equal(winnow_attach(f.w, gen.id, 0, &job), WINNOW_OK);
+    assert_non_null(strstr(next(f.w, WINNOW_EVENT_ERROR).text, "was acknowledged"));
+    winnow_close(other);
+    stop(&f);
+}
+
+/* Three answers of one request: one picture sent, seeds of their own, each with its events. */
+static void choices(void **state)
+{
+    struct fixture f;
+    struct winnow_image image = {"picture", 7};
+    struct winnow_request r = {.prompt = "q", .images = &image, .images_n = 1, .n = 3, .quiet = 1, .seed = 5};
+    struct winnow_event ev;
+    struct order gen[3], enc;
+    uint64_t job;
+
+    (void)state;
+    start(&f);
+    assert_int_equal(winnow_submit(f.w, &r, &job), WINNOW_OK);
+    for (uint32_t i = 0; i < 3; i++) {
+        ev = next(f.w, WINNOW_EVENT_ACCEPTED);
+        assert_int_equal(ev.job, job);
+        assert_int_equal(ev.choice, i);
+        gen[i] = take_order(&f.leader, WN__ENVELOPE__BODY_GENERATE);
+        assert_string_equal(gen[i].id, ev.job_id);
+        assert_int_equal(gen[i].seed, 5 + i);
+        enc = take_order(&f.vision, WN__ENVELOPE__BODY_ENCODE);
+        assert_memory_equal(f.vision.payload, "picture", 7);
+        give_encoded(&f.vision, &enc);
+    }
+    for (uint32_t i = 3; i > 0; i--) {
+        give_tokens(&f.leader, &gen[i - 1], 0, i, i == 1 ? "one" : i == 2 ? "two" : "three");
+        give_done(&f.leader, &gen[i - 1], 3);
+        ev = next(f.w, WINNOW_EVENT_DONE);
+        assert_int_equal(ev.job, job);
+        assert_int_equal(ev.choice, i - 1);
+        assert_string_equal(ev.text, i == 1 ? "one" : i == 2 ? "two" : "three");
+    }
+    assert_int_equal(winnow_cancel(f.w, job), WINNOW_EINVAL); /* all have ended */
+    r.n = 17;
+    assert_int_equal(winnow_submit(f.w, &r, &job), WINNOW_EINVAL);
+    assert_string_equal(winnow_error(f.w), "n is 17; at most 16 are allowed");
+    r.n = 2; /* cancelling is for all */
+    assert_int_equal(winnow_submit(f.w, &r, &job), WINNOW_OK);
+    next(f.w, WINNOW_EVENT_ACCEPTED);
+    next(f.w, WINNOW_EVENT_ACCEPTED);
+    assert_int_equal(winnow_cancel(f.w, job), WINNOW_OK);
+    assert_string_equal(next(f.w, WINNOW_EVENT_DONE).finish_reason, "cancelled");
+    assert_string_equal(next(f.w, WINNOW_EVENT_DONE).finish_reason, "cancelled");
+    stop(&f);
+}
+
+/* A full server: the library comes back by itself, as long as it may; else BUSY is an event. */
+static void busy(void **state)
+{
+    const struct winnow_options patient = {.busy_timeout_ms = 20000}, hasty = {.busy_timeout_ms = 1};
+    struct winnow_request r = {.prompt = "q"};
+    struct winnow *a = NULL, *b = NULL;
+    struct fixture f;
+    struct winnow_event ev;
+    struct order gen;
+    uint64_t job;
+
+    (void)state;
+    bed_init(&f.b);
+    f.b.cfg.lease_ms = 60000;
+    f.b.cfg.max_queue = 1;
+    bed_start(&f.b);
+    f.leader = worker_open(&f.b, WN__ROLE__ROLE_LEADER, "replica-0", 4);
+    assert_int_equal(winnow_connect(&f.w, f.b.clients, NULL), WINNOW_OK);
+    assert_int_equal(winnow_connect(&a, f.b.clients, &patient), WINNOW_OK);
+    assert_int_equal(winnow_connect(&b, f.b.clients, &hasty), WINNOW_OK);
+    assert_int_equal(winnow_submit(f.w, &r, &job), WINNOW_OK);
+    next(f.w, WINNOW_EVENT_ACCEPTED);
+    gen = take_order(&f.leader, WN__ENVELOPE__BODY_GENERATE);
+    assert_int_equal(winnow_submit(b, &r, &job), WINNOW_OK);
+    ev = next(b, WINNOW_EVENT_BUSY);
+    assert_string_equal(ev.text, "the queue is full");
+    assert_true(ev.retry_ms > 0);
+    assert_int_equal(winnow_submit(a, &r, &job), WINNOW_OK);
+    assert_int_equal(winnow_next(a, &ev, 1200), WINNOW_TIMEOUT); /* it has been back at least once */
+    give_done(&f.leader, &gen, 1);
+    next(f.w, WINNOW_EVENT_DONE);
+    next(a, WINNOW_EVENT_ACCEPTED);
+    gen = take_order(&f.leader, WN__ENVELOPE__BODY_GENERATE);
+    give_done(&f.leader, &gen, 1);
+    next(a, WINNOW_EVENT_DONE);
+    winnow_close(a);
+    winnow_close(b);
+    winnow_close(f.w);
+    end_close(&f.leader);
+    bed_stop(&f.b);
+}
+
 static void no_server(void **state)
 {
     const struct winnow_options o = {.connect_timeout_ms = 300};
@@ -310,8 +448,10 @@ static void command_asks(void **state)
     snprintf(args, sizeof(args), "cancel %s", gen.id);
     expect_run(args, f.b.clients, 0, "cancelled");
     assert_int_equal(end_of(p, out, sizeof(out)), 0);
-    snprintf(args, sizeof(args), "attach %s", gen.id);
-    expect_run(args, f.b.clients, 0, "\n");
+    snprintf(args, sizeof(args), "attach %s", gen.id); /* who asked has the end */
+    expect_run(args, f.b.clients, 1, "was acknowledged: its result is not kept any more");
+    expect_run("top --once --interval 0.2", f.b.clients, 0, "tokens each second: 0 generated");
+    expect_run("status --metrics", f.b.clients, 0, "winnow:requests_total{model_name=\"\",state=\"cancelled\"} 1\n");
     unlink(path);
     stop(&f);
 }
@@ -333,7 +473,7 @@ static void exports(void **state)
         functions++;
     }
     pclose(p);
-    assert_int_equal(functions, 9);
+    assert_int_equal(functions, 10);
 }
 
 int main(int argc, char **argv)
@@ -343,6 +483,9 @@ int main(int argc, char **argv)
         cmocka_unit_test(side_by_side),
         cmocka_unit_test(refusals),
         cmocka_unit_test(attach_and_status),
+        cmocka_unit_test(acknowledges),
+        cmocka_unit_test(choices),
+        cmocka_unit_test(busy),
         cmocka_unit_test(no_server),
         cmocka_unit_test(command_line),
         cmocka_unit_test(command_asks),

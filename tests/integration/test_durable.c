@@ -148,7 +148,7 @@ static void other_ends(void **state)
     wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_CANCELLED, ""));
     sleep(4);
     attach(&client, failed, 0);
-    end_expect_error(&client, WN_ENOENT, "not known");
+    end_expect_error(&client, WN_ENOENT, "has expired");
     end_close(&client);
     again(&b);
 

@@ -265,7 +265,7 @@ static struct asked *asked;
 
 static struct winnow *connect_client(void)
 {
-    struct winnow_options o = {.reconnect_timeout_ms = 60000, .connect_timeout_ms = 20000};
+    struct winnow_options o = {.reconnect_timeout_ms = 60000, .connect_timeout_ms = 20000, .keep_results = 1};
     struct winnow *w = NULL;
     char endpoint[64];
 

@@ -120,12 +120,176 @@ static void rate_and_bytes(void **state)
     bed_stop(&b);
 }
 
+static void cancel(struct end *client, const char *id)
+{
+    Wn__JobRef ref = WN__JOB_REF__INIT;
+    Wn__Cancel c = WN__CANCEL__INIT;
+
+    ref.job_id = (char *)(uintptr_t)id;
+    c.job = &ref;
+    end_send(client, WN__ENVELOPE__BODY_CANCEL, &c, NULL, 0);
+    wn_codec_free(end_expect(client, WN__ENVELOPE__BODY_DONE));
+}
+
+/* Wherever a job is when it is cancelled, whoever has it is told at once, and has room for the next. */
+static void cancels(void **state)
+{
+    struct bed b;
+    struct end client, leader, vision;
+    struct order gen, enc;
+    char first[32], queued[32];
+
+    (void)state;
+    bed_init(&b);
+    b.cfg.lease_ms = 60000;
+    bed_start(&b);
+    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 1);
+    vision = worker_open(&b, WN__ROLE__ROLE_VISION, "vision-0", 1);
+    client = end_open(&b, false);
+    submit(&client, "first", "picture", "");
+    expect_accepted(&client, false, first);
+    gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
+    (void)take_order(&vision, WN__ENVELOPE__BODY_ENCODE);
+    submit(&client, "second", "picture", "");
+    expect_accepted(&client, false, queued);
+    cancel(&client, queued); /* nobody has it */
+    assert_null(end_recv(&leader, 50));
+    cancel(&client, first); /* its picture is encoded */
+    assert_string_equal(take_order(&leader, WN__ENVELOPE__BODY_CANCEL).id, first);
+    assert_string_equal(take_order(&vision, WN__ENVELOPE__BODY_CANCEL).id, first);
+    for (int i = 0; i < 2; i++) { /* before its first token, and after */
+        submit(&client, "again", "picture", "");
+        expect_accepted(&client, false, first);
+        gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
+        assert_string_equal(gen.id, first);
+        enc = take_order(&vision, WN__ENVELOPE__BODY_ENCODE);
+        give_encoded(&vision, &enc);
+        if (i) give_tokens(&leader, &gen, 0, 1, "a");
+        if (i) expect_tokens(&client, 0, 1, "a");
+        else usleep(50000);
+        cancel(&client, first);
+        assert_string_equal(take_order(&leader, WN__ENVELOPE__BODY_CANCEL).id, first);
+        assert_null(end_recv(&vision, 50)); /* it has nothing of it any more */
+    }
+    end_close(&client);
+    end_close(&leader);
+    end_close(&vision);
+    bed_stop(&b);
+}
+
+/* Says hello under a name that was there: the process before it has died. */
+static struct end reborn(struct bed *b, struct end *before, uint32_t pid)
+{
+    struct end e;
+
+    end_close(before);
+    e = end_open(b, true);
+    worker_hello(&e, WN__ROLE__ROLE_LEADER, "replica-0", 4, pid);
+    worker_heartbeat(&e);
+    return e;
+}
+
+/* A job that kills its replica takes others with it, but not for ever: the last try of each is made alone. */
+static void poison(void **state)
+{
+    struct bed b;
+    struct end client, leader;
+    struct order gen;
+    Wn__Envelope *env;
+    int done = 0, failed = 0;
+
+    (void)state;
+    bed_init(&b);
+    b.cfg.lease_ms = 60000;
+    b.cfg.no_worker_timeout_ms = 0;
+    bed_start(&b);
+    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 4);
+    client = end_open(&b, false);
+    for (int i = 0; i < 3; i++) {
+        submit(&client, i == 1 ? "poison" : "fine", NULL, "");
+        expect_accepted(&client, false, NULL);
+    }
+    for (uint32_t death = 0; death < 2; death++) { /* all three are there */
+        for (int i = 0; i < 3; i++) {
+            gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
+            assert_int_equal(gen.attempt, death + 1);
+        }
+        leader = reborn(&b, &leader, 200 + death);
+    }
+    for (int i = 0; i < 3; i++) {
+        gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
+        assert_int_equal(gen.attempt, 3);
+        assert_null(end_recv(&leader, 100)); /* it is alone */
+        if (strcmp(gen.text, "poison") == 0) leader = reborn(&b, &leader, 300);
+        else give_done(&leader, &gen, 1);
+    }
+    for (int i = 0; i < 3; i++) {
+        if (!(env = end_recv(&client, 5000))) fail_msg("an end did not come");
+        done += env->body_case == WN__ENVELOPE__BODY_DONE;
+        if (env->body_case == WN__ENVELOPE__BODY_ERROR) {
+            failed++;
+            assert_string_equal(env->error->text, "gave up after 3 attempts, 3 of which ended with their replica; the "
+                                                  "last: replica-0 was restarted");
+        }
+        wn_codec_free(env);
+    }
+    assert_int_equal(done, 2);
+    assert_int_equal(failed, 1);
+    submit(&client, "next", NULL, ""); /* the replica takes several again */
+    submit(&client, "next", NULL, "");
+    for (int i = 0; i < 2; i++) (void)take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
+    end_close(&client);
+    end_close(&leader);
+    bed_stop(&b);
+}
+
+/* Keys of several answers stand for the same jobs; all are taken, or none is. */
+static void several_answers(void **state)
+{
+    struct bed b;
+    struct end client;
+    Wn__Submit r = WN__SUBMIT__INIT;
+    char ids[3][32], again[32];
+
+    (void)state;
+    bed_init(&b);
+    b.cfg.no_worker_timeout_ms = 0;
+    b.cfg.max_queue = 4;
+    b.cfg.max_queue_share = 1;
+    bed_start(&b);
+    client = end_open(&b, false);
+    r.prompt = "q";
+    r.idempotency_key = "key";
+    r.n = 3;
+    end_send(&client, WN__ENVELOPE__BODY_SUBMIT, &r, NULL, 0);
+    for (int i = 0; i < 3; i++) expect_accepted(&client, false, ids[i]);
+    end_send(&client, WN__ENVELOPE__BODY_SUBMIT, &r, NULL, 0);
+    for (int i = 0; i < 3; i++) {
+        expect_accepted(&client, true, again);
+        assert_string_equal(again, ids[i]);
+    }
+    r.idempotency_key = "other";
+    end_send(&client, WN__ENVELOPE__BODY_SUBMIT, &r, NULL, 0);
+    expect_busy(&client, "the queue is full");
+    r.n = 1;
+    end_send(&client, WN__ENVELOPE__BODY_SUBMIT, &r, NULL, 0);
+    expect_accepted(&client, false, NULL);
+    r.n = 17;
+    end_send(&client, WN__ENVELOPE__BODY_SUBMIT, &r, NULL, 0);
+    end_expect_error(&client, WN_ELIMIT, "n is 17; at most 16 are allowed");
+    end_close(&client);
+    bed_stop(&b);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(turns),
         cmocka_unit_test(share_of_the_queue),
         cmocka_unit_test(rate_and_bytes),
+        cmocka_unit_test(cancels),
+        cmocka_unit_test(poison),
+        cmocka_unit_test(several_answers),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     wn_log_max = WN_LOG_ERROR;

@@ -68,28 +68,68 @@ static void slow_client(void **state)
     bed_stop(&b);
 }
 
-static void deadline(void **state)
+static void submit_with_deadline(struct end *client, const char *image, uint64_t ms)
+{
+    Wn__Submit r = WN__SUBMIT__INIT;
+    uint64_t bytes = image ? strlen(image) : 0;
+
+    r.prompt = "q";
+    r.stream = true;
+    r.deadline_ms = ms;
+    r.image_bytes = &bytes;
+    r.n_image_bytes = image ? 1 : 0;
+    end_send(client, WN__ENVELOPE__BODY_SUBMIT, &r, image, bytes);
+    expect_accepted(client, false, NULL);
+}
+
+/* Wherever a job is when its time is up, it ends with a reason that says where that was, and whoever had it is told. */
+static void deadlines(void **state)
 {
     struct bed b;
-    struct end client, leader;
-    Wn__Submit r = WN__SUBMIT__INIT;
-    struct order gen;
+    struct end client, leader, vision;
+    struct order gen, enc;
 
     (void)state;
     bed_init(&b);
     b.cfg.lease_ms = 60000;
+    b.cfg.no_worker_timeout_ms = 0;
     bed_start(&b);
-    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 1);
     client = end_open(&b, false);
-    r.prompt = "q";
-    r.deadline_ms = 200;
-    end_send(&client, WN__ENVELOPE__BODY_SUBMIT, &r, NULL, 0);
+    submit_with_deadline(&client, NULL, 150);
+    end_expect_error(&client, WN_ETIME, "deadline of 150 ms has passed while it was queued");
+
+    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 1);
+    vision = worker_open(&b, WN__ROLE__ROLE_VISION, "vision-0", 1);
+    assert_null(end_recv(&leader, 50)); /* the one that was queued never went out */
+    submit_with_deadline(&client, "picture", 150);
+    gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
+    (void)take_order(&vision, WN__ENVELOPE__BODY_ENCODE);
+    end_expect_error(&client, WN_ETIME, "has passed while its images were encoded");
+    assert_string_equal(take_order(&leader, WN__ENVELOPE__BODY_CANCEL).id, gen.id);
+    assert_string_equal(take_order(&vision, WN__ENVELOPE__BODY_CANCEL).id, gen.id);
+
+    submit_with_deadline(&client, "picture", 150);
+    gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
+    enc = take_order(&vision, WN__ENVELOPE__BODY_ENCODE);
+    give_encoded(&vision, &enc);
+    end_expect_error(&client, WN_ETIME, "has passed while it waited for its first token");
+    assert_string_equal(take_order(&leader, WN__ENVELOPE__BODY_CANCEL).id, gen.id);
+
+    submit_with_deadline(&client, NULL, 150);
+    gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
+    give_tokens(&leader, &gen, 0, 1, "a");
+    expect_tokens(&client, 0, 1, "a");
+    end_expect_error(&client, WN_ETIME, "has passed while it was answered, after 1 tokens");
+    assert_string_equal(take_order(&leader, WN__ENVELOPE__BODY_CANCEL).id, gen.id);
+
+    submit(&client, "next", NULL, ""); /* every slot has been given back */
     expect_accepted(&client, false, NULL);
     gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
-    end_expect_error(&client, WN_ETIME, "deadline has passed");
-    assert_string_equal(take_order(&leader, WN__ENVELOPE__BODY_CANCEL).id, gen.id);
+    give_done(&leader, &gen, 1);
+    wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, ""));
     end_close(&client);
     end_close(&leader);
+    end_close(&vision);
     bed_stop(&b);
 }
 
@@ -168,7 +208,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(slow_client),
-        cmocka_unit_test(deadline),
+        cmocka_unit_test(deadlines),
         cmocka_unit_test(keys),
         cmocka_unit_test(results_are_bounded),
     };

@@ -1,0 +1,128 @@
+/* client/console.c - see console.h: the table for people. */
+#include "client/console.h"
+
+#include <inttypes.h>
+
+static const char *role_text(Wn__Role role)
+{
+    return role == WN__ROLE__ROLE_VISION ? "vision" : role == WN__ROLE__ROLE_LEADER ? "replica" : "unknown";
+}
+
+/* "1.5 MiB" */
+static void print_bytes(FILE *f, double bytes)
+{
+    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+    int u = 0;
+
+    for (; bytes >= 1024 && u < 4; u++) bytes /= 1024;
+    fprintf(f, u == 0 ? "%.0f %s" : "%.1f %s", bytes, units[u]);
+}
+
+/* Of one worker's or the scheduler's. */
+static void add_bytes(Wn__LinkBytes *sum, const Wn__LinkBytes *b)
+{
+    if (!b) return;
+    wn_link_bytes_add(sum, b);
+    sum->image += b->image;
+    sum->tokens += b->tokens;
+}
+
+void console_bytes(const Wn__Status *st, Wn__LinkBytes *sum)
+{
+    *sum = (Wn__LinkBytes)WN__LINK_BYTES__INIT;
+    add_bytes(sum, st->sent);
+    for (size_t i = 0; i < st->n_workers; i++)
+        if (st->workers[i]->heartbeat) add_bytes(sum, st->workers[i]->heartbeat->sent);
+}
+
+/* A counter as a rate, or its total; a counter that went back (a restart) has no rate yet. */
+static double figure(uint64_t now, uint64_t before, double seconds)
+{
+    if (seconds <= 0) return (double)now;
+    return now >= before ? (double)(now - before) / seconds : 0;
+}
+
+static void print_links(FILE *f, const Wn__Status *now, const Wn__Status *before, double seconds)
+{
+    Wn__LinkBytes n, b = WN__LINK_BYTES__INIT;
+
+    console_bytes(now, &n);
+    if (before) console_bytes(before, &b);
+    const struct {
+        const char *name;
+        uint64_t now, before;
+    } kinds[] = {{"image", n.image, b.image},
+                 {"embedding", n.embedding, b.embedding},
+                 {"activation", n.activation, b.activation},
+                 {"allreduce", n.allreduce, b.allreduce},
+                 {"logits", n.logits, b.logits},
+                 {"tokens", n.tokens, b.tokens},
+                 {"control", n.control, b.control}};
+    fprintf(f, "sent%s:", before ? " each second" : "");
+    for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
+        fprintf(f, "%s %s ", i ? "," : "", kinds[i].name);
+        print_bytes(f, figure(kinds[i].now, kinds[i].before, before ? seconds : 0));
+    }
+    fputc('\n', f);
+}
+
+static void print_rank(FILE *f, const Wn__RankInfo *r)
+{
+    fprintf(f, "    rank %-7u %-16s pid %-8u seen %.1f s ago", r->rank, r->host, r->pid, (double)r->last_seen_ms / 1e3);
+    if (r->rss_bytes) {
+        fputs(", ", f);
+        print_bytes(f, (double)r->rss_bytes);
+    }
+    fputc('\n', f);
+}
+
+/* How much of the time with something to run each stage had a step to work on. */
+static void print_stages(FILE *f, const Wn__Heartbeat *h)
+{
+    for (size_t i = 0; i < h->n_stages; i++) {
+        const double busy = (double)h->stages[i]->busy_us, all = busy + (double)h->stages[i]->wait_us;
+        fprintf(f, "%s %.0f %%", i ? "," : "    stages under load at work", all > 0 ? 100 * busy / all : 0.0);
+    }
+    if (h->n_stages) fputc('\n', f);
+}
+
+static void print_worker(FILE *f, const Wn__WorkerStatus *w)
+{
+    const Wn__Heartbeat *h = w->heartbeat;
+
+    fprintf(f, "  %-7s %-12s %-16s %-4s seen %.1f s ago", role_text(w->role), w->name, w->host, w->up ? "up" : "LOST",
+            (double)w->last_seen_ms / 1e3);
+    if (h) fprintf(f, ", %u running, %u waiting", h->running, h->waiting);
+    if (h && w->role == WN__ROLE__ROLE_LEADER) {
+        fprintf(f, ", %u of %u KV pages (%.0f %%), %" PRIu64 " steps, %" PRIu64 " preemptions\n", h->pages_used,
+                h->pages, h->pages ? 100.0 * h->pages_used / h->pages : 0.0, h->steps, h->preemptions);
+        print_stages(f, h);
+        for (size_t i = 0; i < h->n_ranks; i++) print_rank(f, h->ranks[i]);
+        return;
+    }
+    if (h) fprintf(f, ", %" PRIu64 " images so far", h->images);
+    fputc('\n', f);
+}
+
+void console_status(FILE *f, const char *endpoint, const Wn__Status *now, const Wn__Status *before, double seconds)
+{
+    fprintf(f, "%s: %s%s\n", endpoint, now->ready ? "ready" : "not ready: ", now->ready ? "" : now->not_ready_because);
+    if (now->model[0]) fprintf(f, "model %s, ", now->model);
+    fprintf(f, "version %s, up for %.1f s\n", now->version, (double)now->uptime_ms / 1e3);
+    fprintf(f, "jobs: %u queued of at most %u", now->queued, now->queue_max);
+    if (now->queued) fprintf(f, " (the first for %.1f s)", now->queue_wait_ms / 1e3);
+    fprintf(f, ", %u running, %u clients, %u results kept\n", now->running, now->clients, now->results);
+    fprintf(f,
+            "so far: %" PRIu64 " accepted, %" PRIu64 " answered, %" PRIu64 " failed, %" PRIu64 " cancelled, %" PRIu64
+            " replayed, %" PRIu64 " told to come back\n",
+            now->accepted, now->answered, now->failed, now->cancelled, now->replayed, now->busy);
+    fprintf(f, "tokens%s: %.0f generated, %.0f of prompts", before ? " each second" : "",
+            figure(now->generated_tokens, before ? before->generated_tokens : 0, before ? seconds : 0),
+            figure(now->prompt_tokens, before ? before->prompt_tokens : 0, before ? seconds : 0));
+    if (now->image_tokens_before_pruning)
+        fprintf(f, "; %.1f %% of visual tokens kept",
+                100.0 * (double)now->image_tokens / (double)now->image_tokens_before_pruning);
+    fputc('\n', f);
+    print_links(f, now, before, seconds);
+    for (size_t i = 0; i < now->n_workers; i++) print_worker(f, now->workers[i]);
+}
