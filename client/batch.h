@@ -33,6 +33,7 @@ struct batch_request {
     const char *image_url[WN_IMAGES_MAX];
     struct winnow_image image[WN_IMAGES_MAX]; /* data is owned; filled by batch_images_read */
     const char *stop[WN_STOP_MAX];
+    bool pruned; /* the line says something about pruning */
     struct winnow_request request;
 };
 

@@ -136,28 +136,62 @@ static wn_status parse_stop(struct batch_request *r, const json_t *v, struct wn_
     return WN_OK;
 }
 
+static wn_status parse_position(const json_t *v, enum winnow_position *out, struct wn_err *err)
+{
+    const char *text = json_is_string(v) ? json_string_value(v) : "";
+
+    if (strcmp(text, "compact") == 0) *out = WINNOW_POSITION_COMPACT;
+    else if (strcmp(text, "original") == 0) *out = WINNOW_POSITION_ORIGINAL;
+    else return wn_fail(err, WN_EINVAL, "image_pruning.position is neither \"compact\" nor \"original\"");
+    return WN_OK;
+}
+
+static wn_status parse_pruning_field(struct winnow_request *q, const json_t *o, const char *key, const json_t *v,
+                                     struct wn_err *err)
+{
+    uint64_t whole = 0;
+    wn_status rc;
+
+    if (strcmp(key, "method") == 0) return get_text(o, "image_pruning.", key, &q->pruning_method, err);
+    if (strcmp(key, "setting") == 0) return get_text(o, "image_pruning.", key, &q->pruning_setting, err);
+    if (strcmp(key, "options") == 0) return get_text(o, "image_pruning.", key, &q->pruning_options, err);
+    if (strcmp(key, "position") == 0) return parse_position(v, &q->pruning_position, err);
+    if (strcmp(key, "seed") == 0) return get_whole(v, "image_pruning.seed", INT64_MAX, &q->pruning_seed, err);
+    if (strcmp(key, "keep") == 0) {
+        rc = get_whole(v, "image_pruning.keep", WN_FEATURE_ROWS_MAX, &whole, err);
+        if (rc == WN_OK && whole) q->pruning_keep = (uint32_t)whole;
+        return rc;
+    }
+    if (strcmp(key, "cap") == 0) {
+        rc = get_whole(v, "image_pruning.cap", WN_FEATURE_ROWS_MAX, &whole, err);
+        q->pruning_cap = (uint32_t)whole;
+        return rc;
+    }
+    if (strcmp(key, "rate") == 0) { /* of 0: nothing is removed, which a request says as a count */
+        rc = get_number(v, "image_pruning.rate", 1, &q->pruning_rate, err);
+        if (rc == WN_OK && !(q->pruning_rate > 0) && !q->pruning_keep) q->pruning_keep = WN_FEATURE_ROWS_MAX;
+        return rc;
+    }
+    if (strcmp(key, "projected") == 0) {
+        if (!json_is_boolean(v)) return wn_fail(err, WN_EINVAL, "image_pruning.projected is neither true nor false");
+        q->pruning_projected = json_is_true(v);
+        return WN_OK;
+    }
+    return wn_fail(err, WN_EUNSUPP, "image_pruning.%.40s is not supported", key);
+}
+
 static wn_status parse_pruning(struct batch_request *r, json_t *o, struct wn_err *err)
 {
-    uint64_t keep = 0;
-    wn_status rc = WN_OK;
     const char *key;
     json_t *v;
 
     if (!json_is_object(o)) return wn_fail(err, WN_EINVAL, "image_pruning is no object");
+    r->pruned = true;
     json_object_foreach(o, key, v)
     {
-        if (json_is_null(v)) continue;
-        if (strcmp(key, "method") == 0)
-            rc = get_text(o, "image_pruning.", key, &r->request.pruning_method, err);
-        else if (strcmp(key, "keep") == 0)
-            rc = get_whole(v, "image_pruning.keep", WN_FEATURE_ROWS_MAX, &keep, err);
-        else if (strcmp(key, "rate") == 0)
-            rc = get_number(v, "image_pruning.rate", 0.99, &r->request.pruning_rate, err);
-        else
-            rc = wn_fail(err, WN_EUNSUPP, "image_pruning.%.40s is not supported", key);
+        wn_status rc = json_is_null(v) ? WN_OK : parse_pruning_field(&r->request, o, key, v, err);
         if (rc != WN_OK) return rc;
     }
-    r->request.pruning_keep = (uint32_t)keep;
     return WN_OK;
 }
 

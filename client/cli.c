@@ -161,8 +161,35 @@ bool cli_pruning(const char *text, char method[WINNOW_METHOD_MAX], uint32_t *kee
     *keep = 0;
     *rate = 0;
     if (!text[n]) return true;
-    if (strchr(text + n, '.')) return cli_float("pruning", text + n + 1, 0, 0.99f, rate);
-    return cli_u32("pruning", text + n + 1, WN_FEATURE_ROWS_MAX, keep);
+    if (!strchr(text + n, '.')) return cli_u32("pruning", text + n + 1, WN_FEATURE_ROWS_MAX, keep);
+    if (!cli_float("pruning", text + n + 1, 0, 1, rate)) return false;
+    if (!(*rate > 0)) *keep = WN_FEATURE_ROWS_MAX;
+    return true;
+}
+
+static bool take_position(enum winnow_position *out, const char *value)
+{
+    if (strcmp(value, "compact") == 0) *out = WINNOW_POSITION_COMPACT;
+    else if (strcmp(value, "original") == 0) *out = WINNOW_POSITION_ORIGINAL;
+    else fprintf(stderr, "winnow: --position: '%.40s' is neither compact nor original\n", value);
+    return *out != WINNOW_POSITION_DEFAULT;
+}
+
+bool cli_pruning_option(struct winnow_request *r, int option, const char *value)
+{
+    uint32_t seed;
+
+    switch (option) {
+    case 0: return cli_u32("cap", value, WN_FEATURE_ROWS_MAX, &r->pruning_cap);
+    case 1: return take_position(&r->pruning_position, value);
+    case 2: r->pruning_projected = 1; return true;
+    case 3: r->pruning_setting = value; return true;
+    case 4:
+        if (!cli_u32("pruning-seed", value, UINT32_MAX, &seed)) return false;
+        r->pruning_seed = seed;
+        return true;
+    default: r->pruning_options = value; return true;
+    }
 }
 
 void cli_put_text(FILE *f, const char *text)
@@ -213,8 +240,17 @@ void cli_json_usage(FILE *f, const struct winnow_usage *u)
             u->time_to_first_token_us, u->total_us);
     fputs(", \"pruning\": {\"method\": ", f);
     cli_json_text(f, u->pruning_method);
-    fprintf(f, ", \"keep\": %u, \"rate\": %g}, \"cached_tokens\": %u, \"vision_cache_hit\": %s}", u->pruning_keep,
-            (double)u->pruning_rate, u->cached_tokens, u->vision_cache_hit ? "true" : "false");
+    fprintf(f,
+            ", \"keep\": %u, \"rate\": %g, \"cap\": %u, \"position\": \"%s\", \"projected\": %s, \"seed\": %" PRIu64
+            ", \"setting\": ",
+            u->pruning_keep, (double)u->pruning_rate, u->pruning_cap,
+            u->pruning_position == WINNOW_POSITION_ORIGINAL ? "original" : "compact",
+            u->pruning_projected ? "true" : "false", u->pruning_seed);
+    cli_json_text(f, u->pruning_setting[0] ? u->pruning_setting : "faithful");
+    fputs(", \"options\": ", f);
+    cli_json_text(f, u->pruning_options);
+    fprintf(f, "}, \"cached_tokens\": %u, \"vision_cache_hit\": %s}", u->cached_tokens,
+            u->vision_cache_hit ? "true" : "false");
 }
 
 void cli_usage_line(FILE *f, const struct winnow_usage *u)

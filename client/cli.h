@@ -51,8 +51,23 @@ struct winnow *cli_connect(const char *endpoint_flag);
 /* The whole file, owned by the caller; says on stderr why not. */
 void *cli_read_file(const char *path, size_t max, size_t *bytes);
 
-/* "METHOD", "METHOD:64" (a count), "METHOD:0.5" (a share removed); says on stderr what is wrong. */
+/* "METHOD", "METHOD:64" (a count), "METHOD:0.5" (a share removed, 0 to 1); says on stderr what is wrong. A share of 0
+ * comes out as a count that no picture has, for a rate of 0 in a request is none. */
 bool cli_pruning(const char *text, char method[WINNOW_METHOD_MAX], uint32_t *keep, float *rate);
+
+/* What a request can say about pruning beside method and budget: rows for a table of options, their number, and one of
+ * them (0: the first) into a request. */
+#define CLI_PRUNING_OPTS                                                                                          \
+    {"cap", "N", "most visual tokens of a method that chooses its own count"},                                    \
+        {"position", "POLICY", "of kept tokens: compact (numbered on) or original (as if nothing were pruned)"},   \
+        {"projected", NULL, "visual tokens cross the network at the language model's width"},                      \
+        {"setting", "NAME", "faithful (as the public code) or paper, for methods that have both"},                 \
+        {"pruning-seed", "N", "of methods that draw; same seed and picture: same tokens"},                         \
+    {                                                                                                             \
+        "pruning-options", "NAME=N,...", "neighbours, contextual, important, anchors, object-layer"               \
+    }
+#define CLI_PRUNING_N 6
+bool cli_pruning_option(struct winnow_request *r, int option, const char *value);
 
 /* The model's words: on a terminal, control characters (escape sequences) are shown as '?'. Flushes. */
 void cli_put_text(FILE *f, const char *text);

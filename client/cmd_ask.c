@@ -23,14 +23,15 @@ static const struct cli_opt opts[] = {
     {"seed", "N", "of the random choices"},
     {"stop", "TEXT", "end the answer before this text; several are allowed"},
     {"pruning", "METHOD[:K]", "how many visual tokens are kept: a count (64) or a share removed (0.5)"},
+    CLI_PRUNING_OPTS,
     {"json", NULL, "print one JSON object at the end"},
     {"usage", NULL, "print a line with the costs, also when standard error is no terminal"},
     {"timeout", "S", "give up after so many seconds [600]"},
     {"endpoint", "ADDRESS", "of the server; else WINNOW_ENDPOINT, else tcp://127.0.0.1:5599"},
     {NULL, NULL, NULL},
 };
-enum { O_IMAGE, O_MAX, O_TEMPERATURE, O_TOPK, O_TOPP, O_PENALTY, O_SEED, O_STOP, O_PRUNING, O_JSON, O_USAGE,
-       O_TIMEOUT, O_ENDPOINT };
+enum { O_IMAGE, O_MAX, O_TEMPERATURE, O_TOPK, O_TOPP, O_PENALTY, O_SEED, O_STOP, O_PRUNING, O_CAP,
+       O_JSON = O_CAP + CLI_PRUNING_N, O_USAGE, O_TIMEOUT, O_ENDPOINT };
 
 struct ask {
     struct winnow_request request;
@@ -96,7 +97,7 @@ static int take_option(struct ask *a, int option, const char *value)
     case O_USAGE: a->usage = true; break;
     case O_TIMEOUT: good = cli_u32("timeout", value, 86400, &a->timeout_s); break;
     case O_ENDPOINT: a->endpoint = value; break;
-    default: break;
+    default: good = cli_pruning_option(r, option - O_CAP, value); break;
     }
     return good ? -1 : CLI_USAGE;
 }

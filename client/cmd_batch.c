@@ -32,11 +32,13 @@ static const struct cli_opt opts[] = {
     {"output-file", "FILE", "-o: answers are appended here"},
     {"concurrency", "N", "requests at the server at a time [32]"},
     {"image-root", "DIR", "where relative paths of images begin [the folder of the input]"},
+    {"pruning", "METHOD[:K]", "of requests that say nothing of it: a count (64) or a share removed (0.5)"},
+    CLI_PRUNING_OPTS,
     {"reconnect-timeout", "S", "how long to look for a server that went away [300]"},
     {"endpoint", "ADDRESS", "of the server; else WINNOW_ENDPOINT, else tcp://127.0.0.1:5599"},
     {NULL, NULL, NULL},
 };
-enum { O_IN, O_OUT, O_CONCURRENCY, O_ROOT, O_RECONNECT, O_ENDPOINT };
+enum { O_IN, O_OUT, O_CONCURRENCY, O_ROOT, O_PRUNING, O_CAP, O_RECONNECT = O_CAP + CLI_PRUNING_N, O_ENDPOINT };
 
 /* A request that was taken from the input and has no line in the output yet. */
 struct slot {
@@ -50,6 +52,8 @@ struct slot {
 struct batch {
     const char *in, *out, *endpoint;
     char *root;
+    struct winnow_request base; /* what requests that say nothing about pruning get */
+    char method[WINNOW_METHOD_MAX];
     uint32_t concurrency, reconnect_s;
     struct winnow *w;
     struct batch_files files;
@@ -142,6 +146,19 @@ static void check_model(struct batch *b, const char *asked, uint32_t line)
             b->in, line, asked, have);
 }
 
+static void take_pruning(struct winnow_request *q, const struct winnow_request *from)
+{
+    q->pruning_method = from->pruning_method;
+    q->pruning_keep = from->pruning_keep;
+    q->pruning_rate = from->pruning_rate;
+    q->pruning_cap = from->pruning_cap;
+    q->pruning_position = from->pruning_position;
+    q->pruning_projected = from->pruning_projected;
+    q->pruning_setting = from->pruning_setting;
+    q->pruning_seed = from->pruning_seed;
+    q->pruning_options = from->pruning_options;
+}
+
 /* Sends what slot s holds. A request that makes no sense gets its line at once. */
 static wn_status submit(struct batch *b, struct slot *s, struct wn_err *err)
 {
@@ -167,6 +184,7 @@ static wn_status submit(struct batch *b, struct slot *s, struct wn_err *err)
     }
     check_model(b, r.model, item->line);
     batch_key(&r, line, item->bytes, key);
+    if (!r.pruned) take_pruning(&r.request, &b->base);
     r.request.prompt = r.prompt;
     r.request.idempotency_key = key;
     s->job = 0;
@@ -355,7 +373,12 @@ static int take_option(struct batch *b, int option, const char *value)
     case O_ENDPOINT:
         b->endpoint = value;
         break;
+    case O_PRUNING:
+        b->base.pruning_method = b->method;
+        good = cli_pruning(value, b->method, &b->base.pruning_keep, &b->base.pruning_rate);
+        break;
     default:
+        good = cli_pruning_option(&b->base, option - O_CAP, value);
         break;
     }
     return good ? -1 : CLI_USAGE;

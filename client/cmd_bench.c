@@ -34,6 +34,7 @@ static const struct cli_opt opts[] = {
     {"max-concurrency", "C", "requests at the server at a time; 0: no limit [0]"},
     {"max-tokens", "N", "length of an answer [64]"},
     {"pruning", "METHOD[:K]", "visual tokens kept: a count (64) or a share removed (0.5)"},
+    CLI_PRUNING_OPTS,
     {"seed", "N", "of arrivals and order [0]"},
     {"num-warmups", "N", "requests before the clock starts [1]"},
     {"goodput", "NAME:MS[,...]", "objective of a good request: ttft, tpot, e2e in ms"},
@@ -51,7 +52,8 @@ enum {
     O_CONCURRENCY,
     O_TOKENS,
     O_PRUNING,
-    O_SEED,
+    O_CAP,
+    O_SEED = O_CAP + CLI_PRUNING_N,
     O_WARMUPS,
     O_GOODPUT,
     O_CSV,
@@ -73,9 +75,9 @@ struct flight {
 
 struct bench {
     const char *dataset, *endpoint, *csv, *plot;
+    struct winnow_request base; /* what every request says about pruning */
     char method[WINNOW_METHOD_MAX];
-    uint32_t keep, warmups, timeout_s, seed;
-    float prune_rate;
+    uint32_t warmups, timeout_s, seed;
     struct prompt *prompt;
     uint32_t prompts_n, prompts_room;
     uint32_t *order;
@@ -184,16 +186,14 @@ static wn_status prepare(struct bench *b, struct wn_err *err)
 static wn_status send_one(struct bench *b, uint32_t which, double due, struct wn_err *err)
 {
     const struct prompt *p = &b->prompt[b->order[which % b->prompts_n]];
-    const struct winnow_request q = {.prompt = p->text,
-                                     .images = &p->image,
-                                     .images_n = p->path != NULL,
-                                     .max_tokens = b->r.max_tokens,
-                                     .pruning_method = b->method[0] ? b->method : NULL,
-                                     .pruning_keep = b->keep,
-                                     .pruning_rate = b->prune_rate};
+    struct winnow_request q = b->base;
     struct flight f = {.due = due};
     int rc;
 
+    q.prompt = p->text;
+    q.images = &p->image;
+    q.images_n = p->path != NULL;
+    q.max_tokens = b->r.max_tokens;
     if (b->flights_n == b->flights_room) {
         const uint32_t room = b->flights_room ? 2 * b->flights_room : 64;
         struct flight *more = realloc(b->flight, room * sizeof(*more));
@@ -382,7 +382,8 @@ static bool take_option(struct bench *b, int option, const char *value)
         return cli_u32("max-tokens", value, WN_EMITTED_MAX, &b->r.max_tokens);
     case O_PRUNING:
         b->r.pruning = value;
-        return cli_pruning(value, b->method, &b->keep, &b->prune_rate);
+        b->base.pruning_method = b->method;
+        return cli_pruning(value, b->method, &b->base.pruning_keep, &b->base.pruning_rate);
     case O_SEED:
         return cli_u32("seed", value, UINT32_MAX, &b->seed);
     case O_WARMUPS:
@@ -401,7 +402,7 @@ static bool take_option(struct bench *b, int option, const char *value)
         b->endpoint = value;
         return true;
     default:
-        return true;
+        return cli_pruning_option(&b->base, option - O_CAP, value);
     }
 }
 

@@ -34,14 +34,15 @@ static const struct cli_opt opts[] = {
     {"limit", "N", "only the first N questions"},
     {"concurrency", "N", "questions that are asked at a time [8]"},
     {"max-tokens", "N", "length of an answer [256]"},
-    {"seed", "N", "of methods that draw [0]"},
+    CLI_PRUNING_OPTS,
     {"timeout", "S", "give up a question after so many seconds [300]"},
     {"csv", "FILE", "write the table there, too"},
     {"plot", "FILE", "draw accuracy against tokens kept, as PNG"},
     {"endpoint", "ADDRESS", "of the server; else WINNOW_ENDPOINT, else tcp://127.0.0.1:5599"},
     {NULL, NULL, NULL},
 };
-enum { O_SET, O_PRUNING, O_SWEEP, O_LIMIT, O_CONCURRENCY, O_MAX, O_SEED, O_TIMEOUT, O_CSV, O_PLOT, O_ENDPOINT };
+enum { O_SET, O_PRUNING, O_SWEEP, O_LIMIT, O_CONCURRENCY, O_MAX, O_CAP,
+       O_TIMEOUT = O_CAP + CLI_PRUNING_N, O_CSV, O_PLOT, O_ENDPOINT };
 
 struct eval {
     const char *set_path, *csv, *plot, *endpoint;
@@ -101,8 +102,6 @@ static bool add_sweep(struct eval *e)
 
 static bool take_option(struct eval *e, int option, const char *value)
 {
-    uint32_t seed;
-
     switch (option) {
     case O_SET: e->set_path = value; return true;
     case O_PRUNING: return add_list(e, value);
@@ -113,15 +112,11 @@ static bool take_option(struct eval *e, int option, const char *value)
         if (e->runner.concurrency == 0) fprintf(stderr, "winnow: --concurrency: at least 1\n");
         return e->runner.concurrency > 0;
     case O_MAX: return cli_u32("max-tokens", value, WN_EMITTED_MAX, &e->runner.max_tokens);
-    case O_SEED:
-        if (!cli_u32("seed", value, UINT32_MAX, &seed)) return false;
-        e->runner.seed = seed;
-        return true;
     case O_TIMEOUT: return cli_u32("timeout", value, 86400, &e->runner.timeout_s);
     case O_CSV: e->csv = value; return true;
     case O_PLOT: e->plot = value; return true;
     case O_ENDPOINT: e->endpoint = value; return true;
-    default: return true;
+    default: return cli_pruning_option(&e->runner.base, option - O_CAP, value);
     }
 }
 
@@ -152,6 +147,7 @@ static bool run(struct eval *e)
     bool good = out != NULL;
 
     if (!out) fprintf(stderr, "winnow: out of memory\n");
+    for (uint32_t i = 0; good && i < e->settings_n; i++) good = eval_check(&e->runner, &e->settings[i]);
     for (uint32_t i = 0; good && i < e->settings_n; i++) {
         struct eval_row *row = &e->rows[i];
         const int64_t began_us = wn_now_us();

@@ -36,7 +36,7 @@ struct eval_setting {
     float rate;
 };
 
-/* "cls-topk:64", "prumerge", "random:r0.9" */
+/* "cls-topk:64", "prumerge", "random:0.9" */
 void eval_setting_text(const struct eval_setting *s, char *out, size_t size);
 
 enum eval_state { EVAL_OPEN, EVAL_ANSWERED, EVAL_FAILED };
@@ -51,11 +51,15 @@ struct eval_runner {
     struct winnow *w; /* borrowed, as are set and stop */
     const struct eval_set *set;
     uint32_t concurrency, max_tokens, timeout_s;
-    uint64_t seed;            /* of methods that draw; each picture has its own */
+    struct winnow_request base; /* of every question: what else is said about pruning */
     const volatile int *stop; /* becomes non-zero: submit nothing more, return */
     const char *what;         /* for the progress line */
     uint32_t errors;          /* counted over all runs; the first ones are named on standard error */
 };
+
+/* Does the server know this way of pruning? Asks it without a picture, which costs next to nothing. False: it does not,
+ * or cannot be asked. */
+bool eval_check(struct eval_runner *r, const struct eval_setting *setting);
 
 /* Asks all questions under one setting; out has a place for each. False: the connection is of no more use, or *stop. */
 bool eval_run(struct eval_runner *r, const struct eval_setting *setting, struct eval_outcome *out);

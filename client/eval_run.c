@@ -108,20 +108,18 @@ static void submit(struct run *run, uint32_t q)
 {
     const struct eval_question *question = &run->r->set->q[q];
     struct winnow_image image;
-    struct winnow_request request = {
-        .prompt = question->text,
-        .images = &image,
-        .images_n = 1,
-        .max_tokens = run->r->max_tokens,
-        .pruning_method = run->setting->method,
-        .pruning_keep = run->setting->keep,
-        .pruning_rate = run->setting->rate,
-        .pruning_seed = run->r->seed + question->picture_i,
-        .quiet = 1,
-    };
+    struct winnow_request request = run->r->base;
     uint64_t job;
     int rc;
 
+    request.prompt = question->text;
+    request.images = &image;
+    request.images_n = 1;
+    request.max_tokens = run->r->max_tokens;
+    request.pruning_method = run->setting->method;
+    request.pruning_keep = run->setting->keep;
+    request.pruning_rate = run->setting->rate;
+    request.quiet = 1;
     if (!run->deadline_us[q]) run->deadline_us[q] = wn_deadline_in_us((int64_t)run->r->timeout_s * 1000000);
     if (!load_picture(run, question)) {
         question_failed(run, q, "its picture cannot be read");
@@ -209,6 +207,35 @@ static bool run_all(struct run *run)
     clear_progress(run);
     if (run->done == run->r->set->n) return true;
     for (uint32_t i = 0; i < run->flights_n; i++) (void)!winnow_cancel(run->r->w, run->flights[i].job);
+    return false;
+}
+
+bool eval_check(struct eval_runner *r, const struct eval_setting *setting)
+{
+    const int64_t until_us = wn_deadline_in_us((int64_t)r->timeout_s * 1000000);
+    struct winnow_request q = r->base;
+    struct winnow_event ev = {0};
+    char label[64];
+    uint64_t job;
+    int rc;
+
+    q.prompt = "?";
+    q.max_tokens = 1;
+    q.pruning_method = setting->method;
+    q.pruning_keep = setting->keep;
+    q.pruning_rate = setting->rate;
+    q.quiet = 1;
+    eval_setting_text(setting, label, sizeof(label));
+    while ((rc = winnow_submit(r->w, &q, &job)) == WINNOW_OK) {
+        do rc = winnow_next(r->w, &ev, WAIT_MS);
+        while ((rc == WINNOW_TIMEOUT || (rc == WINNOW_OK && (ev.job != job || ev.type < WINNOW_EVENT_DONE))) &&
+               !wn_deadline_passed(until_us) && !*r->stop);
+        if (rc == WINNOW_OK && ev.type == WINNOW_EVENT_DONE) return true;
+        if (rc != WINNOW_OK || ev.type != WINNOW_EVENT_BUSY || wn_deadline_passed(until_us) || *r->stop) break;
+        usleep(WAIT_MS * 1000);
+    }
+    fprintf(stderr, "winnow: %s: %s\n", label,
+            rc == WINNOW_OK && ev.text ? ev.text : rc == WINNOW_TIMEOUT ? "no answer in time" : winnow_error(r->w));
     return false;
 }
 

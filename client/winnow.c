@@ -235,6 +235,9 @@ int winnow_submit(struct winnow *w, const struct winnow_request *request, uint64
     pruning.cap = request->pruning_cap;
     pruning.seed = request->pruning_seed;
     if (request->pruning_setting) pruning.setting = (char *)(uintptr_t)request->pruning_setting;
+    pruning.position = (Wn__PositionPolicy)request->pruning_position;
+    pruning.projected = request->pruning_projected != 0;
+    if (request->pruning_options) pruning.options = (char *)(uintptr_t)request->pruning_options;
     if (wn_sampling_check(&sampling, &w->error) != WN_OK || wn_pruning_check(&pruning, &w->error) != WN_OK)
         return conn_result(w->error.code);
     if (!(entry = job_add(w))) return conn_result(wn_fail(&w->error, WN_ENOMEM, "job"));
@@ -371,6 +374,19 @@ static const char *reason_text(Wn__FinishReason reason)
     }
 }
 
+static void fill_pruning(struct winnow_usage *out, const Wn__Pruning *p)
+{
+    snprintf(out->pruning_method, sizeof(out->pruning_method), "%s", p->method);
+    snprintf(out->pruning_setting, sizeof(out->pruning_setting), "%s", p->setting);
+    snprintf(out->pruning_options, sizeof(out->pruning_options), "%s", p->options);
+    out->pruning_keep = p->keep;
+    out->pruning_rate = p->rate;
+    out->pruning_cap = p->cap;
+    out->pruning_position = (enum winnow_position)p->position;
+    out->pruning_projected = p->projected;
+    out->pruning_seed = p->seed;
+}
+
 static void fill_usage(struct winnow_usage *out, const Wn__Usage *u)
 {
     const Wn__LinkBytes *b = u->bytes_on_wire;
@@ -396,11 +412,7 @@ static void fill_usage(struct winnow_usage *out, const Wn__Usage *u)
     out->decode_us = u->decode_us;
     out->time_to_first_token_us = u->time_to_first_token_us;
     out->total_us = u->total_us;
-    if (u->pruning) {
-        snprintf(out->pruning_method, sizeof(out->pruning_method), "%s", u->pruning->method);
-        out->pruning_keep = u->pruning->keep;
-        out->pruning_rate = u->pruning->rate;
-    }
+    if (u->pruning) fill_pruning(out, u->pruning);
     out->cached_tokens = u->cached_tokens;
     out->vision_cache_hit = u->vision_cache_hit;
 }

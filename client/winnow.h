@@ -33,6 +33,7 @@ extern "C" {
 #define WINNOW_API        __attribute__((visibility("default")))
 #define WINNOW_JOB_ID_MAX 32
 #define WINNOW_METHOD_MAX 32
+#define WINNOW_OPTIONS_MAX 257
 
 enum winnow_result {
     WINNOW_OK = 0,
@@ -61,6 +62,13 @@ struct winnow_image {
     size_t bytes;
 };
 
+/* Positions of kept visual tokens and of the text after them, in the language model. */
+enum winnow_position {
+    WINNOW_POSITION_DEFAULT = 0,   /* server's default */
+    WINNOW_POSITION_ORIGINAL = 1,  /* as if nothing were pruned */
+    WINNOW_POSITION_COMPACT = 2    /* numbered on */
+};
+
 struct winnow_request {
     const char *prompt;
     const struct winnow_image *images;
@@ -74,16 +82,20 @@ struct winnow_request {
     const char *const *stop;       /* stop strings */
     size_t stop_n;
     const char *pruning_method;    /* NULL: server's default; "none" */
-    uint32_t pruning_keep;         /* visual tokens kept an image; 0: by rate */
-    float pruning_rate;            /* share removed */
+    uint32_t pruning_keep;         /* visual tokens kept an image, all if there are fewer; 0: by rate */
+    float pruning_rate;            /* share removed, up to 1 (one is left); 0: server's default, else the method's
+                                      own count, else 64 */
     const char *idempotency_key;   /* NULL: a fresh one */
     int quiet;                     /* non-zero: no TEXT events, only the end */
     uint32_t pruning_cap;          /* most tokens of a method that chooses its own count; 0: none */
-    uint64_t pruning_seed;         /* of methods that draw */
-    const char *pruning_setting;   /* "faithful" or "paper" for methods that have both; NULL: faithful */
+    uint64_t pruning_seed;         /* of methods that draw; same seed and picture: same tokens */
+    const char *pruning_setting;   /* "faithful" or "paper" for methods that have both; NULL: server's default */
     uint32_t n;                    /* answers, each from its own seed: seed, seed + 1, ...; 0: one. Each has its own
                                     * events (see choice), the last DONE or ERROR of them ends the job */
     uint64_t deadline_ms;          /* from now; then the job ends with an ERROR, wherever it is. 0: none */
+    enum winnow_position pruning_position; /* of kept visual tokens */
+    int pruning_projected;         /* non-zero: they cross the vision link at the language model's width */
+    const char *pruning_options;   /* numbers of single methods, "neighbours=16,anchors=0.2"; NULL: as published */
 };
 
 enum winnow_event_type {
@@ -100,11 +112,16 @@ struct winnow_usage {
     uint64_t bytes_control, bytes_embedding, bytes_activation, bytes_allreduce, bytes_logits;
     uint64_t queue_us, preprocess_us, encode_us, prune_us, transfer_us, prefill_us, decode_us;
     uint64_t time_to_first_token_us, total_us;
-    char pruning_method[WINNOW_METHOD_MAX]; /* that was in force */
-    uint32_t pruning_keep;
+    char pruning_method[WINNOW_METHOD_MAX]; /* that was in force, and so all below */
+    uint32_t pruning_keep;                  /* what the budget came to; 0: all, or the method's own count */
     float pruning_rate;
     uint32_t cached_tokens;
     uint32_t vision_cache_hit;              /* non-zero: no encode was needed */
+    uint32_t pruning_cap;
+    enum winnow_position pruning_position;
+    int pruning_projected;
+    uint64_t pruning_seed;
+    char pruning_setting[WINNOW_METHOD_MAX], pruning_options[WINNOW_OPTIONS_MAX];
 };
 
 struct winnow_event {

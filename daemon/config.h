@@ -25,6 +25,7 @@
 enum wn_config_dtype { WN_CONFIG_DTYPE_AUTO, WN_CONFIG_DTYPE_FLOAT32, WN_CONFIG_DTYPE_BFLOAT16 };
 
 enum wn_config_launcher { WN_CONFIG_LAUNCHER_AUTO, WN_CONFIG_LAUNCHER_LOCAL, WN_CONFIG_LAUNCHER_SLURM };
+enum wn_config_position { WN_CONFIG_COMPACT, WN_CONFIG_ORIGINAL };
 
 typedef enum wn_config_source { WN_FROM_DEFAULT, WN_FROM_FILE, WN_FROM_ENV, WN_FROM_FLAG } wn_config_source;
 
@@ -44,6 +45,12 @@ struct wn_config {
     char image_pruning_method[WN_NAME_LEN];
     uint32_t image_keep_tokens;
     float image_pruning_rate;
+    uint32_t image_pruning_cap;
+    uint32_t image_pruning_position; /* enum wn_config_position */
+    bool image_pruning_projected;
+    char image_pruning_setting[WN_NAME_LEN], image_pruning_options[WN_TEXT_LEN];
+    uint64_t image_pruning_seed;
+    uint32_t image_tokens_max; /* a request may not keep more; 0: no limit */
     uint64_t image_bytes_max, image_pixels_max;
     uint32_t vision_queue; /* images that a vision worker takes at a time */
     uint64_t vision_cache_bytes;

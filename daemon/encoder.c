@@ -217,8 +217,9 @@ static wn_status project(struct wn_encoder *e, const void *rows, uint32_t n, wn_
     return rc;
 }
 
+/* key: of the picture, see vision_cache.h */
 static wn_status prune(struct wn_encoder *e, struct wn_encode_item *item, const struct wn_vision_view *v,
-                       struct wn_err *err)
+                       const uint8_t *key, struct wn_err *err)
 {
     const bool tower = (item->method->spaces & WN_PRUNE_TOWER) != 0;
     struct wn_prune_in in = {
@@ -235,6 +236,7 @@ static wn_status prune(struct wn_encoder *e, struct wn_encode_item *item, const 
     item->rows_before = v->rows;
     item->projected = item->ask.projected || !tower;
     in.ask.projected = !tower;
+    for (int i = 0; i < 8; i++) in.ask.budget.seed += (uint64_t)key[i] << (8 * i);
     if (!tower) {
         in.shape.width = e->model.text.hidden;
         if ((rc = project(e, v->features, v->rows, v->dtype, &projected, err)) != WN_OK) return rc;
@@ -291,7 +293,7 @@ static void encode(struct wn_encoder *e, struct group *g)
         item->err = err;
         if (rc != WN_OK) continue;
         view = view_of(&out, &taps, i);
-        item->rc = prune(e, item, &view, &item->err);
+        item->rc = prune(e, item, &view, g->keys[i], &item->err);
         wn_vision_cache_put(e->cache, g->keys[i], &view);
     }
     g->n = 0;
@@ -317,7 +319,7 @@ void wn_encoder_run(struct wn_encoder *e, struct wn_encode_item *items, uint32_t
         wn_vision_cache_key(e->pixels + i * e->image_floats, e->image_floats, keys[i]);
         if (wn_vision_cache_get(e->cache, keys[i], &wants, &view)) {
             item->cached = true;
-            item->rc = prune(e, item, &view, &item->err);
+            item->rc = prune(e, item, &view, keys[i], &item->err);
             continue;
         }
         if (g.n && (g.first + g.n != i || !wn_prune_wants_join(&g.wants, &wants))) encode(e, &g);

@@ -4,6 +4,9 @@
  * A request may ask for projected rows; a method that works on projected rows only gets them in any case. Selection
  * commutes with the projector, and merging comes before it, so other methods choose first and project what is left.
  *
+ * A method that draws is given the request's seed mixed with the picture's hash: each picture has a draw of its own,
+ * and the same picture, seed and method keep the same tokens, anywhere and at any time.
+ *
  * Images of one call share an encode as long as their methods' taps can be had together; the tower computes only
  * the taps that they ask for.
  *

@@ -230,6 +230,7 @@ static void send_heartbeat(struct wn_front *f)
     h.pages = atomic_load(&f->load.pages);
     h.steps = atomic_load(&f->load.steps);
     h.images = atomic_load(&f->load.images);
+    h.cache_hits = atomic_load(&f->load.cache_hits);
     h.preemptions = atomic_load(&f->load.preemptions);
     h.features = atomic_load(&f->load.features);
     h.feature_slots = atomic_load(&f->load.feature_slots);

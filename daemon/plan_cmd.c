@@ -4,6 +4,7 @@
 
 #include "daemon/roles.h"
 #include "daemon/worker.h"
+#include "pruning/prune.h"
 
 int wn_cmd_plan(int argc, char **argv)
 {
@@ -11,6 +12,7 @@ int wn_cmd_plan(int argc, char **argv)
     struct wn_model model;
     struct wn_plan plan;
     struct wn_plan_load load;
+    struct wn_prune_budget budget;
     struct wn_err err = {0};
     char id[WN_MODEL_ID_LEN], *json;
     int code = wn_config_start(
@@ -24,13 +26,10 @@ int wn_cmd_plan(int argc, char **argv)
         fprintf(stderr, "winnow: %s\n", err.text);
         return 1;
     }
+    budget = (struct wn_prune_budget){.keep = cfg.image_keep_tokens, .rate = cfg.image_pruning_rate};
     load = (struct wn_plan_load){
         .text_tokens = cfg.prompt_tokens,
-        .image_rows =
-            cfg.images *
-            (cfg.image_keep_tokens && cfg.image_keep_tokens < model.vision.patches
-                 ? cfg.image_keep_tokens
-                 : (uint32_t)((float)model.vision.patches * (1 - cfg.image_pruning_rate) + 0.5f)),
+        .image_rows = cfg.images * wn_prune_count(&budget, model.vision.patches),
         .new_tokens = 1,
         .chunk_tokens = cfg.max_num_batched_tokens,
     };

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "daemon/prune_draw.h"
+#include "daemon/pruning_ask.h"
 #include "daemon/roles.h"
 #include "daemon/worker.h"
 #include "shard/jsonfile.h"
@@ -69,17 +70,21 @@ out:
     return rc;
 }
 
-static void add_method(struct prune_cmd *p, const struct wn_prune_method *method)
+/* What a request with these options would get. */
+static void add_method(struct prune_cmd *p, const char *name)
 {
     struct wn_encode_item *item = &p->items[p->n];
+    Wn__Pruning asked = WN__PRUNING__INIT, full;
 
+    asked.method = (char *)(uintptr_t)name;
+    if (!p->cfg.all) asked.setting = p->cfg.image_pruning_setting; /* not for methods that have it: for this one */
+    wn_pruning_complete(&full, &asked, &p->cfg);
     item->file = p->file;
     item->file_bytes = p->file_bytes;
-    item->method = method;
-    item->ask.budget.keep = p->cfg.image_keep_tokens;
-    item->ask.budget.rate = p->cfg.image_pruning_rate;
     item->want_scores = true;
-    wn_encoder_run(p->encoder, item, 1);
+    item->rc = wn_pruning_ask(&full, &item->method, &item->ask, &item->err);
+    if (item->rc == WN_OK) wn_encoder_run(p->encoder, item, 1);
+    else item->method = wn_prune_find(name, NULL);
     p->views[p->n++] = (struct wn_prune_view){
         .item = item,
         .picture = {.rgb = p->rgb, .width = p->width, .height = p->height},
@@ -92,12 +97,11 @@ static void add_method(struct prune_cmd *p, const struct wn_prune_method *method
 /* --all goes on when a method cannot serve this model, for the sheet says so; a single one is an error. */
 static wn_status run_methods(struct prune_cmd *p, struct wn_err *err)
 {
-    const struct wn_prune_method *one = NULL;
-
-    if (!p->cfg.all && !(one = wn_prune_find(p->cfg.image_pruning_method, err))) return err->code;
-    for (size_t i = 0; !one && wn_prune_methods[i] && p->n < METHODS_MAX; i++) add_method(p, wn_prune_methods[i]);
-    if (!one) return WN_OK;
-    add_method(p, one);
+    for (size_t i = 0; p->cfg.all && wn_prune_methods[i] && p->n < METHODS_MAX; i++)
+        add_method(p, wn_prune_methods[i]->name);
+    if (p->cfg.all) return WN_OK;
+    if (!wn_prune_find(p->cfg.image_pruning_method, err)) return err->code;
+    add_method(p, p->cfg.image_pruning_method);
     *err = p->items[0].err;
     return p->items[0].rc;
 }
@@ -145,7 +149,7 @@ static wn_status draw(const struct prune_cmd *p, struct wn_err *err)
 {
     const char *slash = strrchr(p->cfg.image, '/');
     struct wn_canvas c = {0};
-    char title[300], budget[64] = "each method's own count";
+    char title[300], budget[64] = "each method's own count, or 64";
     wn_status rc;
 
     if (p->cfg.image_keep_tokens)
@@ -173,7 +177,8 @@ int wn_cmd_prune(int argc, char **argv)
     code = wn_config_start(&p->cfg, argc, argv,
                            "winnow prune --image FILE --method M [--keep K | --rate R] [-o OUT.png] MODEL\n"
                            "winnow prune --image FILE --all [--keep K | --rate R] [-o OUT.png] MODEL\n"
-                           "Draws which visual tokens of a picture are kept, and counts them");
+                           "Draws which visual tokens of a picture are kept, and counts them. --cap, --setting,\n"
+                           "--projected, --pruning-seed and --pruning-options do what they do in a request");
     if (code >= 0) goto out;
     code = 2;
     if (!p->cfg.model[0] || !p->cfg.image[0]) {

@@ -50,7 +50,7 @@ struct wn_job {
     char id[WN_JOB_ID_CHARS + 1];
     struct wn_job_life life;
     Wn__Envelope *request;            /* the Submit, owned */
-    Wn__Pruning *pruning;             /* in force: the request's or the scheduler's default */
+    Wn__Pruning pruning;              /* in force: the request's and the server's defaults; strings are borrowed */
     struct wn_blob *payload;          /* all images; NULL when there are none or the job has ended */
     struct wn_job_image images[WN_IMAGES_MAX];
     uint32_t images_n;
@@ -109,7 +109,6 @@ struct wn_scheduler {
     unsigned gone_at;
     size_t held_bytes;
     int64_t ended_us, gap_us;         /* when the last job ended, and how long that takes: a moving mean */
-    Wn__Pruning default_pruning;
     bool draining, stalled;           /* stalled: a client's queue is full, try again soon */
     struct wn_journal *journal;       /* NULL: jobs live in memory only */
     struct wn_err journal_error;      /* why it cannot be written; code WN_OK: it can */
@@ -151,7 +150,6 @@ void wn_sched_flush(struct wn_scheduler *s, struct wn_job *job); /* brings its f
 void wn_sched_refuse(struct wn_endpoint *ep, const struct wn_peer_id *to, const char *tag, const struct wn_err *err);
 
 void wn_sched_busy(struct wn_scheduler *s, const struct wn_peer_id *to, const char *tag, const char *why);
-Wn__Pruning *wn_sched_pruning(struct wn_scheduler *s, const Wn__Submit *r); /* what is in force */
 int64_t wn_sched_deadline(const Wn__Submit *r, int64_t submitted_us);
 
 /* ---- sched_journal.c: nothing happens without --journal ---- */

@@ -3,8 +3,8 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "daemon/pruning_ask.h"
 #include "daemon/sched.h"
-#include "pruning/prune.h"
 
 #define RETRY_MS_MIN 50
 #define RETRY_MS_MAX 10000
@@ -97,7 +97,7 @@ static wn_status send_end(struct wn_scheduler *s, struct wn_job *job, struct wn_
         return wn_sched_send(s->clients, &w->peer, WN__ENVELOPE__BODY_ERROR, &e, NULL, 0, 0, NULL);
     }
     job->usage.bytes_on_wire = &job->link;
-    job->usage.pruning = job->pruning;
+    job->usage.pruning = &job->pruning;
     d.job = &ref;
     d.reason = job->reason;
     d.usage = &job->usage;
@@ -176,14 +176,17 @@ static wn_status check_choices(const Wn__Submit *r, struct wn_err *err)
 
 static wn_status check_submit(const struct wn_scheduler *s, const Wn__Submit *r, size_t payload, struct wn_err *err)
 {
+    const struct wn_prune_method *method;
+    struct wn_prune_ask ask;
+    Wn__Pruning pruning;
     wn_status rc;
 
     if (!r->prompt[0] && r->n_image_bytes == 0) return wn_fail(err, WN_EINVAL, "the prompt is empty");
     if ((rc = check_images(s, r, payload, err)) != WN_OK) return rc;
     if ((rc = wn_sampling_check(r->sampling, err)) != WN_OK) return rc;
     if ((rc = wn_pruning_check(r->pruning, err)) != WN_OK) return rc;
-    if (r->pruning && !wn_prune_find(r->pruning->method, err)) return err->code;
-    return WN_OK;
+    wn_pruning_complete(&pruning, r->pruning, &s->cfg);
+    return wn_pruning_ask(&pruning, &method, &ask, err);
 }
 
 /* Why nothing more is taken just now; NULL if it is. */
@@ -264,11 +267,6 @@ static void follow(struct wn_scheduler *s, struct wn_job *job, const struct wn_p
     w->existed = existed;
 }
 
-Wn__Pruning *wn_sched_pruning(struct wn_scheduler *s, const Wn__Submit *r)
-{
-    return r->pruning && r->pruning->method && r->pruning->method[0] ? r->pruning : &s->default_pruning;
-}
-
 int64_t wn_sched_deadline(const Wn__Submit *r, int64_t submitted_us)
 {
     if (r->deadline_ms == 0 || r->deadline_ms >= (uint64_t)(WN_NEVER / 2) / 1000) return WN_NEVER;
@@ -344,7 +342,7 @@ static struct wn_job *add_job(struct wn_scheduler *s, const struct request *q, u
     wn_ticket_open(&job->ticket, account);
     job->submitted_us = job->queued_us = wn_now_us();
     job->deadline_us = wn_sched_deadline(r, job->submitted_us);
-    job->pruning = wn_sched_pruning(s, r);
+    wn_pruning_complete(&job->pruning, r->pruning, &s->cfg);
     job->link.control += choice == 0 ? q->bytes : 0;
     if (s->journal && wn_sched_journal_add(s, job) != WN_OK) {
         wn_sched_busy(s, q->peer, r->client_tag, "the journal cannot keep up");

@@ -11,6 +11,7 @@
 #include <time.h>
 
 #include "base/log.h"
+#include "daemon/pruning_ask.h"
 #include "daemon/sched.h"
 
 #define TICK_US  ((int64_t)1000000)
@@ -78,7 +79,7 @@ static wn_status pack_outcome(struct wn_job *job, uint8_t **out, size_t *bytes)
     struct wn_err err = {0};
 
     usage.bytes_on_wire = &job->link;
-    usage.pruning = NULL; /* the request has it */
+    usage.pruning = &job->pruning;
     if (job->first_token_us) usage.time_to_first_token_us = (uint64_t)(job->first_token_us - job->submitted_us);
     ref.job_id = job->id;
     ref.attempt = job->life.attempt ? job->life.attempt : 1;
@@ -213,6 +214,7 @@ static wn_status load_outcome(struct wn_job *job, const struct wn_journal_state 
             job->usage.base = (ProtobufCMessage)PROTOBUF_C_MESSAGE_INIT(&wn__usage__descriptor);
             job->usage.bytes_on_wire = NULL;
             job->usage.pruning = NULL;
+            wn_pruning_copy_numbers(&job->pruning, env->done->usage->pruning);
         }
     }
     wn_codec_free(env);
@@ -259,12 +261,12 @@ static wn_status load_job(void *arg, const struct wn_journal_job *r, const struc
     for (uint32_t i = 0; i < r->images_n; i++) bytes += (size_t)r->image_bytes[i];
     if ((rc = wn_sched_job_create(s, &job, request, r->id, r->images, bytes, err)) != WN_OK) goto out;
     request = NULL;
+    wn_pruning_complete(&job->pruning, job->request->submit->pruning, &s->cfg);
     if ((rc = wn_transcript_restore(&job->answer, st->ids, st->text_end, st->ids_n, st->text, st->text_bytes, err)) !=
             WN_OK ||
         (rc = load_outcome(job, st, err)) != WN_OK)
         goto out;
     job->life = st->life;
-    job->pruning = wn_sched_pruning(s, job->request->submit);
     job->submitted_us = from_real(r->submitted_us);
     job->queued_us = wn_now_us();
     if (job->usage.time_to_first_token_us)

@@ -236,7 +236,7 @@ static bool send_generate(struct wn_scheduler *s, struct wn_job *job, int leader
     g.sampling = r->sampling;
     g.emitted = job->answer.ids;
     g.n_emitted = job->answer.ids_n;
-    g.pruning = job->pruning;
+    g.pruning = &job->pruning;
     rc = wn_sched_send(s->workers, &s->worker[leader].peer, WN__ENVELOPE__BODY_GENERATE, &g, NULL, 0, 0, &sent);
     if (rc == WN_OK) job->link.control += sent;
     else if (rc == WN_ELIMIT) wn_sched_fail(s, job, WN_ELIMIT, false, "prompt and answer do not fit in one message");
@@ -256,7 +256,7 @@ static bool send_encode(struct wn_scheduler *s, struct wn_job *job, uint32_t ima
     ref.attempt = job->life.attempt;
     e.job = &ref;
     e.image = image;
-    e.pruning = job->pruning;
+    e.pruning = &job->pruning;
     e.leader_endpoint = (char *)(uintptr_t)leader->features_endpoint;
     e.leader_name = (char *)(uintptr_t)leader->name;
     im->worker = worker; /* before the send: if that fails, this job is among the worker's */

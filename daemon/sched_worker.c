@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "daemon/pruning_ask.h"
 #include "daemon/sched.h"
 
 static bool is_leader(const struct wn_sched_worker *w)
@@ -236,6 +237,7 @@ static void on_encoded(struct wn_scheduler *s, int worker, const Wn__Encoded *e,
     job->link.embedding += e->bytes;
     job->usage.image_tokens += e->rows;
     job->usage.image_tokens_before_pruning += e->rows_before;
+    wn_pruning_copy_numbers(&job->pruning, e->pruning);
     job->usage.preprocess_us += e->preprocess_us;
     job->usage.encode_us += e->encode_us;
     job->usage.prune_us += e->prune_us;

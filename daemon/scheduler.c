@@ -6,8 +6,8 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "daemon/pruning_ask.h"
 #include "daemon/sched.h"
-#include "pruning/prune.h"
 
 #define BURST    64              /* messages of one socket before the other has its turn */
 #define TICK_US  ((int64_t)50000)
@@ -45,6 +45,9 @@ wn_status wn_scheduler_open(struct wn_scheduler **out, const struct wn_config *c
                             struct wn_err *err)
 {
     struct wn_scheduler *s = calloc(1, sizeof(*s));
+    const struct wn_prune_method *method;
+    struct wn_prune_ask ask;
+    Wn__Pruning pruning;
     wn_status rc;
 
     if (!s) return wn_fail(err, WN_ENOMEM, "scheduler");
@@ -55,14 +58,8 @@ wn_status wn_scheduler_open(struct wn_scheduler **out, const struct wn_config *c
         s->accounts.jobs_max = s->cfg.max_jobs_per_client;
     s->accounts.jobs_per_s = (double)s->cfg.max_job_rate;
     s->started_us = s->absent_us[0] = s->absent_us[1] = wn_now_us();
-    s->default_pruning = (Wn__Pruning)WN__PRUNING__INIT;
-    s->default_pruning.method = s->cfg.image_pruning_method;
-    s->default_pruning.keep = s->cfg.image_keep_tokens;
-    s->default_pruning.rate = s->cfg.image_pruning_rate;
-    if (!wn_prune_find(s->cfg.image_pruning_method, err)) {
-        rc = err ? err->code : WN_ENOENT;
-        goto out;
-    }
+    wn_pruning_complete(&pruning, NULL, &s->cfg);
+    if ((rc = wn_pruning_ask(&pruning, &method, &ask, err)) != WN_OK) goto out;
     if ((rc = wn_net_create(&s->net, err)) != WN_OK) goto out;
     if ((rc = wn_sched_journal_open(s, err)) != WN_OK) goto out; /* before anybody can ask for what is in it */
     if ((rc = open_endpoints(s, workers, err)) != WN_OK) goto out;

@@ -19,11 +19,11 @@
 
 #include "base/log.h"
 #include "daemon/launcher.h"
+#include "daemon/pruning_ask.h"
 #include "daemon/roles.h"
 #include "daemon/slurm.h"
 #include "daemon/worker.h"
 #include "proto/codec.h"
-#include "pruning/prune.h"
 #include "shard/jsonfile.h"
 #include "shard/weights.h"
 #include "transport/endpoint.h"
@@ -75,10 +75,14 @@ static wn_status check_model(struct supervisor *s, struct wn_err *err)
 {
     char id[WN_MODEL_ID_LEN], path[WN_PATH_MAX];
     struct wn_weights *weights = NULL;
+    const struct wn_prune_method *method;
+    struct wn_prune_ask ask;
+    Wn__Pruning pruning;
     wn_status rc = wn_worker_model(&s->cfg, &s->model, id, err);
 
     if (rc != WN_OK || (rc = wn_worker_plan(&s->cfg, &s->model, &s->plan, err)) != WN_OK) return rc;
-    if (!wn_prune_find(s->cfg.image_pruning_method, err)) return WN_ENOENT;
+    wn_pruning_complete(&pruning, NULL, &s->cfg);
+    if ((rc = wn_pruning_ask(&pruning, &method, &ask, err)) != WN_OK) return rc;
     if ((rc = wn_weights_open(&weights, s->cfg.model, err)) != WN_OK) return rc;
     wn_weights_close(weights);
     if ((rc = wn_path_join(path, s->cfg.model, "tokenizer.json", err)) != WN_OK) return rc;

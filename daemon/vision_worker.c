@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "daemon/encoder.h"
 #include "daemon/front.h"
+#include "daemon/pruning_ask.h"
 #include "daemon/roles.h"
 #include "daemon/worker.h"
 
@@ -209,22 +210,15 @@ static void take_message(struct vision_worker *v, struct wn_front_msg *m)
 
 /* ---- encode and prune ---- */
 
-/* What the order asks for, with the worker's defaults where it does not say. */
+/* What the order asks for; the scheduler has put the server's defaults in. */
 static wn_status ask_of(const struct vision_worker *v, const Wn__Pruning *p, struct wn_encode_item *item,
                         struct wn_err *err)
 {
-    const bool own_budget = p && (p->keep || p->rate > 0);
-    struct wn_prune_ask *ask = &item->ask;
+    static const Wn__Pruning nothing = WN__PRUNING__INIT;
+    wn_status rc = wn_pruning_ask(p ? p : &nothing, &item->method, &item->ask, err);
 
-    item->method = wn_prune_find(p && p->method[0] ? p->method : v->cfg.image_pruning_method, err);
-    if (!item->method) return WN_ENOENT;
-    ask->budget.keep = own_budget ? p->keep : v->cfg.image_keep_tokens;
-    ask->budget.rate = own_budget ? p->rate : v->cfg.image_pruning_rate;
-    if (!p) return WN_OK;
-    ask->budget.cap = p->cap;
-    ask->budget.seed = p->seed;
-    ask->projected = p->projected;
-    return wn_prune_setting_parse(&ask->setting, p->setting, err);
+    if (rc != WN_OK) return rc;
+    return wn_pruning_limit(item->method, &item->ask, wn_encoder_shape(&v->model).rows, v->cfg.image_tokens_max, err);
 }
 
 static void encode_batch(struct vision_worker *v)
@@ -254,6 +248,7 @@ static void encode_batch(struct vision_worker *v)
         }
         batch[i]->until_us = wn_deadline_in_us(CREDIT_WAIT_US);
         atomic_fetch_add(&wn_front_load(v->front)->images, 1);
+        atomic_fetch_add(&wn_front_load(v->front)->cache_hits, items[i].cached);
         list_put(&v->outbox, batch[i]);
     }
 }
@@ -274,6 +269,7 @@ static void send_features(struct vision_worker *v, struct work *w)
     struct wn_party to = {.side = WN_SIDE_LEADER};
     Wn__Features f = WN__FEATURES__INIT;
     Wn__Encoded done = WN__ENCODED__INIT;
+    Wn__Pruning in_force = WN__PRUNING__INIT;
 
     crypto_hash_sha256(hash, item->rows, bytes);
     f.job = w->e->job;
@@ -293,10 +289,6 @@ static void send_features(struct vision_worker *v, struct work *w)
     f.prune_us = item->prune_us;
     f.cache_hit = item->cached;
     f.sent_us = (uint64_t)wn_now_us();
-    memcpy(to.address, w->e->leader_endpoint, strlen(w->e->leader_endpoint) + 1);
-    wn_front_send(v->front, &to, WN__ENVELOPE__BODY_FEATURES, &f, WN_TRAFFIC_EMBEDDING, item->rows, bytes, free_rows,
-                  NULL);
-    item->rows = NULL; /* moved */
     done.job = w->e->job;
     done.image = w->e->image;
     done.rows_before = f.rows_before;
@@ -305,8 +297,16 @@ static void send_features(struct vision_worker *v, struct work *w)
     done.encode_us = f.encode_us;
     done.prune_us = f.prune_us;
     done.bytes = bytes;
+    wn_pruning_in_force(&in_force, item->method, &item->ask, item->rows_before, item->projected);
+    if (w->e->pruning) in_force.position = w->e->pruning->position;
+    done.pruning = &in_force;
+    /* before the features, or a short job could be over before the scheduler hears what its image cost */
     wn_front_send(v->front, &w->order->party, WN__ENVELOPE__BODY_ENCODED, &done, WN_TRAFFIC_CONTROL, NULL, 0, NULL,
                   NULL);
+    memcpy(to.address, w->e->leader_endpoint, strlen(w->e->leader_endpoint) + 1);
+    wn_front_send(v->front, &to, WN__ENVELOPE__BODY_FEATURES, &f, WN_TRAFFIC_EMBEDDING, item->rows, bytes, free_rows,
+                  NULL);
+    item->rows = NULL; /* moved */
     work_free(w);
 }
 
@@ -336,7 +336,6 @@ static wn_status open_worker(struct vision_worker *v, struct wn_err *err)
     wn_status rc = wn_worker_model(&v->cfg, &v->model, v->model_id, err);
 
     if (rc != WN_OK) return rc;
-    if (!wn_prune_find(v->cfg.image_pruning_method, err)) return WN_ENOENT;
     eo.dtype = v->dtype = wn_worker_dtype(&v->cfg, &v->model);
     eo.limits.bytes_max = v->cfg.image_bytes_max;
     eo.limits.pixels_max = v->cfg.image_pixels_max;

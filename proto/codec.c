@@ -107,9 +107,9 @@ wn_status wn_pruning_check(const Wn__Pruning *p, struct wn_err *err)
     if (!p) return WN_OK;
     if (p->keep > WN_FEATURE_ROWS_MAX || p->cap > WN_FEATURE_ROWS_MAX)
         return wn_fail(err, WN_ELIMIT, "pruning keep and cap may be at most %d", WN_FEATURE_ROWS_MAX);
-    if ((unsigned)p->position > WN__POSITION_POLICY__POSITION_ORIGINAL)
+    if ((unsigned)p->position > WN__POSITION_POLICY__POSITION_COMPACT)
         return wn_fail(err, WN_EINVAL, "pruning position policy %d is not known", (int)p->position);
-    return check_float("pruning rate", p->rate, 0, 0.99f, err);
+    return check_float("pruning rate", p->rate, 0, 1, err);
 }
 
 static wn_status check_ref(const char *where, const Wn__JobRef *job, struct wn_err *err)
@@ -161,7 +161,7 @@ static wn_status check_encoded(const Wn__Encoded *e, struct wn_err *err)
         rc = wn_fail(err, WN_ELIMIT, "Encoded: %u of %u rows, at most %d", e->rows, e->rows_before,
                      WN_FEATURE_ROWS_MAX);
     if (rc == WN_OK && e->image >= WN_IMAGES_MAX) rc = wn_fail(err, WN_EPROTO, "Encoded: image %u", e->image);
-    return rc;
+    return rc == WN_OK ? wn_pruning_check(e->pruning, err) : rc;
 }
 
 static wn_status check_hello(const Wn__Hello *h, struct wn_err *err)

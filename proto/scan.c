@@ -10,6 +10,7 @@ static const struct wn_field_limit limits[] = {
     {"Sampling", "stop", WN_STOP_MAX, WN_STOP_BYTES_MAX},
     {"Pruning", "method", 1, 64},
     {"Pruning", "setting", 1, 32},
+    {"Pruning", "options", 1, 256},
     {"Submit", "idempotency_key", 1, WN_KEY_BYTES_MAX},
     {"Submit", "prompt", 1, WN_PROMPT_BYTES_MAX},
     {"Submit", "image_bytes", WN_IMAGES_MAX, 0},

@@ -43,8 +43,8 @@ wn_status wn_prune_setting_parse(wn_prune_setting *out, const char *text, struct
 
 /* ---- checks ---- */
 
-static wn_status check_ask(const struct wn_prune_method *m, const struct wn_prune_ask *ask,
-                           struct wn_err *err)
+wn_status wn_prune_check_ask(const struct wn_prune_method *m, const struct wn_prune_ask *ask,
+                             struct wn_err *err)
 {
     const struct wn_prune_options *o = &ask->options;
 
@@ -66,7 +66,7 @@ wn_status wn_prune_check(const struct wn_prune_method *m, const struct wn_prune_
                          const struct wn_prune_shape *s, struct wn_err *err)
 {
     struct wn_prune_wants w;
-    wn_status rc = check_ask(m, ask, err);
+    wn_status rc = wn_prune_check_ask(m, ask, err);
 
     if (rc != WN_OK) return rc;
     if (s->rows == 0 || s->width == 0 || s->rows > 1u << 20 || s->width > 1u << 20)
@@ -117,6 +117,11 @@ bool wn_prune_wants_join(struct wn_prune_wants *all, const struct wn_prune_wants
 static bool has_budget(const struct wn_prune_budget *b)
 {
     return b->keep > 0 || b->rate > 0;
+}
+
+void wn_prune_ask_complete(const struct wn_prune_method *m, struct wn_prune_ask *ask)
+{
+    if (!m->all && !m->adaptive && !has_budget(&ask->budget)) ask->budget.keep = WN_PRUNE_KEEP_DEFAULT;
 }
 
 uint32_t wn_prune_count(const struct wn_prune_budget *b, uint32_t rows)

@@ -24,6 +24,7 @@
 
 #define WN_PRUNE_NO_INDEX UINT32_MAX /* a row that stands for no single patch */
 #define WN_PRUNE_NO_LAYER UINT32_MAX
+#define WN_PRUNE_KEEP_DEFAULT 64 /* rows kept where a request names a method and no budget */
 
 /* Flags of a kept row. 0: the tower's row, unchanged. */
 enum { WN_PRUNE_MERGED = 1, WN_PRUNE_EXTRA = 2, WN_PRUNE_CLS = 4 };
@@ -35,15 +36,16 @@ enum { WN_PRUNE_TOWER = 1, WN_PRUNE_PROJECTED = 2 };
 typedef enum wn_prune_setting { WN_PRUNE_FAITHFUL = 0, WN_PRUNE_PAPER = 1 } wn_prune_setting;
 
 /* How many rows to keep. keep goes before rate. Neither: methods that choose their own count do,
- * the others keep all. What counts is the rows that leave, extra and CLS rows included. */
+ * the others keep all (see wn_prune_ask_complete for what a request gets). What counts is the rows
+ * that leave, extra and CLS rows included. */
 struct wn_prune_budget {
     uint32_t keep; /* rows; 0: by rate; more than there are: all */
     float rate;    /* share removed, 0 .. 1; halves round up; at least one row is left */
     uint32_t cap;  /* upper bound for methods that choose their own count; 0: none */
-    uint64_t seed; /* for methods that draw */
+    uint64_t seed; /* for methods that draw; the same seed draws the same patches of any image */
 };
 
-/* Numbers of single methods; 0 is the published default. */
+/* Numbers of single methods; 0 is the published default. Their names in text: options.c. */
 struct wn_prune_options {
     uint32_t neighbours;   /* prumerge, prumerge+: rows summed into a kept one (32) */
     uint32_t contextual;   /* visionzip: merged rows of the budget (5/32 of it) */
@@ -139,6 +141,17 @@ const struct wn_prune_method *wn_prune_find(const char *name, struct wn_err *err
 /* "faithful", "paper", or "" and NULL for faithful. */
 WN_NODISCARD wn_status wn_prune_setting_parse(wn_prune_setting *out, const char *text,
                                               struct wn_err *err);
+
+/* "neighbours=16,anchors=0.2"; NULL and "": all published. WN_EINVAL names what is wrong. */
+WN_NODISCARD wn_status wn_prune_options_parse(struct wn_prune_options *out, const char *text,
+                                              struct wn_err *err);
+
+/* A request that names no budget gets WN_PRUNE_KEEP_DEFAULT rows of methods that need one. */
+void wn_prune_ask_complete(const struct wn_prune_method *method, struct wn_prune_ask *ask);
+
+/* What can be said of a request before the image's shape is known. */
+WN_NODISCARD wn_status wn_prune_check_ask(const struct wn_prune_method *method,
+                                          const struct wn_prune_ask *ask, struct wn_err *err);
 
 /* Can the method do this? For requests, before any work starts; run checks it again. */
 WN_NODISCARD wn_status wn_prune_check(const struct wn_prune_method *method,

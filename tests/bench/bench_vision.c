@@ -9,10 +9,10 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "shard/vision.h"
+#include "tests/bench/random_tower.h"
 #include "tests/integration/golden.h"
 
 #define RUNS_MAX 200
@@ -32,110 +32,6 @@ static int by_value(const void *a, const void *b)
 {
     int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
     return (x > y) - (x < y);
-}
-
-static uint32_t noise_state = 1;
-static float noise(void)
-{
-    noise_state = noise_state * 1664525u + 1013904223u;
-    return (float)(noise_state >> 8) * 0x1p-24f - 0.5f;
-}
-
-/* --- a checkpoint of random weights --- */
-
-struct file {
-    FILE *data;
-    char header[1 << 16];
-    size_t header_n;
-    uint64_t at;
-};
-
-static void add(struct file *f, const char *name, uint32_t d0, uint32_t d1)
-{
-    uint64_t n = (uint64_t)d0 * (d1 ? d1 : 1);
-    size_t len = strlen(name);
-    bool ones = d1 == 0 && len > 7 && strcmp(name + len - 7, ".weight") == 0; /* a norm */
-    char dims[32];
-
-    if (d1)
-        snprintf(dims, sizeof(dims), "%u,%u", d0, d1);
-    else
-        snprintf(dims, sizeof(dims), "%u", d0);
-    f->header_n +=
-        (size_t)snprintf(f->header + f->header_n, sizeof(f->header) - f->header_n,
-                         "%c\"vision_tower.vision_model.%s\":{\"dtype\":\"BF16\",\"shape\":[%s],"
-                         "\"data_offsets\":[%llu,%llu]}",
-                         f->header_n ? ',' : '{', name, dims, (unsigned long long)f->at,
-                         (unsigned long long)(f->at + 2 * n));
-    must(f->header_n + 2 < sizeof(f->header), "header", "too long");
-    for (uint64_t i = 0; i < n; i++) {
-        wn_bf16 v = wn_f32_to_bf16(ones ? 1.0f : 0.08f * noise());
-        must(fwrite(&v, sizeof(v), 1, f->data) == 1, "scratch file", "write");
-    }
-    f->at += 2 * n;
-}
-
-static void add_layer(struct file *f, const struct wn_vision_config *c, uint32_t i)
-{
-    const struct {
-        const char *name;
-        uint32_t d0, d1;
-    } parts[] = {
-        {"layer_norm1.weight", c->hidden, 0},
-        {"layer_norm1.bias", c->hidden, 0},
-        {"layer_norm2.weight", c->hidden, 0},
-        {"layer_norm2.bias", c->hidden, 0},
-        {"self_attn.q_proj.weight", c->hidden, c->hidden},
-        {"self_attn.q_proj.bias", c->hidden, 0},
-        {"self_attn.k_proj.weight", c->hidden, c->hidden},
-        {"self_attn.k_proj.bias", c->hidden, 0},
-        {"self_attn.v_proj.weight", c->hidden, c->hidden},
-        {"self_attn.v_proj.bias", c->hidden, 0},
-        {"self_attn.out_proj.weight", c->hidden, c->hidden},
-        {"self_attn.out_proj.bias", c->hidden, 0},
-        {"mlp.fc1.weight", c->mlp, c->hidden},
-        {"mlp.fc1.bias", c->mlp, 0},
-        {"mlp.fc2.weight", c->hidden, c->mlp},
-        {"mlp.fc2.bias", c->hidden, 0},
-    };
-    char name[128];
-
-    for (size_t k = 0; k < sizeof(parts) / sizeof(parts[0]); k++) {
-        snprintf(name, sizeof(name), "encoder.layers.%u.%s", i, parts[k].name);
-        add(f, name, parts[k].d0, parts[k].d1);
-    }
-}
-
-/* Writes DIR/model.safetensors with a tower of layers_run layers. */
-static void write_tower(const char *dir, const struct wn_vision_config *c)
-{
-    static struct file f;
-    char path[128], block[1 << 16];
-    uint64_t header_bytes;
-    size_t n;
-    FILE *out;
-
-    memset(&f, 0, sizeof(f));
-    f.data = tmpfile();
-    must(f.data != NULL, "scratch file", "open");
-    add(&f, "embeddings.class_embedding", c->hidden, 0);
-    add(&f, "embeddings.patch_embedding.weight", c->hidden, 3 * c->patch_side * c->patch_side);
-    add(&f, "embeddings.position_embedding.weight", c->patches + 1, c->hidden);
-    add(&f, "pre_layrnorm.weight", c->hidden, 0);
-    add(&f, "pre_layrnorm.bias", c->hidden, 0);
-    for (uint32_t i = 0; i < c->layers_run; i++) add_layer(&f, c, i);
-    f.header[f.header_n++] = '}';
-    while (f.header_n % 8) f.header[f.header_n++] = ' ';
-    header_bytes = f.header_n;
-    snprintf(path, sizeof(path), "%s/model.safetensors", dir);
-    out = fopen(path, "wb");
-    must(out != NULL, path, "open");
-    fwrite(&header_bytes, sizeof(header_bytes), 1, out);
-    fwrite(f.header, 1, f.header_n, out);
-    rewind(f.data);
-    while ((n = fread(block, 1, sizeof(block), f.data)) > 0) fwrite(block, 1, n, out);
-    must(fclose(out) == 0, path, "write");
-    fclose(f.data);
 }
 
 /* --- verify, measure --- */
@@ -181,7 +77,7 @@ static double matmul_peak(void)
     int64_t best = INT64_MAX;
 
     must(host != NULL, "matmul", "memory");
-    for (size_t i = 0; i < (size_t)N * K; i++) host[i] = wn_f32_to_bf16(noise());
+    for (size_t i = 0; i < (size_t)N * K; i++) host[i] = wn_f32_to_bf16(random_noise());
     must(!be->ops->weight_create(be, &w, &from, WN_BF16) &&
              !be->ops->buf_alloc(be, (size_t)M * K * 2, &x) &&
              !be->ops->buf_alloc(be, (size_t)M * N * 2, &out),
@@ -215,7 +111,7 @@ static void measure(const char *shape, const struct wn_model *model, const struc
     uint32_t n = 0;
 
     must(pixels != NULL, shape, "memory");
-    for (size_t i = 0; i < floats; i++) pixels[i] = 4.0f * noise();
+    for (size_t i = 0; i < floats; i++) pixels[i] = 4.0f * random_noise();
     must(!wn_vision_open(&v, be, model, w, WN_BF16, images, &err), shape, err.text);
     must(!wn_vision_encode(v, pixels, images, NULL, WN_NEVER, &out, &err), shape,
          err.text); /* warm */
@@ -242,7 +138,7 @@ static void measure_random(const char *shape, struct wn_vision_config c)
     struct wn_err err = {0};
 
     must(mkdtemp(dir) != NULL, "scratch folder", "");
-    write_tower(dir, &c);
+    must(random_tower_write(dir, &c), dir, "write");
     must(!wn_weights_open(&w, dir, &err), shape, err.text);
     measure(shape, &model, w, 1);
     measure(shape, &model, w, 4);

@@ -117,6 +117,49 @@ static void test_figures(void **state)
     says(" ms, prune ");
 }
 
+/* Which patches the last `prune --json` kept. */
+static char *kept_list(void)
+{
+    char *at = strstr(output, "\"index\": [");
+    assert_non_null(at);
+    return strdup(at);
+}
+
+/* The same picture and seed keep the same patches; another picture or another seed others. */
+static void test_random_draws_by_picture(void **state)
+{
+    static const char *const runs[] = {PICTURE, PICTURE, "tests/eval/images/007.jpg", PICTURE " --pruning-seed 1"};
+    char *kept[4];
+    (void)state;
+    for (int i = 0; i < 4; i++) {
+        assert_int_equal(run("prune --method random --json --image %s " MODEL, runs[i]), 0);
+        says("\"kept\": 64, \"of\": 576"); /* no budget was named */
+        kept[i] = kept_list();
+    }
+    assert_string_equal(kept[0], kept[1]);
+    assert_string_not_equal(kept[0], kept[2]);
+    assert_string_not_equal(kept[0], kept[3]);
+    for (int i = 0; i < 4; i++) free(kept[i]);
+}
+
+/* The edges of a budget, on the command line. */
+static void test_budget_edges(void **state)
+{
+    static const struct { const char *flags, *says; } cases[] = {
+        {"--keep 1", "uniform: 1 of 576"},        {"--keep 577", "uniform: 576 of 576"},
+        {"--rate 0", "uniform: 576 of 576"},      {"--rate 0.99", "uniform: 6 of 576"},
+        {"--rate 1", "uniform: 1 of 576"},        {"--method prumerge --cap 5", "prumerge: 5 of 576"},
+        {"--method prumerge --keep 9 --pruning-options neighbours=4 --setting paper", "prumerge: 9 of 576"},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        assert_int_equal(run("prune --image " PICTURE " --method uniform %s " MODEL, cases[i].flags), 0);
+        says(cases[i].says);
+    }
+    assert_int_equal(run("prune --image " PICTURE " --method uniform --setting paper " MODEL), 1);
+    says("'uniform' has no setting 'paper'");
+}
+
 static void test_sheet(void **state)
 {
     const char *path = scratch("sheet.png");
@@ -222,9 +265,9 @@ static void test_eval(void **state)
         assert_true(cell(line, "prefill_ms") > 0 && cell(line, "wall_s") > 0);
     }
     free(take_png(plot, 1280, 800));
-    assert_int_equal(run("eval --endpoint %s --limit 2 --max-tokens 1 --pruning sharpen:9,none", service.endpoint), 1);
-    says("winnow: sharpen:9: question 000-0: pruning method 'sharpen' is not known");
-    says("winnow: 2 questions failed");
+    assert_int_equal(run("eval --endpoint %s --limit 2 --max-tokens 1 --pruning none,sharpen:9", service.endpoint), 1);
+    says("winnow: sharpen:9: pruning method 'sharpen' is not known; known: none, random"); /* before any question */
+    assert_null(strstr(output, "Accuracy"));
 }
 
 /* A new method has to be added to --sweep by hand, for clients do not know the server's table. */
@@ -259,6 +302,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_overlay),        cmocka_unit_test(test_figures),
+        cmocka_unit_test(test_random_draws_by_picture), cmocka_unit_test(test_budget_edges),
         cmocka_unit_test(test_sheet),          cmocka_unit_test(test_prune_refusals),
         cmocka_unit_test_setup_teardown(test_eval, start, stop),
         cmocka_unit_test(test_sweep_knows_every_method), cmocka_unit_test(test_eval_usage),

@@ -370,21 +370,111 @@ static void test_pruning_methods(void **state)
     still_right();
 }
 
-/* Rows of the prompt that came from the prefix cache. */
-static uint32_t cached_tokens(const char *method, uint32_t keep, uint64_t seed)
+/* One short job with this pruning; fails the test unless it is answered. */
+static struct winnow_usage usage_of(struct winnow_request q, char **answer)
 {
     const struct winnow_image im = {.data = picture, .bytes = picture_bytes};
-    const struct winnow_request q = {.prompt = question, .images = &im, .images_n = 1, .max_tokens = 2,
-                                     .pruning_method = method, .pruning_keep = keep, .pruning_seed = seed};
     struct winnow_event ev;
     uint64_t job;
 
-    assert_int_equal(winnow_submit(conn, &q, &job), WINNOW_OK);
+    q.prompt = question;
+    q.images = &im;
+    q.images_n = 1;
+    if (winnow_submit(conn, &q, &job) != WINNOW_OK) fail_msg("submit: %s", winnow_error(conn));
     do {
         assert_int_equal(winnow_next(conn, &ev, 60000), WINNOW_OK);
     } while (ev.type != WINNOW_EVENT_DONE && ev.type != WINNOW_EVENT_ERROR);
-    if (ev.type == WINNOW_EVENT_ERROR) fail_msg("%s: %s", method, ev.text);
-    return ev.usage.cached_tokens;
+    if (ev.type == WINNOW_EVENT_ERROR) fail_msg("%s: %s", q.pruning_method, ev.text);
+    if (answer) *answer = strdup(ev.text);
+    return ev.usage;
+}
+
+/* What was asked, what was kept, and what usage says was in force. */
+static void test_budgets(void **state)
+{
+    static const struct {
+        const char *method;
+        uint32_t keep;
+        float rate;
+        uint32_t kept, in_force;
+    } cases[] = {
+        {"cls-topk", 1, 0, 1, 1},       {"cls-topk", 575, 0, 575, 575}, {"cls-topk", 576, 0, 576, 576},
+        {"cls-topk", 577, 0, 576, 576}, {"uniform", 0, 0.99f, 6, 6},    {"uniform", 0, 1, 1, 1},
+        {"random", 0, 0, 64, 64},       {"prumerge", 0, 1, 1, 1},       {"none", 9, 0, 576, 0},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        const struct winnow_usage u = usage_of((struct winnow_request){.max_tokens = 1,
+                                                                       .pruning_method = cases[i].method,
+                                                                       .pruning_keep = cases[i].keep,
+                                                                       .pruning_rate = cases[i].rate},
+                                               NULL);
+        if (u.image_tokens != cases[i].kept || u.pruning_keep != cases[i].in_force)
+            fail_msg("%s %u %g: %u kept, %u in force", cases[i].method, cases[i].keep, (double)cases[i].rate,
+                     u.image_tokens, u.pruning_keep);
+    }
+}
+
+/* Everything that a request can say comes back. */
+static void test_pruning_in_force(void **state)
+{
+    struct winnow_request q = {.max_tokens = 1, .pruning_method = "prumerge", .pruning_keep = 50, .pruning_seed = 7,
+                               .pruning_setting = "paper", .pruning_options = "neighbours=8", .pruning_cap = 60,
+                               .pruning_position = WINNOW_POSITION_ORIGINAL};
+    const struct winnow_usage plain = usage_of(q, NULL);
+    struct winnow_usage u;
+    (void)state;
+    q.pruning_projected = 1;
+    u = usage_of(q, NULL);
+    assert_string_equal(u.pruning_method, "prumerge");
+    assert_string_equal(u.pruning_setting, "paper");
+    assert_string_equal(u.pruning_options, "neighbours=8");
+    assert_int_equal(u.pruning_keep, 50);
+    assert_int_equal(u.pruning_cap, 60);
+    assert_int_equal(u.pruning_seed, 7);
+    assert_int_equal(u.pruning_position, WINNOW_POSITION_ORIGINAL);
+    assert_true(u.pruning_projected && !plain.pruning_projected);
+    q = (struct winnow_request){.max_tokens = 1, .pruning_method = "matryoshka"}; /* knows projected rows only */
+    assert_true(usage_of(q, NULL).pruning_projected);
+    q.pruning_method = "none";
+    assert_int_equal(usage_of(q, NULL).pruning_position, WINNOW_POSITION_COMPACT);
+}
+
+/* With nothing pruned the policies are one, down to the pages in the cache; else the same rows are turned otherwise. */
+static void test_positions(void **state)
+{
+    struct winnow_request q = {.max_tokens = 24, .pruning_method = "none", .pruning_position = WINNOW_POSITION_COMPACT};
+    struct winnow_usage first, again;
+    char *compact, *original;
+    (void)state;
+    first = usage_of(q, &compact);
+    q.pruning_position = WINNOW_POSITION_ORIGINAL;
+    again = usage_of(q, &original);
+    assert_string_equal(compact, original);
+    assert_int_equal(again.prompt_tokens, first.prompt_tokens);
+    assert_true(again.cached_tokens + 32 > again.prompt_tokens);
+    free(compact);
+    free(original);
+    q.pruning_method = "uniform"; /* patch 0 and then every ninth or so: positions differ from the second row on */
+    q.pruning_keep = 63;
+    first = usage_of(q, &original);
+    assert_true(first.cached_tokens < 32);
+    again = usage_of(q, &compact);
+    assert_string_equal(compact, original);
+    assert_true(again.cached_tokens + 32 > again.prompt_tokens);
+    free(compact);
+    free(original);
+    q.pruning_position = WINNOW_POSITION_COMPACT;
+    assert_true(usage_of(q, NULL).cached_tokens < 32);
+}
+
+/* Rows of the prompt that came from the prefix cache. */
+static uint32_t cached_tokens(const char *method, uint32_t keep, uint64_t seed)
+{
+    return usage_of((struct winnow_request){.max_tokens = 2, .pruning_method = method, .pruning_keep = keep,
+                                            .pruning_seed = seed},
+                    NULL)
+        .cached_tokens;
 }
 
 /* The same picture with the same pruning is found; with another method, budget or draw its text alone is. */
@@ -566,6 +656,9 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_prompt_too_long),
         cmocka_unit_test(test_unknown_pruning_method),
         cmocka_unit_test(test_pruning_methods),
+        cmocka_unit_test(test_budgets),
+        cmocka_unit_test(test_pruning_in_force),
+        cmocka_unit_test(test_positions),
         cmocka_unit_test(test_prefix_hits_need_the_same_pruning),
         cmocka_unit_test(test_special_tokens_in_text_are_text),
         cmocka_unit_test(test_text_only),

@@ -68,7 +68,8 @@ static void test_all_fields(void **state)
              "\"text\":\"two\"},{\"type\":\"image_url\",\"image_url\":\"b.png\"}]}],\"max_completion_tokens\":17,"
              "\"temperature\":0.5,\"top_p\":0.25,\"top_k\":9,\"seed\":123456789012,\"stop\":[\"x\",\"yy\"],\"n\":1,"
              "\"stream\":false,\"user\":\"me\",\"logit_bias\":null,\"image_pruning\":{\"method\":\"cls-topk\","
-             "\"keep\":64,\"rate\":null}}}";
+             "\"keep\":64,\"rate\":null,\"cap\":99,\"position\":\"original\",\"projected\":true,\"setting\":\"paper\","
+             "\"seed\":3,\"options\":\"neighbours=8\"}}}";
     struct batch_request r;
     struct wn_err err = {0};
     (void)state;
@@ -88,6 +89,12 @@ static void test_all_fields(void **state)
     assert_string_equal(r.request.stop[1], "yy");
     assert_string_equal(r.request.pruning_method, "cls-topk");
     assert_int_equal(r.request.pruning_keep, 64);
+    assert_int_equal(r.request.pruning_cap, 99);
+    assert_int_equal(r.request.pruning_position, WINNOW_POSITION_ORIGINAL);
+    assert_true(r.request.pruning_projected && r.pruned);
+    assert_string_equal(r.request.pruning_setting, "paper");
+    assert_int_equal(r.request.pruning_seed, 3);
+    assert_string_equal(r.request.pruning_options, "neighbours=8");
     batch_request_fini(&r);
 }
 
@@ -133,7 +140,9 @@ static void test_bad_lines_are_refused_by_name(void **state)
     refused(HEAD "{" MESSAGES ",\"stream\":true}}", WN_EUNSUPP, "stream");
     refused(HEAD "{" MESSAGES ",\"tools\":[]}}", WN_EUNSUPP, "tools");
     refused(HEAD "{" MESSAGES ",\"image_pruning\":{\"kep\":1}}}", WN_EUNSUPP, "kep");
-    refused(HEAD "{" MESSAGES ",\"image_pruning\":{\"rate\":1}}}", WN_EINVAL, "rate");
+    refused(HEAD "{" MESSAGES ",\"image_pruning\":{\"rate\":1.01}}}", WN_EINVAL, "rate");
+    refused(HEAD "{" MESSAGES ",\"image_pruning\":{\"position\":\"here\"}}}", WN_EINVAL, "position");
+    refused(HEAD "{" MESSAGES ",\"image_pruning\":{\"projected\":1}}}", WN_EINVAL, "projected");
 }
 
 static void test_a_bad_line_keeps_its_custom_id(void **state)

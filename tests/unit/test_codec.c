@@ -267,7 +267,9 @@ static void ranges(void **state)
     assert_int_equal(pack_generate(NAN, 0, job_id), WN_EINVAL);
     assert_int_equal(pack_generate(INFINITY, 0, job_id), WN_EINVAL);
     assert_int_equal(pack_generate(-1, 0, job_id), WN_EINVAL);
-    assert_int_equal(pack_generate(0, 1, job_id), WN_EINVAL);
+    assert_int_equal(pack_generate(0, 1, job_id), WN_OK);
+    assert_int_equal(pack_generate(0, 1.01f, job_id), WN_EINVAL);
+    assert_int_equal(pack_generate(0, -0.01f, job_id), WN_EINVAL);
     assert_int_equal(pack_generate(0, 0, "short"), WN_EPROTO);
     assert_int_equal(pack_generate(0, 0, "01ARZ3NDEKTSV4RRFFQ69G5FAVX"), WN_EPROTO);
     assert_int_equal(pack_generate(0, 0, "01ARZ3NDEKTSV4RRFFQ69G5FA/"), WN_EPROTO);

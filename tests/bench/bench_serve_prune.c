@@ -1,0 +1,239 @@
+/* bench_serve_prune [-n JOBS] [-c LEVEL[,LEVEL...]] [-t NEW_TOKENS] [-p METHOD:K[,...]] [-- flags of winnowd serve]
+ *
+ * Does pruning ever cost throughput? One service, a closed loop of clients at 1, 8 and 32 jobs in flight; at each level
+ * `none` first, then each way of pruning. Verifies first that every answer under load is the one that its question
+ * gets alone. Each level has pictures of its own, each asked about once a way of pruning: so no prompt is in the
+ * prefix cache, which would hide what a prompt costs. All pictures are encoded beforehand: every way finds the vision
+ * cache warm.
+ *
+ * CSV: commit, machine, flags, pruning, concurrent, jobs, image_tokens, tokens, seconds, ttft_p50_ms, ttft_p95_ms,
+ * tokens_s, jobs_s, over_none (jobs_s over that of `none` at the same level; below 1 pruning would cost). Nothing is
+ * asserted about times. Run from the repository's root. */
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <setjmp.h>
+#include <cmocka.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "tests/integration/service.h"
+#include "winnow_version.h"
+
+#define PICTURES   100 /* of tests/eval */
+#define LEVELS     8
+#define WAYS       16
+#define IN_FLIGHT  256
+#define VERIFIED   4 /* pictures whose answers are compared, at every level and way; they come twice */
+
+struct way {
+    char text[WINNOW_METHOD_MAX + 12], method[WINNOW_METHOD_MAX];
+    uint32_t keep;
+    char *alone[VERIFIED]; /* answers with nothing else to do */
+};
+
+struct job {
+    uint64_t id; /* 0: free */
+    int picture;
+    double sent, first;
+};
+
+static void *pictures[PICTURES];
+static size_t pictures_bytes[PICTURES];
+static struct way ways[WAYS];
+static int ways_n, levels[LEVELS] = {1, 8, 32}, levels_n = 3, jobs_n = 36;
+static uint32_t new_tokens = 16;
+static const char *serve_flags[32];
+static char flags_text[512];
+
+static double now_s(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
+}
+
+static int compare(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+
+    return (x > y) - (x < y);
+}
+
+static double quantile_ms(double *v, int n, double q)
+{
+    qsort(v, (size_t)n, sizeof(*v), compare);
+    return n ? v[(size_t)(q * (n - 1) + 0.5)] * 1e3 : 0;
+}
+
+static void submit(struct winnow *w, const struct way *way, struct job *j, int picture)
+{
+    const struct winnow_image image = {.data = pictures[picture], .bytes = pictures_bytes[picture]};
+    const struct winnow_request r = {.prompt = "Describe the picture.",
+                                     .images = &image,
+                                     .images_n = 1,
+                                     .max_tokens = new_tokens,
+                                     .pruning_method = way->method,
+                                     .pruning_keep = way->keep};
+
+    *j = (struct job){.picture = picture, .sent = now_s()};
+    if (winnow_submit(w, &r, &j->id) != WINNOW_OK) fail_msg("submit: %s", winnow_error(w));
+}
+
+static void verify(struct way *way, const struct job *j, const char *answer)
+{
+    if (j->picture >= VERIFIED) return;
+    if (!way->alone[j->picture]) way->alone[j->picture] = strdup(answer);
+    if (strcmp(way->alone[j->picture], answer) != 0)
+        fail_msg("%s, picture %d among others: '%s', alone: '%s'", way->text, j->picture, answer,
+                 way->alone[j->picture]);
+}
+
+struct outcome {
+    double seconds, jobs_s, ttft_p50_ms, ttft_p95_ms;
+    uint64_t tokens, image_tokens;
+};
+
+/* The known pictures, then those from `first` on, around. */
+static int picture_of(int first, int i)
+{
+    return i < VERIFIED ? i : VERIFIED + (first + i - VERIFIED) % (PICTURES - VERIFIED);
+}
+
+static struct outcome run(struct winnow *w, struct way *way, int concurrent, int first, int jobs)
+{
+    struct job running[IN_FLIGHT] = {0};
+    double *ttft = calloc((size_t)jobs, sizeof(*ttft)), began = now_s();
+    struct outcome o = {0};
+    int sent = 0, done = 0, ttft_n = 0;
+
+    assert_non_null(ttft);
+    for (; sent < concurrent && sent < jobs; sent++) submit(w, way, &running[sent], picture_of(first, sent));
+    while (done < jobs) {
+        struct winnow_event ev;
+        struct job *j = NULL;
+        if (winnow_next(w, &ev, 300000) != WINNOW_OK) fail_msg("%s", winnow_error(w));
+        for (int i = 0; i < concurrent; i++)
+            if (running[i].id && running[i].id == ev.job) j = &running[i];
+        if (!j) continue;
+        if (ev.type == WINNOW_EVENT_ERROR || ev.type == WINNOW_EVENT_BUSY) fail_msg("job failed: %s", ev.text);
+        if (ev.type == WINNOW_EVENT_TEXT && !(j->first > 0) && ttft_n < jobs)
+            ttft[ttft_n++] = (j->first = now_s()) - j->sent;
+        if (ev.type != WINNOW_EVENT_DONE) continue;
+        verify(way, j, ev.text);
+        o.tokens += ev.usage.completion_tokens;
+        o.image_tokens = ev.usage.image_tokens;
+        done++;
+        j->id = 0;
+        if (sent < jobs) submit(w, way, j, picture_of(first, sent++));
+    }
+    o.seconds = now_s() - began;
+    o.jobs_s = jobs / o.seconds;
+    o.ttft_p50_ms = quantile_ms(ttft, ttft_n, .5);
+    o.ttft_p95_ms = quantile_ms(ttft, ttft_n, .95);
+    free(ttft);
+    return o;
+}
+
+static void machine_name(char *out, size_t room)
+{
+    FILE *f = fopen("/proc/cpuinfo", "r");
+    char line[256];
+
+    snprintf(out, room, "cpu");
+    while (f && fgets(line, sizeof(line), f)) {
+        char *at = strchr(line, ':');
+        if (strncmp(line, "model name", 10) != 0 || !at) continue;
+        at[strcspn(at, "\n")] = '\0';
+        snprintf(out, room, "%s x%ld", at + 2, sysconf(_SC_NPROCESSORS_ONLN));
+        break;
+    }
+    if (f) fclose(f);
+}
+
+static void bench(void **state)
+{
+    struct way warm = {.text = "uniform:1", .method = "uniform", .keep = 1};
+    struct service s;
+    struct winnow *w = NULL;
+    char path[64], machine[160];
+    const int used = VERIFIED + levels_n * (jobs_n - VERIFIED);
+
+    (void)state;
+    machine_name(machine, sizeof(machine));
+    for (int i = 0; i < PICTURES; i++) {
+        snprintf(path, sizeof(path), "tests/eval/images/%03d.jpg", i);
+        pictures[i] = read_file(path, &pictures_bytes[i]);
+    }
+    service_start(&s, "models/tiny-llava", serve_flags);
+    assert_int_equal(winnow_connect(&w, s.endpoint, NULL), WINNOW_OK);
+    run(w, &warm, 8, 0, used < PICTURES ? used : PICTURES);
+    for (int i = 0; i < ways_n; i++) run(w, &ways[i], 1, 0, VERIFIED); /* answers alone */
+    printf("commit,machine,flags,pruning,concurrent,jobs,image_tokens,tokens,seconds,ttft_p50_ms,ttft_p95_ms,tokens_s,"
+           "jobs_s,over_none\n");
+    for (int l = 0; l < levels_n; l++) {
+        double none = 0;
+        for (int i = 0; i < ways_n; i++) {
+            const struct outcome o = run(w, &ways[i], levels[l], l * (jobs_n - VERIFIED), jobs_n);
+            if (i == 0) none = o.jobs_s;
+            printf("%s,%s,\"%s\",%s,%d,%d,%llu,%llu,%.2f,%.1f,%.1f,%.1f,%.2f,%.2f\n", WN_COMMIT, machine, flags_text,
+                   ways[i].text, levels[l], jobs_n, (unsigned long long)o.image_tokens, (unsigned long long)o.tokens,
+                   o.seconds, o.ttft_p50_ms, o.ttft_p95_ms, (double)o.tokens / o.seconds, o.jobs_s, o.jobs_s / none);
+            fflush(stdout);
+        }
+    }
+    winnow_close(w);
+    assert_int_equal(service_stop(&s), 0);
+    for (int i = 0; i < PICTURES; i++) free(pictures[i]);
+    for (int k = 0; k < VERIFIED; k++) free(warm.alone[k]);
+    for (int i = 0; i < ways_n; i++)
+        for (int k = 0; k < VERIFIED; k++) free(ways[i].alone[k]);
+}
+
+/* "cls-topk:64,divprune:144"; `none` goes first in any case. */
+static void add_ways(const char *list)
+{
+    ways_n = 1;
+    snprintf(ways[0].text, sizeof(ways[0].text), "none");
+    snprintf(ways[0].method, sizeof(ways[0].method), "none");
+    for (; ways_n < WAYS && *list; ways_n++) {
+        struct way *way = &ways[ways_n];
+        const size_t n = strcspn(list, ","), name = strcspn(list, ":,");
+        snprintf(way->text, sizeof(way->text), "%.*s", (int)n, list);
+        snprintf(way->method, sizeof(way->method), "%.*s", (int)name, list);
+        if (list[name] == ':') way->keep = (uint32_t)strtoul(list + name + 1, NULL, 10);
+        list += n + (list[n] == ',');
+    }
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(bench)};
+    int opt, n = 0;
+
+    add_ways("cls-topk:288,cls-topk:64,prumerge:64,divprune:64");
+    while ((opt = getopt(argc, argv, "n:c:t:p:")) != -1) {
+        if (opt == 'n') jobs_n = (int)strtol(optarg, NULL, 10);
+        if (opt == 't') new_tokens = (uint32_t)strtoul(optarg, NULL, 10);
+        if (opt == 'p') add_ways(optarg);
+        if (opt == 'c') {
+            char *at = optarg;
+            for (levels_n = 0; levels_n < LEVELS && *at; at += *at == ',') {
+                levels[levels_n] = (int)strtol(at, &at, 10);
+                if (levels[levels_n] < 1 || levels[levels_n++] > IN_FLIGHT) return 2;
+            }
+        }
+        if (opt == '?') return 2;
+    }
+    for (int i = optind; i < argc && n < 30; i++) {
+        serve_flags[n++] = argv[i];
+        snprintf(flags_text + strlen(flags_text), sizeof(flags_text) - strlen(flags_text), "%s%s", n > 1 ? " " : "",
+                 argv[i]);
+    }
+    if (new_tokens < 1 || jobs_n < VERIFIED || levels_n < 1) return 2;
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
