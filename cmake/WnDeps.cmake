@@ -38,11 +38,6 @@ message(STATUS "winnow: MPI ${MPI_C_VERSION} (${MPIEXEC_EXECUTABLE})")
 set(WN_MPIRUN ${MPIEXEC_EXECUTABLE} --oversubscribe --bind-to none --mca mpi_yield_when_idle 1
     --mca plm isolated --mca btl self,vader,tcp --mca btl_vader_single_copy_mechanism none)
 
-if(WN_CUDA)
-    find_package(CUDAToolkit REQUIRED)
-    message(STATUS "winnow: CUDA ${CUDAToolkit_VERSION}, found; no backend uses it yet")
-endif()
-
 find_program(WN_PROTOC protoc-c REQUIRED)
 find_library(WN_DNNL_LIB dnnl)
 find_path(WN_DNNL_INCLUDE dnnl.h)

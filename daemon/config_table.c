@@ -19,7 +19,7 @@ const struct wn_option wn_options[] = {
     U32("replicas", NULL, replicas, "1", 1, 64, "whole copies of the language model"),
     U32("vision-workers", NULL, vision_workers, "1", 0, 256, "processes that encode images"),
     CHOICE("dtype", NULL, dtype, "auto", "auto|float32|bfloat16", "weights and activations; auto: the checkpoint's"),
-    TEXT("backend", NULL, backend, "cpu", "what computes: cpu, or cpu-ref (plain loops)"),
+    TEXT("backend", NULL, backend, "cpu", "what computes: cpu, cpu-reference (plain loops), cuda or cuda:N (a GPU)"),
     U32("threads", NULL, threads, "0", 0, 1024, "compute threads of one process; 0: a fair share"),
     U32("max-model-len", NULL, max_model_len, "0", 0, 1 << 20, "tokens of prompt and answer; 0: the model's"),
     U32("max-num-seqs", NULL, max_num_seqs, "16", 1, 4096, "jobs in one step of a replica"),

@@ -33,7 +33,7 @@ while read -r n file; do
 done < <(git ls-files '*.c' '*.h' '*.cu' '*.cuh' | xargs -r wc -l)
 while IFS=: read -r file line _; do
     say "$file:$line: over 120 columns"
-done < <(git ls-files '*.c' '*.h' | xargs -r grep -nE '^.{121,}$')
+done < <(git ls-files '*.c' '*.h' '*.cu' '*.cuh' | xargs -r grep -nE '^.{121,}$')
 
 # 3. Calls that invite mistakes, and ends left open.
 while IFS=: read -r file line text; do

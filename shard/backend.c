@@ -1,10 +1,17 @@
 #include "shard/backend.h"
 
 #include <stdio.h>
+#include <stdlib.h>
+#ifdef WN_HAVE_CUDA
+#include "shard/cuda/cuda_backend.h"
+#endif
 
 const struct wn_backend_ops *const wn_backends[] = {
     &wn_backend_cpu,
     &wn_backend_cpu_reference,
+#ifdef WN_HAVE_CUDA
+    &wn_backend_cuda,
+#endif
     NULL,
 };
 
@@ -17,21 +24,39 @@ static void check_ops(const struct wn_backend_ops *ops)
     WN_ASSERT(ops->sync);
 }
 
+/* "cuda:1" is device 1 of "cuda". */
+static wn_status split_name(const char *name, size_t *len, int *device, struct wn_err *err)
+{
+    const char *colon = strchr(name, ':');
+    char *end = NULL;
+    long n;
+
+    *len = colon ? (size_t)(colon - name) : strlen(name);
+    if (!colon) return WN_OK;
+    n = strtol(colon + 1, &end, 10);
+    if (colon[1] < '0' || colon[1] > '9' || *end || n > 4095)
+        return wn_fail(err, WN_EINVAL, "backend '%s': after the colon comes a device number", name);
+    *device = (int)n;
+    return WN_OK;
+}
+
 wn_status wn_backend_open(struct wn_backend **out, const char *name, int device, struct wn_err *err)
 {
     char known[128] = "";
-    size_t used = 0;
+    size_t used = 0, len = 0;
+    wn_status rc = split_name(name, &len, &device, err);
 
+    if (rc != WN_OK) return rc;
     for (size_t i = 0; wn_backends[i]; i++) {
         const struct wn_backend_ops *ops = wn_backends[i];
-        if (strcmp(ops->name, name) == 0) {
+        if (strlen(ops->name) == len && strncmp(ops->name, name, len) == 0) {
             check_ops(ops);
             return ops->open(out, device, err);
         }
         if (used < sizeof(known))
             used += (size_t)snprintf(known + used, sizeof(known) - used, "%s%s", i ? ", " : "", ops->name);
     }
-    return wn_fail(err, WN_ENOENT, "backend '%s' does not exist; there are: %s", name, known);
+    return wn_fail(err, WN_ENOENT, "backend '%s' does not exist in this build; there are: %s", name, known);
 }
 
 void wn_backend_close(struct wn_backend *be)

@@ -116,7 +116,8 @@ struct wn_attn_full {
 };
 
 struct wn_backend_ops {
-    const char *name; /* "cpu", "cuda" */
+    const char *name;   /* "cpu", "cuda" */
+    bool device_memory; /* buffers are not host memory: links cannot send from them */
     wn_status (*open)(struct wn_backend **out, int device, struct wn_err *err);
     void (*close)(struct wn_backend *be);
     wn_status (*buf_alloc)(struct wn_backend *be, size_t bytes, struct wn_buf *out); /* owned; contents undefined */
@@ -155,8 +156,8 @@ extern const struct wn_backend_ops *const wn_backends[];
 extern const struct wn_backend_ops wn_backend_cpu;           /* fastest kernels that this processor has */
 extern const struct wn_backend_ops wn_backend_cpu_reference; /* plain loops: the yardstick of the conformance tests */
 
-/* Opens the backend called `name` ("cpu", "cpu-reference"). *out is owned by the caller. WN_ENOENT names
- * the known ones. */
+/* Opens the backend called `name` ("cpu", "cpu-reference", and "cuda" where the build has it) on `device`, or on the
+ * one that the name says: "cuda:1". *out is owned by the caller. WN_ENOENT names the known ones. */
 WN_NODISCARD wn_status wn_backend_open(struct wn_backend **out, const char *name, int device, struct wn_err *err);
 void wn_backend_close(struct wn_backend *be); /* NULL is fine */
 

@@ -146,6 +146,11 @@ static wn_status check_opts(const struct wn_stage_opts *o, struct wn_err *err)
     if (o->rank >= ranks) return wn_fail(err, WN_EINVAL, "rank %u, but the plan has %u", o->rank, ranks);
     if (ranks > 1 && (!o->link || wn_link_size(o->link) < (int)ranks || wn_link_rank(o->link) != (int)o->rank))
         return wn_fail(err, WN_EINVAL, "rank %u of a plan of %u: the link does not fit", o->rank, ranks);
+    if (ranks > 1 && o->be->ops->device_memory)
+        return wn_fail(err, WN_EUNSUPP,
+                       "backend '%s' keeps its memory on the device, and no link reaches it: %u ranks are not "
+                       "supported; use -tp 1 -pp 1 --replicas %u",
+                       o->be->ops->name, ranks, ranks);
     if (o->rows_max == 0 || o->seqs_max == 0 || o->pages == 0 || o->page_tokens == 0 || o->wanted_max > o->rows_max ||
         (uint64_t)o->pages * o->page_tokens > UINT32_MAX / 2 || o->rows_max > 1u << 20)
         return wn_fail(err, WN_EINVAL, "stage: %u rows, %u sequences, %u wanted, %u pages of %u tokens", o->rows_max,

@@ -1,0 +1,138 @@
+/* shard/cuda/common.cuh - what the kernels share: element access, reductions in a fixed order, activations, and the
+ * launch macro. tests/cudasim compiles the same kernels for the CPU, with a header of its own for device.cuh. */
+#ifndef WN_SHARD_CUDA_COMMON_CUH
+#define WN_SHARD_CUDA_COMMON_CUH
+
+#include "shard/cuda/device.cuh"
+#include "shard/cuda/launch.h"
+
+__device__ __forceinline__ float wn_bf16_value(uint16_t v)
+{
+    return __uint_as_float((uint32_t)v << 16);
+}
+
+/* Round to nearest even; NaN stays NaN. */
+__device__ __forceinline__ uint16_t wn_bf16_round(float f)
+{
+    uint32_t u = __float_as_uint(f);
+    if ((u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((u >> 16) | 0x40u);
+    return (uint16_t)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+
+__device__ __forceinline__ float wn_get(const void *p, uint32_t dtype, size_t i)
+{
+    if (dtype == WN_CUDA_F32) return ((const float *)p)[i];
+    uint16_t v = ((const uint16_t *)p)[i];
+    return dtype == WN_CUDA_BF16 ? wn_bf16_value(v) : wn_f16_value(v);
+}
+
+__device__ __forceinline__ void wn_put(void *p, uint32_t dtype, size_t i, float v)
+{
+    if (dtype == WN_CUDA_F32)
+        ((float *)p)[i] = v;
+    else
+        ((uint16_t *)p)[i] = wn_bf16_round(v);
+}
+
+__host__ __device__ __forceinline__ size_t wn_at(const struct wn_cuda_mat &m, size_t row, size_t col)
+{
+    return row * m.stride + col;
+}
+
+/* W elements at once: 16-byte accesses for W = 8 (the caller has checked the alignment), single ones for W = 1. */
+template <int W> __device__ __forceinline__ void wn_get_n(float *v, const void *p, uint32_t dtype, size_t i)
+{
+    if (W == 8 && dtype == WN_CUDA_F32) {
+        float4 a = ((const float4 *)p)[i / 4], b = ((const float4 *)p)[i / 4 + 1];
+        v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
+        v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+    } else if (W == 8 && dtype == WN_CUDA_BF16) {
+        uint4 a = ((const uint4 *)p)[i / 8];
+        uint32_t w[4] = {a.x, a.y, a.z, a.w};
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            v[2 * j] = __uint_as_float(w[j] << 16);
+            v[2 * j + 1] = __uint_as_float(w[j] & 0xffff0000u);
+        }
+    } else {
+#pragma unroll
+        for (int j = 0; j < W; j++) v[j] = wn_get(p, dtype, i + j);
+    }
+}
+
+template <int W> __device__ __forceinline__ void wn_put_n(void *p, uint32_t dtype, size_t i, const float *v)
+{
+    if (W == 8 && dtype == WN_CUDA_F32) {
+        float4 a = {v[0], v[1], v[2], v[3]}, b = {v[4], v[5], v[6], v[7]};
+        ((float4 *)p)[i / 4] = a;
+        ((float4 *)p)[i / 4 + 1] = b;
+    } else if (W == 8 && dtype == WN_CUDA_BF16) {
+        uint32_t w[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            w[j] = (uint32_t)wn_bf16_round(v[2 * j]) | (uint32_t)wn_bf16_round(v[2 * j + 1]) << 16;
+        uint4 a = {w[0], w[1], w[2], w[3]};
+        ((uint4 *)p)[i / 8] = a;
+    } else {
+#pragma unroll
+        for (int j = 0; j < W; j++) wn_put(p, dtype, i + j, v[j]);
+    }
+}
+
+/* May rows of m be read 8 elements at a time? */
+static inline bool wn_wide(const struct wn_cuda_mat *m)
+{
+    return m->cols % 8 == 0 && m->stride % 8 == 0 && (uintptr_t)m->ptr % 16 == 0;
+}
+
+/* Sum over the block, the same for every thread, in an order that depends on blockDim.x only (a power of two, at most
+ * 1024). room: 32 floats of shared memory. */
+__device__ __forceinline__ float wn_block_sum(float v, float *room)
+{
+    for (int d = 16; d > 0; d /= 2) v += __shfl_xor_sync(0xffffffffu, v, d);
+    __syncthreads(); /* room may still be read from the sum before */
+    if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = v;
+    __syncthreads();
+    v = room[0];
+    for (uint32_t w = 1; w < blockDim.x / 32; w++) v += room[w];
+    return v;
+}
+
+__device__ __forceinline__ float wn_block_max(float v, float *room)
+{
+    for (int d = 16; d > 0; d /= 2) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, d));
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = v;
+    __syncthreads();
+    v = room[0];
+    for (uint32_t w = 1; w < blockDim.x / 32; w++) v = fmaxf(v, room[w]);
+    return v;
+}
+
+/* act: as wn_act. GELU is the erf form. */
+__device__ __forceinline__ float wn_activate(float v, uint32_t act)
+{
+    switch (act) {
+    case 1: return 0.5f * v * (1.0f + erff(v * 0.70710678f));
+    case 2: return v / (1.0f + expf(-1.702f * v));
+    case 3: return v / (1.0f + expf(-v));
+    default: return v;
+    }
+}
+
+/* parts[slices] `step` floats apart, slices a power of two: the balanced tree ((p0+p1)+(p2+p3)). */
+__device__ __forceinline__ float wn_tree_sum(const float *parts, size_t step, uint32_t slices)
+{
+    float level[8]; /* one finished subtree for each power of two; slices <= 64 */
+    for (uint32_t s = 0; s < slices; s++) {
+        float v = parts[s * step];
+        int l = 0;
+        for (uint32_t n = s; n & 1; n >>= 1, l++) v = level[l] + v;
+        level[l] = v;
+    }
+    int top = 0;
+    while ((1u << top) < slices) top++;
+    return level[top];
+}
+
+#endif

@@ -1,0 +1,99 @@
+/* shard/cuda/cuda.h - the insides of the "cuda" backend: what a device holds beside the caller's buffers.
+ *
+ * One stream carries everything, in order. Host data reaches it in two ways: `staging` for contents (weights, pixels,
+ * features), a ring of pinned chunks, so that the caller's memory is free again when upload returns; `meta` for the
+ * small tables of a step (positions, page tables, row numbers). A step passes the same tables to every layer: meta
+ * keeps the last few on the device and compares, so that a layer copies nothing.
+ *
+ * Owns: stream, pinned memory, scratch. Scratch only grows, so that a step that has been seen allocates nothing. */
+#ifndef WN_SHARD_CUDA_CUDA_H
+#define WN_SHARD_CUDA_CUDA_H
+
+#include "shard/backend.h"
+#include "shard/cuda/cuda_check.h"
+#include "shard/cuda/geometry.h"
+#include "shard/cuda/launch.h"
+
+#define WN_CUDA_STAGES      3u
+#define WN_CUDA_STAGE_BYTES ((size_t)16 << 20)
+#define WN_CUDA_METAS       8u
+
+struct wn_weight {
+    void *ptr; /* [n, stride] of dtype, zero after column k */
+    wn_dtype dtype;
+    uint32_t n, k, stride;
+};
+
+struct wn_cuda_stage {
+    void *pinned;
+    cudaEvent_t copied;
+};
+
+struct wn_cuda_meta {
+    uint32_t *host, *device; /* pinned; its copy */
+    size_t words, room;
+    uint64_t used; /* clock of the last use; 0: empty */
+    cudaEvent_t copied;
+};
+
+enum { WN_CUDA_SCRATCH_PARTS, WN_CUDA_SCRATCH_ATTN, WN_CUDA_SCRATCH_TAPS, WN_CUDA_SCRATCH_RAW, WN_CUDA_SCRATCH_N };
+
+struct wn_cuda_lt; /* cuBLASLt's handle and chosen algorithms */
+
+struct wn_cuda {
+    struct wn_backend base;
+    int device;
+    wn_cuda_kernels kernels;
+    cudaStream_t stream;
+    struct wn_cuda_stage stages[WN_CUDA_STAGES];
+    uint32_t stage; /* the next one */
+    struct wn_cuda_meta metas[WN_CUDA_METAS];
+    uint64_t clock;
+    uint32_t *words; /* host: a table being made */
+    size_t words_room;
+    struct wn_buf scratch[WN_CUDA_SCRATCH_N];
+    float *freq; /* device [rope_dim / 2] */
+    uint32_t rope_dim;
+    float rope_theta;
+    struct wn_cuda_lt *lt; /* NULL without cuBLASLt */
+    uint64_t uploaded_bytes, upload_us;
+};
+
+/* ---- memory.c ---- */
+wn_status wn_cuda_memory_open(struct wn_cuda *c, struct wn_err *err);
+void wn_cuda_memory_close(struct wn_cuda *c);
+wn_status wn_cuda_buf_alloc(struct wn_backend *be, size_t bytes, struct wn_buf *out);
+void wn_cuda_buf_free(struct wn_backend *be, struct wn_buf *buf);
+wn_status wn_cuda_upload(struct wn_backend *be, void *dst, const void *host_src, size_t bytes);
+wn_status wn_cuda_download(struct wn_backend *be, void *host_dst, const void *src, size_t bytes);
+wn_status wn_cuda_weight_create(struct wn_backend *be, struct wn_weight **out, const struct wn_mat *host, wn_dtype as);
+void wn_cuda_weight_destroy(struct wn_backend *be, struct wn_weight *w);
+wn_status wn_cuda_sync(struct wn_backend *be, int64_t deadline_us);
+/* Device memory of at least `bytes`, valid until the next call for the same purpose; NULL and a status otherwise. */
+wn_status wn_cuda_scratch(struct wn_cuda *c, int purpose, size_t bytes, void **out);
+/* Host words for a table that is then given to wn_cuda_meta. */
+wn_status wn_cuda_words(struct wn_cuda *c, size_t words, uint32_t **out);
+/* The device copy of a host table, good for launches until WN_CUDA_METAS other tables were asked for. */
+wn_status wn_cuda_meta(struct wn_cuda *c, const uint32_t *host, size_t words, const uint32_t **out);
+
+/* ---- ops.c ---- */
+wn_status wn_cuda_matmul(struct wn_backend *be, const struct wn_matmul *a);
+wn_status wn_cuda_norm(struct wn_backend *be, const struct wn_norm *a);
+wn_status wn_cuda_rope(struct wn_backend *be, const struct wn_rope *a);
+wn_status wn_cuda_kv_write(struct wn_backend *be, const struct wn_kv_write *a);
+wn_status wn_cuda_attn_paged(struct wn_backend *be, const struct wn_attn_paged *a);
+wn_status wn_cuda_attn_full(struct wn_backend *be, const struct wn_attn_full *a);
+wn_status wn_cuda_add(struct wn_backend *be, const struct wn_mat *out, const struct wn_mat *a, const struct wn_mat *b);
+wn_status wn_cuda_silu_mul(struct wn_backend *be, const struct wn_mat *out, const struct wn_mat *gate,
+                           const struct wn_mat *up);
+wn_status wn_cuda_gather_rows(struct wn_backend *be, const struct wn_mat *out, const struct wn_mat *table,
+                              const uint32_t *index);
+wn_status wn_cuda_convert(struct wn_backend *be, const struct wn_mat *out, const struct wn_mat *in);
+
+/* ---- lt.c ---- */
+wn_status wn_cuda_lt_open(struct wn_cuda_lt **out, struct wn_err *err); /* WN_EUNSUPP: built without */
+void wn_cuda_lt_close(struct wn_cuda_lt *lt);                          /* NULL is fine */
+/* parts (if not NULL) or out = x * w^T, as cuBLASLt sums; no bias, no activation. */
+wn_status wn_cuda_lt_run(struct wn_cuda_lt *lt, const struct wn_cuda_matmul *a, cudaStream_t st);
+
+#endif

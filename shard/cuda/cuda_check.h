@@ -1,0 +1,18 @@
+/* shard/cuda/cuda_check.h - the one place where CUDA's codes become ours. */
+#ifndef WN_SHARD_CUDA_CHECK_H
+#define WN_SHARD_CUDA_CHECK_H
+
+#include <cuda_runtime_api.h>
+
+#include "base/status.h"
+
+/* WN_OK, WN_ENOMEM, or WN_EDEVICE with CUDA's own sentence: "what: out of memory". */
+static inline wn_status wn_cuda_check(cudaError_t code, const char *what, struct wn_err *err)
+{
+    if (code == cudaSuccess) return WN_OK;
+    (void)cudaGetLastError(); /* a refused call leaves its code behind, and the next launch would report it */
+    return wn_fail(err, code == cudaErrorMemoryAllocation ? WN_ENOMEM : WN_EDEVICE, "cuda: %s: %s", what,
+                   cudaGetErrorString(code));
+}
+
+#endif

@@ -1,0 +1,55 @@
+/* Two matrices in, one out, element by element. out may be either of the inputs. */
+#include "shard/cuda/common.cuh"
+
+#define THREADS 256
+
+enum { ADD, SILU_MUL };
+
+template <int OP> __device__ __forceinline__ float pair_op(float a, float b, uint32_t type)
+{
+    if (OP == ADD) return a + b;
+    /* silu(gate) is rounded to out's type before the product, as the model's own arithmetic does */
+    const float s = wn_activate(a, 3);
+    return (type == WN_CUDA_BF16 ? wn_bf16_value(wn_bf16_round(s)) : s) * b;
+}
+
+template <int OP, int W>
+__global__ void __launch_bounds__(THREADS) pair_kernel(struct wn_cuda_mat out, struct wn_cuda_mat a,
+                                                       struct wn_cuda_mat b)
+{
+    const uint32_t row = blockIdx.x, c = (blockIdx.y * THREADS + threadIdx.x) * W;
+    float x[W], y[W];
+
+    if (c >= out.cols) return;
+    wn_get_n<W>(x, a.ptr, a.dtype, wn_at(a, row, c));
+    wn_get_n<W>(y, b.ptr, b.dtype, wn_at(b, row, c));
+    for (int j = 0; j < W; j++) x[j] = pair_op<OP>(x[j], y[j], out.dtype);
+    wn_put_n<W>(out.ptr, out.dtype, wn_at(out, row, c), x);
+}
+
+template <int OP>
+static int run_pair(const struct wn_cuda_mat *out, const struct wn_cuda_mat *a, const struct wn_cuda_mat *b,
+                    wn_cuda_stream st)
+{
+    const bool wide = wn_wide(out) && wn_wide(a) && wn_wide(b);
+    const uint32_t step = THREADS * (wide ? 8 : 1);
+    dim3 grid(out->rows, (out->cols + step - 1) / step);
+
+    if (wide)
+        WN_LAUNCH((pair_kernel<OP, 8>), grid, THREADS, 0, st, *out, *a, *b);
+    else
+        WN_LAUNCH((pair_kernel<OP, 1>), grid, THREADS, 0, st, *out, *a, *b);
+    return (int)cudaGetLastError();
+}
+
+int wn_cuda_run_add(const struct wn_cuda_mat *out, const struct wn_cuda_mat *a, const struct wn_cuda_mat *b,
+                    wn_cuda_stream st)
+{
+    return run_pair<ADD>(out, a, b, st);
+}
+
+int wn_cuda_run_silu_mul(const struct wn_cuda_mat *out, const struct wn_cuda_mat *gate, const struct wn_cuda_mat *up,
+                         wn_cuda_stream st)
+{
+    return run_pair<SILU_MUL>(out, gate, up, st);
+}

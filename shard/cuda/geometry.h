@@ -1,0 +1,48 @@
+/* shard/cuda/geometry.h - which kernel an operation gets, and the tables that a launch reads: pure functions of shapes,
+ * so they are tested without a device. No state, any thread. Fails: nothing; wrong shapes are the caller's bug. */
+#ifndef WN_SHARD_CUDA_GEOMETRY_H
+#define WN_SHARD_CUDA_GEOMETRY_H
+
+#include "shard/backend.h"
+#include "shard/cuda/launch.h"
+
+/* WINNOW_CUDA_KERNELS. plain: the plain loops; exact: tensor cores, with the bit contract of shard/backend.h;
+ * fast (the default): as exact, and cuBLASLt where there are many rows. */
+typedef enum wn_cuda_kernels { WN_CUDA_PLAIN, WN_CUDA_EXACT, WN_CUDA_FAST } wn_cuda_kernels;
+
+typedef enum wn_cuda_matmul_kind { WN_CUDA_MATMUL_PLAIN, WN_CUDA_MATMUL_MMA, WN_CUDA_MATMUL_LT } wn_cuda_matmul_kind;
+
+/* Rows from which on cuBLASLt is asked: below, a matmul reads its weights and does little else. */
+#define WN_CUDA_LT_ROWS 65u
+
+/* stride in elements; wide: 16-byte aligned rows. */
+wn_cuda_matmul_kind wn_cuda_choose_matmul(wn_cuda_kernels kernels, const struct wn_matmul *a, wn_dtype w_type,
+                                          uint32_t n, uint32_t k);
+
+/* May the tensor cores do it? */
+bool wn_cuda_choose_attn_mma(wn_cuda_kernels kernels, const struct wn_mat *q, const struct wn_mat *k,
+                             const struct wn_mat *v, uint32_t head_dim);
+
+/* Floats of parts that the choice needs (struct wn_cuda_matmul). */
+size_t wn_cuda_matmul_parts(wn_cuda_matmul_kind kind, const struct wn_matmul *a, uint32_t n);
+
+/* What an attention launch reads, in one block of 32-bit words that is uploaded as it is: sequences, row_seq, tiles,
+ * split tiles, page tables. Offsets in words. */
+struct wn_cuda_attn_plan {
+    uint32_t words;
+    uint32_t seqs, row_seq, tiles, split_tiles, tables;
+    uint32_t tiles_n, split_tiles_n, chunks, split_rows;
+};
+
+/* Sizes and offsets. group: query heads of a kv head. */
+struct wn_cuda_attn_plan wn_cuda_plan_attn(const struct wn_seq *seqs, uint32_t seqs_n, uint32_t rows, uint32_t group,
+                                           uint32_t page_tokens);
+/* Fills `out`, plan->words words. */
+void wn_cuda_fill_attn(const struct wn_cuda_attn_plan *plan, const struct wn_seq *seqs, uint32_t seqs_n, uint32_t rows,
+                       uint32_t group, uint32_t page_tokens, uint32_t *out);
+
+/* The pool row of every row of the step, UINT32_MAX for rows of no sequence: out [rows]. */
+void wn_cuda_fill_targets(const struct wn_seq *seqs, uint32_t seqs_n, uint32_t rows, uint32_t page_tokens,
+                          uint32_t *out);
+
+#endif

@@ -1,0 +1,115 @@
+/* shard/cuda/launch.h - the launchers: each queues the kernels of one operation on a stream. Plain C on both sides;
+ * nothing but device pointers, shapes and numbers, already checked by ops.c.
+ *
+ * A launcher returns a cudaError_t as an int (0 is success) for launches that the runtime refused; what a kernel does
+ * wrong later is found by sync. Launchers allocate nothing and keep no state. Kernels read and write only their views.
+ *
+ * Bits. A stored element depends on its own row, its own sequence and the weights: never on the other rows of the
+ * call, on pages, or on the launch geometry that follows from them. wn_cuda_run_matmul_plain and _mma also make the
+ * sums of a matmul in `slices` parts that are added as a tree (shard/backend.h); cuBLASLt does not. */
+#ifndef WN_SHARD_CUDA_LAUNCH_H
+#define WN_SHARD_CUDA_LAUNCH_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct CUstream_st *wn_cuda_stream;
+
+enum { WN_CUDA_F32 = 0, WN_CUDA_BF16 = 1, WN_CUDA_F16 = 2 }; /* as wn_dtype */
+
+struct wn_cuda_mat {
+    void *ptr;
+    uint32_t dtype, rows, cols, stride;
+};
+
+/* A weight [n, k]: rows of `stride` elements, a multiple of 8 and zero after column k; 16-byte aligned. */
+struct wn_cuda_w {
+    const void *ptr;
+    uint32_t dtype, n, k, stride;
+};
+
+struct wn_cuda_matmul {
+    struct wn_cuda_mat out, x;
+    struct wn_cuda_w w;
+    const float *bias; /* NULL or [n] */
+    uint32_t slices, act;
+    float *parts; /* _mma with slices > 1: [slices, rows, n]; cuBLASLt with an epilogue: [1, rows, n] */
+};
+
+/* A sequence of a step. Its page table is tables + table. */
+struct wn_cuda_seq {
+    uint32_t first_row, rows, pos, table;
+};
+
+/* A block of query rows for the tensor-core kernel: rows [row0, row0 + 64) of sequence seq, where a row is one query
+ * head of one token: token * group + head in the group. */
+struct wn_cuda_tile {
+    uint32_t seq, row0;
+};
+
+struct wn_cuda_attn {
+    struct wn_cuda_mat out, q, k, v; /* k, v: page p holds rows [p * page_tokens, (p + 1) * page_tokens) */
+    const struct wn_cuda_seq *seqs;
+    const uint32_t *tables, *row_seq; /* row_seq [rows]: the sequence of each row; UINT32_MAX for none */
+    uint32_t page_tokens, heads, kv_heads, head_dim;
+    bool causal; /* else every row of a sequence sees its pos + rows keys */
+    float scale;
+    /* tensor-core kernel */
+    const struct wn_cuda_tile *tiles;       /* whole: one block walks over all keys */
+    const struct wn_cuda_tile *split_tiles; /* one block for each WN_CUDA_CHUNK keys, merged afterwards */
+    uint32_t tiles_n, split_tiles_n;
+    uint32_t chunks, split_rows; /* the most chunks and query rows that a split tile has */
+    float *part_out, *part_ml; /* [chunks, rows, heads, head_dim], [chunks, rows, heads, 2] */
+};
+
+#define WN_CUDA_CHUNK   256u /* keys whose softmax is one unit: fixed, because results depend on it */
+#define WN_CUDA_TILE    64u  /* query rows of a block of the tensor-core attention */
+#define WN_CUDA_SLICES_MAX 64u
+
+struct wn_cuda_norm {
+    struct wn_cuda_mat out, x;
+    const float *weight, *bias;
+    float eps;
+    bool rms;
+};
+
+int wn_cuda_run_norm(const struct wn_cuda_norm *a, wn_cuda_stream st);
+/* position [rows], freq [head_dim / 2]: device memory */
+int wn_cuda_run_rope(const struct wn_cuda_mat *x, const uint32_t *position, const float *freq, uint32_t head_dim,
+                     wn_cuda_stream st);
+/* out[to[i]] = in[from[i]]; NULL means i. A from beyond in's rows gives zeros; a to beyond out's rows is left out. */
+int wn_cuda_run_rows(const struct wn_cuda_mat *out, const struct wn_cuda_mat *in, const uint32_t *to,
+                     const uint32_t *from, uint32_t rows, wn_cuda_stream st);
+int wn_cuda_run_add(const struct wn_cuda_mat *out, const struct wn_cuda_mat *a, const struct wn_cuda_mat *b,
+                    wn_cuda_stream st);
+int wn_cuda_run_silu_mul(const struct wn_cuda_mat *out, const struct wn_cuda_mat *gate, const struct wn_cuda_mat *up,
+                         wn_cuda_stream st);
+int wn_cuda_run_matmul_plain(const struct wn_cuda_matmul *a, wn_cuda_stream st);
+/* bfloat16 x and w, 16-byte aligned rows, k / slices a multiple of 8 */
+int wn_cuda_run_matmul_mma(const struct wn_cuda_matmul *a, wn_cuda_stream st);
+/* parts -> out: the tree over `slices` parts, bias, activation, rounding */
+int wn_cuda_run_matmul_finish(const struct wn_cuda_matmul *a, wn_cuda_stream st);
+int wn_cuda_run_attn_plain(const struct wn_cuda_attn *a, wn_cuda_stream st);
+/* bfloat16 q, k, v, 16-byte aligned heads, head_dim a multiple of 8 and at most 128 */
+int wn_cuda_run_attn_mma(const struct wn_cuda_attn *a, wn_cuda_stream st);
+
+/* The vision tower's taps, [images, heads, tokens] and [images, tokens]; either may be NULL.
+ * stats: [images * tokens, heads, 2] scratch. */
+struct wn_cuda_taps {
+    struct wn_cuda_mat q, k;
+    uint32_t images, tokens, heads, head_dim;
+    float scale;
+    float *cls_rows, *mean_cols, *stats;
+};
+int wn_cuda_run_taps(const struct wn_cuda_taps *a, wn_cuda_stream st);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,53 @@
+/* The plain matmul: a thread makes one element, in the order that shard/backend.h states. For every type and shape;
+ * what the other kernels are compared with, and what float32 models run on. */
+#include "shard/cuda/common.cuh"
+
+#define TILE 16
+
+/* grid: columns, rows in tiles of 16. block: 16 x 16. */
+__global__ void __launch_bounds__(TILE *TILE) plain_kernel(struct wn_cuda_matmul a)
+{
+    __shared__ float xs[TILE][TILE + 1], ws[TILE][TILE + 1];
+    const uint32_t tx = threadIdx.x % TILE, ty = threadIdx.x / TILE, part = a.w.k / a.slices;
+    const uint32_t n0 = blockIdx.x * TILE, m0 = blockIdx.y * TILE, n = n0 + tx, m = m0 + ty;
+    float level[8]; /* finished subtrees of parts, as in wn_tree_sum */
+
+    for (uint32_t s = 0; s < a.slices; s++) {
+        float sum = 0.0f;
+        for (uint32_t k0 = 0; k0 < part; k0 += TILE) {
+            const uint32_t k = s * part + k0 + tx;
+            const bool inside = k0 + tx < part;
+            __syncthreads();
+            xs[ty][tx] = inside && m < a.out.rows ? wn_get(a.x.ptr, a.x.dtype, wn_at(a.x, m, k)) : 0.0f;
+            ws[ty][tx] =
+                inside && n0 + ty < a.w.n ? wn_get(a.w.ptr, a.w.dtype, (size_t)(n0 + ty) * a.w.stride + k) : 0.0f;
+            __syncthreads();
+            const uint32_t len = part - k0 < TILE ? part - k0 : TILE;
+            for (uint32_t i = 0; i < len; i++) sum = fmaf(xs[ty][i], ws[tx][i], sum);
+        }
+        int l = 0;
+        for (uint32_t i = s; i & 1; i >>= 1, l++) sum = level[l] + sum;
+        level[l] = sum;
+    }
+    if (m >= a.out.rows || n >= a.w.n) return;
+    int top = 0;
+    while ((1u << top) < a.slices) top++;
+    float v = level[top];
+    if (a.bias) v += a.bias[n];
+    wn_put(a.out.ptr, a.out.dtype, wn_at(a.out, m, n), wn_activate(v, a.act));
+}
+
+int wn_cuda_run_matmul_plain(const struct wn_cuda_matmul *a, wn_cuda_stream st)
+{
+    /* Chunks of 65535 tiles, the most that a grid's y may be. */
+    for (uint32_t first = 0; first < a->out.rows; first += 65535u * TILE) {
+        struct wn_cuda_matmul p = *a;
+        const uint32_t left = a->out.rows - first, rows = left < 65535u * TILE ? left : 65535u * TILE;
+        p.out.ptr = (char *)a->out.ptr + wn_at(a->out, first, 0) * (a->out.dtype == WN_CUDA_F32 ? 4 : 2);
+        p.x.ptr = (char *)a->x.ptr + wn_at(a->x, first, 0) * (a->x.dtype == WN_CUDA_F32 ? 4 : 2);
+        p.out.rows = p.x.rows = rows;
+        dim3 grid((a->w.n + TILE - 1) / TILE, (rows + TILE - 1) / TILE);
+        WN_LAUNCH(plain_kernel, grid, TILE * TILE, 0, st, p);
+    }
+    return (int)cudaGetLastError();
+}

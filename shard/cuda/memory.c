@@ -1,0 +1,290 @@
+/* Device memory, and the ways of host data to it. */
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "shard/cuda/cuda.h"
+
+static struct wn_cuda *cuda(struct wn_backend *be)
+{
+    return (struct wn_cuda *)be;
+}
+
+wn_status wn_cuda_memory_open(struct wn_cuda *c, struct wn_err *err)
+{
+    wn_status rc =
+        wn_cuda_check(cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "stream", err);
+
+    for (uint32_t i = 0; rc == WN_OK && i < WN_CUDA_STAGES; i++) {
+        struct wn_cuda_stage *s = &c->stages[i];
+        rc = wn_cuda_check(cudaHostAlloc(&s->pinned, WN_CUDA_STAGE_BYTES, cudaHostAllocDefault), "pinned memory", err);
+        if (rc == WN_OK)
+            rc = wn_cuda_check(cudaEventCreateWithFlags(&s->copied, cudaEventDisableTiming), "event", err);
+    }
+    for (uint32_t i = 0; rc == WN_OK && i < WN_CUDA_METAS; i++)
+        rc = wn_cuda_check(cudaEventCreateWithFlags(&c->metas[i].copied, cudaEventDisableTiming), "event", err);
+    return rc;
+}
+
+void wn_cuda_memory_close(struct wn_cuda *c)
+{
+    if (c->stream) (void)cudaStreamSynchronize(c->stream);
+    for (uint32_t i = 0; i < WN_CUDA_STAGES; i++) {
+        (void)cudaFreeHost(c->stages[i].pinned);
+        if (c->stages[i].copied) (void)cudaEventDestroy(c->stages[i].copied);
+    }
+    for (uint32_t i = 0; i < WN_CUDA_METAS; i++) {
+        (void)cudaFreeHost(c->metas[i].host);
+        (void)cudaFree(c->metas[i].device);
+        if (c->metas[i].copied) (void)cudaEventDestroy(c->metas[i].copied);
+    }
+    for (int i = 0; i < WN_CUDA_SCRATCH_N; i++) (void)cudaFree(c->scratch[i].ptr);
+    (void)cudaFree(c->freq);
+    if (c->stream) (void)cudaStreamDestroy(c->stream);
+    free(c->words);
+}
+
+wn_status wn_cuda_buf_alloc(struct wn_backend *be, size_t bytes, struct wn_buf *out)
+{
+    void *p = NULL;
+    cudaError_t code = cudaMalloc(&p, bytes ? bytes : 1);
+    (void)be;
+
+    if (code == cudaErrorMemoryAllocation) {
+        size_t left = 0, total = 0;
+        (void)cudaGetLastError();
+        (void)cudaMemGetInfo(&left, &total);
+        return wn_fail(NULL, WN_ENOMEM, "cuda: buffer of %zu bytes, the device has %zu left of %zu", bytes, left,
+                       total);
+    }
+    if (code != cudaSuccess) return wn_cuda_check(code, "buffer", NULL);
+    *out = (struct wn_buf){.ptr = p, .bytes = bytes};
+    return WN_OK;
+}
+
+void wn_cuda_buf_free(struct wn_backend *be, struct wn_buf *buf)
+{
+    (void)cudaStreamSynchronize(cuda(be)->stream); /* queued work may still use it */
+    (void)cudaFree(buf->ptr);
+    *buf = (struct wn_buf){0};
+}
+
+/* The next chunk of the ring, once its last copy is over. */
+static wn_status stage_take(struct wn_cuda *c, struct wn_cuda_stage **out)
+{
+    struct wn_cuda_stage *s = &c->stages[c->stage];
+
+    c->stage = (c->stage + 1) % WN_CUDA_STAGES;
+    *out = s;
+    return wn_cuda_check(cudaEventSynchronize(s->copied), "wait for a copy", NULL);
+}
+
+/* rows of `width` bytes, `host_step` apart, to dst with rows `step` apart: through the ring, so `host` is the caller's
+ * again at return. */
+static wn_status upload_rows(struct wn_cuda *c, char *dst, size_t step, const char *host, size_t host_step,
+                             size_t width, size_t rows)
+{
+    wn_status rc = WN_OK;
+    size_t piece = width < WN_CUDA_STAGE_BYTES ? width : WN_CUDA_STAGE_BYTES;
+    size_t rows_max = piece ? WN_CUDA_STAGE_BYTES / piece : 0;
+
+    for (size_t r = 0; rc == WN_OK && width && r < rows; r += rows_max) {
+        size_t n = rows - r < rows_max ? rows - r : rows_max;
+        for (size_t at = 0; rc == WN_OK && at < width; at += piece) { /* more than one piece: rows_max is 1 */
+            size_t len = width - at < piece ? width - at : piece;
+            struct wn_cuda_stage *s = NULL;
+            if ((rc = stage_take(c, &s)) != WN_OK) break;
+            for (size_t i = 0; i < n; i++)
+                memcpy((char *)s->pinned + i * len, host + (r + i) * host_step + at, len);
+            rc = wn_cuda_check(cudaMemcpy2DAsync(dst + r * step + at, step, s->pinned, len, len, n,
+                                                 cudaMemcpyHostToDevice, c->stream),
+                               "upload", NULL);
+            if (rc == WN_OK) rc = wn_cuda_check(cudaEventRecord(s->copied, c->stream), "upload", NULL);
+        }
+    }
+    return rc;
+}
+
+wn_status wn_cuda_upload(struct wn_backend *be, void *dst, const void *host_src, size_t bytes)
+{
+    struct wn_cuda *c = cuda(be);
+    wn_status rc = WN_OK;
+
+    for (size_t at = 0; rc == WN_OK && at < bytes; at += WN_CUDA_STAGE_BYTES) {
+        size_t len = bytes - at < WN_CUDA_STAGE_BYTES ? bytes - at : WN_CUDA_STAGE_BYTES;
+        rc = upload_rows(c, (char *)dst + at, len, (const char *)host_src + at, len, len, 1);
+    }
+    return rc;
+}
+
+/* Pageable host memory: CUDA stages it itself. */
+wn_status wn_cuda_download(struct wn_backend *be, void *host_dst, const void *src, size_t bytes)
+{
+    struct wn_cuda *c = cuda(be);
+    wn_status rc = WN_OK;
+
+    if (bytes)
+        rc = wn_cuda_check(cudaMemcpyAsync(host_dst, src, bytes, cudaMemcpyDeviceToHost, c->stream), "download", NULL);
+    return rc == WN_OK ? wn_cuda_check(cudaStreamSynchronize(c->stream), "download", NULL) : rc;
+}
+
+/* Rows go as they are and are converted on the device, in blocks of a chunk of the ring. */
+static wn_status upload_converted(struct wn_cuda *c, struct wn_weight *w, const struct wn_mat *host)
+{
+    size_t e = wn_dtype_bytes(host->dtype), width = (size_t)host->cols * e;
+    uint32_t rows_max = (uint32_t)(WN_CUDA_STAGE_BYTES / width);
+    wn_status rc = WN_OK;
+    void *raw = NULL;
+
+    if (rows_max == 0) rows_max = 1;
+    if (rows_max > host->rows) rows_max = host->rows;
+    rc = wn_cuda_scratch(c, WN_CUDA_SCRATCH_RAW, rows_max * width, &raw);
+    for (uint32_t r = 0; rc == WN_OK && r < host->rows; r += rows_max) {
+        uint32_t n = host->rows - r < rows_max ? host->rows - r : rows_max;
+        struct wn_cuda_mat in = {raw, (uint32_t)host->dtype, n, host->cols, host->cols};
+        struct wn_cuda_mat out = {(char *)w->ptr + (size_t)r * w->stride * wn_dtype_bytes(w->dtype),
+                                  (uint32_t)w->dtype, n, w->k, w->stride};
+        rc = upload_rows(c, raw, width, (const char *)host->ptr + (size_t)r * host->stride * e, host->stride * e, width,
+                         n);
+        if (rc == WN_OK)
+            rc = wn_cuda_check((cudaError_t)wn_cuda_run_rows(&out, &in, NULL, NULL, n, c->stream), "convert", NULL);
+    }
+    return rc;
+}
+
+wn_status wn_cuda_weight_create(struct wn_backend *be, struct wn_weight **out, const struct wn_mat *host, wn_dtype as)
+{
+    struct wn_cuda *c = cuda(be);
+    struct wn_weight *w = calloc(1, sizeof(*w));
+    size_t e = wn_dtype_bytes(as), bytes;
+    struct wn_buf buf = {0};
+    int64_t start = wn_now_us();
+    wn_status rc = WN_OK;
+
+    if (!w) return wn_fail(NULL, WN_ENOMEM, "cuda: weight [%u, %u]", host->rows, host->cols);
+    *w = (struct wn_weight){.dtype = as, .n = host->rows, .k = host->cols, .stride = (host->cols + 7) / 8 * 8};
+    bytes = (size_t)w->n * w->stride * e;
+    if ((rc = wn_cuda_buf_alloc(be, bytes, &buf)) != WN_OK) goto out;
+    w->ptr = buf.ptr;
+    if (w->stride != w->k)
+        rc = wn_cuda_check(cudaMemsetAsync(w->ptr, 0, bytes, c->stream), "weight", NULL);
+    if (rc != WN_OK || bytes == 0) goto out;
+    if (host->dtype == as)
+        rc = upload_rows(c, w->ptr, w->stride * e, host->ptr, host->stride * e, w->k * e, w->n);
+    else
+        rc = upload_converted(c, w, host);
+    c->uploaded_bytes += (uint64_t)w->n * w->k * wn_dtype_bytes(host->dtype);
+    c->upload_us += (uint64_t)(wn_now_us() - start);
+out:
+    if (rc != WN_OK) {
+        wn_cuda_weight_destroy(be, w);
+        return rc;
+    }
+    *out = w;
+    return WN_OK;
+}
+
+void wn_cuda_weight_destroy(struct wn_backend *be, struct wn_weight *w)
+{
+    struct wn_buf buf;
+    if (!w) return;
+    buf = (struct wn_buf){.ptr = w->ptr};
+    if (w->ptr) wn_cuda_buf_free(be, &buf);
+    free(w);
+}
+
+/* Asleep between looks: a step takes milliseconds, and the cores have other work. */
+wn_status wn_cuda_sync(struct wn_backend *be, int64_t deadline_us)
+{
+    struct wn_cuda *c = cuda(be);
+
+    if (deadline_us == WN_NEVER) return wn_cuda_check(cudaStreamSynchronize(c->stream), "sync", NULL);
+    for (uint32_t turn = 0;; turn++) {
+        cudaError_t code = cudaStreamQuery(c->stream);
+        if (code != cudaErrorNotReady) return wn_cuda_check(code, "sync", NULL);
+        (void)cudaGetLastError(); /* "not ready" counts as an error there */
+        if (wn_deadline_passed(deadline_us)) return wn_fail(NULL, WN_ETIME, "cuda: the device did not finish in time");
+        if (turn > 2000) nanosleep(&(struct timespec){.tv_nsec = 20000}, NULL);
+    }
+}
+
+wn_status wn_cuda_scratch(struct wn_cuda *c, int purpose, size_t bytes, void **out)
+{
+    struct wn_buf *b = &c->scratch[purpose];
+
+    if (b->bytes < bytes) {
+        struct wn_buf grown = {0};
+        wn_status rc = wn_cuda_buf_alloc(&c->base, bytes + bytes / 4, &grown);
+        if (rc != WN_OK) return rc;
+        if (b->ptr) wn_cuda_buf_free(&c->base, b);
+        *b = grown;
+    }
+    *out = b->ptr;
+    return WN_OK;
+}
+
+wn_status wn_cuda_words(struct wn_cuda *c, size_t words, uint32_t **out)
+{
+    if (words > c->words_room) {
+        uint32_t *grown = realloc(c->words, 2 * words * sizeof(*grown));
+        if (!grown) return wn_fail(NULL, WN_ENOMEM, "cuda: table of %zu words", words);
+        c->words = grown;
+        c->words_room = 2 * words;
+    }
+    *out = c->words;
+    return WN_OK;
+}
+
+static wn_status meta_grow(struct wn_cuda *c, struct wn_cuda_meta *m, size_t words)
+{
+    void *host = NULL, *device = NULL;
+    size_t room = 2 * words < 1024 ? 1024 : 2 * words;
+    wn_status rc = wn_cuda_check(cudaHostAlloc(&host, room * 4, cudaHostAllocDefault), "pinned table", NULL);
+
+    if (rc == WN_OK) rc = wn_cuda_check(cudaMalloc(&device, room * 4), "table", NULL);
+    if (rc == WN_OK) rc = wn_cuda_check(cudaStreamSynchronize(c->stream), "table", NULL); /* the old one is free */
+    if (rc != WN_OK) {
+        (void)cudaFreeHost(host);
+        (void)cudaFree(device);
+        return rc;
+    }
+    (void)cudaFreeHost(m->host);
+    (void)cudaFree(m->device);
+    m->host = host;
+    m->device = device;
+    m->room = room;
+    return WN_OK;
+}
+
+wn_status wn_cuda_meta(struct wn_cuda *c, const uint32_t *host, size_t words, const uint32_t **out)
+{
+    struct wn_cuda_meta *m = &c->metas[0];
+    wn_status rc = WN_OK;
+
+    c->clock++;
+    for (uint32_t i = 0; i < WN_CUDA_METAS; i++) {
+        struct wn_cuda_meta *t = &c->metas[i];
+        if (t->used && t->words == words && memcmp(t->host, host, words * 4) == 0) {
+            t->used = c->clock;
+            *out = t->device;
+            return WN_OK;
+        }
+        if (t->used < m->used) m = t; /* the one that was not wanted for longest */
+    }
+    m->used = 0;
+    if (words > m->room) rc = meta_grow(c, m, words);
+    /* The copy of what was here may not have left the pinned side yet. Kernels that read the device side are queued
+     * before the new copy. */
+    if (rc == WN_OK) rc = wn_cuda_check(cudaEventSynchronize(m->copied), "table", NULL);
+    if (rc != WN_OK) return rc;
+    if (words) memcpy(m->host, host, words * 4);
+    if (words)
+        rc = wn_cuda_check(cudaMemcpyAsync(m->device, m->host, words * 4, cudaMemcpyHostToDevice, c->stream), "table",
+                           NULL);
+    if (rc == WN_OK) rc = wn_cuda_check(cudaEventRecord(m->copied, c->stream), "table", NULL);
+    if (rc != WN_OK) return rc;
+    m->words = words;
+    m->used = c->clock;
+    *out = m->device;
+    return WN_OK;
+}

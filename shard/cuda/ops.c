@@ -1,0 +1,281 @@
+/* The operations: checks, the choice of a kernel, the tables that it reads, and the launch. */
+#include "shard/cpu/check.h"
+#include "shard/cuda/cuda.h"
+
+static struct wn_cuda *cuda(struct wn_backend *be)
+{
+    return (struct wn_cuda *)be;
+}
+
+static struct wn_cuda_mat view(const struct wn_mat *m)
+{
+    return (struct wn_cuda_mat){m->ptr, (uint32_t)m->dtype, m->rows, m->cols, m->stride};
+}
+
+static wn_status launched(int code, const char *op)
+{
+    return wn_cuda_check((cudaError_t)code, op, NULL);
+}
+
+static wn_status matmul_as(struct wn_cuda *c, const struct wn_matmul *a, struct wn_cuda_matmul m,
+                           wn_cuda_matmul_kind kind)
+{
+    size_t need = wn_cuda_matmul_parts(kind, a, m.w.n);
+    void *parts = NULL;
+    wn_status rc = need ? wn_cuda_scratch(c, WN_CUDA_SCRATCH_PARTS, need * sizeof(float), &parts) : WN_OK;
+
+    if (rc != WN_OK) return rc;
+    m.parts = parts;
+    switch (kind) {
+    case WN_CUDA_MATMUL_LT:
+        m.slices = 1;
+        rc = wn_cuda_lt_run(c->lt, &m, c->stream);
+        return rc == WN_OK && parts ? launched(wn_cuda_run_matmul_finish(&m, c->stream), "matmul") : rc;
+    case WN_CUDA_MATMUL_MMA:
+        return launched(wn_cuda_run_matmul_mma(&m, c->stream), "matmul");
+    case WN_CUDA_MATMUL_PLAIN:
+        break;
+    }
+    return launched(wn_cuda_run_matmul_plain(&m, c->stream), "matmul");
+}
+
+wn_status wn_cuda_matmul(struct wn_backend *be, const struct wn_matmul *a)
+{
+    struct wn_cuda *c = cuda(be);
+    const struct wn_weight *w = a->w;
+    wn_cuda_kernels kernels = c->kernels == WN_CUDA_FAST && !c->lt ? WN_CUDA_EXACT : c->kernels;
+    wn_cuda_matmul_kind kind;
+    struct wn_cuda_matmul m = {.out = view(&a->out),
+                               .x = view(&a->x),
+                               .w = {w->ptr, (uint32_t)w->dtype, w->n, w->k, w->stride},
+                               .bias = a->bias,
+                               .slices = a->slices,
+                               .act = (uint32_t)a->act};
+    wn_status rc;
+
+    wn_check_matmul(a, w->n, w->k);
+    WN_ASSERT(a->slices <= 128); /* the kernels keep eight levels of the tree */
+    if (a->out.rows == 0 || w->n == 0) return WN_OK;
+    kind = wn_cuda_choose_matmul(kernels, a, w->dtype, w->n, w->k);
+    rc = matmul_as(c, a, m, kind);
+    if (kind != WN_CUDA_MATMUL_LT || rc != WN_EUNSUPP) return rc;
+    /* cuBLASLt has no algorithm for this shape */
+    return matmul_as(c, a, m, wn_cuda_choose_matmul(WN_CUDA_EXACT, a, w->dtype, w->n, w->k));
+}
+
+wn_status wn_cuda_norm(struct wn_backend *be, const struct wn_norm *a)
+{
+    struct wn_cuda_norm n = {view(&a->out), view(&a->x), a->weight, a->bias, a->eps, a->rms};
+
+    wn_check_norm(a);
+    if (a->x.rows == 0 || a->x.cols == 0) return WN_OK;
+    return launched(wn_cuda_run_norm(&n, cuda(be)->stream), "norm");
+}
+
+/* The frequencies of (head_dim, theta) on the device: a model has one pair of them. */
+static wn_status rope_freq(struct wn_cuda *c, uint32_t head_dim, float theta)
+{
+    uint32_t half = head_dim / 2;
+    uint32_t *words = NULL;
+    struct wn_buf buf = {0};
+    wn_status rc;
+
+    if (c->freq && c->rope_dim == head_dim && c->rope_theta == theta) return WN_OK;
+    if ((rc = wn_cuda_words(c, half, &words)) != WN_OK) return rc;
+    for (uint32_t i = 0; i < half; i++) {
+        float freq = 1.0f / __builtin_powf(theta, (float)(2 * i) / (float)head_dim);
+        memcpy(&words[i], &freq, sizeof(freq));
+    }
+    if ((rc = wn_cuda_buf_alloc(&c->base, half * sizeof(float), &buf)) != WN_OK) return rc;
+    if ((rc = wn_cuda_upload(&c->base, buf.ptr, words, half * sizeof(float))) != WN_OK) {
+        wn_cuda_buf_free(&c->base, &buf);
+        return rc;
+    }
+    if (c->freq) wn_cuda_buf_free(&c->base, &(struct wn_buf){.ptr = c->freq});
+    c->freq = buf.ptr;
+    c->rope_dim = head_dim;
+    c->rope_theta = theta;
+    return WN_OK;
+}
+
+wn_status wn_cuda_rope(struct wn_backend *be, const struct wn_rope *a)
+{
+    struct wn_cuda *c = cuda(be);
+    struct wn_cuda_mat x = view(&a->x);
+    const uint32_t *position = NULL;
+    wn_status rc;
+
+    wn_check_rope(a);
+    if (a->x.rows == 0 || a->x.cols == 0) return WN_OK;
+    rc = rope_freq(c, a->head_dim, a->theta);
+    if (rc == WN_OK) rc = wn_cuda_meta(c, a->position, a->x.rows, &position);
+    if (rc != WN_OK) return rc;
+    return launched(wn_cuda_run_rope(&x, position, c->freq, a->head_dim, c->stream), "rope");
+}
+
+wn_status wn_cuda_kv_write(struct wn_backend *be, const struct wn_kv_write *a)
+{
+    struct wn_cuda *c = cuda(be);
+    struct wn_cuda_mat k = view(&a->k), v = view(&a->v), keys = view(&a->kv.k), values = view(&a->kv.v);
+    uint32_t *words = NULL;
+    const uint32_t *targets = NULL;
+    wn_status rc;
+
+    wn_check_kv_write(a);
+    if (a->k.rows == 0 || a->k.cols == 0) return WN_OK;
+    if ((rc = wn_cuda_words(c, a->k.rows, &words)) != WN_OK) return rc;
+    wn_cuda_fill_targets(a->seqs, a->seqs_n, a->k.rows, a->kv.page_tokens, words);
+    if ((rc = wn_cuda_meta(c, words, a->k.rows, &targets)) != WN_OK) return rc;
+    rc = launched(wn_cuda_run_rows(&keys, &k, targets, NULL, k.rows, c->stream), "kv_write");
+    return rc == WN_OK ? launched(wn_cuda_run_rows(&values, &v, targets, NULL, v.rows, c->stream), "kv_write") : rc;
+}
+
+/* Fills in the tables and launches; d has matrices and shapes. */
+static wn_status attention(struct wn_cuda *c, struct wn_cuda_attn *d, const struct wn_seq *seqs, uint32_t seqs_n,
+                           bool tensor)
+{
+    uint32_t group = d->heads / d->kv_heads, rows = d->q.rows;
+    struct wn_cuda_attn_plan p = wn_cuda_plan_attn(seqs, seqs_n, rows, group, d->page_tokens);
+    size_t values = (size_t)p.chunks * rows * d->heads;
+    uint32_t *words = NULL;
+    const uint32_t *device = NULL;
+    void *parts = NULL;
+    wn_status rc;
+
+    if ((rc = wn_cuda_words(c, p.words, &words)) != WN_OK) return rc;
+    wn_cuda_fill_attn(&p, seqs, seqs_n, rows, group, d->page_tokens, words);
+    if ((rc = wn_cuda_meta(c, words, p.words, &device)) != WN_OK) return rc;
+    d->seqs = (const struct wn_cuda_seq *)(device + p.seqs);
+    d->row_seq = device + p.row_seq;
+    d->tables = device + p.tables;
+    d->tiles = (const struct wn_cuda_tile *)(device + p.tiles);
+    d->split_tiles = (const struct wn_cuda_tile *)(device + p.split_tiles);
+    d->tiles_n = p.tiles_n;
+    d->split_tiles_n = p.split_tiles_n;
+    d->chunks = p.chunks;
+    d->split_rows = p.split_rows;
+    if (!tensor) return launched(wn_cuda_run_attn_plain(d, c->stream), "attention");
+    if (values) rc = wn_cuda_scratch(c, WN_CUDA_SCRATCH_ATTN, values * (d->head_dim + 2) * sizeof(float), &parts);
+    if (rc != WN_OK) return rc;
+    d->part_out = parts;
+    d->part_ml = parts ? d->part_out + values * d->head_dim : NULL;
+    return launched(wn_cuda_run_attn_mma(d, c->stream), "attention");
+}
+
+wn_status wn_cuda_attn_paged(struct wn_backend *be, const struct wn_attn_paged *a)
+{
+    struct wn_cuda *c = cuda(be);
+    struct wn_cuda_attn d = {.out = view(&a->out),
+                             .q = view(&a->q),
+                             .k = view(&a->kv.k),
+                             .v = view(&a->kv.v),
+                             .page_tokens = a->kv.page_tokens,
+                             .heads = a->heads,
+                             .kv_heads = a->kv_heads,
+                             .head_dim = a->head_dim,
+                             .causal = true,
+                             .scale = a->scale};
+
+    wn_check_attn_paged(a);
+    if (a->q.rows == 0 || a->seqs_n == 0) return WN_OK;
+    return attention(c, &d, a->seqs, a->seqs_n,
+                     wn_cuda_choose_attn_mma(c->kernels, &a->q, &a->kv.k, &a->kv.v, a->head_dim));
+}
+
+static wn_status taps(struct wn_cuda *c, const struct wn_attn_full *a)
+{
+    struct wn_cuda_taps t = {.q = view(&a->q),
+                             .k = view(&a->k),
+                             .images = a->images,
+                             .tokens = a->tokens,
+                             .heads = a->heads,
+                             .head_dim = a->head_dim,
+                             .scale = a->scale,
+                             .cls_rows = a->cls_rows,
+                             .mean_cols = a->mean_cols};
+    void *stats = NULL;
+    wn_status rc =
+        wn_cuda_scratch(c, WN_CUDA_SCRATCH_TAPS, (size_t)a->q.rows * a->heads * 2 * sizeof(float), &stats);
+
+    t.stats = stats;
+    return rc == WN_OK ? launched(wn_cuda_run_taps(&t, c->stream), "attention taps") : rc;
+}
+
+/* An image is a sequence without a past whose keys fill one page of the matrices themselves. */
+wn_status wn_cuda_attn_full(struct wn_backend *be, const struct wn_attn_full *a)
+{
+    enum { AT_ONCE = 64 };
+    struct wn_cuda *c = cuda(be);
+    struct wn_cuda_attn d = {.k = view(&a->k),
+                             .v = view(&a->v),
+                             .page_tokens = a->tokens,
+                             .heads = a->heads,
+                             .kv_heads = a->heads,
+                             .head_dim = a->head_dim,
+                             .scale = a->scale};
+    bool tensor = wn_cuda_choose_attn_mma(c->kernels, &a->q, &a->k, &a->v, a->head_dim);
+    wn_status rc = WN_OK;
+
+    wn_check_attn_full(a);
+    for (uint32_t first = 0; rc == WN_OK && first < a->images; first += AT_ONCE) {
+        uint32_t n = a->images - first < AT_ONCE ? a->images - first : AT_ONCE, pages[AT_ONCE];
+        struct wn_mat q = wn_mat_rows(a->q, first * a->tokens, n * a->tokens);
+        struct wn_mat out = wn_mat_rows(a->out, first * a->tokens, n * a->tokens);
+        struct wn_seq seqs[AT_ONCE];
+        for (uint32_t i = 0; i < n; i++) {
+            pages[i] = first + i;
+            seqs[i] = (struct wn_seq){.first_row = i * a->tokens, .rows = a->tokens, .pages = &pages[i]};
+        }
+        d.q = view(&q);
+        d.out = view(&out);
+        rc = attention(c, &d, seqs, n, tensor);
+    }
+    if (rc == WN_OK && a->images > 0 && (a->cls_rows || a->mean_cols)) rc = taps(c, a);
+    return rc;
+}
+
+wn_status wn_cuda_add(struct wn_backend *be, const struct wn_mat *out, const struct wn_mat *a, const struct wn_mat *b)
+{
+    struct wn_cuda_mat o = view(out), x = view(a), y = view(b);
+
+    wn_check_elementwise(out, a, b);
+    if (out->rows == 0 || out->cols == 0) return WN_OK;
+    return launched(wn_cuda_run_add(&o, &x, &y, cuda(be)->stream), "add");
+}
+
+wn_status wn_cuda_silu_mul(struct wn_backend *be, const struct wn_mat *out, const struct wn_mat *gate,
+                           const struct wn_mat *up)
+{
+    struct wn_cuda_mat o = view(out), g = view(gate), u = view(up);
+
+    wn_check_elementwise(out, gate, up);
+    if (out->rows == 0 || out->cols == 0) return WN_OK;
+    return launched(wn_cuda_run_silu_mul(&o, &g, &u, cuda(be)->stream), "silu_mul");
+}
+
+wn_status wn_cuda_gather_rows(struct wn_backend *be, const struct wn_mat *out, const struct wn_mat *table,
+                              const uint32_t *index)
+{
+    struct wn_cuda *c = cuda(be);
+    struct wn_cuda_mat o = view(out), t = view(table);
+    const uint32_t *device = NULL;
+    wn_status rc;
+
+    wn_check_mat(out);
+    wn_check_source(table);
+    WN_ASSERT(out->cols == table->cols && (index || out->rows == 0));
+    if (out->rows == 0 || out->cols == 0) return WN_OK;
+    if ((rc = wn_cuda_meta(c, index, out->rows, &device)) != WN_OK) return rc;
+    return launched(wn_cuda_run_rows(&o, &t, NULL, device, out->rows, c->stream), "gather_rows");
+}
+
+wn_status wn_cuda_convert(struct wn_backend *be, const struct wn_mat *out, const struct wn_mat *in)
+{
+    struct wn_cuda_mat o = view(out), i = view(in);
+
+    wn_check_mat(out);
+    wn_check_source(in);
+    wn_check_same_shape(out, in);
+    if (out->rows == 0 || out->cols == 0) return WN_OK;
+    return launched(wn_cuda_run_rows(&o, &i, NULL, NULL, out->rows, cuda(be)->stream), "convert");
+}
