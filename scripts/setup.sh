@@ -9,7 +9,7 @@ packages=(gcc libc6-dev pkg-config cmake ninja-build
     libjansson-dev libyaml-dev libjpeg-dev libpng-dev libwebp-dev
     libpcre2-dev libutf8proc-dev libsodium-dev libhwloc-dev)
 if [ "${1:-}" = test ]; then
-    packages+=(libcmocka-dev libdnnl-dev clang libclang-rt-14-dev
+    packages+=(g++ libcmocka-dev libdnnl-dev clang libclang-rt-14-dev
         slurm-wlm munge iproute2 ethtool procps iputils-ping) # scripts/cluster
     # Other releases than Debian 12 name clang's run time and oneDNN differently; tests do without them.
     if ! grep -qs bookworm /etc/os-release; then

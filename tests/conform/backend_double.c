@@ -54,7 +54,7 @@ struct case_mat case_full_rows(const struct case_full *c, char which)
     return (struct case_mat){.dtype = c->type,
                              .rows = c->images * c->tokens,
                              .cols = c->heads * c->head_dim,
-                             .pad = 3,
+                             .pad = c->aligned ? 8 : 3,
                              .seed = (uint64_t)which,
                              .scale = which == 'v' ? 1.0f : 3.0f};
 }

@@ -9,8 +9,15 @@
 
 #include "shard/backend.h"
 
-/* Runs all of it over the backend called `name`; returns the number of failed tests. */
-int wn_backend_suite_run(const char *name);
+/* What a backend promises less of than the CPU. */
+struct wn_suite_opts {
+    const char *title;   /* NULL: the backend's name */
+    double f32_limit;    /* normalised mean square error of float32 results; 0: 1e-11 */
+    bool rows_differ;    /* a matmul's row may have other bits in a call of another number of rows */
+};
+
+/* Runs all of it over the backend called `name` (opts NULL: all promises); returns the number of failed tests. */
+int wn_backend_suite_run(const char *name, const struct wn_suite_opts *opts);
 
 /* ---- between the suite's two files: cases and what they should give ---- */
 
@@ -46,11 +53,13 @@ struct case_attn {
     wn_dtype q, kv, out;
     struct case_seq seqs[6];
     uint32_t seqs_n;
+    bool aligned; /* rows of 16 bytes: what fast kernels may ask for */
 };
 
 struct case_full {
     uint32_t images, tokens, heads, head_dim;
     wn_dtype type;
+    bool aligned;
 };
 
 #define CASE_ROPE_THETA 10000.0f

@@ -8,7 +8,7 @@
  * hd]. */
 void run_attn(struct wn_backend *b, const struct case_attn *c, float *out)
 {
-    uint32_t rows = 0, history = 0, pages = 0, next = 0, used = 0, tables[512];
+    uint32_t rows = 0, history = 0, pages = 0, next = 0, used = 0, tables[1024];
     struct wn_seq step[6], past[6];
     struct dev q, k, v, o, pool_k, pool_v, old_k, old_v;
     uint32_t kv_cols = c->kv_heads * c->head_dim, pt = c->page_tokens;
@@ -20,16 +20,17 @@ void run_attn(struct wn_backend *b, const struct case_attn *c, float *out)
     }
     pages += 3;
     while (pages % 7 == 0) pages++;
+    const uint32_t gap = pt == 16 || pt == 64 ? 0 : c->aligned ? 8 : 3;
     WN_ASSERT(pages <= COUNT(tables));
-    q = dev_out(b, c->q, rows, c->heads * c->head_dim, 5);
-    k = dev_out(b, c->kv, rows, kv_cols, 1);
-    v = dev_out(b, c->kv, rows, kv_cols, 0);
-    old_k = dev_out(b, c->kv, history, kv_cols, 0);
-    old_v = dev_out(b, c->kv, history, kv_cols, 2);
-    o = dev_out(b, c->out, rows, c->heads * c->head_dim, 4);
+    q = dev_out(b, c->q, rows, c->heads * c->head_dim, c->aligned ? 8 : 5);
+    k = dev_out(b, c->kv, rows, kv_cols, c->aligned ? 8 : 1);
+    v = dev_out(b, c->kv, rows, kv_cols, c->aligned ? 8 : 0);
+    old_k = dev_out(b, c->kv, history, kv_cols, c->aligned ? 8 : 0);
+    old_v = dev_out(b, c->kv, history, kv_cols, c->aligned ? 8 : 2);
+    o = dev_out(b, c->out, rows, c->heads * c->head_dim, c->aligned ? 8 : 4);
     /* Unwritten tokens are NaN. Rows of 16 and 64 without a gap, which a backend may lay out as it likes. */
-    pool_k = dev_out(b, c->kv, pages * pt, kv_cols, pt == 16 || pt == 64 ? 0 : 3);
-    pool_v = dev_out(b, c->kv, pages * pt, kv_cols, pt == 16 || pt == 64 ? 0 : 3);
+    pool_k = dev_out(b, c->kv, pages * pt, kv_cols, gap);
+    pool_v = dev_out(b, c->kv, pages * pt, kv_cols, gap);
     for (uint32_t s = 0, row = 0, old = 0; s < c->seqs_n; s++) {
         uint32_t pos = c->seqs[s].pos, n = c->seqs[s].rows, need = (pos + n + pt - 1) / pt;
         struct {
@@ -84,15 +85,20 @@ size_t attn_values(const struct case_attn *c)
 void attn_paged_close(void **state)
 {
     static const struct case_attn cases[] = {
-        {1, 1, 16, 16, WN_F32, WN_F32, WN_F32, {{0, 1, 1}}, 1},
-        {4, 2, 32, 16, WN_F32, WN_F32, WN_F32, {{0, 70, 1}}, 1},
-        {4, 4, 64, 8, WN_BF16, WN_BF16, WN_BF16, {{63, 1, 1}, {0, 65, 2}, {130, 3, 3}}, 3},
-        {6, 1, 40, 5, WN_F32, WN_BF16, WN_F32, {{10, 1, 1}, {0, 1, 2}, {200, 1, 3}, {64, 64, 4}, {31, 30, 5}}, 5},
-        {8, 2, 128, 32, WN_BF16, WN_BF16, WN_F32, {{300, 1, 1}, {0, 129, 2}}, 2},
-        {3, 3, 10, 1, WN_F32, WN_F32, WN_BF16, {{0, 13, 1}, {5, 0, 2}}, 2},
-        {4, 2, 24, 16, WN_BF16, WN_BF16, WN_F32, {{75, 1, 1}, {0, 20, 2}}, 2},
-        {4, 4, 64, 16, WN_BF16, WN_BF16, WN_BF16, {{191, 1, 1}, {192, 1, 2}, {0, 1, 3}, {15, 1, 4}, {64, 5, 5}}, 5},
-        {8, 2, 128, 64, WN_F32, WN_F32, WN_F32, {{300, 1, 1}, {127, 1, 2}, {17, 2, 3}}, 3},
+        {1, 1, 16, 16, WN_F32, WN_F32, WN_F32, {{0, 1, 1}}, 1, false},
+        {4, 2, 32, 16, WN_F32, WN_F32, WN_F32, {{0, 70, 1}}, 1, false},
+        {4, 4, 64, 8, WN_BF16, WN_BF16, WN_BF16, {{63, 1, 1}, {0, 65, 2}, {130, 3, 3}}, 3, false},
+        {6, 1, 40, 5, WN_F32, WN_BF16, WN_F32,
+         {{10, 1, 1}, {0, 1, 2}, {200, 1, 3}, {64, 64, 4}, {31, 30, 5}}, 5, false},
+        {8, 2, 128, 32, WN_BF16, WN_BF16, WN_F32, {{300, 1, 1}, {0, 129, 2}}, 2, false},
+        {3, 3, 10, 1, WN_F32, WN_F32, WN_BF16, {{0, 13, 1}, {5, 0, 2}}, 2, false},
+        {4, 2, 24, 16, WN_BF16, WN_BF16, WN_F32, {{75, 1, 1}, {0, 20, 2}}, 2, false},
+        {4, 4, 64, 16, WN_BF16, WN_BF16, WN_BF16,
+         {{191, 1, 1}, {192, 1, 2}, {0, 1, 3}, {15, 1, 4}, {64, 5, 5}}, 5, false},
+        {8, 2, 128, 64, WN_F32, WN_F32, WN_F32, {{300, 1, 1}, {127, 1, 2}, {17, 2, 3}}, 3, false},
+        {4, 4, 64, 8, WN_BF16, WN_BF16, WN_BF16, {{63, 1, 1}, {0, 65, 2}, {130, 3, 3}}, 3, true},
+        {8, 2, 128, 32, WN_BF16, WN_BF16, WN_F32, {{300, 1, 1}, {0, 129, 2}, {250, 20, 3}}, 3, true},
+        {3, 1, 88, 5, WN_BF16, WN_BF16, WN_F32, {{10, 1, 1}, {0, 1, 2}, {700, 1, 3}, {64, 64, 4}, {5, 0, 5}}, 5, true},
     };
     (void)state;
     for (size_t i = 0; i < COUNT(cases); i++) {
@@ -115,16 +121,17 @@ void attn_paged_close(void **state)
 }
 
 /* However a prompt is chunked, whatever the pages, alone or with others: the same bits. */
-static void same_bits(uint32_t heads, uint32_t kv_heads, uint32_t head_dim, wn_dtype type, size_t stride)
+static void same_bits(uint32_t heads, uint32_t kv_heads, uint32_t head_dim, wn_dtype type, size_t stride, bool aligned)
 {
-    enum { LEN = 150 };
-    static const uint32_t first[] = {1, 7, 32, 63, 64, 65, 100, 149}, pages[] = {1, 5, 16, 64};
-    const struct case_attn whole = {heads, kv_heads, head_dim, 16, type, type, WN_F32, {{0, LEN, 1}}, 1};
-    const size_t width = heads * head_dim;
+    static const uint32_t chunks[2][8] = {{1, 7, 32, 63, 64, 65, 100, 149}, {1, 64, 250, 255, 256, 257, 300, 399}};
+    static const uint32_t pages[] = {1, 5, 16, 64};
+    const uint32_t *first = chunks[aligned], LEN = aligned ? 400 : 150;
+    const struct case_attn whole = {heads, kv_heads, head_dim, 16, type, type, WN_F32, {{0, LEN, 1}}, 1, aligned};
+    const size_t width = (size_t)heads * head_dim;
     float *want = floats(LEN * width), *got = floats((LEN + 40) * width);
 
     run_attn(be, &whole, want);
-    for (size_t i = 0; i < COUNT(first); i += stride) {
+    for (size_t i = 0; i < COUNT(chunks[0]); i += stride) {
         struct case_attn c = whole;
         c.page_tokens = pages[(i + heads) % COUNT(pages)];
         c.seqs[0].rows = first[i];
@@ -152,10 +159,11 @@ void attn_paged_bits(void **state)
     static const uint32_t shapes[][3] = {{1, 1, 80}, {4, 2, 32}, {4, 1, 128}, {5, 1, 16},
                                          {6, 1, 24}, {7, 1, 64}, {13, 1, 32}};
     (void)state;
-    same_bits(6, 2, 48, WN_F32, 1);
-    same_bits(6, 2, 48, WN_BF16, 1);
+    same_bits(6, 2, 48, WN_F32, 1, false);
+    same_bits(6, 2, 48, WN_BF16, 1, false);
+    same_bits(2, 1, 32, WN_BF16, 1, true);
     for (size_t i = 0; i < COUNT(shapes); i++)
-        same_bits(shapes[i][0], shapes[i][1], shapes[i][2], i % 2 ? WN_F32 : WN_BF16, 3);
+        same_bits(shapes[i][0], shapes[i][1], shapes[i][2], i % 2 ? WN_F32 : WN_BF16, 3, false);
 }
 
 void run_full(struct wn_backend *b, const struct case_full *c, uint32_t first, uint32_t images, float *out,
@@ -196,8 +204,9 @@ void run_full(struct wn_backend *b, const struct case_full *c, uint32_t first, u
 void attn_full_close(void **state)
 {
     static const struct case_full cases[] = {
-        {1, 1, 1, 8, WN_F32},    {2, 17, 3, 16, WN_F32},  {1, 65, 2, 88, WN_BF16},
-        {3, 50, 4, 64, WN_BF16}, {1, 197, 2, 64, WN_F32},
+        {1, 1, 1, 8, WN_F32, false},    {2, 17, 3, 16, WN_F32, false},  {1, 65, 2, 88, WN_BF16, false},
+        {3, 50, 4, 64, WN_BF16, false}, {1, 197, 2, 64, WN_F32, false}, {2, 70, 2, 64, WN_BF16, true},
+        {1, 300, 1, 88, WN_BF16, true},
     };
     (void)state;
     for (size_t i = 0; i < COUNT(cases); i++) {

@@ -30,10 +30,10 @@ int main(void)
     static const struct CMUnitTest tests[] = {cmocka_unit_test(isa_override)};
     int failed = cmocka_run_group_tests_name("cpu: instruction sets", tests, NULL, NULL);
 
-    failed += wn_backend_suite_run("cpu-reference");
+    failed += wn_backend_suite_run("cpu-reference", NULL);
     setenv("WINNOW_CPU_ISA", "portable", 1);
-    failed += wn_backend_suite_run("cpu");
+    failed += wn_backend_suite_run("cpu", NULL);
     unsetenv("WINNOW_CPU_ISA");
-    failed += wn_backend_suite_run("cpu");
+    failed += wn_backend_suite_run("cpu", NULL);
     return failed != 0;
 }

@@ -147,6 +147,17 @@ void golden_close(struct golden *g)
     memset(g, 0, sizeof(*g));
 }
 
+bool golden_backend_usable(const char *name)
+{
+    struct wn_backend *be = NULL;
+    struct wn_err err = {0};
+    bool usable = wn_backend_open(&be, name, 0, &err) == WN_OK;
+
+    if (!usable) printf("skipped: %s\n", err.text);
+    wn_backend_close(be);
+    return usable;
+}
+
 double golden_row_error(const float *got, const float *want, size_t n)
 {
     double largest = 0.0, worst = 0.0;

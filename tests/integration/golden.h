@@ -3,10 +3,12 @@
 #ifndef WN_TESTS_GOLDEN_H
 #define WN_TESTS_GOLDEN_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/dtype.h"
 #include "base/status.h"
+#include "shard/backend.h"
 #include "shard/model.h"
 
 #define GOLDEN_PROMPTS_MAX 8
@@ -48,6 +50,9 @@ struct golden {
 /* Reads tests/golden/NAME; a file that is missing or has another size is an error that names it. */
 wn_status golden_open(struct golden *g, const char *name, struct wn_err *err);
 void golden_close(struct golden *g);
+
+/* Can this machine open the backend? Prints why not: a missing GPU is no failure. */
+bool golden_backend_usable(const char *name);
 
 /* Largest |got - want| over the row, divided by the largest |want| of the row. NaN counts as 1e9. */
 double golden_row_error(const float *got, const float *want, size_t n);
