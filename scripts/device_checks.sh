@@ -1,0 +1,124 @@
+#!/usr/bin/env bash
+# scripts/device_checks.sh - everything that needs a GPU, in one call of less than eight minutes.
+#
+#   scripts/device_checks.sh pack          here: builds the programs for sm_90 and gathers them with the libraries that
+#                                          they need into .device/ (ignored by git; about 20 MB)
+#   scripts/device_checks.sh run OUT       on the machine with the GPU: runs the checks, writes OUT/*.txt and OUT/*.csv
+#
+# The machine with the GPU needs a driver and cuBLASLt, and no network. It runs what was packed; if that does not start
+# there, the kernels and their tests are built from this checkout with its own nvcc and gcc (.device holds cmocka), and
+# what needs more libraries is left out and said so. Each step has a time limit, and the next runs whatever became of it.
+# The last lines are a summary; the exit code is the number of steps that failed.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+programs=(test_backend_cuda test_golden test_vision test_tiny_llava bench_gpu)
+
+pack() {
+    local jobs; jobs=$(nproc)
+    set -e
+    cmake -G Ninja -S . -B build/device -DCMAKE_BUILD_TYPE=Release -DWN_CUDA=ON -DWN_CUDA_ARCHITECTURES=90 >/dev/null
+    ninja -C build/device -j "$jobs" "${programs[@]}"
+    rm -rf .device
+    mkdir -p .device/bin .device/lib .device/include
+    local p file
+    for p in "${programs[@]}"; do
+        file=$(find build/device -type f -name "$p" -perm -u+x | head -1)
+        strip -o ".device/bin/$p" "$file"
+        # all shared libraries but the C library's and the driver's: those are the machine's own
+        ldd "$file" | awk '$2 == "=>" && $3 ~ /^\// { print $3 }' |
+            grep -vE '/(libc|libm|libdl|librt|libpthread|libresolv|libcuda|ld-linux[^/]*)\.so' |
+            xargs -r cp -nL -t .device/lib
+    done
+    cp -L /usr/include/cmocka*.h .device/include/
+    git rev-parse --short HEAD >.device/commit
+    du -sh .device
+}
+
+# Kernels, CPU backends and the conformance suite with nothing but gcc, nvcc and cmocka.
+build_there() {
+    local dir=$1 flags="-O2 -std=gnu17 -D_GNU_SOURCE -I. -I.device/include -ffp-contract=off -fno-strict-aliasing" f
+    mkdir -p "$dir"
+    local objects=()
+    for f in shard/cuda/*.cu; do
+        nvcc -O3 -std=c++17 -fmad=false -arch=sm_90 -I. -c "$f" -o "$dir/$(basename "$f").o" &
+        objects+=("$dir/$(basename "$f").o")
+    done
+    wait
+    for f in base/{status,log}.c shard/backend.c shard/cpu/{memory,reference,cpu,matmul,attention,rows,portable}.c \
+        shard/cuda/*.c tests/conform/{test_backend_cuda,backend_suite,backend_suite_attn,backend_double}.c; do
+        # shellcheck disable=SC2086
+        gcc $flags -fopenmp -DWN_HAVE_CUDA -DWN_CUDA_HAVE_CUBLASLT -I"$cuda/include" -c "$f" -o "$dir/${f//\//_}.o" || return 1
+        objects+=("$dir/${f//\//_}.o")
+    done
+    gcc -fopenmp "${objects[@]}" -o "$dir/test_backend_cuda" .device/lib/libcmocka.so* -L"$cuda/lib64" -lcudart_static \
+        -lstdc++ -lm -ldl -lrt -lpthread
+}
+
+summary=()
+failed=0
+# step NAME SECONDS command...: output to OUT/NAME.txt
+step() {
+    local name=$1 limit=$2 rc start=$SECONDS
+    shift 2
+    timeout "$limit" "$@" >"$out/$name.txt" 2>&1
+    rc=$?
+    case $rc in
+    0) summary+=("ok       $name, $((SECONDS - start)) s") ;;
+    77) summary+=("skipped  $name: $(grep -m1 skipped "$out/$name.txt")") ;;
+    124) summary+=("TIMEOUT  $name after $limit s") failed=$((failed + 1)) ;;
+    *) summary+=("FAILED   $name ($rc), $((SECONDS - start)) s: $(tail -1 "$out/$name.txt" | cut -c1-160)") failed=$((failed + 1)) ;;
+    esac
+}
+
+run() {
+    out=$1
+    mkdir -p "$out"
+    cuda=${CUDA_HOME:-/usr/local/cuda}
+    # cuBLASLt is where CUDA is, or in a Python package
+    local lt
+    lt=$(ls -d "$cuda/lib64" "$cuda"/targets/*/lib /usr/lib/x86_64-linux-gnu 2>/dev/null |
+        while read -r d; do ls "$d"/libcublasLt.so.1[23] >/dev/null 2>&1 && echo "$d"; done | head -1)
+    [ -n "$lt" ] || lt=$(python3 -c 'import nvidia, glob; print(next(glob.iglob(list(nvidia.__path__)[0] + "/*/lib/libcublasLt.so.*")).rsplit("/", 1)[0])' 2>/dev/null)
+    export LD_LIBRARY_PATH="$PWD/.device/lib${lt:+:$lt}${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+    export WINNOW_LOG=info OMP_NUM_THREADS=8
+    local bin=$PWD/.device/bin
+    {
+        nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem --format=csv
+        nvcc --version | tail -1
+        echo "cuBLASLt: ${lt:-not found}"
+        echo "packed at $(cat .device/commit 2>/dev/null)"
+    } >"$out/machine.txt" 2>&1
+    "$bin/test_backend_cuda" refusals >"$out/start.txt" 2>&1
+    if [ $? -ge 126 ]; then # a library is missing, or of another age
+        bin=/tmp/winnow-device
+        build_there "$bin" >"$out/build.txt" 2>&1
+        summary+=("note     the packed programs do not start here ($(tail -1 "$out/start.txt" | cut -c1-100)): built on the spot")
+    fi
+    step conform 90 "$bin/test_backend_cuda"
+    export WINNOW_CUDA_KERNELS=exact
+    step golden 30 "$bin/test_golden"
+    step vision 30 "$bin/test_vision"
+    unset WINNOW_CUDA_KERNELS
+    WN_TEST_BACKEND=cuda step tiny_llava 40 "$bin/test_tiny_llava" 20
+    step memcheck 50 compute-sanitizer --tool memcheck --error-exitcode 9 "$bin/test_backend_cuda" 'attn_paged_close'
+    step racecheck 40 compute-sanitizer --tool racecheck --error-exitcode 9 "$bin/test_backend_cuda" 'weight_types'
+    mkdir -p /dev/shm/winnow-bench
+    step bench 110 "$bin/bench_gpu" tests/golden/config/llava-1.5-13b.json /dev/shm/winnow-bench
+    rm -rf /dev/shm/winnow-bench
+    grep -E '^[a-z]+,' "$out/bench.txt" >"$out/bench.csv" 2>/dev/null
+    step transformers 80 python3 scripts/golden/hf_bench.py tests/golden/config/llava-1.5-13b.json
+    {
+        cat "$out/machine.txt"
+        printf '%s\n' "${summary[@]}"
+        cat "$out/bench.csv" 2>/dev/null
+        grep -E '^[a-z]+,' "$out/transformers.txt" 2>/dev/null
+        echo "$SECONDS s in all, $failed failed"
+    } | tee "$out/summary.txt"
+    return "$failed"
+}
+
+case ${1:-} in
+pack) pack ;;
+run) [ -n "${2:-}" ] || { echo "usage: scripts/device_checks.sh run OUT" >&2; exit 2; }; run "$2" ;;
+*) echo "usage: scripts/device_checks.sh pack | run OUT" >&2; exit 2 ;;
+esac

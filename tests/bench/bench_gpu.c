@@ -1,0 +1,410 @@
+/* bench_gpu CONFIG FOLDER [backend] - a whole model of CONFIG's shapes (config.json) with random weights on one device:
+ * load, vision encode, prefill and decode, as CSV on standard output.
+ *
+ * FOLDER gets a model.safetensors of random bfloat16 (26 GB for LLaVA-1.5-13B; /dev/shm is a good place), which goes
+ * again at the end: so the load is the real one. Yardsticks are measured in the same run: a device-to-device copy, and
+ * a large matmul through the backend. floor_us is the least time that the bytes or the operations of a case take at
+ * those rates; ratio is floor to time. Results are checked to be finite, and the same in a second run. */
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "shard/decoder.h"
+#include "shard/vision.h"
+
+#define PAGE      16u
+#define CONTEXT   640u /* positions a sequence may have */
+#define SEQS_MAX  64u
+#define RUNS_MAX  200u
+#define BLOCK     ((size_t)32 << 20) /* random bytes, repeated */
+
+static struct wn_backend *be;
+static struct wn_model model;
+static struct wn_err err;
+static double copy_bytes_us, matmul_flops_us;
+
+static void must(wn_status rc, const char *what)
+{
+    if (rc == WN_OK) return;
+    fprintf(stderr, "bench_gpu: %s: %s\n", what, err.text[0] ? err.text : wn_status_name(rc));
+    exit(1);
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* ---- the checkpoint ---- */
+
+struct header {
+    char *text;
+    size_t used, room;
+    uint64_t bytes;
+};
+
+static void append(struct header *h, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+static void append(struct header *h, const char *fmt, ...)
+{
+    va_list ap;
+
+    if (h->room - h->used < 512) {
+        h->room = 2 * h->room + 4096;
+        h->text = realloc(h->text, h->room);
+        must(h->text ? WN_OK : WN_ENOMEM, "header");
+    }
+    va_start(ap, fmt);
+    h->used += (size_t)vsnprintf(h->text + h->used, h->room - h->used, fmt, ap);
+    va_end(ap);
+}
+
+static void tensor(struct header *h, const char *name, uint64_t rows, uint64_t cols)
+{
+    uint64_t bytes = 2 * rows * (cols ? cols : 1);
+
+    append(h, "%s\"%s\":{\"dtype\":\"BF16\",\"shape\":[%llu", h->used > 1 ? "," : "", name, (unsigned long long)rows);
+    if (cols) append(h, ",%llu", (unsigned long long)cols);
+    append(h, "],\"data_offsets\":[%llu,%llu]}", (unsigned long long)h->bytes, (unsigned long long)(h->bytes + bytes));
+    h->bytes += bytes;
+}
+
+static wn_status decoder_tensor(void *ctx, const struct wn_slice *s, struct wn_err *e)
+{
+    (void)e;
+    tensor(ctx, s->name, s->rows.n, s->cols.n > 1 ? s->cols.n : 0);
+    return WN_OK;
+}
+
+static void vision_tensors(struct header *h)
+{
+    static const char *const pairs[] = {"layer_norm1", "layer_norm2", "self_attn.q_proj", "self_attn.k_proj",
+                                        "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2"};
+    const struct wn_vision_config *c = &model.vision;
+    const char *tower = "vision_tower.vision_model.";
+    char name[WN_NAME_MAX];
+
+    snprintf(name, sizeof(name), "%sembeddings.class_embedding", tower);
+    tensor(h, name, c->hidden, 0);
+    snprintf(name, sizeof(name), "%sembeddings.patch_embedding.weight", tower);
+    tensor(h, name, c->hidden, 3 * c->patch_side * c->patch_side);
+    snprintf(name, sizeof(name), "%sembeddings.position_embedding.weight", tower);
+    tensor(h, name, c->patches + 1, c->hidden);
+    for (int b = 0; b < 2; b++) {
+        snprintf(name, sizeof(name), "%spre_layrnorm.%s", tower, b ? "bias" : "weight");
+        tensor(h, name, c->hidden, 0);
+    }
+    for (uint32_t i = 0; i < c->layers; i++) {
+        for (size_t p = 0; p < sizeof(pairs) / sizeof(pairs[0]); p++) {
+            uint64_t rows = p == 6 ? c->mlp : c->hidden, cols = p < 2 ? 0 : p == 7 ? c->mlp : c->hidden;
+            snprintf(name, sizeof(name), "%sencoder.layers.%u.%s.weight", tower, i, pairs[p]);
+            tensor(h, name, rows, cols);
+            snprintf(name, sizeof(name), "%sencoder.layers.%u.%s.bias", tower, i, pairs[p]);
+            tensor(h, name, rows, 0);
+        }
+    }
+}
+
+/* Values of +-2^-6 at most, so that sums of some thousands stay small. */
+static void fill_block(uint16_t *block, size_t n)
+{
+    uint64_t z = 88172645463325252u;
+    for (size_t i = 0; i < n; i++) {
+        z ^= z << 13, z ^= z >> 7, z ^= z << 17;
+        block[i] = wn_f32_to_bf16(((float)(z >> 40) * 0x1p-23f - 1.0f) * 0x1p-6f);
+    }
+}
+
+static void write_checkpoint(const char *path, const struct wn_plan *plan)
+{
+    struct header h = {.text = NULL};
+    uint16_t *block = malloc(BLOCK);
+    FILE *f = fopen(path, "wb");
+    uint64_t len;
+
+    must(block ? WN_OK : WN_ENOMEM, "random block");
+    if (!f) err.code = wn_fail(&err, WN_EIO, "%s cannot be written", path);
+    must(f ? WN_OK : WN_EIO, "checkpoint");
+    append(&h, "{");
+    must(wn_plan_slices(plan, 0, decoder_tensor, &h, &err), "tensors of the plan");
+    vision_tensors(&h);
+    append(&h, "}");
+    while (h.used % 8) append(&h, " ");
+    fill_block(block, BLOCK / 2);
+    len = h.used;
+    bool good = fwrite(&len, 8, 1, f) == 1 && fwrite(h.text, h.used, 1, f) == 1;
+    for (uint64_t at = 0; good && at < h.bytes; at += BLOCK)
+        good = fwrite(block, h.bytes - at < BLOCK ? h.bytes - at : BLOCK, 1, f) == 1;
+    if (fclose(f) != 0) good = false;
+    must(good ? WN_OK : WN_EIO, "checkpoint");
+    free(h.text);
+    free(block);
+}
+
+/* ---- timing ---- */
+
+typedef void (*run_fn)(void *arg);
+
+/* Runs for about `seconds`, three times at least, after one run to warm up. The median; *best is the shortest. */
+static double time_it(run_fn fn, void *arg, double seconds, double *best)
+{
+    static double us[RUNS_MAX];
+    uint32_t n = 0;
+    int64_t start;
+
+    fn(arg);
+    start = wn_now_us();
+    while (n < 3 || (n < RUNS_MAX && (double)(wn_now_us() - start) < seconds * 1e6)) {
+        struct timespec a, b;
+        clock_gettime(CLOCK_MONOTONIC, &a);
+        fn(arg);
+        clock_gettime(CLOCK_MONOTONIC, &b);
+        us[n++] = (double)(b.tv_sec - a.tv_sec) * 1e6 + (double)(b.tv_nsec - a.tv_nsec) * 1e-3;
+    }
+    qsort(us, n, sizeof(us[0]), by_value);
+    *best = us[0];
+    return us[n / 2];
+}
+
+static void report(const char *what, const char *shape, double median, double best, double floor_us, double flops,
+                   double bytes)
+{
+    printf("%s,%s,%.1f,%.1f,%.1f,%.3f,%.2f,%.2f\n", what, shape, median, best, floor_us, floor_us / median,
+           flops / median * 1e-6, bytes / median * 1e-3);
+    fflush(stdout);
+}
+
+static double floor_of(double flops, double bytes)
+{
+    return fmax(flops / matmul_flops_us, bytes / copy_bytes_us);
+}
+
+struct copy {
+    struct wn_mat out, in;
+};
+
+static void run_copy(void *arg)
+{
+    struct copy *c = arg;
+    must(wn_be_convert(be, &c->out, &c->in), "copy");
+    must(be->ops->sync(be, WN_NEVER), "copy");
+}
+
+static void run_matmul(void *arg)
+{
+    must(wn_be_matmul(be, (struct wn_matmul *)arg), "matmul");
+    must(be->ops->sync(be, WN_NEVER), "matmul");
+}
+
+/* Random rows from the host; a block of them, repeated by upload. */
+static struct wn_buf random_buf(size_t bytes)
+{
+    struct wn_buf b;
+    uint16_t *block = malloc(BLOCK);
+
+    must(be->ops->buf_alloc(be, bytes, &b), "memory");
+    must(block ? WN_OK : WN_ENOMEM, "random block");
+    fill_block(block, BLOCK / 2);
+    for (size_t at = 0; at < bytes; at += BLOCK)
+        must(be->ops->upload(be, (char *)b.ptr + at, block, bytes - at < BLOCK ? bytes - at : BLOCK), "upload");
+    free(block);
+    return b;
+}
+
+static void yardsticks(uint32_t side, size_t copy_bytes)
+{
+    uint32_t rows = (uint32_t)(copy_bytes / 2 / 8192);
+    struct wn_buf a = random_buf(copy_bytes), b = random_buf(copy_bytes);
+    struct copy c = {.out = {b.ptr, WN_BF16, rows, 8192, 8192}, .in = {a.ptr, WN_BF16, rows, 8192, 8192}};
+    double best, median = time_it(run_copy, &c, 1.0, &best), bytes = 2.0 * (double)copy_bytes,
+                 flops = 2.0 * side * side * side;
+    uint16_t *host = malloc((size_t)side * side * 2);
+    struct wn_weight *w;
+    char shape[32];
+
+    copy_bytes_us = bytes / best;
+    snprintf(shape, sizeof(shape), "%zuMiB", copy_bytes >> 20);
+    report("copy", shape, median, best, best, 0.0, bytes);
+    must(host ? WN_OK : WN_ENOMEM, "matrix");
+    fill_block(host, (size_t)side * side);
+    struct wn_mat m = {host, WN_BF16, side, side, side};
+    must(be->ops->weight_create(be, &w, &m, WN_BF16), "matrix");
+    struct wn_matmul mm = {
+        .out = {b.ptr, WN_BF16, side, side, side}, .x = {a.ptr, WN_BF16, side, side, side}, .w = w, .slices = 1};
+    median = time_it(run_matmul, &mm, 1.0, &best);
+    matmul_flops_us = flops / best;
+    snprintf(shape, sizeof(shape), "%u^3", side);
+    report("matmul", shape, median, best, best, flops, 0.0);
+    be->ops->weight_destroy(be, w);
+    be->ops->buf_free(be, &a);
+    be->ops->buf_free(be, &b);
+    free(host);
+}
+
+/* ---- the model ---- */
+
+struct step_case {
+    struct wn_stage *stage;
+    struct wn_step step;
+    struct wn_seq seqs[SEQS_MAX];
+    uint32_t token[CONTEXT + SEQS_MAX], slot[CONTEXT + SEQS_MAX], wanted[SEQS_MAX];
+    float *logits;
+};
+
+static void run_step(void *arg)
+{
+    struct step_case *c = arg;
+    must(wn_stage_run(c->stage, &c->step, WN_NEVER, c->logits, &err), "step");
+}
+
+/* `seqs` sequences of `pos` tokens in their pages, `rows` new ones each, of which `image` are image rows. */
+static void bench_step(struct wn_stage *s, const struct wn_plan *plan, uint32_t seqs, uint32_t pos, uint32_t rows,
+                       uint32_t image, uint32_t *pages, float *logits, float *again)
+{
+    static struct step_case c;
+    const struct wn_text_config *t = &model.text;
+    double params = (double)t->layers * ((double)t->hidden * t->head_dim * (2.0 * t->heads + 2.0 * t->kv_heads) +
+                                         3.0 * t->hidden * (double)t->mlp),
+           head = (double)t->vocab * t->hidden, sees = 0.0, flops, bytes, best, median;
+    size_t values = (size_t)seqs * t->vocab;
+    char shape[64];
+
+    c = (struct step_case){.stage = s, .logits = logits};
+    c.step = (struct wn_step){.rows = seqs * rows, .token = c.token, .slot = c.slot, .seqs_n = seqs, .seqs = c.seqs,
+                              .wanted_n = seqs, .wanted = c.wanted};
+    for (uint32_t i = 0; i < seqs; i++) {
+        c.seqs[i] = (struct wn_seq){
+            .first_row = i * rows, .rows = rows, .pos = pos, .pages = pages + (size_t)i * (CONTEXT / PAGE)};
+        c.wanted[i] = (i + 1) * rows - 1;
+    }
+    for (uint32_t i = 0; i < seqs * rows; i++) {
+        c.slot[i] = i < image ? 0 : WN_SLOT_NONE;
+        c.token[i] = i < image ? i : (i * 7919u + 13u) % t->vocab;
+    }
+    for (uint32_t r = 0; r < rows; r++) sees += (double)seqs * (pos + r + 1);
+    flops = 2.0 * (params * seqs * rows + head * seqs) + 4.0 * sees * t->heads * t->head_dim * t->layers;
+    bytes = 2.0 * (params + head) + (double)wn_plan_kv_bytes_per_token(plan, 0) * seqs * (pos + rows);
+    median = time_it(run_step, &c, 2.0, &best);
+    for (size_t i = 0; i < values; i++)
+        if (!isfinite(logits[i])) must(WN_EDEVICE, "logits are not finite");
+    c.logits = again;
+    run_step(&c);
+    if (memcmp(logits, again, values * sizeof(float)) != 0) must(WN_EDEVICE, "two runs of a step differ");
+    snprintf(shape, sizeof(shape), "B%u_P%u_R%u_I%u", seqs, pos, rows, image);
+    report(rows == 1 ? "decode" : "prefill", shape, median, best, floor_of(flops, bytes), flops, bytes);
+}
+
+struct encode_case {
+    struct wn_vision *tower;
+    float *pixels;
+    uint32_t images;
+    struct wn_vision_taps taps;
+    struct wn_vision_out out;
+};
+
+static void run_encode(void *arg)
+{
+    struct encode_case *c = arg;
+    must(wn_vision_encode(c->tower, c->pixels, c->images, &c->taps, WN_NEVER, &c->out, &err), "encode");
+}
+
+static void bench_vision(const struct wn_weights *weights)
+{
+    const struct wn_vision_config *v = &model.vision;
+    size_t image = 3 * (size_t)v->image_side * v->image_side;
+    struct encode_case c = {.pixels = malloc(8 * image * sizeof(float)), .taps = WN_TAPS_NONE};
+
+    must(c.pixels ? WN_OK : WN_ENOMEM, "pixels");
+    for (size_t i = 0; i < 8 * image; i++) c.pixels[i] = (float)((i * 2654435761u) >> 8 & 0xffff) * 0x1p-15f - 1.0f;
+    must(wn_vision_open(&c.tower, be, &model, weights, WN_BF16, 8, &err), "tower");
+    for (uint32_t images = 1; images <= 8; images *= 8)
+        for (int taps = 0; taps < 2; taps++) {
+            double tokens = v->patches + 1,
+                   params = (double)v->layers_run * v->hidden * (4.0 * v->hidden + 2.0 * v->mlp);
+            double flops = images * tokens * (2.0 * params + 4.0 * tokens * v->hidden * v->layers_run), best, median;
+            char shape[32];
+            c.images = images;
+            c.taps = WN_TAPS_NONE;
+            if (taps) c.taps.cls_layers = c.taps.mean_layers = (uint64_t)1 << (v->layers_run - 1);
+            median = time_it(run_encode, &c, 1.0, &best);
+            snprintf(shape, sizeof(shape), "I%u%s", images, taps ? "_taps" : "");
+            report("vision", shape, median, best, floor_of(flops, 2.0 * params), flops, 2.0 * params);
+        }
+    wn_vision_close(c.tower);
+    free(c.pixels);
+}
+
+int main(int argc, char **argv)
+{
+    static const uint32_t batches[] = {1, 8, 32, 64};
+    const uint32_t pages_n = SEQS_MAX * (CONTEXT / PAGE);
+    struct wn_plan plan;
+    struct wn_weights *weights = NULL;
+    struct wn_stage *stage = NULL;
+    uint32_t *pages = malloc(pages_n * sizeof(*pages));
+    char path[512];
+
+    if (argc < 3) {
+        fprintf(stderr, "usage: bench_gpu CONFIG FOLDER [backend]\n");
+        return 2;
+    }
+    must(wn_model_open(&model, argv[1], &err), "model");
+    must(wn_plan_make(&plan, &model, 1, 1, NULL, WN_BF16, &err), "plan");
+    must(wn_backend_open(&be, argc > 3 ? argv[3] : "cuda", 0, &err), "backend");
+    float *logits = malloc((size_t)SEQS_MAX * model.text.vocab * sizeof(float)),
+          *again = malloc((size_t)SEQS_MAX * model.text.vocab * sizeof(float));
+    must(logits && again && pages ? WN_OK : WN_ENOMEM, "memory");
+    for (uint32_t i = 0; i < pages_n; i++) pages[i] = (i * 7u + 3u) % pages_n; /* 7 and pages_n share no factor */
+    printf("what,shape,p50_us,min_us,floor_us,ratio,tflops,gbytes_s\n");
+    yardsticks(model.text.hidden >= 4096 ? 8192 : 256, model.text.hidden >= 4096 ? (size_t)2 << 30 : (size_t)8 << 20);
+    snprintf(path, sizeof(path), "%s/model.safetensors", argv[2]);
+    write_checkpoint(path, &plan);
+    must(wn_weights_open(&weights, argv[2], &err), "weights");
+    bench_vision(weights);
+    struct wn_stage_opts o = {.be = be,
+                              .plan = &plan,
+                              .weights = weights,
+                              .pages = pages_n,
+                              .page_tokens = PAGE,
+                              .rows_max = CONTEXT,
+                              .seqs_max = SEQS_MAX,
+                              .wanted_max = SEQS_MAX,
+                              .slots = 1};
+    int64_t start = wn_now_us();
+    must(wn_stage_open(&stage, &o, &err), "stage");
+    must(be->ops->sync(be, WN_NEVER), "load");
+    double took = (double)(wn_now_us() - start), bytes = (double)wn_plan_weight_bytes(&plan, 0);
+    report("load", "weights", took, took, 0.0, 0.0, bytes);
+    wn_weights_close(weights);
+    (void)unlink(path);
+
+    struct wn_features f = {.rows = model.vision.patches, .width = model.vision.hidden, .dtype = WN_BF16};
+    uint16_t *features = malloc((size_t)f.rows * f.width * 2);
+    must(features ? WN_OK : WN_ENOMEM, "features");
+    fill_block(features, (size_t)f.rows * f.width);
+    must(wn_stage_features_put(stage, 0, features, &f, &err), "features");
+    uint32_t whole = f.rows, part = f.rows < 64 ? f.rows : 64;
+    bench_step(stage, &plan, 1, 0, whole + 40, whole, pages, logits, again);
+    bench_step(stage, &plan, 1, 0, part + 40, part, pages, logits, again);
+    for (uint32_t s = 1; s < SEQS_MAX; s++) /* fill every sequence's pages, so that a decode reads real keys */
+        for (uint32_t pos = 0; pos + 1 < whole + 40; pos += 64) {
+            static struct step_case c;
+            uint32_t n = whole + 40 - pos < 64 ? whole + 40 - pos : 64;
+            c = (struct step_case){.stage = stage};
+            c.seqs[0] = (struct wn_seq){.rows = n, .pos = pos, .pages = pages + (size_t)s * (CONTEXT / PAGE)};
+            for (uint32_t i = 0; i < n; i++) c.token[i] = (pos + i + s) % model.text.vocab;
+            c.step = (struct wn_step){.rows = n, .token = c.token, .seqs_n = 1, .seqs = c.seqs};
+            run_step(&c);
+        }
+    for (size_t i = 0; i < sizeof(batches) / sizeof(batches[0]); i++)
+        bench_step(stage, &plan, batches[i], whole + 40, 1, 0, pages, logits, again);
+    wn_stage_close(stage);
+    wn_backend_close(be);
+    free(features);
+    free(logits);
+    free(again);
+    free(pages);
+    return 0;
+}
