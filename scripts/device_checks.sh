@@ -16,7 +16,8 @@ programs=(test_backend_cuda test_golden test_vision test_tiny_llava bench_gpu)
 pack() {
     local jobs; jobs=$(nproc)
     set -e
-    cmake -G Ninja -S . -B build/device -DCMAKE_BUILD_TYPE=Release -DWN_CUDA=ON -DWN_CUDA_ARCHITECTURES=90 >/dev/null
+    cmake -G Ninja -S . -B build/device -DCMAKE_BUILD_TYPE=Release -DWN_CUDA=ON -DWN_CUDA_ARCHITECTURES=90 \
+        -DCMAKE_C_COMPILER_LAUNCHER="$(command -v ccache || true)" >/dev/null
     ninja -C build/device -j "$jobs" "${programs[@]}"
     rm -rf .device
     mkdir -p .device/bin .device/lib .device/include
@@ -79,7 +80,8 @@ run() {
     lt=$(ls -d "$cuda/lib64" "$cuda"/targets/*/lib /usr/lib/x86_64-linux-gnu 2>/dev/null |
         while read -r d; do ls "$d"/libcublasLt.so.1[23] >/dev/null 2>&1 && echo "$d"; done | head -1)
     [ -n "$lt" ] || lt=$(python3 -c 'import nvidia, glob; print(next(glob.iglob(list(nvidia.__path__)[0] + "/*/lib/libcublasLt.so.*")).rsplit("/", 1)[0])' 2>/dev/null)
-    export LD_LIBRARY_PATH="$PWD/.device/lib${lt:+:$lt}${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+    local theirs=${LD_LIBRARY_PATH:-} # Python keeps to the machine's own libraries
+    export LD_LIBRARY_PATH="$PWD/.device/lib${lt:+:$lt}${theirs:+:$theirs}"
     export WINNOW_LOG=info OMP_NUM_THREADS=8
     local bin=$PWD/.device/bin
     {
@@ -106,7 +108,7 @@ run() {
     step bench 110 "$bin/bench_gpu" tests/golden/config/llava-1.5-13b.json /dev/shm/winnow-bench
     rm -rf /dev/shm/winnow-bench
     grep -E '^[a-z]+,' "$out/bench.txt" >"$out/bench.csv" 2>/dev/null
-    step transformers 80 python3 scripts/golden/hf_bench.py tests/golden/config/llava-1.5-13b.json
+    step transformers 80 env LD_LIBRARY_PATH="$theirs" python3 scripts/golden/hf_bench.py tests/golden/config/llava-1.5-13b.json
     {
         cat "$out/machine.txt"
         printf '%s\n' "${summary[@]}"
