@@ -4,11 +4,12 @@ A question of twelve words has one token that needs the picture.  A list such as
 blue ring large" needs it at two tokens of three, so attention from a word to the patches that show it is
 found many times sooner.  A drill is [(word, is it scored?)]; the words are those of the questions.
 """
-from questions import names
+from questions import RELATIONS, names
 from scenes import COLOR_NAMES, PLACES, SHAPES
 
 
 def shuffled(rng, seq):
+    seq = list(seq)
     return [seq[i] for i in rng.permutation(len(seq))]
 
 
@@ -81,10 +82,23 @@ def ways(scene, rng):
     return out
 
 
+def sides(scene, rng):
+    """name, relation, name -> is it so?"""
+    named, out = names(scene["objects"]), []
+    for _ in range(7 if len(named) > 1 else 0):
+        (o, n), (p, m) = shuffled(rng, named)[:2]
+        word = shuffled(rng, RELATIONS)[0]
+        axis, sign = RELATIONS[word]
+        far = (divmod(o["cell"], 3)[axis] - divmod(p["cell"], 3)[axis]) * sign
+        if far:                                                    # the questions never ask about the same row
+            out.append(entry(f"{n} {word} {m}", ["yes" if far > 0 else "no"]))
+    return out
+
+
 def drills(scene, rng):
     """[("drill", None, ((word, scored), ...)), ...] about a scene, in the shape of questions.questions."""
     lists = [places(scene, rng), by(scene, rng, "shape", ["color", "size"], SHAPES),
              by(scene, rng, "color", ["shape", "size"], COLOR_NAMES), requests(scene, rng),
-             numbers(scene, rng), pairs(scene, rng), ways(scene, rng)]
-    labels = ["places", "by-shape", "by-color", "requests", "numbers", "pairs", "ways"]
+             numbers(scene, rng), pairs(scene, rng), ways(scene, rng), sides(scene, rng)]
+    labels = ["places", "by-shape", "by-color", "requests", "numbers", "pairs", "ways", "sides"]
     return [(f"drill-{k}", None, tuple(w for e in one for w in e)) for k, one in zip(labels, lists) if one]

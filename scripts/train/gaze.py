@@ -51,7 +51,7 @@ def cells(words, scored, scene, family):
             found = [o["cell"] for o in objects if color in (None, o["color"])]
         elif w == "text" and scene["text"]:
             found = [scene["text"]["cell"]]
-        elif w in SIDES and family not in ("relation", "drill-ways") and after != "of" and not (
+        elif w in SIDES and family not in ("relation", "drill-ways", "drill-sides") and after != "of" and not (
                 w in ("top", "bottom") and after in ("left", "right")):
             place = f"{last} {w}" if last in ("top", "bottom") and w in ("left", "right") else w
             found = [scenes.PLACES.index(place)]
@@ -75,3 +75,30 @@ def loss(attention, mask, targets):
         share = score.masked_fill(~want[mine], -1e9).logsumexp(-1) - score.logsumexp(-1)
         out.append(-share.mean(0))
     return torch.cat(out).mean()
+
+
+def hints(words, scored, scene, family):
+    """[(index of a word, what the layer after the watched one should already know there)]: a number, or the way
+    from one thing to another.  What the last layer finds out cannot be used by the words that follow."""
+    if family in ("count", "drill-numbers"):
+        at = [i for i, w in enumerate(words) if (w in SHAPE_OF or w == "objects") and not scored[i]]
+        number = [words[i] for i in range(len(words)) if scored[i] and words[i].isdigit()]
+        return list(zip(at, number))
+    if family not in ("relation", "drill-sides"):
+        return []
+    out, found, relation = [], [], None
+    for i, w in enumerate(words):
+        if scored[i]:
+            found = []
+        elif w in ("left", "right", "above", "below"):
+            relation = w
+        elif w in SHAPE_OF:
+            color = words[i - 1] if words[i - 1] in COLORS else None
+            found.append(next(o["cell"] for o in scene["objects"]
+                              if o["shape"] == w and color in (None, o["color"])))
+            if len(found) == 2:
+                axis = relation in ("left", "right")
+                a, b = (divmod(c, 3)[axis] for c in found)
+                way = ("left", "center", "right") if axis else ("above", "center", "below")
+                out.append((i, way[(a > b) - (a < b) + 1]))
+    return out

@@ -25,7 +25,7 @@ import scenes
 import tokenizer
 from train_vision import Batches, augment, optimizer, put
 
-WEIGHT = {"caption": .35, "drill": .4}
+WEIGHT = {"caption": .5, "relation": 1.5, "drill": .4}
 EVAL_SEED = 555                    # for the figures printed while training; the card uses another one
 
 
@@ -138,8 +138,9 @@ class Stream:
         return torch.stack(rows), asked, packed, self.targets(shown, asked, packed["prefix"], packed["mask"].shape[-1])
 
     def targets(self, shown, asked, prefix, total):
-        """(row, token, which of all keys it should look at) for each word that has something to look at."""
-        out = []
+        """(row, token, which of all keys it should look at) for each word that has something to look at, and
+        (row, token, id of what should be known there)."""
+        out, known = [], []
         for row, ((i, where), segments) in enumerate(zip(shown, asked)):
             cell = where // 24 // 8 * 3 + where % 24 // 8
             kind = torch.from_numpy(self.data.lab[i][0].ravel())[where]
@@ -154,8 +155,10 @@ class Stream:
                         keys = torch.zeros(total, dtype=torch.bool)
                         keys[packing.HEAD:packing.HEAD + len(here)] = here
                         out.append((row, at + k, keys))
+                for k, word in gaze.hints(words, scored, self.data.facts[i], family):
+                    known.append((row, at + k, self.packer.tok.encode(word, add_special_tokens=False).ids[-1]))
                 at += len(ids)
-        return out
+        return out, known
 
 
 @torch.no_grad()
@@ -178,13 +181,14 @@ def check(vision, projector, decoder, packer, cache, count=400):
 
 def plan(t, rng):
     """Share of the run -> questions and drills a picture, how many image tokens, foreground first?"""
+    few, many = (8, 8, 64, True), (14, 4, 576, False)
+    some = (10, 4, int(rng.choice([64, 128, 192, 288])), bool(rng.random() < .7))
+    x = rng.random()
     if t < .5:
-        return 8, 7, 64, True
+        return few if x < .9 else some
     if t < .7:
-        return (8, 7, 64, True) if rng.random() < .6 else (10, 3, 192, bool(rng.random() < .5))
-    if rng.random() < .65:
-        return 14, 3, 576, False
-    return 10, 3, int(rng.choice([64, 128, 192, 288])), bool(rng.random() < .7)
+        return few if x < .5 else some if x < .8 else many
+    return many if x < .65 else some
 
 
 def work(rank, a, vision, both, step, start, states):
@@ -200,7 +204,8 @@ def work(rank, a, vision, both, step, start, states):
     stream = Stream(data, vision, packer, list(range(rank, a.cached, a.workers)),
                     f"{a.state}/features{rank}.bin")
     rng = np.random.default_rng([a.seed, step, rank])
-    decoder.layers[gaze.LAYER].self_attn.watched = True
+    decoder.layers[gaze.LAYER].self_attn.watched, middle = True, [None]
+    decoder.layers[gaze.LAYER + 1].register_forward_hook(lambda m, x, y: middle.__setitem__(0, y))
     first, mean, cache, saved = step, {}, [], time.time()
     while True:
         t = (time.time() - start) / (a.minutes * 60)
@@ -210,7 +215,7 @@ def work(rank, a, vision, both, step, start, states):
             g["lr"] = a.lr * min(1, (step - first + 1) / 60) * min(1, max(.01, (1 - t) / (1 - a.hold)))
         stream.grow(a.ready + 2 * (step - first), rng)
         segments, lists, n, foreground = plan(a.begin + t * (1 - a.begin), rng)
-        feats, asked, packed, targets = stream.get(rng, a.batch, segments, lists, n, foreground)
+        feats, asked, packed, (targets, known) = stream.get(rng, a.batch, segments, lists, n, foreground)
         h, want, rows, segs = packing.hidden_of_answers(decoder, packer, projector(feats), packed)
         each = F.cross_entropy(decoder.lm_head(h), want, reduction="none")
         names = [[q[0] for q in qs] for qs in asked]
@@ -220,6 +225,11 @@ def work(rank, a, vision, both, step, start, states):
         look = gaze.loss(decoder.layers[gaze.LAYER].self_attn, packed["mask"], targets)
         mean["look"] = look.item() if "look" not in mean else .96 * mean["look"] + .04 * look.item()
         loss = loss + a.gaze * look
+        if known:
+            r, at, want = (torch.tensor(v) for v in zip(*known))
+            hint = F.cross_entropy(decoder.lm_head(decoder.norm(middle[0][r, at])), want)
+            mean["hint"] = hint.item() if "hint" not in mean else .96 * mean["hint"] + .04 * hint.item()
+            loss = loss + a.gaze * hint
         opt.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(both.parameters(), 1.0)
