@@ -142,6 +142,20 @@ wn_status wn_answer_push(struct wn_answer *a, uint32_t id, const char **text, bo
     return show(a, safe_bytes(a), text, err);
 }
 
+wn_status wn_answer_push_last(struct wn_answer *a, uint32_t id, const char **text, bool *stopped, struct wn_err *err)
+{
+    const char *piece;
+    size_t bytes, at;
+    wn_status rc = wn_detok_feed(&a->detok, &id, 1, &piece, &bytes, err);
+
+    *text = "";
+    *stopped = false;
+    if (rc != WN_OK || (rc = hold(a, piece, bytes, err)) != WN_OK) return rc;
+    at = find_stop(a);
+    *stopped = at < a->held_n;
+    return *stopped ? show(a, at, text, err) : wn_answer_finish(a, text, err);
+}
+
 wn_status wn_answer_finish(struct wn_answer *a, const char **text, struct wn_err *err)
 {
     const char *piece;

@@ -28,7 +28,11 @@ void wn_answer_destroy(struct wn_answer *a); /* NULL is fine */
 WN_NODISCARD wn_status wn_answer_push(struct wn_answer *a, uint32_t id, const char **text, bool *stopped,
                                       struct wn_err *err);
 
-/* The end: *text is what was held back. */
+/* The same for the last token: nothing is held back. */
+WN_NODISCARD wn_status wn_answer_push_last(struct wn_answer *a, uint32_t id, const char **text, bool *stopped,
+                                           struct wn_err *err);
+
+/* The end without a token of text: *text is what was held back. */
 WN_NODISCARD wn_status wn_answer_finish(struct wn_answer *a, const char **text, struct wn_err *err);
 
 #endif

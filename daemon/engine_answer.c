@@ -53,14 +53,14 @@ void wn_engine_finish(struct wn_engine *e, struct wn_gen_job *job, Wn__FinishRea
     e->stats_due = true;
 }
 
-static void send_tokens(struct wn_engine *e, const struct wn_gen_job *job, uint32_t *id, const char *text)
+static void send_token(struct wn_engine *e, const struct wn_gen_job *job, uint32_t id, const char *text)
 {
     Wn__Tokens t = WN__TOKENS__INIT;
 
     t.job = job->g->job;
-    t.first = id ? job->new_n - 1 : job->new_n;
-    t.ids = id;
-    t.n_ids = id ? 1 : 0;
+    t.first = job->new_n - 1;
+    t.ids = &id;
+    t.n_ids = 1;
     t.text = (char *)(uintptr_t)text;
     wn_front_send(e->opts.front, &job->order->party, WN__ENVELOPE__BODY_TOKENS, &t, WN_TRAFFIC_TOKENS, NULL, 0, NULL,
                   NULL);
@@ -68,21 +68,23 @@ static void send_tokens(struct wn_engine *e, const struct wn_gen_job *job, uint3
 
 void wn_engine_take_token(struct wn_engine *e, struct wn_gen_job *job, uint32_t id)
 {
-    const struct wn_model *m = e->opts.gen.model;
-    const Wn__Sampling *s = job->g->sampling;
-    const char *text = "", *rest = "";
+    const bool eos = wn_gen_is_end(job->g, e->opts.gen.model, id);
+    const char *text = "";
     struct wn_err err = {0};
-    bool stopped = false, eos = false;
+    bool stopped = false;
+    wn_status rc;
 
     if (!job->first_token_us) job->first_token_us = wn_now_us();
     wn_gen_job_push(job, id);
-    for (uint32_t i = 0; i < m->eos_n; i++) eos = eos || (id == m->eos[i] && !(s && s->ignore_eos));
-    if (!eos && wn_answer_push(job->answer, id, &text, &stopped, &err) != WN_OK) {
+    /* what was held back goes out with the last token, so that no text is without a number */
+    if (eos) rc = wn_answer_finish(job->answer, &text, &err);
+    else if (job->new_n >= job->max_new) rc = wn_answer_push_last(job->answer, id, &text, &stopped, &err);
+    else rc = wn_answer_push(job->answer, id, &text, &stopped, &err);
+    if (rc != WN_OK) {
         wn_engine_fail(e, job, &err);
         return;
     }
-    send_tokens(e, job, &id, text);
-    if (!eos && !stopped && job->new_n < job->max_new) return;
-    if (!stopped && wn_answer_finish(job->answer, &rest, &err) == WN_OK && rest[0]) send_tokens(e, job, NULL, rest);
-    wn_engine_finish(e, job, eos || stopped ? WN__FINISH_REASON__FINISH_STOP : WN__FINISH_REASON__FINISH_LENGTH);
+    send_token(e, job, id, text);
+    if (eos || stopped || job->new_n >= job->max_new)
+        wn_engine_finish(e, job, eos || stopped ? WN__FINISH_REASON__FINISH_STOP : WN__FINISH_REASON__FINISH_LENGTH);
 }

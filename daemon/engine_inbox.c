@@ -22,8 +22,8 @@ static void job_ready(struct wn_engine *e, struct wn_gen_job *job)
     if (!wn_gen_job_complete(job)) return;
     if (wn_gen_job_layout(job, &e->opts.gen, &err) != WN_OK || wn_batcher_check(e->batcher, job, &err) != WN_OK)
         wn_engine_fail(e, job, &err);
-    else if (job->new_n >= job->max_new) /* a replay that had all but its end */
-        wn_engine_finish(e, job, WN__FINISH_REASON__FINISH_LENGTH);
+    else if (job->stopped || job->new_n >= job->max_new) /* a replay that had all but its end */
+        wn_engine_finish(e, job, job->stopped ? WN__FINISH_REASON__FINISH_STOP : WN__FINISH_REASON__FINISH_LENGTH);
 }
 
 /* Hands features to their job, or keeps them for an order that is still on its way. Takes m. */
@@ -34,6 +34,11 @@ static void take_features(struct wn_engine *e, struct wn_front_msg *m)
     struct wn_orphan *place = &e->orphans[0];
 
     if (job) {
+        if (wn_gen_job_has(job, m->env->features->image)) { /* of a worker that was given up too early */
+            wn_engine_send_ack(e, m, NULL);
+            wn_front_msg_free(m);
+            return;
+        }
         if (wn_gen_job_features(job, m, &e->opts.gen, &err) == WN_OK) {
             job_ready(e, job);
             return;

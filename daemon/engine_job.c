@@ -13,6 +13,13 @@ static wn_status check_sampling(const Wn__Sampling *s, struct wn_err *err)
     return s ? wn_sampling_check(s, err) : WN_OK;
 }
 
+bool wn_gen_is_end(const Wn__Generate *g, const struct wn_model *model, uint32_t id)
+{
+    for (uint32_t i = 0; i < model->eos_n; i++)
+        if (id == model->eos[i]) return !(g->sampling && g->sampling->ignore_eos);
+    return false;
+}
+
 wn_status wn_gen_job_create(struct wn_gen_job **out, struct wn_front_msg *order, const struct wn_gen_limits *limits,
                             struct wn_err *err)
 {
@@ -24,7 +31,6 @@ wn_status wn_gen_job_create(struct wn_gen_job **out, struct wn_front_msg *order,
                                      .images = g->images,
                                      .image_token = limits->model->image_token};
     const char *text;
-    bool stopped;
     wn_status rc;
 
     if (!job) return wn_fail(err, WN_ENOMEM, "job");
@@ -45,8 +51,9 @@ wn_status wn_gen_job_create(struct wn_gen_job **out, struct wn_front_msg *order,
     rc = wn_answer_create(&job->answer, limits->tokenizer, s ? s->stop : NULL, s ? s->n_stop : 0, err);
     if (rc != WN_OK) goto out;
     /* The text of earlier attempts has been shown; only the state that it left counts. */
-    for (size_t i = 0; i < g->n_emitted; i++) {
-        if ((rc = wn_answer_push(job->answer, g->emitted[i], &text, &stopped, err)) != WN_OK) goto out;
+    for (size_t i = 0; i < g->n_emitted && !job->stopped; i++) {
+        if (wn_gen_is_end(g, limits->model, g->emitted[i])) job->stopped = true;
+        else if ((rc = wn_answer_push(job->answer, g->emitted[i], &text, &job->stopped, err)) != WN_OK) goto out;
     }
     job->max_new = s && s->max_tokens ? s->max_tokens : limits->max_new;
     job->new_n = (uint32_t)g->n_emitted;
@@ -136,6 +143,11 @@ wn_status wn_gen_job_features(struct wn_gen_job *job, struct wn_front_msg *msg, 
     job->encode_us = max64(job->encode_us, f->encode_us);
     job->prune_us = max64(job->prune_us, f->prune_us);
     return WN_OK;
+}
+
+bool wn_gen_job_has(const struct wn_gen_job *job, uint32_t image)
+{
+    return image < job->images_n && job->images[image].msg;
 }
 
 bool wn_gen_job_complete(const struct wn_gen_job *job)

@@ -52,6 +52,7 @@ struct wn_gen_job {
     uint32_t preemptions;
     uint32_t max_new, new_n; /* of the whole answer, emitted ones included */
     struct wn_answer *answer;
+    bool stopped; /* an earlier attempt gave the last token, and its end was not heard */
     int64_t arrived_us, features_us, started_us, first_token_us;
     uint64_t sent_us, preprocess_us, encode_us, prune_us; /* of the slowest image */
 };
@@ -70,12 +71,16 @@ struct wn_gen_limits {
  * `order`. Failure (WN_EINVAL, WN_ELIMIT, ...: answer it): `order` is still the caller's. */
 WN_NODISCARD wn_status wn_gen_job_create(struct wn_gen_job **out, struct wn_front_msg *order,
                                          const struct wn_gen_limits *limits, struct wn_err *err);
+/* Whether the answer ends with this token (an end-of-sequence token that the job does not ignore). */
+bool wn_gen_is_end(const Wn__Generate *g, const struct wn_model *model, uint32_t id);
+
 void wn_gen_job_destroy(struct wn_gen_job *job); /* NULL is fine */
 
 /* Checks features against the model and keeps them (takes msg). WN_EPROTO: msg is still the caller's. */
 WN_NODISCARD wn_status wn_gen_job_features(struct wn_gen_job *job, struct wn_front_msg *msg,
                                            const struct wn_gen_limits *limits, struct wn_err *err);
 
+bool wn_gen_job_has(const struct wn_gen_job *job, uint32_t image); /* are its features here, or done with? */
 bool wn_gen_job_complete(const struct wn_gen_job *job); /* are all features here? */
 
 /* Lays the rows out from the real row counts, and gives each its rotary position: its number, or, under the policy

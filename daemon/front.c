@@ -16,6 +16,7 @@
 #define LEADERS_MAX      16 /* connections of a vision worker; the longest unused one makes room */
 #define DEFAULT_BEAT_MS  500
 #define DEFAULT_LEASE_MS 3000
+#define RECONNECT_MAX_MS 250 /* a scheduler that was started again is found soon */
 #define RETRY_MS         10 /* how soon a send that found a full queue is tried again */
 #define RECV_BURST       64 /* messages of one socket before the others get a turn */
 
@@ -40,7 +41,9 @@ struct wn_front {
     struct wn_front_msg *pending, **pending_end; /* outbound that found a full queue, in order */
     struct wn_front_load load;
     int64_t beat_us, next_beat_us, lease_us, heard_us;
-    bool welcome; /* the scheduler knows this worker */
+    bool welcome;          /* the scheduler knows this worker */
+    int64_t away_us;       /* when it was missed; 0: it was not, or its jobs were given up */
+    struct wn_ledger *ledger;
     wn_status started_rc;
     struct wn_err started_err;
 };
@@ -186,11 +189,49 @@ static void queue(struct wn_front *f, struct wn_front_msg *m)
 
 /* ---- hello and heartbeats ---- */
 
+static void say_again(void *arg, const void *frame, size_t bytes)
+{
+    struct wn_front *f = arg;
+    struct wn_front_msg *m = msg_new();
+
+    if (!m) return;
+    m->party.side = WN_SIDE_SCHEDULER;
+    m->traffic = WN_TRAFFIC_TOKENS;
+    if (wn_msg_add_copy(&m->msg, frame, bytes) == WN_OK)
+        queue(f, m);
+    else
+        wn_front_msg_free(m); /* the gap is seen, and the job replayed */
+}
+
+/* The scheduler does not know this worker any more, or is not there. */
+static void miss_scheduler(struct wn_front *f, const char *why)
+{
+    wn_warn("front", "%s", why);
+    f->welcome = false;
+    f->next_beat_us = 0;
+    f->away_us = wn_now_us();
+}
+
+/* The scheduler was away for too long: what it ordered is given up. */
+static void give_up(struct wn_front *f)
+{
+    struct wn_front_msg *m = msg_new();
+
+    f->away_us = 0;
+    wn_ledger_clear(f->ledger);
+    if (!m) return;
+    m->party.side = WN_SIDE_SELF;
+    m->lease_lost = true;
+    if (!wn_ring_put(f->inbound, m)) wn_front_msg_free(m);
+}
+
 static void send_hello(struct wn_front *f)
 {
     const struct wn_party to = {.side = WN_SIDE_SCHEDULER};
     Wn__Hello h = WN__HELLO__INIT;
+    struct wn_err err = {0};
 
+    if (wn_ledger_hello(f->ledger, &h, &err) != WN_OK) wn_warn("front", "hello without jobs: %s", err.text);
     h.role = f->opts.role;
     h.name = (char *)(uintptr_t)f->opts.name;
     h.host = f->host;
@@ -245,18 +286,10 @@ static void beat(struct wn_front *f)
     const int64_t now = wn_now_us();
 
     if (now < f->next_beat_us) return;
+    if (f->welcome && now - f->heard_us > f->lease_us) miss_scheduler(f, "nothing heard from the scheduler");
+    if (f->away_us && now - f->away_us >= (int64_t)f->opts.grace_ms * 1000) give_up(f);
+    if (f->welcome) wn_ledger_expire(f->ledger, now - 2 * f->lease_us);
     f->next_beat_us = now + f->beat_us;
-    if (f->welcome && now - f->heard_us > f->lease_us) {
-        struct wn_front_msg *m = msg_new();
-        wn_warn("front", "nothing from the scheduler for %lld ms",
-                (long long)(now - f->heard_us) / 1000);
-        f->welcome = false;
-        if (m) {
-            m->party.side = WN_SIDE_SELF;
-            m->lease_lost = true;
-            if (!wn_ring_put(f->inbound, m)) wn_front_msg_free(m);
-        }
-    }
     if (f->pending && f->pending->party.side == WN_SIDE_SCHEDULER) return; /* no use in piling up */
     if (f->welcome)
         send_heartbeat(f);
@@ -277,6 +310,7 @@ static void answer_busy(struct wn_front *f, struct wn_front_msg *m)
     wn_fail(&err, WN_EBUSY, "%s has too many messages waiting", f->opts.name);
     if (job) {
         Wn__Error body = WN__ERROR__INIT;
+        wn_ledger_drop(f->ledger, job);
         body.job = job;
         body.code = (uint32_t)err.code;
         body.text = err.text;
@@ -286,7 +320,7 @@ static void answer_busy(struct wn_front *f, struct wn_front_msg *m)
     wn_front_msg_free(m);
 }
 
-/* Bodies that the front deals with itself: true, and m is still the caller's. */
+/* Bodies that the front deals with itself: true, and m is still the caller's. Orders also go into the ledger. */
 static bool handle_own(struct wn_front *f, const struct wn_front_msg *m)
 {
     const Wn__Envelope *e = m->env;
@@ -298,8 +332,17 @@ static bool handle_own(struct wn_front *f, const struct wn_front_msg *m)
         if (e->welcome->heartbeat_ms) f->beat_us = (int64_t)e->welcome->heartbeat_ms * 1000;
         if (e->welcome->lease_ms) f->lease_us = (int64_t)e->welcome->lease_ms * 1000;
         f->next_beat_us = 0;
+        f->away_us = 0;
+        for (size_t i = 0; i < e->welcome->n_kept; i++)
+            wn_ledger_resume(f->ledger, e->welcome->kept[i]->job, e->welcome->kept[i]->tokens, say_again, f);
         return true;
     }
+    if (e->body_case == WN__ENVELOPE__BODY_ERROR && e->error->code == WN_ENOENT && !e->error->job) {
+        if (f->welcome) miss_scheduler(f, "the scheduler was started again");
+        return true;
+    }
+    if (e->body_case == WN__ENVELOPE__BODY_GENERATE) wn_ledger_order(f->ledger, e->generate->job);
+    if (e->body_case == WN__ENVELOPE__BODY_CANCEL) wn_ledger_drop(f->ledger, e->cancel->job);
     return e->body_case == WN__ENVELOPE__BODY_HEARTBEAT;
 }
 
@@ -351,6 +394,7 @@ static wn_status open_sockets(struct wn_front *f, struct wn_err *err)
     struct wn_endpoint_opts eo = {.type = WN_ENDPOINT_DEALER,
                                   .address = f->opts.scheduler,
                                   .frame_max = {WN_CODEC_BYTES_MAX, f->opts.payload_max},
+                                  .reconnect_max_ms = RECONNECT_MAX_MS,
                                   .linger_ms = 200};
     wn_status rc = wn_endpoint_open(&f->scheduler, f->net, &eo, err);
 
@@ -365,12 +409,25 @@ static wn_status open_sockets(struct wn_front *f, struct wn_err *err)
     return rc;
 }
 
+/* Puts an answer to the scheduler into the ledger. true: that is enough, it is said when the scheduler is back. */
+static bool note_answer(struct wn_front *f, struct wn_front_msg *m)
+{
+    Wn__JobRef job = WN__JOB_REF__INIT;
+
+    if (!m->about.id[0]) return false;
+    job.job_id = m->about.id;
+    job.attempt = m->about.attempt;
+    return wn_ledger_said(f->ledger, &job, m->about.note, wn_msg_data(&m->msg, 0), wn_msg_size(&m->msg, 0),
+                          wn_now_us()) &&
+           !f->welcome;
+}
+
 static void take_outbound(struct wn_front *f)
 {
     struct wn_front_msg *m;
     wn_ring_clear_wake(f->outbound);
     while ((m = wn_ring_take(f->outbound)) != NULL) {
-        if (m->party.side == WN_SIDE_SELF) /* only its wake-up counts */
+        if (m->party.side == WN_SIDE_SELF || note_answer(f, m)) /* of our own only the wake-up counts */
             wn_front_msg_free(m);
         else
             queue(f, m);
@@ -473,6 +530,7 @@ wn_status wn_front_start(struct wn_front **out, const struct wn_front_opts *opts
     f->lease_us = DEFAULT_LEASE_MS * 1000;
     if (gethostname(f->host, sizeof(f->host) - 1) != 0) snprintf(f->host, sizeof(f->host), "?");
     if ((rc = wn_net_create(&f->net, err)) != WN_OK) goto out;
+    if ((rc = wn_ledger_create(&f->ledger, err)) != WN_OK) goto out;
     if ((rc = wn_ring_create(&f->inbound, RING_SLOTS, err)) != WN_OK) goto out;
     if ((rc = wn_ring_create(&f->outbound, RING_SLOTS, err)) != WN_OK) goto out;
     pthread_mutex_lock(&s.lock);
@@ -517,6 +575,7 @@ void wn_front_stop(struct wn_front *f, int flush_ms)
     wn_ring_destroy(f->inbound, msg_drop);
     wn_ring_destroy(f->outbound, msg_drop);
     wn_net_destroy(f->net);
+    wn_ledger_destroy(f->ledger);
     free(f);
 }
 
@@ -549,6 +608,24 @@ bool wn_front_wait(struct wn_front *f, int64_t deadline_us)
     return poll(&p, 1, (int)left) > 0;
 }
 
+/* What the ledger wants to know of an answer; the front's thread sees only its bytes. */
+static void note_about(struct wn_front_msg *m, Wn__Envelope__BodyCase kind, const void *body)
+{
+    const Wn__JobRef *job = NULL;
+
+    if (kind == WN__ENVELOPE__BODY_TOKENS) {
+        const Wn__Tokens *t = body;
+        job = t->job;
+        m->about.note.tokens = t->first + (uint32_t)t->n_ids;
+    } else if (kind == WN__ENVELOPE__BODY_DONE || kind == WN__ENVELOPE__BODY_ERROR) {
+        job = kind == WN__ENVELOPE__BODY_DONE ? ((const Wn__Done *)body)->job : ((const Wn__Error *)body)->job;
+        m->about.note.end = true;
+    }
+    if (!job) return;
+    snprintf(m->about.id, sizeof(m->about.id), "%s", job->job_id);
+    m->about.attempt = job->attempt;
+}
+
 void wn_front_send(struct wn_front *f, const struct wn_party *to, Wn__Envelope__BodyCase kind,
                    const void *body, wn_traffic traffic, void *payload, size_t payload_bytes,
                    void (*free_fn)(void *, void *), void *hint)
@@ -557,6 +634,7 @@ void wn_front_send(struct wn_front *f, const struct wn_party *to, Wn__Envelope__
 
     if (!m) return;
     m->traffic = traffic;
+    if (to->side == WN_SIDE_SCHEDULER) note_about(m, kind, body);
     while (!wn_ring_put(f->outbound, m))
         sched_yield(); /* the front never waits for this thread, so room comes */
 }

@@ -5,6 +5,9 @@
  * rings. A leader binds the endpoint where vision workers connect; a vision worker connects to leaders on
  * demand.
  *
+ * While the scheduler is away a leader goes on with its jobs for grace_ms: its answers are kept (daemon/ledger.h), its
+ * next Hello names the jobs, and what the scheduler has not had is said when it welcomes the leader.
+ *
  * Owns:    sockets, both rings, and every message inside them. A taken message is the caller's:
  *          wn_front_msg_free().
  * Threads: start, take, send and stop from the main thread; the load figures are atomics.
@@ -17,6 +20,7 @@
 #include <stdatomic.h>
 
 #include "base/traffic.h"
+#include "daemon/ledger.h"
 #include "proto/codec.h"
 #include "shard/plan.h"
 #include "transport/endpoint.h"
@@ -39,14 +43,22 @@ struct wn_party {
     char address[WN_ADDRESS_MAX];
 };
 
+/* An answer about a job of the scheduler's; id "" is none. */
+struct wn_front_about {
+    char id[WN_JOB_ID_CHARS + 1];
+    uint32_t attempt;
+    struct wn_ledger_note note;
+};
+
 struct wn_front_msg {
     struct wn_party party;
     Wn__Envelope *env;    /* inbound only; NULL from WN_SIDE_SELF */
     const void *payload;  /* inbound: the payload frame, inside msg; NULL if there is none */
     size_t payload_bytes;
-    bool lease_lost;      /* the scheduler was silent and is back: it has given up what this worker had */
+    bool lease_lost;      /* from WN_SIDE_SELF: the scheduler was away too long, what it ordered is given up */
     struct wn_msg msg;    /* the frames */
     wn_traffic traffic;   /* outbound only: what it counts as */
+    struct wn_front_about about; /* outbound only */
     struct wn_front_msg *next;
 };
 
@@ -67,6 +79,7 @@ struct wn_front_opts {
     const char *features_bind; /* leader: where to wait for vision workers; NULL: none */
     uint32_t slots, tokens_max;
     uint32_t stages_n;    /* leader */
+    uint32_t grace_ms; /* how long jobs go on without a scheduler; 0: they are given up when the lease ends */
     Wn__RankInfo **ranks; /* borrowed until stop; NULL for a vision worker */
     size_t ranks_n;
     size_t payload_max; /* largest payload frame to receive */

@@ -41,10 +41,18 @@ struct wn_job_image {
     uint64_t hash;
     int worker;                       /* that has it in this attempt, or WN_NO_WORKER */
     bool encoded;
+    uint32_t orders;                  /* to encode it, in this attempt */
 };
 
 /* Which list a job is in; one at a time. */
-enum wn_job_list { WN_LIST_PENDING /* not on record yet */, WN_LIST_QUEUED, WN_LIST_RUNNING, WN_LIST_ENDED, WN_LISTS };
+enum wn_job_list {
+    WN_LIST_PENDING,  /* not on record yet */
+    WN_LIST_QUEUED,
+    WN_LIST_ORPHANED, /* ran under the scheduler before this one: a leader may still have it */
+    WN_LIST_RUNNING,
+    WN_LIST_ENDED,
+    WN_LISTS
+};
 
 struct wn_job {
     char id[WN_JOB_ID_CHARS + 1];
@@ -94,6 +102,7 @@ struct wn_scheduler {
     struct wn_net *net;
     struct wn_endpoint *clients, *workers;
     struct wn_sched_worker worker[WN_SCHED_WORKERS_MAX];
+    int64_t adopt_until_us;           /* how long orphaned jobs wait for their leaders */
     int64_t absent_us[2];             /* since when there is no leader [0], no vision worker [1]; 0: there is one */
     struct wn_job *by_id[WN_SCHED_BUCKETS], *by_key[WN_SCHED_BUCKETS];
     struct {
@@ -175,6 +184,8 @@ void wn_sched_fail(struct wn_scheduler *s, struct wn_job *job, wn_status code, b
 void wn_sched_cancel(struct wn_scheduler *s, struct wn_job *job);
 void wn_sched_complete(struct wn_scheduler *s, struct wn_job *job, const Wn__Done *done);
 void wn_sched_deadlines(struct wn_scheduler *s, int64_t now_us);
+/* Orphaned jobs that no leader has claimed go back to the queue, once all leaders were heard or had the time for it. */
+void wn_sched_orphans(struct wn_scheduler *s, int64_t now_us);
 
 /* ---- sched_status.c ---- */
 void wn_sched_status_send(struct wn_scheduler *s, const struct wn_peer_id *to);

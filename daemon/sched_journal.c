@@ -221,17 +221,20 @@ static wn_status load_outcome(struct wn_job *job, const struct wn_journal_state 
     return WN_OK;
 }
 
-/* Back to where the dead scheduler left it. What it had handed out counts as a try, but not as a failed one:
- * whoever has it answers for an attempt that is past. One that was queued may have been handed out unrecorded. */
+/* Back to where the dead scheduler left it. A job that ran may still run: its leader is waited for. What was handed out
+ * counts as a try, but not as a failed one. One that was queued may have been handed out unrecorded. */
 static void revive(struct wn_scheduler *s, struct wn_job *job, const struct wn_err *damage)
 {
+    const bool ran = job->life.state == WN_JOB_RUNNING;
     struct wn_err err = {0};
 
-    if (job->life.state != WN_JOB_RUNNING) job->life.attempt++;
     job->life.attempts_max++;
-    job->life.state = WN_JOB_QUEUED;
+    if (!ran) {
+        job->life.attempt++;
+        job->life.state = WN_JOB_QUEUED;
+    }
     wn_ticket_open(&job->ticket, s->journal_account);
-    wn_sched_list_put(s, job, WN_LIST_QUEUED, false);
+    wn_sched_list_put(s, job, ran ? WN_LIST_ORPHANED : WN_LIST_QUEUED, false);
     if (damage->code == WN_OK) return;
     if (wn_job_apply(&job->life, WN_JOB_FAIL, &err) != WN_OK) return;
     wn_ticket_close(&s->accounts, &job->ticket);
@@ -300,7 +303,8 @@ wn_status wn_sched_journal_open(struct wn_scheduler *s, struct wn_err *err)
     if (!(s->journal_account = wn_account_open(&s->accounts, &nobody, wn_now_us())))
         return wn_fail(err, WN_ENOMEM, "scheduler");
     if ((rc = wn_journal_load(s->journal, load_job, s, err)) != WN_OK) return rc;
-    wn_info("scheduler", "journal %s: %zu jobs to do, %zu results", s->cfg.journal, s->list[WN_LIST_QUEUED].n,
-            s->list[WN_LIST_ENDED].n);
+    s->adopt_until_us = wn_deadline_in_us((int64_t)s->cfg.lease_ms * 1000);
+    wn_info("scheduler", "journal %s: %zu jobs to do, %zu that ran, %zu results", s->cfg.journal,
+            s->list[WN_LIST_QUEUED].n, s->list[WN_LIST_ORPHANED].n, s->list[WN_LIST_ENDED].n);
     return wn_journal_start(s->journal, err);
 }

@@ -94,6 +94,7 @@ static void release(struct wn_scheduler *s, struct wn_job *job, bool cancel)
         }
         im->worker = WN_NO_WORKER;
         im->encoded = false;
+        im->orders = 0;
     }
 }
 
@@ -166,6 +167,15 @@ void wn_sched_lose(struct wn_scheduler *s, struct wn_job *job, const char *why)
     job->queued_us = wn_now_us();
     wn_sched_list_put(s, job, WN_LIST_QUEUED, true); /* it has waited longest */
     wn_sched_record(s, job);
+}
+
+void wn_sched_orphans(struct wn_scheduler *s, int64_t now_us)
+{
+    const bool all = wn_sched_workers_up(s, WN__ROLE__ROLE_LEADER) >= s->cfg.expect_replicas;
+
+    if (!all && now_us < s->adopt_until_us) return;
+    while (s->list[WN_LIST_ORPHANED].last) /* each goes to the head of the queue: the oldest last */
+        wn_sched_lose(s, s->list[WN_LIST_ORPHANED].last, "no replica has it any more");
 }
 
 void wn_sched_fail(struct wn_scheduler *s, struct wn_job *job, wn_status code, bool retriable, const char *why)
@@ -259,6 +269,7 @@ static bool send_encode(struct wn_scheduler *s, struct wn_job *job, uint32_t ima
     e.pruning = &job->pruning;
     e.leader_endpoint = (char *)(uintptr_t)leader->features_endpoint;
     e.leader_name = (char *)(uintptr_t)leader->name;
+    im->orders++;
     im->worker = worker; /* before the send: if that fails, this job is among the worker's */
     s->worker[worker].outstanding++;
     s->worker[worker].dispatched++;

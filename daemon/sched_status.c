@@ -77,7 +77,7 @@ void wn_sched_status_send(struct wn_scheduler *s, const struct wn_peer_id *to)
     st.model = s->cfg.model;
     st.version = WN_VERSION " (" WN_COMMIT ")";
     st.queued = (uint32_t)s->list[WN_LIST_QUEUED].n;
-    st.running = (uint32_t)s->list[WN_LIST_RUNNING].n;
+    st.running = (uint32_t)(s->list[WN_LIST_RUNNING].n + s->list[WN_LIST_ORPHANED].n);
     st.accepted = s->accepted;
     st.answered = s->answered;
     st.failed = s->failed;

@@ -1,9 +1,12 @@
 /* daemon/sched_worker.c - vision workers and leaders: who is there, and what they answer. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/log.h"
 #include "daemon/pruning_ask.h"
 #include "daemon/sched.h"
+
+#define ENCODE_ORDERS_MAX 2 /* of one image in one attempt */
 
 static bool is_leader(const struct wn_sched_worker *w)
 {
@@ -64,16 +67,50 @@ static bool depends(const struct wn_job *job, int worker)
     return false;
 }
 
+/* Another vision worker can encode what this one had, for the same attempt: the leader drops what comes twice. false:
+ * it has been tried, or the worker is the job's leader. */
+static bool order_again(struct wn_scheduler *s, struct wn_job *job, int worker)
+{
+    if (job->leader == worker) return false;
+    for (uint32_t i = 0; i < job->images_n; i++)
+        if (job->images[i].worker == worker && job->images[i].orders >= ENCODE_ORDERS_MAX) return false;
+    for (uint32_t i = 0; i < job->images_n; i++) {
+        if (job->images[i].worker != worker) continue;
+        if (!job->images[i].encoded && s->worker[worker].outstanding) s->worker[worker].outstanding--;
+        job->images[i].worker = WN_NO_WORKER;
+        job->images[i].encoded = false;
+    }
+    return true;
+}
+
+static bool lists(Wn__JobRef *const *refs, size_t n, const struct wn_job *job)
+{
+    for (size_t i = 0; i < n; i++)
+        if (strcmp(refs[i]->job_id, job->id) == 0 && refs[i]->attempt == job->life.attempt) return true;
+    return false;
+}
+
 /* Takes its jobs back, but for those that it says it still has. */
 static void take_back(struct wn_scheduler *s, int worker, const char *why, const Wn__Hello *hello)
 {
     for (struct wn_job *job = s->list[WN_LIST_RUNNING].first, *next; job; job = next) {
-        bool has = false;
         next = job->next;
-        if (!depends(job, worker)) continue;
-        for (size_t i = 0; hello && i < hello->n_running; i++)
-            has |= strcmp(hello->running[i]->job_id, job->id) == 0 && hello->running[i]->attempt == job->life.attempt;
-        if (!has) wn_sched_lose(s, job, why);
+        if (!depends(job, worker) || (hello && lists(hello->running, hello->n_running, job))) continue;
+        if (!order_again(s, job, worker)) wn_sched_lose(s, job, why);
+    }
+}
+
+/* Jobs of the scheduler before this one that a leader still has: they go on where they are. */
+static void adopt(struct wn_scheduler *s, int leader, const Wn__Hello *h)
+{
+    for (struct wn_job *job = s->list[WN_LIST_ORPHANED].first, *next; job; job = next) {
+        next = job->next;
+        if (!lists(h->running, h->n_running, job)) continue;
+        job->leader = leader;
+        job->answered = lists(h->answering, h->n_answering, job);
+        job->dispatched_us = wn_now_us();
+        wn_sched_list_put(s, job, WN_LIST_RUNNING, false);
+        wn_info("scheduler", "job %s goes on at %s", job->id, s->worker[leader].name);
     }
 }
 
@@ -112,14 +149,28 @@ static wn_status check_model(const struct wn_scheduler *s, const Wn__Hello *h, s
     return WN_OK;
 }
 
-static void send_welcome(struct wn_scheduler *s, int worker)
+/* With it goes how much is here of each job that it has: it says the rest. */
+static void send_welcome(struct wn_scheduler *s, int worker, const Wn__Hello *h)
 {
+    Wn__Kept *kept = calloc(h->n_running + 1, sizeof(*kept)), **list = calloc(h->n_running + 1, sizeof(*list));
     Wn__Welcome body = WN__WELCOME__INIT;
 
+    for (size_t i = 0; kept && list && i < h->n_running; i++) {
+        const struct wn_job *job = wn_sched_job_find(s, h->running[i]->job_id);
+        if (!job || !wn_job_takes(&job->life, h->running[i]->attempt) || job->leader != worker) continue;
+        kept[body.n_kept] = (Wn__Kept)WN__KEPT__INIT;
+        kept[body.n_kept].job = h->running[i];
+        kept[body.n_kept].tokens = (uint32_t)job->answer.ids_n;
+        list[body.n_kept] = &kept[body.n_kept];
+        body.n_kept++;
+    }
+    body.kept = list;
     body.lease_ms = s->cfg.lease_ms;
     body.heartbeat_ms = s->cfg.heartbeat_ms;
     body.worker_id = s->worker[worker].name;
     (void)!wn_sched_send(s->workers, &s->worker[worker].peer, WN__ENVELOPE__BODY_WELCOME, &body, NULL, 0, 0, NULL);
+    free(list);
+    free(kept);
 }
 
 static void fill_worker(struct wn_sched_worker *w, const Wn__Hello *h, const struct wn_peer_id *peer)
@@ -159,7 +210,7 @@ static void on_hello(struct wn_scheduler *s, const struct wn_peer_id *peer, cons
 
     if (w && w->up && wn_peer_equal(&w->peer, peer) && w->pid == h->pid && !w->confirmed) {
         w->last_seen_us = wn_now_us(); /* it had not seen our Welcome yet when it said hello again */
-        send_welcome(s, i);
+        send_welcome(s, i, h);
         return;
     }
     if (w && w->up) {
@@ -184,6 +235,7 @@ static void on_hello(struct wn_scheduler *s, const struct wn_peer_id *peer, cons
     fill_worker(w, h, peer);
     w->last_seen_us = wn_now_us();
     w->outstanding = 0;
+    if (is_leader(w)) adopt(s, i, h);
     for (const struct wn_job *job = s->list[WN_LIST_RUNNING].first; job; job = job->next) { /* what it kept */
         w->outstanding += is_leader(w) && job->leader == i;
         for (uint32_t k = 0; !is_leader(w) && k < job->images_n; k++)
@@ -191,7 +243,7 @@ static void on_hello(struct wn_scheduler *s, const struct wn_peer_id *peer, cons
     }
     note_absence(s);
     wn_info("scheduler", "%s on %s is there, %u slots", w->name, w->host, w->slots);
-    send_welcome(s, i);
+    send_welcome(s, i, h);
     cancel_strange(s, i, h);
 }
 
@@ -279,10 +331,11 @@ static void on_error(struct wn_scheduler *s, int worker, const Wn__Error *e)
     concerned = job->leader == worker;
     for (uint32_t i = 0; i < job->images_n; i++) concerned |= job->images[i].worker == worker;
     if (!concerned) return;
-    if (e->retriable)
-        wn_sched_lose(s, job, e->text);
-    else
+    if (e->retriable) {
+        if (!order_again(s, job, worker)) wn_sched_lose(s, job, e->text);
+    } else {
         wn_sched_fail(s, job, e->code > 0 && e->code < WN_STATUS_N ? (wn_status)e->code : WN_EPEER, false, e->text);
+    }
 }
 
 static void on_answer(struct wn_scheduler *s, int worker, Wn__Envelope **env, size_t bytes)
@@ -326,7 +379,10 @@ void wn_sched_worker_message(struct wn_scheduler *s, struct wn_msg *msg)
     } else if ((worker = find_peer(s, &msg->peer)) != WN_NO_WORKER) {
         s->worker[worker].last_seen_us = wn_now_us();
         on_answer(s, worker, &env, bytes);
-    } else { /* a connection that we do not know: without an answer its lease ends, and it says hello */
+    } else if (env->body_case == WN__ENVELOPE__BODY_HEARTBEAT) { /* it knew the scheduler before this one */
+        wn_fail(&err, WN_ENOENT, "a heartbeat of a worker that has not said hello");
+        wn_sched_refuse(s->workers, &msg->peer, NULL, &err);
+    } else {
         wn_debug("scheduler", "%s from a stranger", wn_codec_body_name(env->body_case));
     }
     wn_codec_free(env);

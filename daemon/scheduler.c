@@ -123,6 +123,7 @@ static void tick(struct wn_scheduler *s)
     const int64_t now = wn_now_us();
 
     wn_sched_leases(s, now);
+    wn_sched_orphans(s, now);
     wn_sched_deadlines(s, now);
     wn_sched_journal_tick(s, now);
     if (s->stalled) {
@@ -141,12 +142,13 @@ static void begin_drain(struct wn_scheduler *s)
 {
     s->draining = true; /* workers go on: what is queued may still be finished */
     wn_info("scheduler", "shutting down: %zu jobs are left",
-            s->list[WN_LIST_QUEUED].n + s->list[WN_LIST_RUNNING].n);
+            s->list[WN_LIST_QUEUED].n + s->list[WN_LIST_ORPHANED].n + s->list[WN_LIST_RUNNING].n);
 }
 
 static size_t jobs_left(const struct wn_scheduler *s)
 {
-    return s->list[WN_LIST_PENDING].n + s->list[WN_LIST_QUEUED].n + s->list[WN_LIST_RUNNING].n + s->unsettled;
+    return s->list[WN_LIST_PENDING].n + s->list[WN_LIST_QUEUED].n + s->list[WN_LIST_ORPHANED].n +
+           s->list[WN_LIST_RUNNING].n + s->unsettled;
 }
 
 /* What could not be finished in time. With a journal it is left to the next scheduler. */

@@ -220,6 +220,7 @@ static wn_status lead(struct shard *s, struct wn_err *err)
         .slots = s->limits.seqs_max,
         .stages_n = s->plan.stages,
         .tokens_max = s->tokens_max,
+        .grace_ms = s->cfg.reconnect_grace_ms,
         .payload_max = (size_t)(s->model.vision.patches + 1) * s->model.text.hidden * 4 + 4096};
     struct wn_engine_opts eo;
     wn_status rc;

@@ -173,6 +173,19 @@ static wn_status check_hello(const Wn__Hello *h, struct wn_err *err)
         wn_status rc = check_ref("Hello.running", h->running[i], err);
         if (rc != WN_OK) return rc;
     }
+    for (size_t i = 0; i < h->n_answering; i++) {
+        wn_status rc = check_ref("Hello.answering", h->answering[i], err);
+        if (rc != WN_OK) return rc;
+    }
+    return WN_OK;
+}
+
+static wn_status check_welcome(const Wn__Welcome *w, struct wn_err *err)
+{
+    for (size_t i = 0; i < w->n_kept; i++) {
+        wn_status rc = check_ref("Welcome.kept", w->kept[i]->job, err);
+        if (rc != WN_OK) return rc;
+    }
     return WN_OK;
 }
 
@@ -194,6 +207,7 @@ static wn_status check_body(const Wn__Envelope *e, struct wn_err *err)
     case WN__ENVELOPE__BODY_ENCODED: return check_encoded(e->encoded, err);
     case WN__ENVELOPE__BODY_GENERATE: return check_generate(e->generate, err);
     case WN__ENVELOPE__BODY_HELLO: return check_hello(e->hello, err);
+    case WN__ENVELOPE__BODY_WELCOME: return check_welcome(e->welcome, err);
     case WN__ENVELOPE__BODY_FEATURES: {
         wn_status rc = check_ref("Features", e->features->job, err);
         return rc == WN_OK ? check_features(e->features, err) : rc;

@@ -27,6 +27,7 @@
 #define WN_ANSWER_BYTES_MAX    ((size_t)512 << 10) /* Done.text */
 #define WN_IMAGES_MAX          16                  /* images of a job */
 #define WN_TOKENS_IDS_MAX      4096                /* ids in one Tokens */
+#define WN_RUNNING_MAX         4096                /* jobs in Hello.running and Welcome.kept */
 #define WN_EMITTED_MAX         65536               /* ids in Generate.emitted: the longest answer */
 #define WN_FEATURE_ROWS_MAX    65536               /* rows of one Features */
 #define WN_STOP_MAX            16                  /* stop strings */

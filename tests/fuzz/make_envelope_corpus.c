@@ -122,6 +122,8 @@ static void worker_messages(void)
     Wn__JobRef ref = WN__JOB_REF__INIT, *running[] = {&ref};
     Wn__RankInfo rank = WN__RANK_INFO__INIT, *ranks[] = {&rank, &rank};
     Wn__Hello hello = WN__HELLO__INIT;
+    Wn__Welcome welcome = WN__WELCOME__INIT;
+    Wn__Kept one = WN__KEPT__INIT, *kept[] = {&one, &one};
     Wn__Generate generate = WN__GENERATE__INIT;
     Wn__Encode encode = WN__ENCODE__INIT;
     Wn__Features features = WN__FEATURES__INIT;
@@ -140,7 +142,15 @@ static void worker_messages(void)
     hello.n_ranks = 2;
     hello.running = running;
     hello.n_running = 1;
+    hello.answering = running;
+    hello.n_answering = 1;
     emit("hello", WN__ENVELOPE__BODY_HELLO, &hello, true);
+    one.job = &ref;
+    one.tokens = 12;
+    welcome.worker_id = "replica-0";
+    welcome.kept = kept;
+    welcome.n_kept = 2;
+    emit("welcome", WN__ENVELOPE__BODY_WELCOME, &welcome, true);
     generate.job = &ref;
     generate.prompt = "What is this?";
     generate.emitted = emitted;

@@ -112,6 +112,33 @@ static void test_false_start_is_let_go(void **state)
     wn_tokenizer_close(tok);
 }
 
+/* The last token takes along what was held back: no text is without a token. */
+static void test_last_token(void **state)
+{
+    struct wn_tokenizer *tok = make_tokenizer();
+    char *stops[] = {"aab"};
+    static const struct {
+        char last;
+        const char *text;
+        bool stopped;
+    } cases[] = {{'a', "aaa", false}, {'b', "", true}};
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        struct wn_answer *a = NULL;
+        char out[64] = "";
+        const char *text;
+        bool stopped;
+        assert_int_equal(wn_answer_create(&a, tok, stops, 1, NULL), WN_OK);
+        assert_false(push_all(a, "aa", out));
+        assert_string_equal(out, "");
+        assert_int_equal(wn_answer_push_last(a, id_of(cases[i].last), &text, &stopped, NULL), WN_OK);
+        assert_string_equal(text, cases[i].text);
+        assert_int_equal(stopped, cases[i].stopped);
+        wn_answer_destroy(a);
+    }
+    wn_tokenizer_close(tok);
+}
+
 static void test_replay_goes_on_where_it_was(void **state)
 {
     struct wn_tokenizer *tok = make_tokenizer();
@@ -156,7 +183,7 @@ int main(void)
         cmocka_unit_test(test_plain),
         cmocka_unit_test(test_stop_string_is_cut),
         cmocka_unit_test(test_false_start_is_let_go),
-        cmocka_unit_test(test_replay_goes_on_where_it_was),
+        cmocka_unit_test(test_last_token), cmocka_unit_test(test_replay_goes_on_where_it_was),
         cmocka_unit_test(test_empty_stop_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

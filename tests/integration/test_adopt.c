@@ -1,0 +1,353 @@
+/* tests/integration/test_adopt.c - a scheduler is killed and started again while a leader runs its jobs: the jobs go on
+ * where they are, and the client's stream has no gap and no repeat. Scheduler (a process), journal, the leader's front
+ * and the client library are real; the test plays the engine.
+ *
+ *   test_adopt WINNOWD */
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <setjmp.h>
+#include <cmocka.h>
+#include <arpa/inet.h>
+#include <ftw.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "client/winnow.h"
+#include "daemon/front.h"
+
+#define WAIT_MS 20000
+
+static char program[1024], base[64], port[8], journal[128];
+static pid_t scheduler;
+static int journals;
+
+/* ---- the parts ---- */
+
+static void start_scheduler(void)
+{
+    char endpoint[128], folder[160], run[128];
+
+    snprintf(endpoint, sizeof(endpoint), "--scheduler-endpoint=ipc://%s/s", base);
+    snprintf(folder, sizeof(folder), "--journal=%s", journal);
+    snprintf(run, sizeof(run), "--run-dir=%s", base);
+    scheduler = fork();
+    if (scheduler != 0) return;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    execl(program, program, "scheduler", "--port", port, endpoint, folder, run, "--lease-ms=1500", "--heartbeat-ms=50",
+          "--log-level=error", (char *)NULL);
+    _exit(127);
+}
+
+static void end_scheduler(void)
+{
+    int status;
+
+    kill(scheduler, SIGKILL);
+    waitpid(scheduler, &status, 0);
+}
+
+static void new_journal(void)
+{
+    snprintf(journal, sizeof(journal), "%s/journal-%d", base, ++journals);
+}
+
+static void free_port(void)
+{
+    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t n = sizeof(a);
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+
+    assert_true(fd >= 0 && bind(fd, (struct sockaddr *)&a, n) == 0 &&
+                getsockname(fd, (struct sockaddr *)&a, &n) == 0);
+    snprintf(port, sizeof(port), "%u", ntohs(a.sin_port));
+    close(fd);
+}
+
+static struct wn_front *start_leader(uint32_t grace_ms)
+{
+    char address[96], bind[96];
+    const struct wn_front_opts o = {.role = WN__ROLE__ROLE_LEADER,
+                                    .name = "replica-0",
+                                    .model_id = "abc",
+                                    .build = "test",
+                                    .scheduler = address,
+                                    .features_bind = bind,
+                                    .slots = 8,
+                                    .tokens_max = 100,
+                                    .grace_ms = grace_ms,
+                                    .payload_max = 1 << 20};
+    struct wn_front *f = NULL;
+    struct wn_err err = {0};
+
+    snprintf(address, sizeof(address), "ipc://%s/s", base);
+    snprintf(bind, sizeof(bind), "ipc://%s/features-%d", base, rand());
+    if (wn_front_start(&f, &o, &err) != WN_OK) fail_msg("%s", err.text);
+    return f;
+}
+
+static struct winnow *connect_client(void)
+{
+    struct winnow_options o = {.reconnect_timeout_ms = 60000, .connect_timeout_ms = 20000};
+    struct winnow *w = NULL;
+    char endpoint[64];
+
+    snprintf(endpoint, sizeof(endpoint), "tcp://127.0.0.1:%s", port);
+    if (winnow_connect(&w, endpoint, &o) != WINNOW_OK) fail_msg("%s", winnow_error(NULL));
+    return w;
+}
+
+/* The next message for the engine. */
+static struct wn_front_msg *next_message(struct wn_front *f)
+{
+    const int64_t until = wn_deadline_in_us(WAIT_MS * 1000);
+    struct wn_front_msg *m;
+
+    while (!(m = wn_front_take(f)))
+        if (!wn_front_wait(f, until) && wn_deadline_passed(until)) fail_msg("nothing came for the leader");
+    return m;
+}
+
+static struct wn_front_msg *next_order(struct wn_front *f)
+{
+    struct wn_front_msg *m = next_message(f);
+
+    assert_non_null(m->env);
+    assert_int_equal(m->env->body_case, WN__ENVELOPE__BODY_GENERATE);
+    return m;
+}
+
+/* Token n is n, and its text "n ". */
+static void give_token(struct wn_front *f, const struct wn_front_msg *order, uint32_t n)
+{
+    Wn__Tokens t = WN__TOKENS__INIT;
+    char text[16];
+
+    snprintf(text, sizeof(text), "%u ", n);
+    t.job = order->env->generate->job;
+    t.first = n;
+    t.ids = &n;
+    t.n_ids = 1;
+    t.text = text;
+    wn_front_send(f, &order->party, WN__ENVELOPE__BODY_TOKENS, &t, WN_TRAFFIC_TOKENS, NULL, 0, NULL, NULL);
+}
+
+static void give_done(struct wn_front *f, const struct wn_front_msg *order)
+{
+    Wn__Done d = WN__DONE__INIT;
+
+    d.job = order->env->generate->job;
+    d.reason = WN__FINISH_REASON__FINISH_STOP;
+    wn_front_send(f, &order->party, WN__ENVELOPE__BODY_DONE, &d, WN_TRAFFIC_CONTROL, NULL, 0, NULL, NULL);
+}
+
+static void ask_for(struct winnow *w, const char *prompt)
+{
+    const struct winnow_request r = {.prompt = prompt};
+    uint64_t job;
+
+    if (winnow_submit(w, &r, &job) != WINNOW_OK) fail_msg("%s", winnow_error(w));
+}
+
+/* Reads until `text` has come, or with end, until Done; the pieces joined must be exactly it. Returns the attempts. */
+static unsigned expect_text(struct winnow *w, const char *text, bool end)
+{
+    static char joined[256];
+    const int64_t until = wn_deadline_in_us(WAIT_MS * 1000);
+
+    while (wn_now_us() < until) {
+        struct winnow_event ev;
+        if (!end && strcmp(joined, text) == 0) return 0;
+        if (winnow_next(w, &ev, 100) != WINNOW_OK) continue;
+        if (ev.type == WINNOW_EVENT_TEXT)
+            snprintf(joined + strlen(joined), sizeof(joined) - strlen(joined), "%s", ev.text);
+        if (ev.type == WINNOW_EVENT_ERROR) fail_msg("%s", ev.text);
+        if (ev.type != WINNOW_EVENT_DONE) continue;
+        assert_true(end);
+        assert_string_equal(joined, text);
+        assert_string_equal(ev.text, text);
+        joined[0] = '\0';
+        return ev.usage.attempts;
+    }
+    fail_msg("'%s' came instead of '%s'", joined, text);
+    return 0;
+}
+
+/* ---- what must hold ---- */
+
+static void a_job_goes_on(void **state)
+{
+    struct wn_front *leader;
+    struct wn_front_msg *order;
+    struct winnow *w;
+
+    (void)state;
+    new_journal();
+    start_scheduler();
+    leader = start_leader(20000);
+    w = connect_client();
+    ask_for(w, "count");
+    order = next_order(leader);
+    give_token(leader, order, 0);
+    give_token(leader, order, 1);
+    expect_text(w, "0 1 ", false);
+    end_scheduler();
+    give_token(leader, order, 2); /* to nobody */
+    start_scheduler();
+    give_token(leader, order, 3); /* perhaps before the new one is known */
+    expect_text(w, "0 1 2 3 ", false);
+    give_token(leader, order, 4);
+    give_done(leader, order);
+    assert_int_equal(expect_text(w, "0 1 2 3 4 ", true), 1);
+    assert_null(wn_front_take(leader)); /* neither a second order nor a cancel */
+    wn_front_msg_free(order);
+    winnow_close(w);
+    wn_front_stop(leader, 0);
+    end_scheduler();
+}
+
+static void a_job_that_ended_meanwhile(void **state)
+{
+    struct wn_front *leader;
+    struct wn_front_msg *order;
+    struct winnow *w;
+
+    (void)state;
+    new_journal();
+    start_scheduler();
+    leader = start_leader(20000);
+    w = connect_client();
+    ask_for(w, "count");
+    order = next_order(leader);
+    usleep(300000); /* that it was handed out is on record */
+    end_scheduler();
+    give_token(leader, order, 0);
+    give_token(leader, order, 1);
+    give_done(leader, order);
+    start_scheduler();
+    assert_int_equal(expect_text(w, "0 1 ", true), 1);
+    assert_null(wn_front_take(leader));
+    wn_front_msg_free(order);
+    winnow_close(w);
+    wn_front_stop(leader, 0);
+    end_scheduler();
+}
+
+/* A leader that does not have the job any more: it goes out again at once, with what is known of its answer. */
+static void a_job_that_nobody_has(void **state)
+{
+    struct wn_front *leader;
+    struct wn_front_msg *order;
+    struct winnow *w;
+    uint32_t emitted;
+
+    (void)state;
+    new_journal();
+    start_scheduler();
+    leader = start_leader(20000);
+    w = connect_client();
+    ask_for(w, "count");
+    order = next_order(leader);
+    give_token(leader, order, 0);
+    expect_text(w, "0 ", false);
+    end_scheduler();
+    wn_front_msg_free(order);
+    wn_front_stop(leader, 0);
+    start_scheduler();
+    leader = start_leader(20000);
+    order = next_order(leader);
+    assert_int_equal(order->env->generate->job->attempt, 2);
+    emitted = (uint32_t)order->env->generate->n_emitted; /* the token may not have been on record yet */
+    for (uint32_t n = emitted; n < 3; n++) give_token(leader, order, n);
+    give_done(leader, order);
+    assert_int_equal(expect_text(w, "0 1 2 ", true), 2);
+    wn_front_msg_free(order);
+    winnow_close(w);
+    wn_front_stop(leader, 0);
+    end_scheduler();
+}
+
+/* A scheduler that does not know the job cancels it. */
+static void a_job_that_is_not_known(void **state)
+{
+    struct wn_front *leader;
+    struct wn_front_msg *order, *m;
+    struct winnow *w;
+
+    (void)state;
+    new_journal();
+    start_scheduler();
+    leader = start_leader(20000);
+    w = connect_client();
+    ask_for(w, "count");
+    order = next_order(leader);
+    winnow_close(w);
+    end_scheduler();
+    new_journal();
+    start_scheduler();
+    m = next_message(leader);
+    assert_int_equal(m->env->body_case, WN__ENVELOPE__BODY_CANCEL);
+    assert_string_equal(m->env->cancel->job->job_id, order->env->generate->job->job_id);
+    wn_front_msg_free(m);
+    wn_front_msg_free(order);
+    wn_front_stop(leader, 0);
+    end_scheduler();
+}
+
+static void grace_ends(void **state)
+{
+    struct wn_front *leader;
+    struct wn_front_msg *order, *m;
+    struct winnow *w;
+
+    (void)state;
+    new_journal();
+    start_scheduler();
+    leader = start_leader(300);
+    w = connect_client();
+    ask_for(w, "count");
+    order = next_order(leader);
+    winnow_close(w);
+    end_scheduler();
+    m = next_message(leader);
+    assert_true(m->lease_lost);
+    wn_front_msg_free(m);
+    wn_front_msg_free(order);
+    wn_front_stop(leader, 0);
+}
+
+static int remove_one(const char *path, const struct stat *st, int type, struct FTW *f)
+{
+    (void)st;
+    (void)type;
+    (void)f;
+    return remove(path);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_job_goes_on),           cmocka_unit_test(a_job_that_ended_meanwhile),
+        cmocka_unit_test(a_job_that_nobody_has),   cmocka_unit_test(a_job_that_is_not_known),
+        cmocka_unit_test(grace_ends),
+    };
+    int rc;
+
+    if (argc < 2) return 2;
+    snprintf(program, sizeof(program), "%s", argv[1]);
+    if (argc > 2) cmocka_set_test_filter(argv[2]);
+    wn_log_max = WN_LOG_ERROR;
+    snprintf(base, sizeof(base), "/tmp/winnow-adopt-XXXXXX");
+    if (!mkdtemp(base)) return 1;
+    free_port();
+    rc = cmocka_run_group_tests(tests, NULL, NULL);
+    nftw(base, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+    return rc;
+}
