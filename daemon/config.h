@@ -67,7 +67,7 @@ struct wn_config {
     uint32_t expect_replicas, expect_vision_workers; /* ready when so many are there */
     char journal[WN_PATH_LEN];          /* folder; "": jobs live in memory only */
     uint32_t lease_ms, heartbeat_ms;
-    uint32_t shutdown_timeout_s, reconnect_grace_ms;
+    uint32_t shutdown_timeout_s, reconnect_grace_ms, encode_timeout_ms;
     /* roles (set by `winnow serve` for the processes that it starts) */
     char run_dir[WN_PATH_LEN];              /* sockets and pid files; "": made under $XDG_RUNTIME_DIR or /tmp */
     char scheduler_endpoint[WN_TEXT_LEN];   /* where workers reach the scheduler; "": ipc://RUN_DIR/scheduler.sock */

@@ -11,6 +11,7 @@
 
 #include "base/log.h"
 #include "base/ring.h"
+#include "daemon/pulse.h"
 
 #define RING_SLOTS       4096
 #define LEADERS_MAX      16 /* connections of a vision worker; the longest unused one makes room */
@@ -18,12 +19,14 @@
 #define DEFAULT_LEASE_MS 3000
 #define RECONNECT_MAX_MS 250 /* a scheduler that was started again is found soon */
 #define RETRY_MS         10 /* how soon a send that found a full queue is tried again */
+#define ROLL_FIRST_LEASES 3 /* until every rank must have been heard first */
 #define RECV_BURST       64 /* messages of one socket before the others get a turn */
 
 struct leader {
     struct wn_endpoint *ep; /* NULL: free place */
     char address[WN_ADDRESS_MAX];
     int64_t used_us;
+    uint64_t losses; /* of its connection, that were told */
 };
 
 struct wn_front {
@@ -44,6 +47,8 @@ struct wn_front {
     bool welcome;          /* the scheduler knows this worker */
     int64_t away_us;       /* when it was missed; 0: it was not, or its jobs were given up */
     struct wn_ledger *ledger;
+    struct wn_roll roll;   /* leader: when its ranks were heard */
+    int64_t ending_us;     /* of wn_pulse_end_group */
     wn_status started_rc;
     struct wn_err started_err;
 };
@@ -77,9 +82,8 @@ static void free_packed(void *data, void *hint)
 }
 
 /* Packs a body into a fresh message; NULL (with a record in the log) when that fails. Takes the payload in any case. */
-static struct wn_front_msg *msg_pack(const struct wn_party *to, Wn__Envelope__BodyCase kind,
-                                     const void *body, void *payload, size_t payload_bytes,
-                                     void (*free_fn)(void *, void *), void *hint)
+static struct wn_front_msg *msg_pack(const struct wn_party *to, Wn__Envelope__BodyCase kind, const void *body,
+                                     void *payload, size_t payload_bytes, void (*free_fn)(void *, void *), void *hint)
 {
     struct wn_front_msg *m = msg_new();
     struct wn_err err = {0};
@@ -130,6 +134,7 @@ static struct wn_endpoint *leader_connect(struct wn_front *f, const char *addres
     }
     snprintf(place->address, sizeof(place->address), "%s", address);
     place->used_us = wn_now_us();
+    place->losses = 0;
     return place->ep;
 }
 
@@ -156,8 +161,7 @@ static wn_status send_one(struct wn_front *f, struct wn_front_msg *m)
 
 static bool same_party(const struct wn_party *a, const struct wn_party *b)
 {
-    return a->side == b->side && wn_peer_equal(&a->peer, &b->peer) &&
-           strcmp(a->address, b->address) == 0;
+    return a->side == b->side && wn_peer_equal(&a->peer, &b->peer) && strcmp(a->address, b->address) == 0;
 }
 
 /* Sends the queue. A message waits behind an earlier one to the same party, not behind others. */
@@ -281,11 +285,23 @@ static void send_heartbeat(struct wn_front *f)
     queue(f, msg_pack(&to, WN__ENVELOPE__BODY_HEARTBEAT, &h, NULL, 0, NULL, NULL));
 }
 
+/* A leader ends the group when a rank is silent. */
+static void watch_ranks(struct wn_front *f, int64_t now)
+{
+    const int lost = wn_roll_call(&f->roll, now, (int64_t)f->opts.lease_ms * 1000);
+
+    if (lost < 0) return;
+    if (!f->ending_us)
+        wn_error("front", "nothing heard from rank %d for %u ms: the group ends", lost, f->opts.lease_ms);
+    wn_pulse_end_group(f->opts.link, &f->ending_us);
+}
+
 static void beat(struct wn_front *f)
 {
     const int64_t now = wn_now_us();
 
     if (now < f->next_beat_us) return;
+    watch_ranks(f, now);
     if (f->welcome && now - f->heard_us > f->lease_us) miss_scheduler(f, "nothing heard from the scheduler");
     if (f->away_us && now - f->away_us >= (int64_t)f->opts.grace_ms * 1000) give_up(f);
     if (f->welcome) wn_ledger_expire(f->ledger, now - 2 * f->lease_us);
@@ -346,6 +362,17 @@ static bool handle_own(struct wn_front *f, const struct wn_front_msg *m)
     return e->body_case == WN__ENVELOPE__BODY_HEARTBEAT;
 }
 
+/* A rank's sign of life, and ours back. */
+static bool hear_rank(struct wn_front *f, const struct wn_front_msg *m)
+{
+    Wn__Heartbeat answer = WN__HEARTBEAT__INIT;
+
+    if (m->party.side != WN_SIDE_WORKER || m->env->body_case != WN__ENVELOPE__BODY_HEARTBEAT) return false;
+    if (wn_roll_heard(&f->roll, m->env->heartbeat, wn_now_us()))
+        queue(f, msg_pack(&m->party, WN__ENVELOPE__BODY_HEARTBEAT, &answer, NULL, 0, NULL, NULL));
+    return true;
+}
+
 static void receive(struct wn_front *f, struct wn_endpoint *ep, const struct wn_party *from)
 {
     for (int i = 0; i < RECV_BURST; i++) {
@@ -380,7 +407,7 @@ static void receive(struct wn_front *f, struct wn_endpoint *ep, const struct wn_
         } else {
             wn_endpoint_received(ep, WN_TRAFFIC_CONTROL, wn_msg_bytes(&m->msg));
         }
-        if (handle_own(f, m))
+        if (handle_own(f, m) || hear_rank(f, m))
             wn_front_msg_free(m);
         else if (!wn_ring_put(f->inbound, m))
             answer_busy(f, m);
@@ -434,6 +461,24 @@ static void take_outbound(struct wn_front *f)
     }
 }
 
+/* Tells the worker when a connection to a leader is lost: credit and features on their way are gone with it. */
+static void watch_leaders(struct wn_front *f)
+{
+    for (int i = 0; i < LEADERS_MAX; i++) {
+        struct leader *l = &f->leaders[i];
+        struct wn_endpoint_stats stats;
+        struct wn_front_msg *m;
+        if (!l->ep) continue;
+        wn_endpoint_stats_get(l->ep, &stats);
+        if (stats.disconnected == l->losses || !(m = msg_new())) continue;
+        l->losses = stats.disconnected;
+        m->party.side = WN_SIDE_LEADER;
+        snprintf(m->party.address, sizeof(m->party.address), "%s", l->address);
+        m->link_lost = true;
+        if (!wn_ring_put(f->inbound, m)) wn_front_msg_free(m);
+    }
+}
+
 static void turn(struct wn_front *f)
 {
     struct wn_poll_item items[3 + LEADERS_MAX] = {{.ep = f->scheduler},
@@ -467,6 +512,7 @@ static void turn(struct wn_front *f)
             receive(f, who[i]->ep, &from);
         }
     }
+    watch_leaders(f);
     take_outbound(f);
     beat(f);
     send_pending(f);
@@ -516,8 +562,7 @@ static void *front_start_main(void *arg)
     return rc == WN_OK ? front_main(f) : NULL;
 }
 
-wn_status wn_front_start(struct wn_front **out, const struct wn_front_opts *opts,
-                         struct wn_err *err)
+wn_status wn_front_start(struct wn_front **out, const struct wn_front_opts *opts, struct wn_err *err)
 {
     struct wn_front *f = calloc(1, sizeof(*f));
     struct start s = {.f = f, .lock = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER};
@@ -531,6 +576,9 @@ wn_status wn_front_start(struct wn_front **out, const struct wn_front_opts *opts
     if (gethostname(f->host, sizeof(f->host) - 1) != 0) snprintf(f->host, sizeof(f->host), "?");
     if ((rc = wn_net_create(&f->net, err)) != WN_OK) goto out;
     if ((rc = wn_ledger_create(&f->ledger, err)) != WN_OK) goto out;
+    rc = wn_roll_init(&f->roll, opts->link ? opts->ranks : NULL, opts->ranks_n,
+                      ROLL_FIRST_LEASES * (int64_t)opts->lease_ms * 1000, err);
+    if (rc != WN_OK) goto out;
     if ((rc = wn_ring_create(&f->inbound, RING_SLOTS, err)) != WN_OK) goto out;
     if ((rc = wn_ring_create(&f->outbound, RING_SLOTS, err)) != WN_OK) goto out;
     pthread_mutex_lock(&s.lock);
@@ -576,6 +624,7 @@ void wn_front_stop(struct wn_front *f, int flush_ms)
     wn_ring_destroy(f->outbound, msg_drop);
     wn_net_destroy(f->net);
     wn_ledger_destroy(f->ledger);
+    wn_roll_fini(&f->roll);
     free(f);
 }
 
@@ -626,9 +675,8 @@ static void note_about(struct wn_front_msg *m, Wn__Envelope__BodyCase kind, cons
     m->about.attempt = job->attempt;
 }
 
-void wn_front_send(struct wn_front *f, const struct wn_party *to, Wn__Envelope__BodyCase kind,
-                   const void *body, wn_traffic traffic, void *payload, size_t payload_bytes,
-                   void (*free_fn)(void *, void *), void *hint)
+void wn_front_send(struct wn_front *f, const struct wn_party *to, Wn__Envelope__BodyCase kind, const void *body,
+                   wn_traffic traffic, void *payload, size_t payload_bytes, void (*free_fn)(void *, void *), void *hint)
 {
     struct wn_front_msg *m = msg_pack(to, kind, body, payload, payload_bytes, free_fn, hint);
 

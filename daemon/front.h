@@ -52,9 +52,10 @@ struct wn_front_about {
 
 struct wn_front_msg {
     struct wn_party party;
-    Wn__Envelope *env;    /* inbound only; NULL from WN_SIDE_SELF */
+    Wn__Envelope *env;    /* inbound only; NULL: see the flags below */
     const void *payload;  /* inbound: the payload frame, inside msg; NULL if there is none */
     size_t payload_bytes;
+    bool link_lost;       /* without env: the connection to this leader was lost, and what was on its way with it */
     bool lease_lost;      /* from WN_SIDE_SELF: the scheduler was away too long, what it ordered is given up */
     struct wn_msg msg;    /* the frames */
     wn_traffic traffic;   /* outbound only: what it counts as */
@@ -82,6 +83,8 @@ struct wn_front_opts {
     uint32_t grace_ms; /* how long jobs go on without a scheduler; 0: they are given up when the lease ends */
     Wn__RankInfo **ranks; /* borrowed until stop; NULL for a vision worker */
     size_t ranks_n;
+    struct wn_link *link; /* leader of several ranks: cancelled when one is silent for a lease (daemon/pulse.h) */
+    uint32_t lease_ms;    /* that lease */
     size_t payload_max; /* largest payload frame to receive */
 };
 

@@ -30,7 +30,7 @@ struct wn_launcher_ops {
 extern const struct wn_launcher_ops wn_launcher_local; /* fork and exec here; mpirun for several ranks */
 extern const struct wn_launcher_ops wn_launcher_slurm; /* a job step for each component */
 
-/* For launchers: fork and exec, in a process group of its own, ended by SIGTERM when this process dies. */
-WN_NODISCARD wn_status wn_launcher_spawn(char **argv, pid_t *pid, struct wn_err *err);
+/* For launchers: fork and exec, in a process group of its own, which gets `end_signal` when this process dies. */
+WN_NODISCARD wn_status wn_launcher_spawn(char **argv, int end_signal, pid_t *pid, struct wn_err *err);
 
 #endif

@@ -52,7 +52,8 @@ static wn_status local_start(const struct wn_launch *l, pid_t *pid, struct wn_er
     argv[n] = NULL;
     setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 0); /* before the fork: another thread may hold malloc's lock in it */
     setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 0);
-    return wn_launcher_spawn(argv, pid, err);
+    /* mpirun takes its ranks along and cleans up; the others have nothing that is not on record */
+    return wn_launcher_spawn(argv, l->ranks > 1 ? SIGTERM : SIGKILL, pid, err);
 }
 
 static void local_signal(pid_t pid, int sig)

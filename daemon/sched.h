@@ -42,6 +42,8 @@ struct wn_job_image {
     int worker;                       /* that has it in this attempt, or WN_NO_WORKER */
     bool encoded;
     uint32_t orders;                  /* to encode it, in this attempt */
+    int avoid;                        /* the worker that had the last order and did not do it, or WN_NO_WORKER */
+    int64_t ordered_us;
 };
 
 /* Which list a job is in; one at a time. */
@@ -171,6 +173,7 @@ void wn_sched_journal_tick(struct wn_scheduler *s, int64_t now_us);
 
 /* ---- sched_worker.c ---- */
 void wn_sched_worker_message(struct wn_scheduler *s, struct wn_msg *msg);
+void wn_sched_slow_encodes(struct wn_scheduler *s, int64_t now_us);
 void wn_sched_leases(struct wn_scheduler *s, int64_t now_us);
 void wn_sched_worker_lost(struct wn_scheduler *s, int worker, const char *why);
 void wn_sched_dismiss(struct wn_scheduler *s); /* asks every worker to leave */
@@ -182,6 +185,7 @@ void wn_sched_admit(struct wn_scheduler *s, struct wn_job *job); /* it is on rec
 void wn_sched_lose(struct wn_scheduler *s, struct wn_job *job, const char *why);
 void wn_sched_fail(struct wn_scheduler *s, struct wn_job *job, wn_status code, bool retriable, const char *why);
 void wn_sched_cancel(struct wn_scheduler *s, struct wn_job *job);
+void wn_sched_tell_cancel(struct wn_scheduler *s, int worker, const struct wn_job *job); /* stop this attempt */
 void wn_sched_complete(struct wn_scheduler *s, struct wn_job *job, const Wn__Done *done);
 void wn_sched_deadlines(struct wn_scheduler *s, int64_t now_us);
 /* Orphaned jobs that no leader has claimed go back to the queue, once all leaders were heard or had the time for it. */

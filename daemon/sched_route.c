@@ -44,16 +44,17 @@ static uint64_t mix(uint64_t h, const char *name)
 
 /* The worker that this image belongs to (the highest hash of image and name: when a worker leaves, only its images
  * move), or if that one is full the least loaded with room. */
-static int pick_vision(const struct wn_scheduler *s, uint64_t image_hash)
+static int pick_vision(const struct wn_scheduler *s, const struct wn_job_image *im)
 {
+    const bool choice = wn_sched_workers_up(s, WN__ROLE__ROLE_VISION) > 1;
     int home = WN_NO_WORKER, idle = WN_NO_WORKER;
     uint64_t home_hash = 0;
 
     for (int i = 0; i < WN_SCHED_WORKERS_MAX; i++) {
         const struct wn_sched_worker *w = &s->worker[i];
         uint64_t h;
-        if (!w->up || w->draining || w->role != WN__ROLE__ROLE_VISION) continue;
-        h = mix(image_hash, w->name);
+        if (!w->up || w->draining || w->role != WN__ROLE__ROLE_VISION || (choice && i == im->avoid)) continue;
+        h = mix(im->hash, w->name);
         if (home < 0 || h > home_hash) {
             home = i;
             home_hash = h;
@@ -63,7 +64,7 @@ static int pick_vision(const struct wn_scheduler *s, uint64_t image_hash)
     return home >= 0 && has_room(&s->worker[home], WN__ROLE__ROLE_VISION) ? home : idle;
 }
 
-static void send_cancel(struct wn_scheduler *s, int worker, const struct wn_job *job)
+void wn_sched_tell_cancel(struct wn_scheduler *s, int worker, const struct wn_job *job)
 {
     Wn__JobRef ref = WN__JOB_REF__INIT;
     Wn__Cancel c = WN__CANCEL__INIT;
@@ -82,7 +83,7 @@ static void release(struct wn_scheduler *s, struct wn_job *job, bool cancel)
         if (w->outstanding) w->outstanding--;
         if (job->solo) w->solo = false;
         job->solo = false;
-        if (cancel) send_cancel(s, job->leader, job);
+        if (cancel) wn_sched_tell_cancel(s, job->leader, job);
         job->leader = WN_NO_WORKER;
     }
     for (uint32_t i = 0; i < job->images_n; i++) {
@@ -90,11 +91,12 @@ static void release(struct wn_scheduler *s, struct wn_job *job, bool cancel)
         if (im->worker != WN_NO_WORKER && !im->encoded) {
             struct wn_sched_worker *w = &s->worker[im->worker];
             if (w->outstanding) w->outstanding--;
-            if (cancel) send_cancel(s, im->worker, job);
+            if (cancel) wn_sched_tell_cancel(s, im->worker, job);
         }
         im->worker = WN_NO_WORKER;
         im->encoded = false;
         im->orders = 0;
+        im->avoid = WN_NO_WORKER;
     }
 }
 
@@ -270,6 +272,7 @@ static bool send_encode(struct wn_scheduler *s, struct wn_job *job, uint32_t ima
     e.leader_endpoint = (char *)(uintptr_t)leader->features_endpoint;
     e.leader_name = (char *)(uintptr_t)leader->name;
     im->orders++;
+    im->ordered_us = wn_now_us();
     im->worker = worker; /* before the send: if that fails, this job is among the worker's */
     s->worker[worker].outstanding++;
     s->worker[worker].dispatched++;
@@ -288,7 +291,7 @@ static bool encode_some(struct wn_scheduler *s, struct wn_job *job)
     for (uint32_t i = 0; i < job->images_n; i++) {
         int worker;
         if (job->images[i].worker != WN_NO_WORKER) continue;
-        if ((worker = pick_vision(s, job->images[i].hash)) == WN_NO_WORKER) return true;
+        if ((worker = pick_vision(s, &job->images[i])) == WN_NO_WORKER) return true;
         if (!send_encode(s, job, i, worker)) return false;
     }
     return true;

@@ -158,7 +158,7 @@ wn_status wn_sched_job_create(struct wn_scheduler *s, struct wn_job **out, Wn__E
         im->offset = at;
         im->bytes = (size_t)submit->image_bytes[i];
         im->hash = hash_bytes(job->payload->data + at, im->bytes);
-        im->worker = WN_NO_WORKER;
+        im->worker = im->avoid = WN_NO_WORKER;
         at += im->bytes;
     }
     if (id) snprintf(job->id, sizeof(job->id), "%s", id);

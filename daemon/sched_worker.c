@@ -78,9 +78,32 @@ static bool order_again(struct wn_scheduler *s, struct wn_job *job, int worker)
         if (job->images[i].worker != worker) continue;
         if (!job->images[i].encoded && s->worker[worker].outstanding) s->worker[worker].outstanding--;
         job->images[i].worker = WN_NO_WORKER;
+        job->images[i].avoid = worker;
         job->images[i].encoded = false;
     }
     return true;
+}
+
+/* A worker that is alive and does not get on: somebody else is asked, or the attempt is lost. */
+void wn_sched_slow_encodes(struct wn_scheduler *s, int64_t now_us)
+{
+    const int64_t wait_us = (int64_t)s->cfg.encode_timeout_ms * 1000;
+    char why[128];
+
+    for (struct wn_job *job = s->list[WN_LIST_RUNNING].first, *next; job && wait_us; job = next) {
+        next = job->next;
+        for (uint32_t i = 0; i < job->images_n; i++) {
+            const struct wn_job_image *im = &job->images[i];
+            const int worker = im->worker;
+            if (worker == WN_NO_WORKER || im->encoded || now_us - im->ordered_us <= wait_us) continue;
+            snprintf(why, sizeof(why), "%s had image %u for %u ms", s->worker[worker].name, i,
+                     s->cfg.encode_timeout_ms);
+            wn_warn("scheduler", "job %s: %s", job->id, why);
+            wn_sched_tell_cancel(s, worker, job);
+            if (!order_again(s, job, worker)) wn_sched_lose(s, job, why);
+            break;
+        }
+    }
 }
 
 static bool lists(Wn__JobRef *const *refs, size_t n, const struct wn_job *job)

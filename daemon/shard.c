@@ -11,6 +11,7 @@
 
 #include "base/log.h"
 #include "daemon/engine.h"
+#include "daemon/pulse.h"
 #include "daemon/roles.h"
 #include "daemon/slurm.h"
 #include "daemon/worker.h"
@@ -21,6 +22,7 @@
 #define STEP_TIMEOUT_US                                                                            \
     (300 * 1000000ll) /* the longest step: a prefill chunk of a large model on slow cores */
 #define STOP_FLUSH_MS   1000
+#define TAG_ADDRESS     8 /* of the leader's features endpoint, on its way to the other ranks */
 #define DEFAULT_NEW_MAX 512 /* answer length when the job names none */
 #define KV_PAGES_MAX    (1u << 24)
 
@@ -35,6 +37,7 @@ struct shard {
     struct wn_tokenizer *tokenizer;
     struct wn_replica *replica;
     struct wn_front *front;
+    struct wn_pulse *pulse; /* of every rank but the leader */
     struct wn_engine *engine;
     struct wn_step_limits limits;
     struct wn_netif net; /* towards the other hosts; name "": there are none */
@@ -207,6 +210,36 @@ out:
     return rc;
 }
 
+static wn_status link_failed(const struct shard *s, const char *what, struct wn_err *err)
+{
+    return wn_fail(err, wn_link_error(s->link)->code, "%s: %s", what, wn_link_error(s->link)->text);
+}
+
+/* The leader says where signs of life go; the others begin to send them. */
+static wn_status start_pulses(struct shard *s, struct wn_err *err)
+{
+    char address[WN_ADDRESS_MAX] = "";
+    struct wn_route route = {.tag = TAG_ADDRESS, .kind = WN_TRAFFIC_CONTROL};
+    const int64_t deadline_us = wn_deadline_in_us(STEP_TIMEOUT_US);
+    const struct wn_pulse_opts po = {.leader = address,
+                                     .link = s->link,
+                                     .rank = (uint32_t)s->rank,
+                                     .beat_ms = s->cfg.heartbeat_ms,
+                                     .lease_ms = s->cfg.lease_ms};
+
+    if (s->rank == 0) {
+        snprintf(address, sizeof(address), "%s", wn_front_features_address(s->front));
+        for (route.peer = 1; route.peer < s->size; route.peer++)
+            if (wn_link_send_now(s->link, route, address, sizeof(address), deadline_us) != WN_OK)
+                return link_failed(s, "address of the leader", err);
+        return WN_OK;
+    }
+    if (wn_link_recv_now(s->link, route, address, sizeof(address), deadline_us) != WN_OK)
+        return link_failed(s, "address of the leader", err);
+    address[sizeof(address) - 1] = '\0';
+    return wn_pulse_start(&s->pulse, &po, err);
+}
+
 static wn_status lead(struct shard *s, struct wn_err *err)
 {
     char path[WN_PATH_MAX], bind[WN_ADDRESS_MAX], scheduler[WN_ADDRESS_MAX];
@@ -221,6 +254,8 @@ static wn_status lead(struct shard *s, struct wn_err *err)
         .stages_n = s->plan.stages,
         .tokens_max = s->tokens_max,
         .grace_ms = s->cfg.reconnect_grace_ms,
+        .link = s->link,
+        .lease_ms = s->cfg.lease_ms,
         .payload_max = (size_t)(s->model.vision.patches + 1) * s->model.text.hidden * 4 + 4096};
     struct wn_engine_opts eo;
     wn_status rc;
@@ -232,6 +267,7 @@ static wn_status lead(struct shard *s, struct wn_err *err)
     fo.ranks = s->info_list;
     fo.ranks_n = (size_t)s->size;
     if ((rc = wn_front_start(&s->front, &fo, err)) != WN_OK) return rc;
+    if ((rc = start_pulses(s, err)) != WN_OK) return rc;
     eo = (struct wn_engine_opts){
         .replica = s->replica,
         .front = s->front,
@@ -256,7 +292,7 @@ static wn_status lead(struct shard *s, struct wn_err *err)
 static wn_status follow(struct shard *s, struct wn_err *err)
 {
     bool stop = false;
-    wn_status rc = WN_OK;
+    wn_status rc = start_pulses(s, err);
     while (rc == WN_OK && !stop) rc = wn_replica_follow(s->replica, &stop, err);
     return rc;
 }
@@ -293,6 +329,7 @@ int wn_role_shard(int argc, char **argv)
         return s.replica ? WN_EXIT_LOST : 1;
     }
     wn_engine_close(s.engine);
+    wn_pulse_stop(s.pulse);
     wn_front_stop(s.front, STOP_FLUSH_MS);
     wn_tokenizer_close(s.tokenizer);
     wn_replica_close(s.replica); /* its last rows may still be on their way: before the link */

@@ -2,9 +2,10 @@
  * scheduler, the vision workers and the replicas, says when the service is ready, starts again what dies, and
  * drains on SIGTERM.
  *
- * A component that ends before the service was ready once ends the service: its own error line says why. After
- * that it is started again after a pause that doubles; one that keeps dying (RESTARTS_MAX in
- * RESTARTS_WINDOW_US) ends the service. */
+ * A component that gives up before the service was ready once ends the service: its own error line says why. One that
+ * is ended by a signal or loses a rank, and any after that, is started again after a pause that doubles; one that keeps
+ * dying (RESTARTS_MAX in RESTARTS_WINDOW_US) ends the service. One that is stopped for longer than the lease is as good
+ * as dead: it is killed, and started again. */
 #include <errno.h>
 #include <netinet/in.h>
 #include <arpa/inet.h>
@@ -47,6 +48,7 @@ struct component {
     char name_flag[WN_NAME_LEN + 8];
     pid_t pid; /* 0: not running */
     int64_t start_at_us, window_us;
+    int64_t stopped_us; /* since when; 0: it is not */
     unsigned restarts;
 };
 
@@ -333,6 +335,12 @@ static void start_due(struct supervisor *s)
     }
 }
 
+/* By a signal, itself or (mpirun says so by its exit code) a rank of it; or by a rank that was lost. */
+static bool was_ended(int status)
+{
+    return WIFSIGNALED(status) || WEXITSTATUS(status) > 128 || WEXITSTATUS(status) == WN_EXIT_LOST;
+}
+
 /* A component has ended, not because it was told to. */
 static void plan_restart(struct supervisor *s, struct component *c, int status)
 {
@@ -345,7 +353,7 @@ static void plan_restart(struct supervisor *s, struct component *c, int status)
                  strsignal(WTERMSIG(status)));
     else
         snprintf(why, sizeof(why), "%s ended with exit code %d", c->name, WEXITSTATUS(status));
-    if (!s->ready) {
+    if (!s->ready && !was_ended(status)) {
         snprintf(why + strlen(why), sizeof(why) - strlen(why), " before the service was ready");
         fail_service(s, why);
         return;
@@ -371,10 +379,12 @@ static void reap(struct supervisor *s)
     int status;
     pid_t pid;
 
-    while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+    while ((pid = waitpid(-1, &status, WNOHANG | WUNTRACED | WCONTINUED)) > 0) {
         for (size_t i = 0; i < s->parts_n; i++) {
             struct component *c = &s->parts[i];
             if (c->pid != pid) continue;
+            c->stopped_us = WIFSTOPPED(status) ? wn_now_us() : 0;
+            if (WIFSTOPPED(status) || WIFCONTINUED(status)) break;
             c->pid = 0;
             if (s->stop_us && c == &s->parts[0]) { /* it has told the others to leave: they have this long */
                 const int64_t until = wn_deadline_in_us(FOLLOW_GRACE_US);
@@ -385,6 +395,18 @@ static void reap(struct supervisor *s)
             else
                 plan_restart(s, c, status);
         }
+    }
+}
+
+/* Whoever is stopped cannot say that it is alive. */
+static void kill_stopped(struct supervisor *s)
+{
+    for (size_t i = 0; i < s->parts_n; i++) {
+        struct component *c = &s->parts[i];
+        if (!c->pid || !c->stopped_us || wn_now_us() - c->stopped_us <= (int64_t)s->cfg.lease_ms * 1000) continue;
+        wn_warn("supervisor", "%s is stopped; it is killed", c->name);
+        s->launcher->signal(c->pid, SIGKILL);
+        c->stopped_us = 0;
     }
 }
 
@@ -458,6 +480,7 @@ static void run(struct supervisor *s)
         if (s->ask && wn_now_us() - s->asked_us >= ASK_PERIOD_US) ask_status(s);
         (void)!wn_endpoint_poll(items, s->ask ? 2 : 1, until);
         take_signals(s);
+        kill_stopped(s);
         read_status(s);
     }
 }

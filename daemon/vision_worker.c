@@ -2,7 +2,7 @@
  *
  * The front thread owns the sockets; this thread decodes, encodes and prunes. An order waits in a bounded
  * queue; its features wait for the leader's credit, one image each, and are gone from here as soon as they are
- * sent. */
+ * sent. The order stays until the leader has taken them: when the connection is lost before, they are made again. */
 #include <signal.h>
 #include <sodium.h>
 #include <stdlib.h>
@@ -22,7 +22,7 @@
 struct leader {
     char address[WN_ADDRESS_MAX]; /* "": free */
     uint32_t credit;
-    int64_t used_us;
+    int64_t used_us, lost_us; /* lost_us: since when its connection is lost; 0: it is not */
 };
 
 /* An image on its way through: first the order, then its features. */
@@ -32,6 +32,7 @@ struct work {
     const Wn__Encode *e; /* inside order */
     struct wn_encode_item item;
     int64_t until_us; /* when features are given up */
+    bool cancelled;   /* sent, and only its credit is still waited for */
 };
 
 struct list {
@@ -48,6 +49,7 @@ struct vision_worker {
     struct wn_front *front;
     struct leader leaders[LEADERS_MAX];
     struct list queue, outbox;
+    struct list sent; /* without their features */
     bool draining;
 };
 
@@ -107,6 +109,23 @@ static void list_cancel(struct list *l, const Wn__JobRef *job)
     }
 }
 
+/* Takes the sent image that this is about; NULL: there is none. */
+static struct work *take_sent(struct vision_worker *v, const char *leader, const Wn__FeaturesAck *ack)
+{
+    for (struct work **at = &v->sent.first; *at; at = &(*at)->next)
+        if ((*at)->e->image == ack->image && wn_jobref_equal((*at)->e->job, ack->job) &&
+            strcmp((*at)->e->leader_endpoint, leader) == 0)
+            return list_take(&v->sent, at);
+    return NULL;
+}
+
+/* What was sent is not wanted any more; its credit comes back all the same. job NULL: all. */
+static void cancel_sent(struct vision_worker *v, const Wn__JobRef *job)
+{
+    for (struct work *w = v->sent.first; w; w = w->next)
+        if (!job || wn_jobref_equal(w->e->job, job)) w->cancelled = true;
+}
+
 static void fail_work(struct vision_worker *v, struct work *w, const struct wn_err *err,
                       bool retriable)
 {
@@ -124,24 +143,68 @@ static struct leader *find_leader(struct vision_worker *v, const char *address)
     return NULL;
 }
 
-/* The leader's entry; a new one is greeted, and answers with credit. */
+/* Says who we are; the answer is credit. */
+static void greet(struct vision_worker *v, const char *address)
+{
+    Wn__FeaturesHello hello = WN__FEATURES_HELLO__INIT;
+    struct wn_party to = {.side = WN_SIDE_LEADER};
+
+    snprintf(to.address, sizeof(to.address), "%s", address);
+    hello.name = (char *)(uintptr_t)(v->cfg.name[0] ? v->cfg.name : "vision-0");
+    hello.model_id = v->model_id;
+    wn_front_send(v->front, &to, WN__ENVELOPE__BODY_FEATURES_HELLO, &hello, WN_TRAFFIC_CONTROL, NULL, 0, NULL, NULL);
+}
+
+/* Takes what was sent to a leader out of the list; `again`: to make and send it once more. */
+static void end_sent(struct vision_worker *v, const char *address, bool again)
+{
+    for (struct work **at = &v->sent.first; *at;) {
+        struct work *w = *at;
+        if (strcmp(w->e->leader_endpoint, address) != 0) {
+            at = &w->next;
+            continue;
+        }
+        list_take(&v->sent, at);
+        if (w->cancelled || !again) {
+            work_free(w);
+            continue;
+        }
+        wn_encode_item_fini(&w->item);
+        w->item = (struct wn_encode_item){0};
+        list_put(&v->queue, w);
+    }
+}
+
+/* The leader knows nothing of the old connection's credit, and may not have got what was sent. If it answers, that is
+ * sent again; if it does not, the scheduler has missed it, too. */
+static void lose_link(struct vision_worker *v, struct leader *l)
+{
+    wn_warn("vision", "the connection to %s was lost", l->address);
+    l->credit = 0;
+    l->lost_us = wn_now_us();
+    greet(v, l->address);
+}
+
+static void take_credit(struct vision_worker *v, struct leader *l, uint32_t images)
+{
+    l->credit = images; /* the first word of a connection: nothing is on its way */
+    if (l->lost_us) end_sent(v, l->address, true);
+    l->lost_us = 0;
+}
+
+/* The leader's entry; a new one is greeted. */
 static struct leader *meet_leader(struct vision_worker *v, const char *address)
 {
     struct leader *l = find_leader(v, address), *place = &v->leaders[0];
-    Wn__FeaturesHello hello = WN__FEATURES_HELLO__INIT;
-    struct wn_party to = {.side = WN_SIDE_LEADER};
 
     if (!l) {
         for (int i = 0; i < LEADERS_MAX; i++)
             if (v->leaders[i].used_us < place->used_us) place = &v->leaders[i];
         l = place;
+        if (l->address[0]) end_sent(v, l->address, false);
         *l = (struct leader){0};
         memcpy(l->address, address, strlen(address) + 1);
-        memcpy(to.address, l->address, sizeof(to.address));
-        hello.name = (char *)(uintptr_t)(v->cfg.name[0] ? v->cfg.name : "vision-0");
-        hello.model_id = v->model_id;
-        wn_front_send(v->front, &to, WN__ENVELOPE__BODY_FEATURES_HELLO, &hello, WN_TRAFFIC_CONTROL,
-                      NULL, 0, NULL, NULL);
+        greet(v, address);
     }
     l->used_us = wn_now_us();
     return l;
@@ -185,18 +248,24 @@ static void take_message(struct vision_worker *v, struct wn_front_msg *m)
     if (m->lease_lost) {
         list_clear(&v->queue);
         list_clear(&v->outbox);
+        cancel_sent(v, NULL);
+    } else if (m->link_lost) {
+        if (l) lose_link(v, l);
     } else if (m->party.side == WN_SIDE_SCHEDULER && env->body_case == WN__ENVELOPE__BODY_ENCODE) {
         take_order(v, m);
         return;
     } else if (m->party.side == WN_SIDE_SCHEDULER && env->body_case == WN__ENVELOPE__BODY_CANCEL) {
         list_cancel(&v->queue, env->cancel->job);
         list_cancel(&v->outbox, env->cancel->job);
+        cancel_sent(v, env->cancel->job);
     } else if (m->party.side == WN_SIDE_SCHEDULER && env->body_case == WN__ENVELOPE__BODY_DRAIN) {
         v->draining = true;
     } else if (l && env->body_case == WN__ENVELOPE__BODY_CREDIT) {
-        l->credit += env->credit->images;
+        take_credit(v, l, env->credit->images);
     } else if (l && env->body_case == WN__ENVELOPE__BODY_FEATURES_ACK) {
-        l->credit++;
+        struct work *w = take_sent(v, l->address, env->features_ack);
+        if (w) l->credit++; /* else of a connection before this one */
+        work_free(w);
         if (env->features_ack->code)
             wn_info("vision", "%s image %u refused: %s", env->features_ack->job->job_id,
                     env->features_ack->image, env->features_ack->text);
@@ -307,11 +376,17 @@ static void send_features(struct vision_worker *v, struct work *w)
     wn_front_send(v->front, &to, WN__ENVELOPE__BODY_FEATURES, &f, WN_TRAFFIC_EMBEDDING, item->rows, bytes, free_rows,
                   NULL);
     item->rows = NULL; /* moved */
-    work_free(w);
+    list_put(&v->sent, w);
 }
 
 static void send_outbox(struct vision_worker *v)
 {
+    for (int i = 0; i < LEADERS_MAX; i++) {
+        struct leader *l = &v->leaders[i];
+        if (!l->lost_us || wn_now_us() - l->lost_us < CREDIT_WAIT_US) continue;
+        end_sent(v, l->address, false);
+        *l = (struct leader){0};
+    }
     for (struct work **at = &v->outbox.first; *at;) {
         struct leader *l = meet_leader(v, (*at)->e->leader_endpoint);
         struct wn_err err = {0};
@@ -364,6 +439,7 @@ static void close_worker(struct vision_worker *v)
 {
     list_clear(&v->queue);
     list_clear(&v->outbox);
+    list_clear(&v->sent);
     wn_front_stop(v->front, 200);
     wn_encoder_close(v->encoder);
 }
@@ -384,6 +460,7 @@ int wn_role_vision(int argc, char **argv)
     if (code >= 0) return code;
     list_init(&v.queue);
     list_init(&v.outbox);
+    list_init(&v.sent);
     sigaction(SIGTERM, &sa, NULL);
     sigaction(SIGINT, &sa, NULL);
     sigaction(SIGUSR1, &sa, NULL); /* srun passes this one on */

@@ -42,7 +42,7 @@ static void start_scheduler(void)
     if (scheduler != 0) return;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     execl(program, program, "scheduler", "--port", port, endpoint, folder, run, "--lease-ms=1500", "--heartbeat-ms=50",
-          "--log-level=error", (char *)NULL);
+          "--shutdown-timeout=0", "--log-level=error", (char *)NULL);
     _exit(127);
 }
 
@@ -323,6 +323,45 @@ static void grace_ends(void **state)
     wn_front_stop(leader, 0);
 }
 
+/* Each of the signals that end a service: exit code 0, and the rest is on record. */
+static void drained_and_started_again(void **state)
+{
+    static const int signals[] = {SIGTERM, SIGINT, SIGUSR1};
+    struct wn_front *leader;
+    struct wn_front_msg *order, *m;
+    struct winnow *w;
+
+    (void)state;
+    new_journal();
+    start_scheduler();
+    leader = start_leader(20000);
+    w = connect_client();
+    ask_for(w, "count");
+    order = next_order(leader);
+    give_token(leader, order, 0);
+    for (int i = 0; i < 3; i++) {
+        char text[16] = "";
+        int status;
+        for (int n = 0; n <= i; n++) snprintf(text + strlen(text), sizeof(text) - strlen(text), "%d ", n);
+        expect_text(w, text, false);
+        kill(scheduler, signals[i]);
+        waitpid(scheduler, &status, 0);
+        assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+        m = next_message(leader);
+        assert_int_equal(m->env->body_case, WN__ENVELOPE__BODY_DRAIN);
+        wn_front_msg_free(m);
+        start_scheduler();
+        give_token(leader, order, (uint32_t)i + 1); /* this leader does not leave */
+    }
+    expect_text(w, "0 1 2 3 ", false);
+    give_done(leader, order);
+    assert_int_equal(expect_text(w, "0 1 2 3 ", true), 1);
+    wn_front_msg_free(order);
+    winnow_close(w);
+    wn_front_stop(leader, 0);
+    end_scheduler();
+}
+
 static int remove_one(const char *path, const struct stat *st, int type, struct FTW *f)
 {
     (void)st;
@@ -336,7 +375,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_job_goes_on),           cmocka_unit_test(a_job_that_ended_meanwhile),
         cmocka_unit_test(a_job_that_nobody_has),   cmocka_unit_test(a_job_that_is_not_known),
-        cmocka_unit_test(grace_ends),
+        cmocka_unit_test(grace_ends),              cmocka_unit_test(drained_and_started_again),
     };
     int rc;
 

@@ -3,7 +3,9 @@
 #include "sched_bed.h"
 
 #include <ftw.h>
+#include <sched.h>
 #include <signal.h>
+#include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 
@@ -221,6 +223,44 @@ static void full_disk(void **state)
     bed_stop(&b);
 }
 
+/* Images cannot be written any more, as on a file system that turned read-only: jobs with images are refused by name,
+ * the others are not. */
+static void read_only(void **state)
+{
+    struct bed b;
+    struct end client;
+    Wn__Envelope *env;
+    char blobs[256];
+
+    (void)state;
+    bed_journal(&b);
+    bed_start(&b);
+    bed_stop(&b);
+    snprintf(blobs, sizeof(blobs), "%s/blobs", b.cfg.journal);
+    if (mount(blobs, blobs, NULL, MS_BIND, NULL) != 0) skip(); /* not allowed here */
+    start_again(&b); /* it keeps the folder open, so that the mount had to be there before */
+    assert_int_equal(mount(NULL, blobs, NULL, MS_BIND | MS_REMOUNT | MS_RDONLY, NULL), 0);
+    client = end_open(&b, false);
+    submit(&client, "one", "picture", "1");
+    env = end_expect(&client, WN__ENVELOPE__BODY_BUSY);
+    if (!strstr(env->busy->reason, "Read-only file system")) fail_msg("%s", env->busy->reason);
+    wn_codec_free(env);
+    for (int i = 0; i < 50; i++) { /* the database is well: that is found out before long */
+        submit(&client, "two", NULL, "2");
+        env = end_recv(&client, 5000);
+        assert_non_null(env);
+        if (env->body_case == WN__ENVELOPE__BODY_ACCEPTED) break;
+        wn_codec_free(env);
+        env = NULL;
+        usleep(100000);
+    }
+    assert_non_null(env);
+    wn_codec_free(env);
+    end_close(&client);
+    bed_stop(&b);
+    assert_int_equal(umount2(blobs, MNT_DETACH), 0);
+}
+
 static int tear(const char *path, const struct stat *st, int type, struct FTW *f)
 {
     (void)st;
@@ -271,6 +311,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_running_job_goes_on),
         cmocka_unit_test(other_ends),
         cmocka_unit_test(full_disk),
+        cmocka_unit_test(read_only),
         cmocka_unit_test(torn_image),
     };
     int rc;
@@ -278,6 +319,7 @@ int main(int argc, char **argv)
     wn_log_max = WN_LOG_ERROR;
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     signal(SIGXFSZ, SIG_IGN);
+    if (unshare(CLONE_NEWNS) == 0) (void)!mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL);
     snprintf(base, sizeof(base), "/tmp/winnow-durable-XXXXXX");
     if (!mkdtemp(base)) return 1;
     rc = cmocka_run_group_tests(tests, NULL, NULL);

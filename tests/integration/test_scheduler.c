@@ -375,6 +375,38 @@ static void refused_submits(void **state)
 }
 
 /* Garbage, wrong bodies, other versions, frames over the limit: answered or dropped, and the next client is served. */
+/* A worker that lives and does nothing with its order: another one gets it, for the same attempt. */
+static void slow_vision_worker(void **state)
+{
+    struct bed b;
+    struct end client, leader, workers[2];
+    Wn__Envelope *env = NULL;
+    int slow = 0;
+
+    (void)state;
+    bed_init(&b);
+    b.cfg.lease_ms = 60000;
+    b.cfg.encode_timeout_ms = 300;
+    bed_start(&b);
+    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 4);
+    workers[0] = worker_open(&b, WN__ROLE__ROLE_VISION, "vision-0", 4);
+    workers[1] = worker_open(&b, WN__ROLE__ROLE_VISION, "vision-1", 4);
+    client = end_open(&b, false);
+    submit(&client, "q", "image", "");
+    expect_accepted(&client, false, NULL);
+    (void)take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
+    while (!(env = end_recv(&workers[slow], 50))) slow = !slow;
+    assert_int_equal(env->body_case, WN__ENVELOPE__BODY_ENCODE);
+    wn_codec_free(env);
+    assert_int_equal(take_order(&workers[!slow], WN__ENVELOPE__BODY_ENCODE).attempt, 1);
+    assert_int_equal(take_order(&workers[slow], WN__ENVELOPE__BODY_CANCEL).attempt, 1);
+    end_close(&client);
+    end_close(&leader);
+    end_close(&workers[0]);
+    end_close(&workers[1]);
+    bed_stop(&b);
+}
+
 static void malformed_frames(void **state)
 {
     struct bed b;
@@ -598,6 +630,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(cancel_and_attach),
         cmocka_unit_test(no_worker),
         cmocka_unit_test(refused_submits),
+        cmocka_unit_test(slow_vision_worker),
         cmocka_unit_test(malformed_frames),
         cmocka_unit_test(status_is_honest),
         cmocka_unit_test(image_affinity),
