@@ -33,8 +33,8 @@ int64_t load_quiet_us(const struct load *l);      /* how long the job that is st
 bool load_moved_since(const struct load *l, int64_t us); /* every job that was open then has had an event after it */
 void load_totals(const struct load *l, struct load_totals *t);
 
-/* Asks for every accepted job by its id, from a new connection: each has one result, the one that was heard. Returns
- * how many have not. */
+/* Asks for every accepted job by its id, from a new connection: each has one result, the one that was heard, or was
+ * forgotten after that. Returns how many have another. */
 unsigned load_ask_again(struct load *l);
 
 void load_print_open(const struct load *l);
