@@ -6,7 +6,7 @@
 
 #include "shard/model.h"
 
-/* Writes DIR/model.safetensors: the layers that c says are run, bfloat16. False: it could not be written. */
+/* Writes DIR/model.safetensors: all layers of c, bfloat16. False: it could not be written. */
 bool random_tower_write(const char *dir, const struct wn_vision_config *c);
 
 float random_noise(void); /* -0.5 .. 0.5, one sequence a process */
