@@ -309,7 +309,8 @@ unsigned load_ask_again(struct load *l)
         while (winnow_next(l->conn, &ev, 10000) == WINNOW_OK && ev.type < WINNOW_EVENT_DONE) continue;
         if (ev.type == WINNOW_EVENT_DONE && strcmp(ev.text, l->questions[j->question].answer) == 0) continue;
         /* its end was heard and acknowledged, so the server may have forgotten it; it must not run again */
-        if (ev.type == WINNOW_EVENT_ERROR && (strstr(ev.text, "not known") || strstr(ev.text, "acknowledged"))) continue;
+        if (ev.type == WINNOW_EVENT_ERROR && (strstr(ev.text, "not known") || strstr(ev.text, "acknowledged")))
+            continue;
         bad++;
         fprintf(stderr, "chaos: job %s, asked again: %s\n", j->id, ev.text ? ev.text : "nothing");
     }
