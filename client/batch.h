@@ -59,6 +59,7 @@ struct batch_result {
     const char *id, *custom_id;      /* custom_id NULL: null */
     const char *job_id, *model;      /* of an answer; job_id NULL: the server never named it */
     const struct winnow_event *done; /* NULL: the request failed */
+    const char *logprobs;            /* elements of logprobs.content; NULL: none were asked for */
     const char *error_code;          /* "invalid_request", ... */
     const char *error_text;
     int http_status; /* of the failure; 0: it never reached the server */

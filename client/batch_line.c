@@ -17,7 +17,7 @@ static bool harmless(const char *key, const json_t *v)
     for (size_t i = 0; i < sizeof(notes) / sizeof(notes[0]); i++)
         if (strcmp(key, notes[i]) == 0) return true;
     if (strcmp(key, "n") == 0) return json_is_integer(v) && json_integer_value(v) == 1;
-    if (strcmp(key, "stream") == 0 || strcmp(key, "logprobs") == 0) return json_is_false(v);
+    if (strcmp(key, "stream") == 0) return json_is_false(v);
     if (strcmp(key, "presence_penalty") == 0 || strcmp(key, "frequency_penalty") == 0)
         return json_is_number(v) && fpclassify(json_number_value(v)) == FP_ZERO;
     return false;
@@ -215,6 +215,16 @@ static wn_status parse_field(struct batch_request *r, const char *key, json_t *v
     if (strcmp(key, "repetition_penalty") == 0) return get_number(v, key, 10, &q->repetition_penalty, err);
     if (strcmp(key, "seed") == 0) return get_whole(v, key, INT64_MAX, &q->seed, err);
     if (strcmp(key, "stop") == 0) return parse_stop(r, v, err);
+    if (strcmp(key, "logprobs") == 0) {
+        if (!json_is_boolean(v)) return wn_fail(err, WN_EINVAL, "logprobs is neither true nor false");
+        q->logprobs = json_is_true(v);
+        q->quiet = !q->logprobs;
+        return WN_OK;
+    }
+    if (strcmp(key, "top_logprobs") == 0) {
+        if ((rc = get_whole(v, key, WN_LOGPROBS_MAX, &whole, err)) == WN_OK) q->top_logprobs = (uint32_t)whole;
+        return rc;
+    }
     if (strcmp(key, "image_pruning") == 0) return parse_pruning(r, v, err);
     if (strcmp(key, "top_k") == 0) {
         if (json_is_integer(v) && json_integer_value(v) == -1) return WN_OK; /* some say "off" so */

@@ -42,16 +42,28 @@ static json_t *usage_json(const struct winnow_usage *u)
                      (json_int_t)u->image_tokens_before_pruning);
 }
 
+static json_t *logprobs_json(const char *content)
+{
+    char *text = NULL;
+    json_t *v;
+
+    if (!content) return json_null();
+    if (asprintf(&text, "{\"content\":[%s]}", content) < 0) return NULL;
+    v = json_loads(text, 0, NULL);
+    free(text);
+    return v;
+}
+
 static json_t *completion_json(const struct batch_result *r)
 {
     char id[WINNOW_JOB_ID_MAX + 16];
 
     snprintf(id, sizeof(id), "chatcmpl-%s", r->job_id ? r->job_id : "");
-    return json_pack("{s:s, s:s, s:I, s:o, s:[{s:i, s:{s:s, s:o}, s:n, s:s}], s:o}", "id", id, "object",
+    return json_pack("{s:s, s:s, s:I, s:o, s:[{s:i, s:{s:s, s:o}, s:o, s:s}], s:o}", "id", id, "object",
                      "chat.completion", "created", (json_int_t)r->created_s, "model",
                      safe_text(r->model ? r->model : ""), "choices", "index", 0, "message", "role", "assistant",
-                     "content", safe_text(r->done->text), "logprobs", "finish_reason", r->done->finish_reason,
-                     "usage", usage_json(&r->done->usage));
+                     "content", safe_text(r->done->text), "logprobs", logprobs_json(r->logprobs), "finish_reason",
+                     r->done->finish_reason, "usage", usage_json(&r->done->usage));
 }
 
 static json_t *error_json(const struct batch_result *r)

@@ -72,6 +72,11 @@ bool cli_pruning_option(struct winnow_request *r, int option, const char *value)
 /* The model's words: on a terminal, control characters (escape sequences) are shown as '?'. Flushes. */
 void cli_put_text(FILE *f, const char *text);
 
+/* The tokens of a TEXT event: elements of OpenAI's logprobs.content, with commas between (*any: there was one before);
+ * or a line each. */
+void cli_logprobs_json(FILE *f, const struct winnow_event *ev, bool *any);
+void cli_logprobs_table(FILE *f, const struct winnow_event *ev);
+
 void cli_json_text(FILE *f, const char *text); /* in quotes */
 void cli_json_usage(FILE *f, const struct winnow_usage *u);
 void cli_usage_line(FILE *f, const struct winnow_usage *u);

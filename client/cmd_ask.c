@@ -24,6 +24,10 @@ static const struct cli_opt opts[] = {
     {"stop", "TEXT", "end the answer before this text; several are allowed"},
     {"pruning", "METHOD[:K]", "how many visual tokens are kept: a count (64) or a share removed (0.5)"},
     CLI_PRUNING_OPTS,
+    {"n", "N", "so many answers, each from a seed of its own"},
+    {"logprobs", "K", "print each token's log-probability, and the K likeliest tokens"},
+    {"stop-token", "ID", "end the answer at this token; several are allowed"},
+    {"deadline", "MS", "the server ends the job after so many milliseconds, wherever it is"},
     {"json", NULL, "print one JSON object at the end"},
     {"usage", NULL, "print a line with the costs, also when standard error is no terminal"},
     {"timeout", "S", "give up after so many seconds [600]"},
@@ -31,12 +35,19 @@ static const struct cli_opt opts[] = {
     {NULL, NULL, NULL},
 };
 enum { O_IMAGE, O_MAX, O_TEMPERATURE, O_TOPK, O_TOPP, O_PENALTY, O_SEED, O_STOP, O_PRUNING, O_CAP,
-       O_JSON = O_CAP + CLI_PRUNING_N, O_USAGE, O_TIMEOUT, O_ENDPOINT };
+       O_N = O_CAP + CLI_PRUNING_N, O_LOGPROBS, O_STOP_TOKEN, O_DEADLINE, O_JSON, O_USAGE, O_TIMEOUT, O_ENDPOINT };
 
 struct ask {
     struct winnow_request request;
     struct winnow_image images[WN_IMAGES_MAX];
     const char *stop[STOP_N];
+    uint32_t stop_ids[STOP_N];
+    struct scores {
+        FILE *f; /* open_memstream of text; NULL: none yet */
+        char *text;
+        size_t bytes;
+        bool any;
+    } scores[WN_CHOICES_MAX]; /* log-probabilities of each answer */
     char method[WINNOW_METHOD_MAX];
     const char *endpoint;
     bool json, usage;
@@ -74,7 +85,7 @@ static bool add_image(struct ask *a, const char *path)
 static int take_option(struct ask *a, int option, const char *value)
 {
     struct winnow_request *r = &a->request;
-    uint32_t seed;
+    uint32_t seed, ms;
     bool good = true;
 
     switch (option) {
@@ -93,6 +104,19 @@ static int take_option(struct ask *a, int option, const char *value)
         else fprintf(stderr, "winnow: at most %d stop texts are allowed\n", STOP_N);
         break;
     case O_PRUNING: good = parse_pruning(a, value); break;
+    case O_N: good = cli_u32("n", value, WN_CHOICES_MAX, &r->n); break;
+    case O_LOGPROBS:
+        r->logprobs = 1;
+        good = cli_u32("logprobs", value, WN_LOGPROBS_MAX, &r->top_logprobs);
+        break;
+    case O_STOP_TOKEN:
+        good = r->stop_token_ids_n < STOP_N;
+        if (good) good = cli_u32("stop-token", value, UINT32_MAX, &a->stop_ids[r->stop_token_ids_n++]);
+        else fprintf(stderr, "winnow: at most %d stop tokens are allowed\n", STOP_N);
+        break;
+    case O_DEADLINE:
+        if ((good = cli_u32("deadline", value, UINT32_MAX, &ms))) r->deadline_ms = ms;
+        break;
     case O_JSON: a->json = true; break;
     case O_USAGE: a->usage = true; break;
     case O_TIMEOUT: good = cli_u32("timeout", value, 86400, &a->timeout_s); break;
@@ -109,6 +133,7 @@ static int parse(struct ask *a, int argc, char **argv)
     a->timeout_s = 600;
     a->request.images = a->images;
     a->request.stop = a->stop;
+    a->request.stop_token_ids = a->stop_ids;
     for (;;) {
         int option = cli_next(&args), code;
         if (option == CLI_END) break;
@@ -128,14 +153,38 @@ static int parse(struct ask *a, int argc, char **argv)
         fprintf(stderr, "winnow: no question; --help says how to ask one\n");
         return CLI_USAGE;
     }
-    a->request.quiet = a->json;
+    a->request.quiet = (a->json || a->request.n > 1) && !a->request.logprobs;
     return -1;
 }
 
-static void print_json(const struct winnow_event *ev)
+/* Log-probabilities of the tokens that came, kept for the end. */
+static void keep_scores(struct ask *a, const struct winnow_event *ev)
 {
+    struct scores *s = &a->scores[ev->choice];
+
+    if (!ev->logprobs || (!s->f && !(s->f = open_memstream(&s->text, &s->bytes)))) return;
+    if (a->json) cli_logprobs_json(s->f, ev, &s->any);
+    else cli_logprobs_table(s->f, ev);
+    fflush(s->f);
+}
+
+static void drop_scores(struct ask *a)
+{
+    for (int i = 0; i < WN_CHOICES_MAX; i++) {
+        if (a->scores[i].f) fclose(a->scores[i].f);
+        free(a->scores[i].text);
+        a->scores[i] = (struct scores){0};
+    }
+}
+
+static void print_json(const struct ask *a, const struct winnow_event *ev)
+{
+    const struct scores *s = &a->scores[ev->choice];
+
     printf("{\"job_id\": \"%s\", \"text\": ", ev->job_id);
     cli_json_text(stdout, ev->text);
+    if (a->request.n > 1) printf(", \"index\": %u", ev->choice);
+    if (a->request.logprobs) printf(", \"logprobs\": {\"content\": [%s]}", s->text ? s->text : "");
     printf(", \"finish_reason\": \"%s\", \"usage\": ", ev->finish_reason);
     cli_json_usage(stdout, &ev->usage);
     puts("}");
@@ -144,18 +193,24 @@ static void print_json(const struct winnow_event *ev)
 static void print_done(const struct ask *a, const struct winnow_event *ev)
 {
     if (a->json) {
-        print_json(ev);
+        print_json(a, ev);
         return;
     }
+    if (a->request.n > 1) {
+        printf("[%u] ", ev->choice);
+        cli_put_text(stdout, ev->text);
+    }
     putchar('\n');
+    if (a->scores[ev->choice].text) fputs(a->scores[ev->choice].text, stdout);
     fflush(stdout);
     if (a->usage || isatty(STDERR_FILENO)) cli_usage_line(stderr, &ev->usage);
 }
 
 /* Waits for the end of the job; -1: the server was busy and the request should be sent again. */
-static int follow(const struct ask *a, struct winnow *w, uint64_t job, int64_t deadline_us)
+static int follow(struct ask *a, struct winnow *w, uint64_t job, int64_t deadline_us)
 {
-    bool cancelled = false;
+    uint32_t left = a->request.n > 1 ? a->request.n : 1;
+    bool cancelled = false, failed = false;
 
     for (;;) {
         struct winnow_event ev;
@@ -175,13 +230,15 @@ static int follow(const struct ask *a, struct winnow *w, uint64_t job, int64_t d
             return CLI_FAILED;
         }
         if (ev.type == WINNOW_EVENT_TEXT) {
-            cli_put_text(stdout, ev.text);
+            if (!a->json && a->request.n <= 1) cli_put_text(stdout, ev.text);
+            keep_scores(a, &ev);
         } else if (ev.type == WINNOW_EVENT_DONE) {
             print_done(a, &ev);
-            return cancelled ? CLI_FAILED : CLI_OK;
+            if (--left == 0) return cancelled || failed ? CLI_FAILED : CLI_OK;
         } else if (ev.type == WINNOW_EVENT_ERROR) {
             fprintf(stderr, "winnow: %s\n", ev.text);
-            return CLI_FAILED;
+            failed = true;
+            if (!ev.job_id[0] || --left == 0) return CLI_FAILED; /* without an id there is no job at all */
         } else if (ev.type == WINNOW_EVENT_BUSY) {
             if (interrupted || wn_deadline_passed(deadline_us)) {
                 fprintf(stderr, "winnow: %s\n", ev.text);
@@ -220,6 +277,7 @@ int cmd_ask(int argc, char **argv)
     }
 out:
     winnow_close(w);
+    drop_scores(&a);
     for (size_t i = 0; i < a.request.images_n; i++) free((void *)(uintptr_t)a.images[i].data);
     return code;
 }

@@ -19,7 +19,7 @@
 #define PROGRESS_US     200000
 #define WAIT_MS         200
 #define BUSY_MS_MAX     10000u
-#define RECONNECT_MS    1000
+#define CONNECT_MS      3000
 #define SAY_MAX         20 /* errors told on standard error */
 #define TRIES_MAX       4  /* of a request that fails through no fault of its own */
 
@@ -47,6 +47,10 @@ struct slot {
     uint64_t job;
     int64_t due_us; /* not to be sent before */
     char *custom_id;
+    FILE *scores; /* log-probabilities of its tokens: elements of the output's list; NULL: none */
+    char *scores_text;
+    size_t scores_bytes;
+    bool scores_any;
 };
 
 struct batch {
@@ -61,10 +65,15 @@ struct batch {
     uint32_t next, done, failed, used; /* done: also the failed and those of earlier runs */
     int64_t began_us, hold_us, sync_us, progress_us;
     uint32_t unsynced, said;
+    char written[SYNC_LINES][WINNOW_JOB_ID_MAX]; /* jobs whose lines are not on the disk yet */
+    uint32_t written_n;
     uint64_t prompt_tokens, answer_tokens, visual, visual_before;
     char *model;
     bool model_warned, progress;
 };
+
+/* A result is acknowledged when its line is on the disk (sync_output). */
+static const struct winnow_options connect_options = {.connect_timeout_ms = CONNECT_MS, .keep_results = 1};
 
 static volatile sig_atomic_t stopped;
 
@@ -82,11 +91,30 @@ static wn_status sync_output(struct batch *b, bool now, struct wn_err *err)
     if (fdatasync(b->files.out) != 0) return wn_fail(err, WN_EIO, "cannot write %.200s to the disk", b->out);
     b->unsynced = 0;
     b->sync_us = wn_now_us();
+    for (; b->written_n > 0; b->written_n--) /* what does not get through expires */
+        if (b->w) (void)!winnow_acknowledge(b->w, b->written[b->written_n - 1]);
     return WN_OK;
+}
+
+static void drop_scores(struct slot *s)
+{
+    if (s->scores) fclose(s->scores);
+    free(s->scores_text);
+    s->scores = NULL;
+    s->scores_text = NULL;
+    s->scores_any = false;
+}
+
+static void keep_scores(struct slot *s, const struct winnow_event *ev)
+{
+    if (!ev->logprobs || (!s->scores && !(s->scores = open_memstream(&s->scores_text, &s->scores_bytes)))) return;
+    cli_logprobs_json(s->scores, ev, &s->scores_any);
+    fflush(s->scores);
 }
 
 static void release(struct batch *b, struct slot *s)
 {
+    drop_scores(s);
     free(s->custom_id);
     *s = (struct slot){0};
     b->used--;
@@ -110,6 +138,8 @@ static wn_status finish(struct batch *b, struct slot *s, struct batch_result *r,
     if (rc != WN_OK) return rc;
     b->files.item[s->item].done = true;
     b->unsynced++;
+    if (r->job_id && b->written_n < SYNC_LINES)
+        snprintf(b->written[b->written_n++], WINNOW_JOB_ID_MAX, "%s", r->job_id);
     b->done++;
     b->failed += r->done == NULL;
     release(b, s);
@@ -188,6 +218,7 @@ static wn_status submit(struct batch *b, struct slot *s, struct wn_err *err)
     r.request.prompt = r.prompt;
     r.request.idempotency_key = key;
     s->job = 0;
+    drop_scores(s);
     sent = winnow_submit(b->w, &r.request, &s->job);
     if (sent == WINNOW_EINVAL) {
         snprintf(bad.text, sizeof(bad.text), "%s", winnow_error(b->w));
@@ -235,7 +266,7 @@ static struct slot *slot_of(struct batch *b, uint64_t job)
 
 static wn_status on_done(struct batch *b, struct slot *s, const struct winnow_event *ev, struct wn_err *err)
 {
-    struct batch_result r = {.done = ev, .job_id = ev->job_id};
+    struct batch_result r = {.done = ev, .job_id = ev->job_id, .logprobs = s->scores_text};
 
     if (strcmp(ev->finish_reason, "stop") != 0 && strcmp(ev->finish_reason, "length") != 0)
         return finish_bad(b, s, WN_ECANCEL, "the job was cancelled at the server", 499, ev->job_id, err);
@@ -257,6 +288,9 @@ static wn_status on_event(struct batch *b, const struct winnow_event *ev, struct
         return WN_OK;
     }
     switch (ev->type) {
+    case WINNOW_EVENT_TEXT:
+        keep_scores(s, ev);
+        return WN_OK;
     case WINNOW_EVENT_DONE:
         return on_done(b, s, ev, err);
     case WINNOW_EVENT_BUSY:
@@ -293,14 +327,13 @@ static void learn_model(struct batch *b)
 /* The library has waited for the server already. All that was on its way goes out again. */
 static wn_status reconnect(struct batch *b, struct wn_err *err)
 {
-    const struct winnow_options options = {.connect_timeout_ms = RECONNECT_MS};
     const int64_t deadline = wn_deadline_in_us((int64_t)b->reconnect_s * 1000000);
 
     fprintf(stderr, "%swinnow: %s; looking for it\n", b->progress ? "\r\033[K" : "", winnow_error(b->w));
     winnow_close(b->w);
     b->w = NULL;
     for (uint32_t i = 0; i < b->concurrency; i++) b->slot[i].sent = false;
-    while (!stopped && winnow_connect(&b->w, cli_endpoint(b->endpoint), &options) != WINNOW_OK) {
+    while (!stopped && winnow_connect(&b->w, cli_endpoint(b->endpoint), &connect_options) != WINNOW_OK) {
         if (wn_deadline_passed(deadline)) return wn_fail(err, WN_EPEER, "%s", winnow_error(NULL));
         usleep(200000);
     }
@@ -456,7 +489,10 @@ static int run_and_report(struct batch *b)
     b->began_us = b->sync_us = wn_now_us();
     b->progress = isatty(STDERR_FILENO);
     if (b->done < b->files.items_n) {
-        if (!(b->w = cli_connect(b->endpoint))) return CLI_FAILED;
+        if (winnow_connect(&b->w, cli_endpoint(b->endpoint), &connect_options) != WINNOW_OK) {
+            fprintf(stderr, "winnow: %s\n", winnow_error(NULL));
+            return CLI_FAILED;
+        }
         learn_model(b);
     }
     sigaction(SIGINT, &action, NULL);

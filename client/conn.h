@@ -50,6 +50,7 @@ struct winnow {
     struct pending *first, **end;
     size_t pending_n;
     Wn__Envelope *current; /* behind the strings of the last event */
+    struct chances *chances; /* and behind its log-probabilities; owned, logprobs.c */
     struct wn_err error;
 };
 
@@ -81,6 +82,11 @@ int conn_result(wn_status code);
 
 /* locate.c: the address that an endpoint stands for. */
 wn_status conn_locate(const char *endpoint, char address[256], struct wn_err *err);
+
+/* logprobs.c: *out [n] of n packed values; *keep is behind it, to be freed. WINNOW_EPROTO: they make no sense. */
+int chances_unpack(struct winnow *w, const ProtobufCBinaryData *values, size_t n, const struct winnow_logprobs **out,
+                   struct chances **keep);
+void chances_free(struct chances *c); /* NULL is fine */
 
 /* json.c: the Status as JSON text, to be freed; NULL without memory. */
 char *status_json(const Wn__Status *st);

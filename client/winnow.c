@@ -87,6 +87,7 @@ void winnow_close(struct winnow *w)
     if (w->socket && !w->lost) acknowledge_delivered(w);
     conn_close(w);
     wn_codec_free(w->current);
+    chances_free(w->chances);
     for (size_t i = 0; i < w->jobs_n; i++) conn_request_free(w->jobs[i].submit);
     free(w->jobs);
     free(w);
@@ -214,6 +215,10 @@ static void fill_sampling(Wn__Sampling *s, const struct winnow_request *r)
     s->seed = r->seed;
     s->stop = (char **)(uintptr_t)r->stop; /* read only */
     s->n_stop = r->stop ? r->stop_n : 0;
+    s->logprobs = r->logprobs != 0;
+    s->top_logprobs = r->top_logprobs;
+    s->stop_token_ids = (uint32_t *)(uintptr_t)r->stop_token_ids; /* read only */
+    s->n_stop_token_ids = r->stop_token_ids ? r->stop_token_ids_n : 0;
 }
 
 int winnow_submit(struct winnow *w, const struct winnow_request *request, uint64_t *job)
@@ -468,7 +473,7 @@ static bool on_busy(struct winnow *w, const Wn__Busy *b, struct winnow_event *ev
 }
 
 /* false: the user has all of it. */
-static bool on_tokens(struct winnow_job *job, const Wn__Tokens *t, struct winnow_event *ev)
+static bool on_tokens(struct winnow *w, struct winnow_job *job, const Wn__Tokens *t, struct winnow_event *ev)
 {
     const size_t bytes = strlen(t->text), had = job->text > job->stream_text ? job->text - job->stream_text : 0;
     const size_t skip_text = had < bytes ? had : bytes;
@@ -482,6 +487,9 @@ static bool on_tokens(struct winnow_job *job, const Wn__Tokens *t, struct winnow
     ev->token_ids = t->n_ids ? t->ids + skip : NULL;
     ev->token_ids_n = t->n_ids - skip;
     ev->first_token = t->first + (uint32_t)skip;
+    if (t->n_logprobs > skip && /* what makes no sense is left out: the answer counts */
+        chances_unpack(w, t->logprobs + skip, t->n_logprobs - skip, &ev->logprobs, &w->chances) != WINNOW_OK)
+        ev->logprobs = NULL;
     if (job->tokens < t->first + t->n_ids) job->tokens = t->first + (uint32_t)t->n_ids;
     if (job->text < job->stream_text) job->text = job->stream_text;
     return true;
@@ -496,7 +504,7 @@ static bool to_event(struct winnow *w, struct winnow_event *ev, struct winnow_jo
     case WN__ENVELOPE__BODY_ACCEPTED: *job = on_accepted(w, env->accepted, ev); return *job != NULL;
     case WN__ENVELOPE__BODY_TOKENS:
         *job = job_by_id(w, env->tokens->job->job_id);
-        return *job && on_tokens(*job, env->tokens, ev);
+        return *job && on_tokens(w, *job, env->tokens, ev);
     case WN__ENVELOPE__BODY_DONE:
         *job = job_by_id(w, env->done->job->job_id);
         ev->type = WINNOW_EVENT_DONE;
@@ -523,7 +531,9 @@ int winnow_next(struct winnow *w, struct winnow_event *event, int timeout_ms)
     do {
         int rc;
         wn_codec_free(w->current);
+        chances_free(w->chances);
         w->current = NULL;
+        w->chances = NULL;
         if ((rc = conn_recv(w, &w->current, deadline_us)) != WINNOW_OK) return rc;
     } while (!to_event(w, event, &job));
     if (!job) return WINNOW_OK;

@@ -92,6 +92,10 @@ struct winnow_request {
     const char *pruning_setting;   /* "faithful" or "paper" for methods that have both; NULL: server's default */
     uint32_t n;                    /* answers, each from its own seed: seed, seed + 1, ...; 0: one. Each has its own
                                     * events (see choice), the last DONE or ERROR of them ends the job */
+    int logprobs;                  /* non-zero: TEXT events have log-probabilities */
+    uint32_t top_logprobs;         /* of so many of the likeliest tokens, too; at most 20 */
+    const uint32_t *stop_token_ids; /* end the answer as the end-of-sequence token does */
+    size_t stop_token_ids_n;
     uint64_t deadline_ms;          /* from now; then the job ends with an ERROR, wherever it is. 0: none */
     enum winnow_position pruning_position; /* of kept visual tokens */
     int pruning_projected;         /* non-zero: they cross the vision link at the language model's width */
@@ -124,6 +128,20 @@ struct winnow_usage {
     char pruning_setting[WINNOW_METHOD_MAX], pruning_options[WINNOW_OPTIONS_MAX];
 };
 
+/* A log-softmax of the logits in float32, before temperature, penalty and filters. */
+struct winnow_chance {
+    uint32_t id;
+    float logprob;
+    const char *text;               /* the token's bytes, maybe a part of a character; ended by a zero */
+    size_t text_bytes;
+};
+
+struct winnow_logprobs {
+    struct winnow_chance chosen;    /* text NULL: not known any more (the server was restarted) */
+    const struct winnow_chance *top; /* likeliest first */
+    size_t top_n;
+};
+
 struct winnow_event {
     enum winnow_event_type type;
     uint64_t job;                       /* as winnow_submit gave it */
@@ -137,6 +155,7 @@ struct winnow_event {
     uint32_t retry_ms;
     struct winnow_usage usage;
     uint32_t choice;                    /* which of the request's n answers this is about */
+    const struct winnow_logprobs *logprobs; /* TEXT: for each of token_ids, if asked for; else NULL */
 };
 
 /* Connects to "tcp://HOST:PORT", "ipc://PATH" or "slurm:JOBID" (a service in a Slurm job of this user, which may be

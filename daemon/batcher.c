@@ -240,6 +240,7 @@ static bool admit(struct wn_batcher *b, struct wn_gen_job *job, struct wn_step_r
         .top_p = s && s->top_p > 0 ? s->top_p : 1,
         .repetition_penalty = s && s->repetition_penalty > 0 ? s->repetition_penalty : 1,
         .seed = s ? s->seed : 0,
+        .logprobs = s && s->logprobs ? 1 + s->top_logprobs : 0,
     };
     if (!job->started_us) job->started_us = wn_now_us();
     return true;

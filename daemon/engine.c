@@ -98,7 +98,7 @@ static wn_status collect(struct wn_engine *e, struct wn_err *err)
     f = wn_batcher_landed(e->batcher);
     for (uint32_t i = 0; i < tokens_n; i++) {
         struct wn_gen_job *job = f->order[e->tokens[i].seq];
-        if (wn_gen_apply(&job->life, WN_GEN_TOKEN)) wn_engine_take_token(e, job, e->tokens[i].id);
+        if (wn_gen_apply(&job->life, WN_GEN_TOKEN)) wn_engine_take_token(e, job, i);
     }
     if (f->flags & WN_STEP_STATS) report_stats(e, &stats);
     return WN_OK;

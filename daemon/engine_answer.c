@@ -1,5 +1,6 @@
 /* daemon/engine_answer.c - what the engine says about a job: credit for its features, tokens, its end. */
 #include "daemon/engine_impl.h"
+#include "daemon/token_chances.h"
 
 void wn_engine_send_ack(struct wn_engine *e, const struct wn_front_msg *m, const struct wn_err *err)
 {
@@ -53,7 +54,8 @@ void wn_engine_finish(struct wn_engine *e, struct wn_gen_job *job, Wn__FinishRea
     e->stats_due = true;
 }
 
-static void send_token(struct wn_engine *e, const struct wn_gen_job *job, uint32_t id, const char *text)
+static void send_token(struct wn_engine *e, const struct wn_gen_job *job, uint32_t id, const char *text,
+                       ProtobufCBinaryData *chances)
 {
     Wn__Tokens t = WN__TOKENS__INIT;
 
@@ -62,13 +64,30 @@ static void send_token(struct wn_engine *e, const struct wn_gen_job *job, uint32
     t.ids = &id;
     t.n_ids = 1;
     t.text = (char *)(uintptr_t)text;
+    t.logprobs = chances;
+    t.n_logprobs = chances ? 1 : 0;
     wn_front_send(e->opts.front, &job->order->party, WN__ENVELOPE__BODY_TOKENS, &t, WN_TRAFFIC_TOKENS, NULL, 0, NULL,
                   NULL);
 }
 
-void wn_engine_take_token(struct wn_engine *e, struct wn_gen_job *job, uint32_t id)
+/* What the last stage said of token i of the step, packed; nothing if the job did not ask. */
+static ProtobufCBinaryData *pack_chances(struct wn_engine *e, const struct wn_gen_job *job, uint32_t i,
+                                         ProtobufCBinaryData *packed)
 {
-    const bool eos = wn_gen_is_end(job->g, e->opts.gen.model, id);
+    uint32_t top_n;
+    const struct wn_step_top *top = wn_replica_top(e->opts.replica, i, &top_n);
+
+    if (!job->g->sampling || !job->g->sampling->logprobs) return NULL;
+    packed->len = wn_token_chances_pack(e->opts.gen.tokenizer, &e->tokens[i], top, top_n, packed->data);
+    return packed;
+}
+
+void wn_engine_take_token(struct wn_engine *e, struct wn_gen_job *job, uint32_t i)
+{
+    uint8_t bytes[WN_LOGPROBS_BYTES_MAX];
+    ProtobufCBinaryData packed = {0, bytes};
+    const uint32_t id = e->tokens[i].id;
+    const bool end = wn_gen_is_end(job->g, e->opts.gen.model, id);
     const char *text = "";
     struct wn_err err = {0};
     bool stopped = false;
@@ -77,14 +96,14 @@ void wn_engine_take_token(struct wn_engine *e, struct wn_gen_job *job, uint32_t 
     if (!job->first_token_us) job->first_token_us = wn_now_us();
     wn_gen_job_push(job, id);
     /* what was held back goes out with the last token, so that no text is without a number */
-    if (eos) rc = wn_answer_finish(job->answer, &text, &err);
+    if (end) rc = wn_answer_finish(job->answer, &text, &err);
     else if (job->new_n >= job->max_new) rc = wn_answer_push_last(job->answer, id, &text, &stopped, &err);
     else rc = wn_answer_push(job->answer, id, &text, &stopped, &err);
     if (rc != WN_OK) {
         wn_engine_fail(e, job, &err);
         return;
     }
-    send_token(e, job, id, text);
-    if (eos || stopped || job->new_n >= job->max_new)
-        wn_engine_finish(e, job, eos || stopped ? WN__FINISH_REASON__FINISH_STOP : WN__FINISH_REASON__FINISH_LENGTH);
+    send_token(e, job, id, text, pack_chances(e, job, i, &packed));
+    if (end || stopped || job->new_n >= job->max_new)
+        wn_engine_finish(e, job, end || stopped ? WN__FINISH_REASON__FINISH_STOP : WN__FINISH_REASON__FINISH_LENGTH);
 }

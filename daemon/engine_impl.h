@@ -34,8 +34,8 @@ void wn_engine_expire_orphans(struct wn_engine *e);
 void wn_engine_accept_features(struct wn_engine *e, struct wn_gen_job *job);
 void wn_engine_send_ack(struct wn_engine *e, const struct wn_front_msg *m, const struct wn_err *err);
 
-/* One drawn token: its text goes out, and the job goes on or ends. */
-void wn_engine_take_token(struct wn_engine *e, struct wn_gen_job *job, uint32_t id);
+/* The last step's tokens[i] is the job's: its text goes out, and the job goes on or ends. */
+void wn_engine_take_token(struct wn_engine *e, struct wn_gen_job *job, uint32_t i);
 
 /* The end of a job: with an answer, with an error, or (end) without a word. */
 void wn_engine_finish(struct wn_engine *e, struct wn_gen_job *job, Wn__FinishReason reason);

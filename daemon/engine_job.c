@@ -15,8 +15,12 @@ static wn_status check_sampling(const Wn__Sampling *s, struct wn_err *err)
 
 bool wn_gen_is_end(const Wn__Generate *g, const struct wn_model *model, uint32_t id)
 {
+    const Wn__Sampling *s = g->sampling;
+
+    for (size_t i = 0; s && i < s->n_stop_token_ids; i++)
+        if (id == s->stop_token_ids[i]) return true;
     for (uint32_t i = 0; i < model->eos_n; i++)
-        if (id == model->eos[i]) return !(g->sampling && g->sampling->ignore_eos);
+        if (id == model->eos[i]) return !(s && s->ignore_eos);
     return false;
 }
 

@@ -71,7 +71,8 @@ struct wn_gen_limits {
  * `order`. Failure (WN_EINVAL, WN_ELIMIT, ...: answer it): `order` is still the caller's. */
 WN_NODISCARD wn_status wn_gen_job_create(struct wn_gen_job **out, struct wn_front_msg *order,
                                          const struct wn_gen_limits *limits, struct wn_err *err);
-/* Whether the answer ends with this token (an end-of-sequence token that the job does not ignore). */
+/* Whether the answer ends with this token: one of the job's own stop tokens, or an end-of-sequence token that it does
+ * not ignore. */
 bool wn_gen_is_end(const Wn__Generate *g, const struct wn_model *model, uint32_t id);
 
 void wn_gen_job_destroy(struct wn_gen_job *job); /* NULL is fine */

@@ -148,3 +148,29 @@ size_t wn_transcript_text_at(const struct wn_transcript *a, size_t from)
     if (from == 0) return 0;
     return from <= a->ids_n ? a->text_end[from - 1] : a->text_bytes;
 }
+
+void wn_chances_fini(struct wn_chances *c)
+{
+    for (size_t i = 0; i < c->n; i++) free(c->of[i].data);
+    free(c->of);
+    memset(c, 0, sizeof(*c));
+}
+
+bool wn_chances_add(struct wn_chances *c, size_t first, const ProtobufCBinaryData *values, size_t n)
+{
+    if (first + n > c->room) {
+        const size_t room = (first + n) * 2 + 64;
+        ProtobufCBinaryData *of = realloc(c->of, room * sizeof(*of));
+        if (!of) return false;
+        c->of = of;
+        c->room = room;
+    }
+    while (c->n < first + n) c->of[c->n++] = (ProtobufCBinaryData){0, NULL};
+    for (size_t i = 0; i < n; i++) {
+        ProtobufCBinaryData *to = &c->of[first + i];
+        if (to->data || values[i].len == 0 || !(to->data = malloc(values[i].len))) continue;
+        memcpy(to->data, values[i].data, values[i].len);
+        to->len = values[i].len;
+    }
+    return true;
+}

@@ -78,6 +78,16 @@ WN_NODISCARD wn_status wn_transcript_add(struct wn_transcript *a, uint32_t first
 WN_NODISCARD wn_status wn_transcript_restore(struct wn_transcript *a, const uint32_t *ids, const uint32_t *text_end,
                                              size_t ids_n, const char *text, size_t text_bytes, struct wn_err *err);
 
+/* What leaders said of each token's chances: packed, kept as it came. Not on record: after a restart of the scheduler
+ * the tokens before it have none. Owns its values, from zero to fini. */
+struct wn_chances {
+    ProtobufCBinaryData *of; /* [n] by index of the token; of no bytes: not known */
+    size_t n, room;
+};
+void wn_chances_fini(struct wn_chances *c);
+/* Those of the tokens from `first` on. false: without memory, and nothing is kept. */
+bool wn_chances_add(struct wn_chances *c, size_t first, const ProtobufCBinaryData *values, size_t n);
+
 /* Offset of the text that token `from` begins; the end for those to come. */
 size_t wn_transcript_text_at(const struct wn_transcript *a, size_t from);
 

@@ -9,7 +9,9 @@
 #include "transport/link.h"
 
 /* Tags of the engine's own messages. */
-enum { TAG_RECORD = 1, TAG_TOKENS = 2, TAG_STATS = 3, TAG_LENGTH = 4 };
+enum { TAG_RECORD = 1, TAG_TOKENS = 2, TAG_STATS = 3, TAG_LENGTH = 4, TAG_TOP = 5 };
+
+typedef struct wn_step_top top_row[WN_STEP_TOP_MAX];
 
 struct slot {
     struct wn_sample_opts opts;
@@ -25,6 +27,8 @@ struct flight {
     uint32_t flags, wanted_n;
     uint32_t *wanted_seq;        /* [seqs_max] whose tokens are to come */
     struct wn_step_token *drawn; /* [seqs_max] if the leader samples itself */
+    uint32_t *top_n;             /* [seqs_max] likeliest tokens of each that is wanted */
+    top_row *top;                /* [seqs_max] those, of the ones with top_n > 0 one after the other */
     int64_t deadline_us;
 };
 
@@ -53,6 +57,9 @@ struct wn_replica {
     struct slot *slots;
     float *logits;
     struct wn_step_token *drawn;
+    uint32_t *slot_top, *top_n; /* [seqs_max] leader and sampler: of each slot 0 or 1 + top; of what is wanted now */
+    top_row *top;               /* [seqs_max] sampler: as flight.top */
+    struct flight *collected;   /* leader: the last one */
 };
 
 static bool is_sampler(const struct wn_replica *r)
@@ -85,7 +92,10 @@ static wn_status open_flights(struct wn_replica *r, struct wn_err *err)
         f->sends = calloc(2 * (size_t)r->size, sizeof(*f->sends));
         f->wanted_seq = calloc(l->seqs_max, sizeof(*f->wanted_seq));
         f->drawn = calloc(l->seqs_max, sizeof(*f->drawn));
-        if (!f->wire || !f->sends || !f->wanted_seq || !f->drawn) return wn_fail(err, WN_ENOMEM, "steps in flight");
+        f->top_n = calloc(l->seqs_max, sizeof(*f->top_n));
+        f->top = calloc(l->seqs_max, sizeof(*f->top));
+        if (!f->wire || !f->sends || !f->wanted_seq || !f->drawn || !f->top_n || !f->top)
+            return wn_fail(err, WN_ENOMEM, "steps in flight");
     }
     return r->flights ? WN_OK : wn_fail(err, WN_ENOMEM, "steps in flight");
 }
@@ -114,7 +124,11 @@ wn_status wn_replica_open(struct wn_replica **out, const struct wn_replica_opts 
     r->wanted_seq = calloc(l->seqs_max, sizeof(*r->wanted_seq));
     r->seqs = calloc(l->seqs_max, sizeof(*r->seqs));
     r->drawn = calloc(l->seqs_max, sizeof(*r->drawn));
-    if (!r->wire || !r->token || !r->row_slot || !r->position || !r->wanted || !r->wanted_seq || !r->seqs ||
+    r->slot_top = calloc(l->seqs_max, sizeof(*r->slot_top));
+    r->top_n = calloc(l->seqs_max, sizeof(*r->top_n));
+    r->top = calloc(l->seqs_max, sizeof(*r->top));
+    if (!r->slot_top || !r->top_n || !r->top || !r->wire || !r->token || !r->row_slot ||
+        !r->position || !r->wanted || !r->wanted_seq || !r->seqs ||
         !r->drawn) {
         rc = wn_fail(err, WN_ENOMEM, "step of %u rows", l->rows_max);
         goto out;
@@ -153,6 +167,9 @@ void wn_replica_close(struct wn_replica *r)
     free(r->slots);
     free(r->logits);
     free(r->drawn);
+    free(r->top);
+    free(r->top_n);
+    free(r->slot_top);
     free(r->seqs);
     free(r->wanted_seq);
     free(r->wanted);
@@ -164,6 +181,8 @@ void wn_replica_close(struct wn_replica *r)
         free(r->flights[i].sends);
         free(r->flights[i].wanted_seq);
         free(r->flights[i].drawn);
+        free(r->flights[i].top_n);
+        free(r->flights[i].top);
     }
     free(r->flights);
     free(r->wire);
@@ -194,6 +213,7 @@ static void fill_step(struct wn_replica *r)
             .first_row = s->first_row, .rows = s->rows, .pos = s->pos, .pages = rec->pages + s->first_page};
         if (s->sample) {
             r->wanted_seq[wanted_n] = i;
+            r->top_n[wanted_n] = r->slot_top[s->slot] ? r->slot_top[s->slot] - 1 : 0;
             r->wanted[wanted_n++] = s->first_row + s->rows - 1;
         }
     }
@@ -236,13 +256,23 @@ static void note_tokens(struct wn_replica *r)
 
 static wn_status draw(struct wn_replica *r, struct wn_err *err)
 {
+    struct wn_sampled top[WN_STEP_TOP_MAX] = {{0}};
+    uint32_t tops = 0;
+
     for (uint32_t i = 0; i < r->step.wanted_n; i++) {
         const struct wn_step_seq *s = &r->record.seqs[r->wanted_seq[i]];
         const struct slot *slot = &r->slots[s->slot];
         struct wn_sampled got;
-        wn_status rc = wn_sampler_pick(r->sampler, &slot->opts, r->logits + (size_t)i * r->opts.limits.vocab,
-                                       slot->history, slot->history_n, (uint64_t)s->pos + s->rows, true, &got, err);
+        const float *logits = r->logits + (size_t)i * r->opts.limits.vocab;
+        wn_status rc = wn_sampler_pick(r->sampler, &slot->opts, logits, slot->history, slot->history_n,
+                                       (uint64_t)s->pos + s->rows, false, &got, err);
         if (rc != WN_OK) return rc;
+        if (r->slot_top[s->slot]) {
+            wn_sampler_logprobs(r->sampler, logits, got.token, &got.logprob, top, r->top_n[i]);
+            for (uint32_t k = 0; k < r->top_n[i]; k++)
+                r->top[tops][k] = (struct wn_step_top){.id = top[k].token, .logprob = top[k].logprob};
+            tops += r->top_n[i] > 0;
+        }
         r->drawn[i] = (struct wn_step_token){.seq = r->wanted_seq[i], .id = got.token, .logprob = got.logprob};
     }
     return WN_OK;
@@ -283,6 +313,7 @@ static wn_status run(struct wn_replica *r, const void *const *features, int64_t 
         rc = wn_stage_features_share(r->stage, f->slot, features ? features[i] : NULL, &shape, deadline_us, err);
         if (rc != WN_OK) return rc;
     }
+    for (uint32_t i = 0; i < rec->opens_n; i++) r->slot_top[rec->opens[i].slot] = rec->opens[i].logprobs;
     if (is_sampler(r)) note_tokens(r);
     fill_step(r);
     if (r->step.rows == 0) return WN_OK;
@@ -328,6 +359,15 @@ static wn_status finish_sends(struct wn_replica *r, struct flight *f, struct wn_
     return WN_OK;
 }
 
+/* How many of them have likeliest tokens. */
+static size_t tops_of(const uint32_t *top_n, uint32_t n)
+{
+    size_t tops = 0;
+
+    for (uint32_t i = 0; i < n; i++) tops += top_n[i] > 0;
+    return tops;
+}
+
 wn_status wn_replica_begin(struct wn_replica *r, const void *const *features, struct wn_err *err)
 {
     struct flight *f = &r->flights[(r->flights_first + r->flights_n) % r->depth];
@@ -347,7 +387,9 @@ wn_status wn_replica_begin(struct wn_replica *r, const void *const *features, st
     f->flags = r->record.flags;
     f->wanted_n = r->step.wanted_n;
     memcpy(f->wanted_seq, r->wanted_seq, f->wanted_n * sizeof(*f->wanted_seq));
+    memcpy(f->top_n, r->top_n, f->wanted_n * sizeof(*f->top_n));
     if (is_sampler(r)) memcpy(f->drawn, r->drawn, f->wanted_n * sizeof(*f->drawn));
+    if (is_sampler(r)) memcpy(f->top, r->top, tops_of(f->top_n, f->wanted_n) * sizeof(*f->top));
     r->flights_n++;
     count_busy(r, now_us, waited_us);
     r->since_us = wn_now_us();
@@ -370,6 +412,30 @@ static wn_status collect_tokens(struct wn_replica *r, struct flight *f, struct w
             return wn_fail(err, WN_EPROTO, "the last stage sent a token of the wrong sequence");
     }
     return WN_OK;
+}
+
+static wn_status collect_top(struct wn_replica *r, struct flight *f, struct wn_err *err)
+{
+    const struct wn_route from = {.peer = r->sampler_rank, .tag = TAG_TOP, .kind = WN_TRAFFIC_TOKENS};
+    const size_t tops = tops_of(f->top_n, f->wanted_n);
+
+    if (tops == 0 || is_sampler(r)) return WN_OK;
+    if (wn_link_recv_now(r->opts.link, from, f->top, tops * sizeof(*f->top), f->deadline_us) != WN_OK)
+        return link_failed(r, "likeliest tokens of the last stage", err);
+    for (size_t i = 0; i < tops; i++)
+        for (uint32_t k = 0; k < WN_STEP_TOP_MAX; k++)
+            if (f->top[i][k].id >= r->opts.limits.vocab)
+                return wn_fail(err, WN_EPROTO, "the last stage sent a token that is none");
+    return WN_OK;
+}
+
+const struct wn_step_top *wn_replica_top(const struct wn_replica *r, uint32_t i, uint32_t *n)
+{
+    const struct flight *f = r->collected;
+
+    WN_ASSERT(f && i < f->wanted_n);
+    *n = f->top_n[i];
+    return *n ? f->top[tops_of(f->top_n, i)] : NULL;
 }
 
 static void add_report(struct wn_replica_stats *stats, const struct report *from, uint32_t stage)
@@ -415,7 +481,8 @@ wn_status wn_replica_collect(struct wn_replica *r, struct wn_step_token *tokens,
     wn_status rc;
 
     WN_ASSERT(r->flights_n > 0);
-    if ((rc = collect_tokens(r, f, tokens, err)) != WN_OK) return rc;
+    if ((rc = collect_tokens(r, f, tokens, err)) != WN_OK || (rc = collect_top(r, f, err)) != WN_OK) return rc;
+    r->collected = f;
     if (f->flags & WN_STEP_STATS && (rc = collect_stats(r, f->deadline_us, stats, err)) != WN_OK) return rc;
     if (r->size > 1 && (rc = finish_sends(r, f, err)) != WN_OK) return rc;
     *tokens_n = f->wanted_n;
@@ -440,6 +507,17 @@ static wn_status receive_record(struct wn_replica *r, struct wn_err *err)
     return wn_step_decode(&r->record, &r->opts.limits, r->wire, bytes, err);
 }
 
+static wn_status send_top(struct wn_replica *r, int64_t deadline_us, struct wn_err *err)
+{
+    const struct wn_route to = {.peer = 0, .tag = TAG_TOP, .kind = WN_TRAFFIC_TOKENS};
+    const size_t tops = tops_of(r->top_n, r->step.wanted_n);
+
+    if (tops == 0) return WN_OK;
+    return wn_link_send_now(r->opts.link, to, r->top, tops * sizeof(*r->top), deadline_us) == WN_OK
+               ? WN_OK
+               : link_failed(r, "likeliest tokens", err);
+}
+
 wn_status wn_replica_follow(struct wn_replica *r, bool *stop, struct wn_err *err)
 {
     const uint64_t waited_us = wn_stage_waited_us(r->stage);
@@ -456,6 +534,7 @@ wn_status wn_replica_follow(struct wn_replica *r, bool *stop, struct wn_err *err
         const struct wn_route to = {.peer = 0, .tag = TAG_TOKENS, .kind = WN_TRAFFIC_TOKENS};
         if (wn_link_send_now(r->opts.link, to, r->drawn, r->step.wanted_n * sizeof(*r->drawn), deadline_us) != WN_OK)
             return link_failed(r, "tokens", err);
+        if ((rc = send_top(r, deadline_us, err)) != WN_OK) return rc;
     }
     count_busy(r, begun_us, waited_us);
     if (r->record.flags & WN_STEP_STATS) {

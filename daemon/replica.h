@@ -63,6 +63,9 @@ WN_NODISCARD wn_status wn_replica_collect(struct wn_replica *r, struct wn_step_t
 /* Leader, with no step in flight: there is nothing to run, so the time until the next one is nobody's wait. */
 void wn_replica_idle(struct wn_replica *r);
 
+/* Leader, after a collect and until the next: the likeliest tokens at the place of tokens[i]. *n 0: not asked for. */
+const struct wn_step_top *wn_replica_top(const struct wn_replica *r, uint32_t i, uint32_t *n);
+
 /* Other ranks: waits for a record (as long as it takes) and runs it. *stop: the leader said to leave. */
 WN_NODISCARD wn_status wn_replica_follow(struct wn_replica *r, bool *stop, struct wn_err *err);
 

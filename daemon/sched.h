@@ -72,6 +72,7 @@ struct wn_job {
     bool solo;                        /* has its leader to itself in this attempt */
     bool settled;                     /* the end is on record, or cannot be put there now */
     struct wn_transcript answer;
+    struct wn_chances chances;
     struct wn_watcher watchers[WN_SCHED_WATCHERS_MAX];
     unsigned watchers_n;
     Wn__FinishReason reason;

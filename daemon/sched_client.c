@@ -6,6 +6,7 @@
 #include "daemon/pruning_ask.h"
 #include "daemon/sched.h"
 
+#define CHANCES_MAX  256 /* tokens with log-probabilities in one message: half of its bytes at most */
 #define RETRY_MS_MIN 50
 #define RETRY_MS_MAX 10000
 
@@ -60,6 +61,7 @@ static wn_status send_tokens(struct wn_scheduler *s, struct wn_job *job, struct 
     wn_status rc;
 
     if (n > WN_TOKENS_IDS_MAX) n = WN_TOKENS_IDS_MAX;
+    if (job->chances.n && n > CHANCES_MAX) n = CHANCES_MAX;
     end = wn_transcript_text_at(a, w->tokens_at + n);
     if (w->tokens_at + n >= a->ids_n) end = a->text_bytes;
     if (end < w->text_at) end = w->text_at;
@@ -70,6 +72,10 @@ static wn_status send_tokens(struct wn_scheduler *s, struct wn_job *job, struct 
     t.n_ids = n;
     t.ids = n ? a->ids + w->tokens_at : NULL;
     t.text = a->text + w->text_at;
+    if (n && w->tokens_at + n <= job->chances.n) {
+        t.logprobs = job->chances.of + w->tokens_at;
+        t.n_logprobs = n;
+    }
     saved = a->text[end]; /* ends the piece for the time of packing */
     a->text[end] = '\0';
     rc = wn_sched_send(s->clients, &w->peer, WN__ENVELOPE__BODY_TOKENS, &t, NULL, 0, 0, sent);

@@ -214,6 +214,7 @@ void wn_sched_job_destroy(struct wn_scheduler *s, struct wn_job *job)
     }
     wn_sched_payload_drop(s, job);
     wn_transcript_fini(&job->answer);
+    wn_chances_fini(&job->chances);
     wn_codec_free(job->request);
     free(job);
 }

@@ -335,6 +335,7 @@ static void on_tokens(struct wn_scheduler *s, int worker, const Wn__Tokens *t, s
     }
     if (!news) return;
     s->generated_tokens += t->n_ids;
+    if (t->n_logprobs) (void)!wn_chances_add(&job->chances, t->first, t->logprobs, t->n_logprobs);
     job->dirty = true; /* recorded before long */
     if (!job->first_token_us) job->first_token_us = wn_now_us();
     wn_sched_flush(s, job);

@@ -94,6 +94,10 @@ wn_status wn_sampling_check(const Wn__Sampling *s, struct wn_err *err)
     if ((rc = check_float("temperature", s->temperature, 0, 100, err)) != WN_OK) return rc;
     if ((rc = check_float("top_p", s->top_p, 0, 1, err)) != WN_OK) return rc;
     if ((rc = check_float("repetition_penalty", s->repetition_penalty, 0, 10, err)) != WN_OK) return rc;
+    if (s->top_logprobs > WN_LOGPROBS_MAX)
+        return wn_fail(err, WN_ELIMIT, "top_logprobs is %u; at most %d are allowed", s->top_logprobs, WN_LOGPROBS_MAX);
+    if (s->n_stop_token_ids > WN_STOP_MAX)
+        return wn_fail(err, WN_ELIMIT, "%zu stop tokens; at most %d are allowed", s->n_stop_token_ids, WN_STOP_MAX);
     if (s->n_stop > WN_STOP_MAX)
         return wn_fail(err, WN_ELIMIT, "%zu stop strings; at most %d are allowed", s->n_stop, WN_STOP_MAX);
     for (size_t i = 0; i < s->n_stop; i++)
@@ -196,12 +200,19 @@ static wn_status check_done(const Wn__Done *d, struct wn_err *err)
     return check_ref("Done", d->job, err);
 }
 
+static wn_status check_tokens(const Wn__Tokens *t, struct wn_err *err)
+{
+    if (t->n_logprobs != 0 && t->n_logprobs != t->n_ids)
+        return wn_fail(err, WN_EPROTO, "Tokens: %zu ids, %zu log-probabilities", t->n_ids, t->n_logprobs);
+    return check_ref("Tokens", t->job, err);
+}
+
 /* What the scan of bytes cannot see: values, and parts that must be there. */
 static wn_status check_body(const Wn__Envelope *e, struct wn_err *err)
 {
     switch (e->body_case) {
     case WN__ENVELOPE__BODY_CANCEL: return check_ref("Cancel", e->cancel->job, err);
-    case WN__ENVELOPE__BODY_TOKENS: return check_ref("Tokens", e->tokens->job, err);
+    case WN__ENVELOPE__BODY_TOKENS: return check_tokens(e->tokens, err);
     case WN__ENVELOPE__BODY_DONE: return check_done(e->done, err);
     case WN__ENVELOPE__BODY_ENCODE: return check_encode(e->encode, err);
     case WN__ENVELOPE__BODY_ENCODED: return check_encoded(e->encoded, err);
@@ -245,6 +256,17 @@ wn_status wn_codec_unpack(Wn__Envelope **out, const void *data, size_t bytes, st
     else
         wn_codec_free(env);
     return rc;
+}
+
+wn_status wn_codec_unpack_logprobs(Wn__TokenLogprobs **out, const void *data, size_t bytes, struct wn_err *err)
+{
+    wn_status rc;
+
+    if (bytes > WN_LOGPROBS_BYTES_MAX)
+        return wn_fail(err, WN_ELIMIT, "TokenLogprobs of %zu bytes, at most %d", bytes, WN_LOGPROBS_BYTES_MAX);
+    if ((rc = wn_codec_scan(&wn__token_logprobs__descriptor, data, bytes, err)) != WN_OK) return rc;
+    *out = wn__token_logprobs__unpack(NULL, bytes, data);
+    return *out ? WN_OK : wn_fail(err, WN_EPROTO, "TokenLogprobs of %zu bytes does not parse", bytes);
 }
 
 void wn_codec_free(Wn__Envelope *env)

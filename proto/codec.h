@@ -33,6 +33,9 @@
 #define WN_STOP_MAX            16                  /* stop strings */
 #define WN_STOP_BYTES_MAX      64
 #define WN_JOB_ID_CHARS        26                  /* Crockford base32, as in a ULID */
+#define WN_LOGPROBS_MAX        20                  /* likeliest tokens beside the chosen one */
+#define WN_TOKEN_TEXT_MAX      64                  /* of one token in them: longer ones are cut */
+#define WN_LOGPROBS_BYTES_MAX  2048                /* one packed TokenLogprobs */
 #define WN_CHOICES_MAX         16                  /* answers of one Submit */
 #define WN_KEY_BYTES_MAX       128                 /* idempotency key */
 
@@ -47,6 +50,10 @@ WN_NODISCARD wn_status wn_codec_pack_body(uint8_t **out, size_t *out_bytes, Wn__
  * with a well-formed id (Error.job may be NULL). Submessages that were not sent are NULL, strings are never NULL. */
 WN_NODISCARD wn_status wn_codec_unpack(Wn__Envelope **out, const void *data, size_t bytes, struct wn_err *err);
 void wn_codec_free(Wn__Envelope *env); /* NULL is fine */
+
+/* What one value of Tokens.logprobs holds. *out is owned by the caller: wn__token_logprobs__free_unpacked(). */
+WN_NODISCARD wn_status wn_codec_unpack_logprobs(Wn__TokenLogprobs **out, const void *data, size_t bytes,
+                                                struct wn_err *err);
 
 /* "Submit", "Features", ...: for logs. Never NULL. */
 const char *wn_codec_body_name(Wn__Envelope__BodyCase kind);

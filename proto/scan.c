@@ -8,6 +8,7 @@
 static const struct wn_field_limit limits[] = {
     {"JobRef", "job_id", 1, 32},
     {"Sampling", "stop", WN_STOP_MAX, WN_STOP_BYTES_MAX},
+    {"Sampling", "stop_token_ids", WN_STOP_MAX, 0},
     {"Pruning", "method", 1, 64},
     {"Pruning", "setting", 1, 32},
     {"Pruning", "options", 1, 256},
@@ -23,6 +24,9 @@ static const struct wn_field_limit limits[] = {
     {"Busy", "reason", 1, 4096},
     {"Tokens", "ids", WN_TOKENS_IDS_MAX, 0},
     {"Tokens", "text", 1, WN_ANSWER_BYTES_MAX},
+    {"Tokens", "logprobs", WN_TOKENS_IDS_MAX, WN_LOGPROBS_BYTES_MAX},
+    {"TokenChance", "text", 1, WN_TOKEN_TEXT_MAX},
+    {"TokenLogprobs", "top", WN_LOGPROBS_MAX, 0},
     {"Done", "text", 1, WN_ANSWER_BYTES_MAX},
     {"Error", "text", 1, 4096},
     {"Error", "client_tag", 1, 64},

@@ -7,12 +7,12 @@
 #include "base/dtype.h"
 
 #define STEP_MAGIC        0x50545357u /* "WSTP" */
-#define STEP_VERSION      2u
+#define STEP_VERSION      3u
 #define STEP_HEADER_BYTES 64u
 
 /* Bytes of one element on the wire. */
 enum {
-    OPEN_BYTES = 28,
+    OPEN_BYTES = 32,
     SLOT_BYTES = 4,
     FEATURES_BYTES = 20,
     SEQ_BYTES = 28,
@@ -141,6 +141,7 @@ size_t wn_step_encode(const struct wn_step_record *r, uint8_t *out)
         put32(&c, o->top_k);
         putf(&c, o->top_p);
         putf(&c, o->repetition_penalty);
+        put32(&c, o->logprobs);
         put64(&c, o->seed);
     }
     for (uint32_t i = 0; i < r->closes_n; i++) put32(&c, r->closes[i]);
@@ -236,7 +237,7 @@ static wn_status check_slots(const struct wn_step_record *r, const struct wn_ste
     for (uint32_t i = 0; i < r->opens_n; i++) {
         const struct wn_step_open *o = &r->opens[i];
         if (o->slot >= l->seqs_max || !(o->temperature >= 0) || !(o->top_p >= 0) ||
-            !(o->repetition_penalty >= 0))
+            !(o->repetition_penalty >= 0) || o->logprobs > WN_STEP_TOP_MAX + 1)
             return wn_fail(err, WN_EPROTO, "step record: opening %u", i);
     }
     for (uint32_t i = 0; i < r->closes_n; i++)
@@ -278,6 +279,7 @@ wn_status wn_step_decode(struct wn_step_record *r, const struct wn_step_limits *
         o->top_k = get32(&in);
         o->top_p = getf(&in);
         o->repetition_penalty = getf(&in);
+        o->logprobs = get32(&in);
         o->seed = get64(&in);
     }
     for (uint32_t i = 0; i < r->closes_n; i++) r->closes[i] = get32(&in);

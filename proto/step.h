@@ -38,6 +38,7 @@ struct wn_step_open {
     float temperature; /* 0: greedy */
     uint32_t top_k;
     float top_p, repetition_penalty;
+    uint32_t logprobs; /* 0: none; else 1 + how many of the likeliest tokens are wanted beside the drawn one */
     uint64_t seed;
 };
 
@@ -83,6 +84,13 @@ struct wn_step_token {
     uint32_t seq, id;
     float logprob;
 };
+
+/* One of the likeliest tokens at the place of a drawn one. */
+struct wn_step_top {
+    uint32_t id;
+    float logprob;
+};
+#define WN_STEP_TOP_MAX 20
 
 /* Allocates the arrays for the limits. Pair: fini. After a failure the record is empty and safe for fini. */
 WN_NODISCARD wn_status wn_step_record_init(struct wn_step_record *r, const struct wn_step_limits *limits,

@@ -212,6 +212,29 @@ static float logprob_of(const float *logits, uint32_t vocab, uint32_t token)
     return (float)((double)logits[token] - max - log(sum));
 }
 
+uint32_t wn_sampler_logprobs(const struct wn_sampler *s, const float *logits, uint32_t token, float *chosen,
+                             struct wn_sampled *top, uint32_t n)
+{
+    const double max = (double)logits[largest(logits, s->vocab)];
+    double sum = 0.0;
+    uint32_t have = 0;
+
+    if (n > s->vocab) n = s->vocab;
+    for (uint32_t i = 0; i < s->vocab; i++) sum += exp((double)logits[i] - max);
+    sum = max + log(sum);
+    *chosen = (float)((double)logits[token] - sum);
+    for (uint32_t i = 0; i < s->vocab && n > 0; i++) { /* kept sorted; among equals the lower id stays before */
+        uint32_t at = have;
+        if (have == n && !(logits[i] > logits[top[n - 1].token])) continue;
+        if (have == n) at--;
+        else have++;
+        for (; at > 0 && logits[i] > logits[top[at - 1].token]; at--) top[at] = top[at - 1];
+        top[at].token = i;
+    }
+    for (uint32_t i = 0; i < have; i++) top[i].logprob = (float)((double)logits[top[i].token] - sum);
+    return have;
+}
+
 wn_status wn_sampler_pick(struct wn_sampler *s, const struct wn_sample_opts *o, const float *logits,
                           const uint32_t *context, uint32_t context_n, uint64_t position,
                           bool logprob, struct wn_sampled *out, struct wn_err *err)

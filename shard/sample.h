@@ -56,6 +56,11 @@ WN_NODISCARD wn_status wn_sampler_pick(struct wn_sampler *s, const struct wn_sam
                                        uint32_t context_n, uint64_t position, bool logprob,
                                        struct wn_sampled *out, struct wn_err *err);
 
+/* Log-softmax of raw logits [vocab], summed in double: *chosen of one token, and the n likeliest in falling order (n is
+ * cut to the vocabulary; returns it). */
+uint32_t wn_sampler_logprobs(const struct wn_sampler *s, const float *logits, uint32_t token, float *chosen,
+                             struct wn_sampled *top, uint32_t n);
+
 /* Philox4x32-10 (Salmon and others, 2011): four words from a 128-bit counter and a 64-bit key. */
 void wn_philox(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]);
 

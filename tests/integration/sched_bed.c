@@ -217,7 +217,8 @@ struct order take_order(struct end *e, Wn__Envelope__BodyCase kind)
     return o;
 }
 
-void give_tokens(struct end *e, const struct order *o, uint32_t first, uint32_t id, const char *text)
+static void give(struct end *e, const struct order *o, uint32_t first, uint32_t id, const char *text,
+                 ProtobufCBinaryData *logprobs)
 {
     Wn__JobRef ref = WN__JOB_REF__INIT;
     Wn__Tokens t = WN__TOKENS__INIT;
@@ -229,7 +230,34 @@ void give_tokens(struct end *e, const struct order *o, uint32_t first, uint32_t 
     t.ids = &id;
     t.n_ids = 1;
     t.text = (char *)(uintptr_t)text;
+    t.logprobs = logprobs;
+    t.n_logprobs = logprobs ? 1 : 0;
     end_send(e, WN__ENVELOPE__BODY_TOKENS, &t, NULL, 0);
+}
+
+void give_tokens(struct end *e, const struct order *o, uint32_t first, uint32_t id, const char *text)
+{
+    give(e, o, first, id, text, NULL);
+}
+
+void give_token_with_logprobs(struct end *e, const struct order *o, uint32_t first, uint32_t id, const char *text)
+{
+    Wn__TokenLogprobs t = WN__TOKEN_LOGPROBS__INIT;
+    Wn__TokenChance chosen = WN__TOKEN_CHANCE__INIT, other = WN__TOKEN_CHANCE__INIT, *top = &other;
+    uint8_t packed[WN_LOGPROBS_BYTES_MAX];
+    ProtobufCBinaryData value = {0, packed};
+
+    chosen.id = id;
+    chosen.logprob = -1;
+    chosen.text = (ProtobufCBinaryData){strlen(text), (uint8_t *)(uintptr_t)text};
+    other.id = id + 1;
+    other.logprob = -0.5f;
+    other.text = (ProtobufCBinaryData){2, (uint8_t *)(uintptr_t)"\xc3\x28"}; /* no UTF-8 */
+    t.chosen = &chosen;
+    t.top = &top;
+    t.n_top = 1;
+    value.len = wn__token_logprobs__pack(&t, packed);
+    give(e, o, first, id, text, &value);
 }
 
 void give_done(struct end *e, const struct order *o, uint32_t prompt_tokens)

@@ -66,6 +66,8 @@ void worker_heartbeat(struct end *e);
 struct end worker_open(struct bed *b, Wn__Role role, const char *name, uint32_t slots);
 struct order take_order(struct end *e, Wn__Envelope__BodyCase kind);
 void give_tokens(struct end *e, const struct order *o, uint32_t first, uint32_t id, const char *text);
+/* With log-probabilities: 1 + id is the likelier one. */
+void give_token_with_logprobs(struct end *e, const struct order *o, uint32_t first, uint32_t id, const char *text);
 void give_done(struct end *e, const struct order *o, uint32_t prompt_tokens);
 void give_encoded(struct end *e, const struct order *o);
 void give_error(struct end *e, const struct order *o, wn_status code, bool retriable, const char *text);

@@ -456,6 +456,68 @@ static void command_asks(void **state)
     stop(&f);
 }
 
+/* Log-probabilities come with the tokens, also to who attaches later; the command prints them. */
+static void logprobs(void **state)
+{
+    struct fixture f;
+    struct winnow_request r = {.prompt = "q", .logprobs = 1, .top_logprobs = 1};
+    struct winnow *other = NULL;
+    struct winnow_event ev;
+    struct order gen;
+    char out[4096];
+    uint64_t job;
+    FILE *p;
+
+    (void)state;
+    start(&f);
+    assert_int_equal(winnow_submit(f.w, &r, &job), WINNOW_OK);
+    gen = take_order(&f.leader, WN__ENVELOPE__BODY_GENERATE);
+    next(f.w, WINNOW_EVENT_ACCEPTED);
+    for (uint32_t i = 0; i < 3; i++) {
+        give_token_with_logprobs(&f.leader, &gen, i, 40 + i, i == 0 ? "a" : i == 1 ? " b" : " c");
+        ev = next(f.w, WINNOW_EVENT_TEXT);
+        assert_int_equal(ev.logprobs[0].chosen.id, 40 + i);
+        assert_true(ev.logprobs[0].chosen.logprob == -1.0f);
+        assert_string_equal(ev.logprobs[0].chosen.text, ev.text);
+        assert_int_equal(ev.logprobs[0].top_n, 1);
+        assert_int_equal(ev.logprobs[0].top[0].id, 41 + i);
+        assert_int_equal(ev.logprobs[0].top[0].text_bytes, 2);
+    }
+    assert_int_equal(winnow_connect(&other, f.b.clients, NULL), WINNOW_OK);
+    assert_int_equal(winnow_attach(other, gen.id, 1, &job), WINNOW_OK);
+    next(other, WINNOW_EVENT_ACCEPTED);
+    ev = next(other, WINNOW_EVENT_TEXT);
+    assert_int_equal(ev.token_ids_n, 2);
+    assert_int_equal(ev.logprobs[0].chosen.id, 41);
+    assert_string_equal(ev.logprobs[1].chosen.text, " c");
+    give_done(&f.leader, &gen, 3);
+    next(f.w, WINNOW_EVENT_DONE);
+    winnow_close(other);
+    r.top_logprobs = 21;
+    assert_int_equal(winnow_submit(f.w, &r, &job), WINNOW_EINVAL);
+    assert_string_equal(winnow_error(f.w), "top_logprobs is 21; at most 20 are allowed");
+
+    p = run("ask --logprobs 1 --json text", f.b.clients);
+    gen = take_order(&f.leader, WN__ENVELOPE__BODY_GENERATE);
+    give_token_with_logprobs(&f.leader, &gen, 0, 1, "a");
+    give_token_with_logprobs(&f.leader, &gen, 1, 2, " b");
+    give_done(&f.leader, &gen, 3);
+    assert_int_equal(end_of(p, out, sizeof(out)), 0);
+    assert_non_null(strstr(out, "\"logprobs\": {\"content\": [{\"token\": \"a\", \"logprob\": -1, \"bytes\": [97], "
+                                "\"top_logprobs\": [{\"token\": \"\xef\xbf\xbd(\", \"logprob\": -0.5, "
+                                "\"bytes\": [195, 40]}]}, {\"token\": \" b\""));
+    p = run("ask --logprobs 1 --n 2 text", f.b.clients);
+    for (int i = 0; i < 2; i++) {
+        gen = take_order(&f.leader, WN__ENVELOPE__BODY_GENERATE);
+        give_token_with_logprobs(&f.leader, &gen, 0, 1, i ? "two" : "one");
+        give_done(&f.leader, &gen, 3);
+    }
+    assert_int_equal(end_of(p, out, sizeof(out)), 0);
+    assert_non_null(strstr(out, "[0] one\n  -1.0000 \"one\"  of -0.5000 \"\xef\xbf\xbd(\"\n"));
+    assert_non_null(strstr(out, "[1] two\n"));
+    stop(&f);
+}
+
 /* The shared library shows nothing but its interface. */
 static void exports(void **state)
 {
@@ -486,6 +548,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(acknowledges),
         cmocka_unit_test(choices),
         cmocka_unit_test(busy),
+        cmocka_unit_test(logprobs),
         cmocka_unit_test(no_server),
         cmocka_unit_test(command_line),
         cmocka_unit_test(command_asks),

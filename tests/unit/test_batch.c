@@ -306,6 +306,24 @@ static void test_answer_line(void **state)
     free(line);
 }
 
+static void test_logprobs_in_an_answer(void **state)
+{
+    const struct winnow_event ev = {.text = "a", .finish_reason = "stop"};
+    const struct batch_result r = {.id = "i",
+                                   .job_id = "J",
+                                   .done = &ev,
+                                   .logprobs = "{\"token\": \"a\", \"logprob\": -0.5, \"bytes\": [97], "
+                                               "\"top_logprobs\": []}"};
+    size_t n;
+    char *line = batch_result_line(&r, &n);
+    (void)state;
+
+    assert_non_null(line);
+    assert_non_null(strstr(line, "\"logprobs\":{\"content\":[{\"token\":\"a\",\"logprob\":-0.5,\"bytes\":[97],"
+                                 "\"top_logprobs\":[]}]},\"finish_reason\""));
+    free(line);
+}
+
 static void test_error_lines(void **state)
 {
     struct batch_result r = {.id = "i", .error_code = "invalid_line", .error_text = "bad"};
@@ -490,6 +508,7 @@ int main(void)
         cmocka_unit_test(test_data_urls),
         cmocka_unit_test(test_files),
         cmocka_unit_test(test_answer_line),
+        cmocka_unit_test(test_logprobs_in_an_answer),
         cmocka_unit_test(test_error_lines),
         cmocka_unit_test(test_resume_after_a_torn_line),
         cmocka_unit_test(test_files_that_are_refused),

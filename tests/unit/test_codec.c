@@ -131,6 +131,42 @@ static void every_bounded_field_has_a_limit(void **state)
     assert_true(fields > 40);
 }
 
+static void logprobs(void **state)
+{
+    Wn__TokenLogprobs t = WN__TOKEN_LOGPROBS__INIT, *back = NULL;
+    Wn__TokenChance chance = WN__TOKEN_CHANCE__INIT, *top[WN_LOGPROBS_MAX + 1];
+    struct wn_err err = {0};
+    uint8_t data[2 * WN_LOGPROBS_BYTES_MAX];
+    char text[WN_TOKEN_TEXT_MAX + 1];
+    size_t bytes;
+
+    (void)state;
+    memset(text, 'a', sizeof(text));
+    chance.id = UINT32_MAX;
+    chance.logprob = -1.5f;
+    chance.text.data = (uint8_t *)text;
+    chance.text.len = WN_TOKEN_TEXT_MAX;
+    t.chosen = &chance;
+    t.top = top;
+    t.n_top = WN_LOGPROBS_MAX;
+    for (int i = 0; i <= WN_LOGPROBS_MAX; i++) top[i] = &chance;
+    bytes = wn__token_logprobs__pack(&t, data); /* the longest one that there is */
+    assert_true(bytes <= WN_LOGPROBS_BYTES_MAX);
+    assert_int_equal(wn_codec_unpack_logprobs(&back, data, bytes, &err), WN_OK);
+    assert_int_equal(back->n_top, WN_LOGPROBS_MAX);
+    assert_true(back->top[19]->logprob == -1.5f);
+    wn__token_logprobs__free_unpacked(back, NULL);
+    for (size_t n = 1; n < bytes; n++) /* cut anywhere: refused, or what came before the cut */
+        if (wn_codec_unpack_logprobs(&back, data, n, &err) == WN_OK) wn__token_logprobs__free_unpacked(back, NULL);
+    t.n_top++;
+    assert_int_equal(wn_codec_unpack_logprobs(&back, data, wn__token_logprobs__pack(&t, data), &err), WN_ELIMIT);
+    t.n_top = 0;
+    chance.text.len++;
+    assert_int_equal(wn_codec_unpack_logprobs(&back, data, wn__token_logprobs__pack(&t, data), &err), WN_ELIMIT);
+    assert_non_null(strstr(err.text, "TokenChance.text"));
+    assert_int_equal(wn_codec_unpack_logprobs(&back, data, WN_LOGPROBS_BYTES_MAX + 1, &err), WN_ELIMIT);
+}
+
 static void string_limit(void **state)
 {
     char *text = malloc(WN_PROMPT_BYTES_MAX + 1);
@@ -381,6 +417,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(round_trip),
         cmocka_unit_test(every_bounded_field_has_a_limit),
+        cmocka_unit_test(logprobs),
         cmocka_unit_test(string_limit),
         cmocka_unit_test(count_limit),
         cmocka_unit_test(bad_frames),

@@ -225,6 +225,34 @@ static void test_logprob(void **state)
     wn_sampler_destroy(s);
 }
 
+/* The likeliest in falling order, the lower id first among equals, with what pick says of the same token. */
+static void test_likeliest(void **state)
+{
+    const float logits[6] = {1.0f, 4.0f, 2.0f, 4.0f, -3.0f, 2.0f};
+    const uint32_t want[6] = {1, 3, 2, 5, 0, 4};
+    struct wn_sample_opts o = WN_SAMPLE_GREEDY;
+    struct wn_sampler *s = NULL;
+    struct wn_sampled got, top[8];
+    float chosen;
+    double sum = 0;
+    (void)state;
+
+    assert_int_equal(wn_sampler_create(&s, 6, NULL), WN_OK);
+    assert_int_equal(wn_sampler_pick(s, &o, logits, NULL, 0, 0, true, &got, NULL), WN_OK);
+    assert_int_equal(wn_sampler_logprobs(s, logits, got.token, &chosen, top, 8), 6);
+    assert_true(chosen == got.logprob && chosen == top[0].logprob);
+    for (uint32_t i = 0; i < 6; i++) {
+        assert_int_equal(top[i].token, want[i]);
+        sum += exp((double)top[i].logprob);
+    }
+    assert_true(fabs(sum - 1) < 1e-6);
+    for (uint32_t n = 0; n < 6; n++) {
+        assert_int_equal(wn_sampler_logprobs(s, logits, 4, &chosen, top, n), n);
+        for (uint32_t i = 0; i < n; i++) assert_int_equal(top[i].token, want[i]);
+    }
+    wn_sampler_destroy(s);
+}
+
 static void test_refusals(void **state)
 {
     float logits[4] = {0, 1, 2, 3};
@@ -277,6 +305,7 @@ int main(void)
         cmocka_unit_test(test_penalty_once),
         cmocka_unit_test(test_draws_depend_on_seed_and_position),
         cmocka_unit_test(test_logprob),
+        cmocka_unit_test(test_likeliest),
         cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

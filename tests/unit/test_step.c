@@ -32,6 +32,7 @@ static void fill(struct wn_step_record *r)
                                                    .top_k = 40,
                                                    .top_p = 0.9f,
                                                    .repetition_penalty = 1.1f,
+                                                   .logprobs = 6,
                                                    .seed = ~0ull};
     r->closes[r->closes_n++] = 3;
     r->features[r->features_n++] =
@@ -130,6 +131,7 @@ static void test_what_is_refused(void **state)
     f->r.flags = 64, refuse(f, "flags");
     f->r.opens[0].slot = 4, refuse(f, "opening");
     f->r.opens[0].temperature = -1, refuse(f, "opening");
+    f->r.opens[0].logprobs = WN_STEP_TOP_MAX + 2, refuse(f, "opening");
     f->r.closes[0] = 4, refuse(f, "closing");
     f->r.features[0].slot = 3, refuse(f, "features");
     f->r.features[0].dtype = 9, refuse(f, "features");

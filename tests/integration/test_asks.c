@@ -1,0 +1,252 @@
+/* tests/integration/test_asks.c - what a request may ask of the real service: stop texts and tokens, log-probabilities,
+ * several answers, a deadline, an end at any point. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/clock.h"
+#include "tests/integration/service.h"
+
+#define MODEL   "models/tiny-llava"
+#define TEXT    4096
+#define TOKENS  256
+
+static struct service service;
+static struct winnow *conn;
+static struct winnow_image picture;
+
+static int start_service(void **state)
+{
+    static const char *const flags[] = {"-pp=2", "--vision-workers=1", NULL};
+    size_t bytes;
+
+    (void)state;
+    picture.data = read_file("models/tiny-llava/demo.jpg", &bytes);
+    picture.bytes = bytes;
+    service_start(&service, MODEL, flags);
+    return winnow_connect(&conn, service.endpoint, NULL);
+}
+
+static int stop_service(void **state)
+{
+    (void)state;
+    winnow_close(conn);
+    free((void *)(uintptr_t)picture.data);
+    return service_stop(&service);
+}
+
+static struct winnow_request about_the_picture(uint32_t max_tokens)
+{
+    return (struct winnow_request){
+        .prompt = "Describe the picture.", .images = &picture, .images_n = 1, .max_tokens = max_tokens};
+}
+
+struct answer {
+    char text[TEXT], reason[16];
+    uint32_t ids[TOKENS], ids_n;
+};
+
+/* The whole answer; fails the test if there is none. */
+static void get(const struct winnow_request *q, struct answer *a)
+{
+    struct winnow_event ev;
+    uint64_t job;
+
+    memset(a, 0, sizeof(*a));
+    assert_int_equal(winnow_submit(conn, q, &job), WINNOW_OK);
+    for (;;) {
+        if (winnow_next(conn, &ev, 60000) != WINNOW_OK) fail_msg("%s", winnow_error(conn));
+        if (ev.type == WINNOW_EVENT_ERROR) fail_msg("%s", ev.text);
+        for (size_t i = 0; ev.type == WINNOW_EVENT_TEXT && i < ev.token_ids_n; i++) {
+            assert_true(a->ids_n < TOKENS);
+            a->ids[a->ids_n++] = ev.token_ids[i];
+        }
+        if (ev.type == WINNOW_EVENT_DONE) break;
+    }
+    snprintf(a->text, sizeof(a->text), "%s", ev.text);
+    snprintf(a->reason, sizeof(a->reason), "%s", ev.finish_reason);
+}
+
+/* A text from the middle of an answer ends it before that text; a token of it ends it before that token. */
+static void stops(void **state)
+{
+    struct winnow_request q = about_the_picture(60);
+    struct answer whole, cut;
+    char stop[8] = "";
+    const char *stops[] = {stop}, *at;
+    size_t middle;
+
+    (void)state;
+    get(&q, &whole);
+    middle = strlen(whole.text) / 2;
+    assert_true(middle > 4);
+    memcpy(stop, whole.text + middle, 4); /* over a border of tokens, most likely */
+    at = strstr(whole.text, stop);
+    q.stop = stops;
+    q.stop_n = 1;
+    get(&q, &cut);
+    assert_string_equal(cut.reason, "stop");
+    assert_int_equal(strlen(cut.text), at - whole.text);
+    assert_memory_equal(cut.text, whole.text, strlen(cut.text));
+    assert_true(cut.ids_n < whole.ids_n);
+
+    q.stop_n = 0;
+    q.stop_token_ids = &whole.ids[whole.ids_n / 2];
+    q.stop_token_ids_n = 1;
+    get(&q, &cut);
+    assert_string_equal(cut.reason, "stop");
+    assert_true(cut.ids_n <= whole.ids_n / 2 + 1);
+    assert_int_equal(cut.ids[cut.ids_n - 1], whole.ids[whole.ids_n / 2]);
+    assert_memory_equal(cut.text, whole.text, strlen(cut.text));
+}
+
+/* Of each greedy token: it is the likeliest, the others follow in order, and all are probabilities. */
+static void logprobs(void **state)
+{
+    struct winnow_request q = about_the_picture(20);
+    struct winnow_event ev;
+    char joined[TEXT] = "";
+    uint32_t tokens = 0;
+    uint64_t job;
+
+    (void)state;
+    q.logprobs = 1;
+    q.top_logprobs = 5;
+    assert_int_equal(winnow_submit(conn, &q, &job), WINNOW_OK);
+    for (;;) {
+        if (winnow_next(conn, &ev, 60000) != WINNOW_OK) fail_msg("%s", winnow_error(conn));
+        if (ev.type == WINNOW_EVENT_ERROR) fail_msg("%s", ev.text);
+        if (ev.type == WINNOW_EVENT_DONE) break;
+        for (size_t i = 0; ev.type == WINNOW_EVENT_TEXT && i < ev.token_ids_n; i++) {
+            const struct winnow_logprobs *l = &ev.logprobs[i];
+            double sum = 0;
+            assert_int_equal(l->chosen.id, ev.token_ids[i]);
+            assert_int_equal(l->top_n, 5);
+            assert_int_equal(l->top[0].id, l->chosen.id);
+            assert_true(l->top[0].logprob == l->chosen.logprob);
+            for (size_t k = 0; k < 5; k++) {
+                sum += exp((double)l->top[k].logprob);
+                if (k > 0) assert_true(l->top[k].logprob <= l->top[k - 1].logprob);
+                assert_non_null(l->top[k].text);
+            }
+            assert_true(sum > 0 && sum <= 1.00001);
+            if (strcmp(l->chosen.text, "</s>") != 0)
+                snprintf(joined + strlen(joined), sizeof(joined) - strlen(joined), "%s", l->chosen.text);
+            tokens++;
+        }
+    }
+    assert_int_equal(tokens, ev.usage.completion_tokens);
+    assert_string_equal(joined[0] == ' ' ? joined + 1 : joined, ev.text);
+}
+
+/* Seeds of their own, as if each had been asked alone. */
+static void several_answers(void **state)
+{
+    struct winnow_request q = about_the_picture(24);
+    struct answer alone[3];
+    struct winnow_event ev;
+    uint64_t job;
+
+    (void)state;
+    q.temperature = 1.5f;
+    for (uint64_t i = 0; i < 3; i++) {
+        q.seed = 7 + i;
+        get(&q, &alone[i]);
+    }
+    assert_string_not_equal(alone[0].text, alone[1].text);
+    q.seed = 7;
+    q.n = 3;
+    q.quiet = 1;
+    assert_int_equal(winnow_submit(conn, &q, &job), WINNOW_OK);
+    for (int done = 0; done < 3;) {
+        if (winnow_next(conn, &ev, 60000) != WINNOW_OK) fail_msg("%s", winnow_error(conn));
+        if (ev.type == WINNOW_EVENT_ACCEPTED) continue;
+        assert_int_equal(ev.type, WINNOW_EVENT_DONE);
+        assert_true(ev.choice < 3);
+        assert_string_equal(ev.text, alone[ev.choice].text);
+        done++;
+    }
+}
+
+/* Waits until the replica says that it holds nothing: no job, no page. */
+static void expect_idle(void)
+{
+    const int64_t deadline_us = wn_deadline_in_us(20000000);
+    char *json = NULL;
+
+    do {
+        static const char nothing[] = "\"running\": 0, \"waiting\": 0, \"kv_pages_used\": 0, ";
+        const char *replica, *load;
+        free(json);
+        usleep(100000);
+        assert_non_null(json = winnow_status_json(conn, 5000));
+        assert_non_null(replica = strstr(json, "\"role\": \"replica\""));
+        load = strstr(replica, "\"running\": ");
+        if (strstr(json, "\"queued\": 0, \"running\": 0, ") && load &&
+            strncmp(load, nothing, sizeof(nothing) - 1) == 0) {
+            free(json);
+            return;
+        }
+    } while (!wn_deadline_passed(deadline_us));
+    fail_msg("it still holds something: %s", json);
+}
+
+/* Ended wherever it is: before it is accepted, accepted, at the first token, later. Then nothing of it is left. */
+static void cancels(void **state)
+{
+    struct winnow_request q = about_the_picture(400);
+    struct winnow_event ev;
+    uint64_t job;
+
+    (void)state;
+    q.temperature = 1; /* goes on for long */
+    for (int point = 0; point < 4; point++) {
+        int texts = 0;
+        assert_int_equal(winnow_submit(conn, &q, &job), WINNOW_OK);
+        if (point == 0) assert_int_equal(winnow_cancel(conn, job), WINNOW_OK);
+        do {
+            assert_int_equal(winnow_next(conn, &ev, 60000), WINNOW_OK);
+            texts += ev.type == WINNOW_EVENT_TEXT;
+            if ((point == 1 && ev.type == WINNOW_EVENT_ACCEPTED) ||
+                (ev.type == WINNOW_EVENT_TEXT && texts == (point == 2 ? 1 : point == 3 ? 5 : 0)))
+                assert_int_equal(winnow_cancel(conn, job), WINNOW_OK);
+        } while (ev.type != WINNOW_EVENT_DONE && ev.type != WINNOW_EVENT_ERROR);
+        assert_int_equal(ev.type, WINNOW_EVENT_DONE);
+        expect_idle();
+    }
+}
+
+static void deadline(void **state)
+{
+    struct winnow_request q = about_the_picture(400);
+    struct winnow_event ev;
+    uint64_t job;
+
+    (void)state;
+    q.deadline_ms = 1; /* long before its end, wherever that finds it */
+    q.temperature = 3;
+    assert_int_equal(winnow_submit(conn, &q, &job), WINNOW_OK);
+    do {
+        assert_int_equal(winnow_next(conn, &ev, 60000), WINNOW_OK);
+    } while (ev.type != WINNOW_EVENT_DONE && ev.type != WINNOW_EVENT_ERROR);
+    if (ev.type == WINNOW_EVENT_ERROR && !strstr(ev.text, "deadline of 1 ms has passed while")) fail_msg("%s", ev.text);
+    assert_int_equal(ev.type, WINNOW_EVENT_ERROR);
+    expect_idle();
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(stops),   cmocka_unit_test(logprobs), cmocka_unit_test(several_answers),
+        cmocka_unit_test(cancels), cmocka_unit_test(deadline),
+    };
+
+    return cmocka_run_group_tests(tests, start_service, stop_service);
+}
