@@ -81,7 +81,8 @@ host_start() { # NAME NUMBER
     disown
     for _ in $(seq 200); do [ -e "$host_dir/mounted" ] && break; sleep 0.05; done
     pid=$(host_pid "$name") && [ -e "$host_dir/mounted" ] || { cat "$host_dir/host.log" >&2; return 1; }
-    ip link add "$link" type veth peer name eth0 netns "$pid" || return 1
+    link_drop "$link" "$dir" # of a host that was switched off: the kernel takes its time
+    ip link add "$link" type veth peer name eth0 netns "$pid" && link_mark "$link" || return 1
     ip link set "$link" master "wn$net" up
     # One frame a packet, as on a wire, so that counters count what a network card would send.
     ethtool -K "$link" tso off gso off gro off >/dev/null 2>&1
@@ -122,6 +123,40 @@ shape_host() { # NAME NUMBER
     fi
     tc qdisc add dev "$link" root "${shape[@]}" && enter "$name" tc qdisc add dev eth0 root "${shape[@]}" ||
         { say "the kernel has no ${shape[0]} shaping"; return 1; }
+}
+
+# ---- links, and what an aborted run left of them ----
+
+# A link of ours has our name and, as its alias, the folder of its cluster: others are never touched.
+mark="winnow cluster "
+link_mark() { ip link set "$1" alias "$mark$dir"; } # LINK
+link_owner() { # LINK: prints the folder of its cluster
+    local alias
+    read -r alias 2>/dev/null <"/sys/class/net/$1/ifalias" && [ "${alias#"$mark"}" != "$alias" ] && echo "${alias#"$mark"}"
+}
+link_drop() { # LINK FOLDER: if it belongs to that folder's cluster
+    [ "$(link_owner "$1")" != "$2" ] || ip link del "$1" 2>/dev/null
+    return 0
+}
+
+# Is anything of the cluster in that folder alive? An aborted run leaves hosts whose folder may be gone already.
+holders_of() { # FOLDER
+    local pid
+    for pid in $(pgrep -x unshare); do
+        tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF "_host $1 " && echo "$pid"
+    done
+}
+
+# Links whose cluster's folder knows of no cluster, and the hosts that keep them.
+drop_stale() {
+    local path link owner pid
+    for path in /sys/class/net/wn*; do
+        link=${path##*/}
+        [[ $link =~ ^wn[0-9]+(h[0-9]+)?$ ]] && owner=$(link_owner "$link") && [ ! -e "$owner/cluster" ] || continue
+        say "$link is left of a cluster in $owner that was not ended; it is removed"
+        for pid in $(holders_of "$owner"); do kill -KILL "$pid"; done
+        link_drop "$link" "$owner"
+    done
 }
 
 # ---- the whole ----
@@ -176,11 +211,14 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 END
 }
 
-# Bridge names are the lock that keeps clusters apart: to make one that exists fails.
+# Bridge names are the lock that keeps clusters apart: to make one that exists fails. A bridge is marked when $dir/cluster
+# is there: before that it could seem to be stale.
 make_bridge() {
     for net in $(seq 1 250); do
         ip -4 -o addr | grep -q " 10\.213\.$net\." && continue
+        compgen -G "/sys/class/net/wn${net}h*" >/dev/null && continue # somebody else's
         ip link add "wn$net" type bridge 2>/dev/null || continue
+        save && link_mark "wn$net" || return 1
         ip addr add "10.213.$net.254/24" dev "wn$net" && ip link set "wn$net" up && return 0
         return 1
     done
@@ -204,9 +242,12 @@ up() {
     done
     [[ $hosts =~ ^[1-9][0-9]?$ && $cpus =~ ^[1-9][0-9]*$ ]] || usage
     check_machine
-    [ ! -e "$dir/cluster" ] || die "$dir has a cluster already: 'down' ends it"
+    if [ -e "$dir/cluster" ]; then
+        [ -z "$(holders_of "$dir")" ] || die "$dir has a cluster already: 'down' ends it"
+        (load && down)
+    fi
+    drop_stale
     make_bridge || die "no bridge and network could be had"
-    save
     trap 'down; exit 1' INT TERM
     write_config
     for h in $(hosts_all); do
@@ -223,8 +264,11 @@ up() {
 
 down() {
     local h
-    for h in $(hosts_all); do host_stop "$h"; done
-    ip link del "wn$net" 2>/dev/null
+    for h in $(hosts_all); do
+        host_stop "$h"
+        link_drop "wn${net}h$(number_of "$h")" "$dir" # now, not when the kernel gets round to it
+    done
+    link_drop "wn$net" "$dir"
     rm -f "$dir/cluster"
     return 0
 }

@@ -32,6 +32,17 @@ $cluster off "$dir/a" n2
 $a n2 true 2>/dev/null && fail "a host without power runs commands"
 $cluster on "$dir/a" n2 && [ "$($a n2 hostname)" = n2 ] || fail "a host does not come back"
 
+# Aborted runs: the folder is gone, or its hosts are. Links that are not ours stay as they are.
+ip link add wn1h99 type bridge || fail "a link of somebody else"
+trap 'ip link del wn1h99; $cluster down "$dir/a" 2>/dev/null; $cluster down "$dir/b" 2>/dev/null' EXIT
+net=$(sed 's/net=\([0-9]*\).*/\1/' "$dir/b/cluster")
+mv "$dir/b" "$dir/lost" && $cluster up "$dir/b" --hosts 1 2>"$dir/up.log" || { cat "$dir/up.log"; fail "up after a lost folder"; }
+grep -q "wn$net is left of" "$dir/up.log" || fail "nobody saw the links of a lost cluster"
+pkill -KILL -f "^unshare .*_host $dir/b " || fail "no hosts to end"
+$cluster up "$dir/b" --hosts 1 || fail "up over the remains of a cluster"
+[ "$($b n1 hostname)" = n1 ] || fail "a cluster over remains"
+ip link show wn1h99 >/dev/null || fail "a link of somebody else is gone"
+
 $cluster down "$dir/a"
 $cluster down "$dir/b"
 ! pgrep -f "_host $dir" >/dev/null || fail "a process is left"
