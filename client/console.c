@@ -76,12 +76,14 @@ static void print_rank(FILE *f, const Wn__RankInfo *r)
     fputc('\n', f);
 }
 
-/* How much of the time with something to run each stage had a step to work on. */
+/* How much of the time with something to run each stage had a step to work on, and how much it waited for bytes. */
 static void print_stages(FILE *f, const Wn__Heartbeat *h)
 {
     for (size_t i = 0; i < h->n_stages; i++) {
-        const double busy = (double)h->stages[i]->busy_us, all = busy + (double)h->stages[i]->wait_us;
-        fprintf(f, "%s %.0f %%", i ? "," : "    stages under load at work", all > 0 ? 100 * busy / all : 0.0);
+        const double busy = (double)h->stages[i]->busy_us, link = (double)h->stages[i]->link_us;
+        const double all = busy + link + (double)h->stages[i]->wait_us;
+        fprintf(f, "%s %.0f %% (links %.0f %%)", i ? "," : "    stages under load at work",
+                all > 0 ? 100 * busy / all : 0.0, all > 0 ? 100 * link / all : 0.0);
     }
     if (h->n_stages) fputc('\n', f);
 }

@@ -116,18 +116,24 @@ static void ranks(FILE *f, const Wn__Status *st, const char *name, const char *h
     }
 }
 
-static void bubbles(FILE *f, const Wn__Status *st)
+enum stage_figure { STAGE_BUBBLE, STAGE_BUSY, STAGE_WAIT, STAGE_LINK };
+
+static void stages(FILE *f, const Wn__Status *st, const char *name, const char *type, const char *help,
+                   enum stage_figure which)
 {
-    family(f, "pipeline_bubble_ratio", "gauge", "Share of its time under load that a stage waited for a step");
+    family(f, name, type, help);
     for (size_t i = 0; i < st->n_workers; i++) {
         const Wn__WorkerStatus *w = st->workers[i];
         for (size_t k = 0; w->heartbeat && k < w->heartbeat->n_stages; k++) {
             const Wn__StageLoad *l = w->heartbeat->stages[k];
-            const double wait = (double)l->wait_us, all = wait + (double)l->busy_us;
+            const double s[] = {[STAGE_BUSY] = (double)l->busy_us / 1e6,
+                                [STAGE_WAIT] = (double)l->wait_us / 1e6,
+                                [STAGE_LINK] = (double)l->link_us / 1e6};
+            const double all = s[STAGE_BUSY] + s[STAGE_WAIT] + s[STAGE_LINK];
             char stage[24];
             snprintf(stage, sizeof(stage), "%zu", k);
-            sample(f, st, "pipeline_bubble_ratio", (const char *const[4]){"replica", w->name, "stage", stage},
-                   all > 0 ? wait / all : 0);
+            sample(f, st, name, (const char *const[4]){"replica", w->name, "stage", stage},
+                   which != STAGE_BUBBLE ? s[which] : all > 0 ? s[STAGE_WAIT] / all : 0);
         }
     }
 }
@@ -143,7 +149,11 @@ void console_metrics(FILE *f, const Wn__Status *st)
     workers(f, st, "images_encoded_total", "counter", "Images of a vision worker", IMAGES);
     ranks(f, st, "rank_up", "1: its replica is up", false);
     ranks(f, st, "rank_last_seen_seconds", "Since the rank's last sign of life", true);
-    bubbles(f, st);
+    stages(f, st, "pipeline_bubble_ratio", "gauge", "Share of its time under load that a stage waited for a step",
+           STAGE_BUBBLE);
+    stages(f, st, "stage_busy_seconds_total", "counter", "Of a stage's ranks together, on steps", STAGE_BUSY);
+    stages(f, st, "stage_wait_seconds_total", "counter", "The same, waiting for a step", STAGE_WAIT);
+    stages(f, st, "link_seconds_total", "counter", "The same, waiting for bytes: communication not hidden", STAGE_LINK);
     family(f, "link_bytes_total", "counter", "Payload bytes sent, by sender and kind");
     link_bytes(f, st, "scheduler", st->sent);
     for (size_t i = 0; i < st->n_workers; i++)

@@ -48,8 +48,9 @@ static void put_heartbeat(FILE *f, const Wn__Heartbeat *h)
     fprintf(f, "], \"preemptions\": %" PRIu64 ", \"features\": %u, \"feature_slots\": %u", h->preemptions, h->features,
             h->feature_slots);
     for (size_t i = 0; i < h->n_stages; i++)
-        fprintf(f, "%s{\"busy_us\": %" PRIu64 ", \"wait_us\": %" PRIu64 "}%s", i ? ", " : ", \"stages\": [",
-                h->stages[i]->busy_us, h->stages[i]->wait_us, i + 1 == h->n_stages ? "]" : "");
+        fprintf(f, "%s{\"busy_us\": %" PRIu64 ", \"wait_us\": %" PRIu64 ", \"link_us\": %" PRIu64 "}%s",
+                i ? ", " : ", \"stages\": [", h->stages[i]->busy_us, h->stages[i]->wait_us, h->stages[i]->link_us,
+                i + 1 == h->n_stages ? "]" : "");
     put_bytes(f, h->sent);
 }
 

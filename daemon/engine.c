@@ -43,6 +43,7 @@ static void report_stats(struct wn_engine *e, const struct wn_replica_stats *sta
     for (uint32_t i = 0; i < e->opts.plan->stages; i++) {
         atomic_store(&load->stages[i].busy_us, stats->stages[i].busy_us);
         atomic_store(&load->stages[i].wait_us, stats->stages[i].wait_us);
+        atomic_store(&load->stages[i].link_us, stats->stages[i].link_us);
     }
     e->stats_us = wn_now_us();
     e->stats_due = false;

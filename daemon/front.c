@@ -263,6 +263,7 @@ static void send_heartbeat(struct wn_front *f)
         stages[i] = (Wn__StageLoad)WN__STAGE_LOAD__INIT;
         stages[i].busy_us = atomic_load(&f->load.stages[i].busy_us);
         stages[i].wait_us = atomic_load(&f->load.stages[i].wait_us);
+        stages[i].link_us = atomic_load(&f->load.stages[i].link_us);
     }
     h.stages = list;
     h.n_stages = f->opts.stages_n;

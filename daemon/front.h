@@ -69,7 +69,7 @@ struct wn_front_load {
     atomic_ulong steps, images, cache_hits, preemptions;
     atomic_ulong sent_bytes[WN_TRAFFIC_N];
     struct {
-        atomic_ulong busy_us, wait_us;
+        atomic_ulong busy_us, wait_us, link_us;
     } stages[WN_STAGES_MAX]; /* leader: the first opts.stages_n of them */
 };
 

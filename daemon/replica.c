@@ -284,12 +284,16 @@ static wn_status link_failed(const struct wn_replica *r, const char *what, struc
     return wn_fail(err, e->code, "%s: %s", what, e->text);
 }
 
-/* This rank was at a step from since_us until now; of that it waited for other stages since waited_us stood so. */
-static void count_busy(struct wn_replica *r, int64_t since_us, uint64_t waited_us)
+/* This rank was at a step from since_us until now; its stage's waits stood at `before` then. */
+static void count_busy(struct wn_replica *r, int64_t since_us, struct wn_stage_waits before)
 {
-    const uint64_t all = (uint64_t)(wn_now_us() - since_us), waited = wn_stage_waited_us(r->stage) - waited_us;
-    r->load.busy_us += all > waited ? all - waited : 0;
-    r->load.wait_us += waited;
+    const struct wn_stage_waits now = wn_stage_waits(r->stage);
+    const uint64_t step_us = now.step_us - before.step_us, link_us = now.link_us - before.link_us;
+    const uint64_t all_us = (uint64_t)(wn_now_us() - since_us);
+
+    r->load.busy_us += all_us > step_us + link_us ? all_us - step_us - link_us : 0;
+    r->load.wait_us += step_us;
+    r->load.link_us += link_us;
 }
 
 void wn_replica_idle(struct wn_replica *r)
@@ -371,7 +375,7 @@ static size_t tops_of(const uint32_t *top_n, uint32_t n)
 wn_status wn_replica_begin(struct wn_replica *r, const void *const *features, struct wn_err *err)
 {
     struct flight *f = &r->flights[(r->flights_first + r->flights_n) % r->depth];
-    const uint64_t waited_us = wn_stage_waited_us(r->stage);
+    const struct wn_stage_waits before = wn_stage_waits(r->stage);
     const int64_t now_us = wn_now_us();
     wn_status rc;
 
@@ -391,7 +395,7 @@ wn_status wn_replica_begin(struct wn_replica *r, const void *const *features, st
     if (is_sampler(r)) memcpy(f->drawn, r->drawn, f->wanted_n * sizeof(*f->drawn));
     if (is_sampler(r)) memcpy(f->top, r->top, tops_of(f->top_n, f->wanted_n) * sizeof(*f->top));
     r->flights_n++;
-    count_busy(r, now_us, waited_us);
+    count_busy(r, now_us, before);
     r->since_us = wn_now_us();
     return WN_OK;
 }
@@ -448,6 +452,7 @@ static void add_report(struct wn_replica_stats *stats, const struct report *from
     }
     stats->stages[stage].busy_us += from->load.busy_us;
     stats->stages[stage].wait_us += from->load.wait_us;
+    stats->stages[stage].link_us += from->load.link_us;
 }
 
 static void make_report(const struct wn_replica *r, struct report *out)
@@ -520,7 +525,7 @@ static wn_status send_top(struct wn_replica *r, int64_t deadline_us, struct wn_e
 
 wn_status wn_replica_follow(struct wn_replica *r, bool *stop, struct wn_err *err)
 {
-    const uint64_t waited_us = wn_stage_waited_us(r->stage);
+    const struct wn_stage_waits before = wn_stage_waits(r->stage);
     const int64_t since_us = wn_now_us();
     wn_status rc = receive_record(r, err);
     int64_t begun_us, deadline_us;
@@ -536,7 +541,7 @@ wn_status wn_replica_follow(struct wn_replica *r, bool *stop, struct wn_err *err
             return link_failed(r, "tokens", err);
         if ((rc = send_top(r, deadline_us, err)) != WN_OK) return rc;
     }
-    count_busy(r, begun_us, waited_us);
+    count_busy(r, begun_us, before);
     if (r->record.flags & WN_STEP_STATS) {
         const struct wn_route to = {.peer = 0, .tag = TAG_STATS, .kind = WN_TRAFFIC_CONTROL};
         struct report mine;

@@ -28,10 +28,11 @@ struct wn_replica_opts {
     int64_t step_timeout_us; /* a step that takes longer has lost a rank */
 };
 
-/* Time of a rank, or of a stage's ranks together, while there was something to run. The wait is for a record, for rows
- * of the stage before, or for tokens; at the leader also for what it does between its steps. */
+/* Time of a rank, or of a stage's ranks together, while there was something to run, in three parts that do not
+ * overlap. wait_us is for a record, for the stage before to be done with its rows, or for tokens; at the leader also
+ * for what it does between its steps. link_us is communication that no compute hides (struct wn_stage_waits). */
 struct wn_stage_load {
-    uint64_t busy_us, wait_us;
+    uint64_t busy_us, wait_us, link_us;
 };
 
 /* Since the start, all ranks together. */

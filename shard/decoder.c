@@ -333,12 +333,15 @@ wn_status wn_stage_features_share(struct wn_stage *s, uint32_t slot, const void 
                                   int64_t deadline_us, struct wn_err *err)
 {
     size_t bytes = (size_t)f->rows * f->width * wn_dtype_bytes(f->dtype);
+    int64_t since_us;
     wn_status rc;
 
     if (!s->first) return WN_OK;
     rc = s->tensor == 0 ? wn_stage_features_put(s, slot, data, f, err) : slot_prepare(s, slot, f, err);
     if (rc != WN_OK || s->plan.tensors == 1) return rc;
+    since_us = wn_now_us();
     rc = wn_coll_broadcast(s->o.link, &s->comm, 0, WN_TRAFFIC_EMBEDDING, s->slots[slot].buf.ptr, bytes, deadline_us);
+    s->waits.link_us += (uint64_t)(wn_now_us() - since_us);
     if (rc != WN_OK) {
         s->failed = true;
         s->slots[slot].rows.ptr = NULL;

@@ -92,8 +92,13 @@ WN_NODISCARD wn_status wn_stage_features_share(struct wn_stage *s, uint32_t slot
                                                struct wn_err *err);
 void wn_stage_features_drop(struct wn_stage *s, uint32_t slot); /* an empty slot is fine */
 
-/* Time that runs have spent waiting for rows of the stage before, or for the one after to take the last ones. */
-uint64_t wn_stage_waited_us(const struct wn_stage *s);
+/* Time that runs and shared features have spent waiting since open, with nothing else to do. */
+struct wn_stage_waits {
+    uint64_t step_us; /* for the stage before to be done with its share: the pipeline's bubble */
+    uint64_t link_us; /* for bytes: rows that were on their way here, rows sent before that are not gone yet, sums and
+                         parts of the tensor ranks (with the time that these ranks are apart) */
+};
+struct wn_stage_waits wn_stage_waits(const struct wn_stage *s);
 
 bool wn_stage_is_last(const struct wn_stage *s); /* does this rank's run write logits? */
 

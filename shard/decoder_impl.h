@@ -53,7 +53,7 @@ struct wn_stage {
     struct wn_mat all_scores;     /* last, tensor rank 0: [wanted_max * vocab], rank after rank */
     uint32_t *index, *zeros, *position; /* [rows_max] host */
     wn_op sending;                      /* the send to the next stage that `part` is lent to */
-    uint64_t waited_us;                 /* for other stages, since open */
+    struct wn_stage_waits waits;        /* since open */
     bool failed;                        /* a run failed: messages may be in flight */
 };
 

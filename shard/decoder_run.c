@@ -63,12 +63,16 @@ static wn_status rms_norm(struct wn_stage *s, struct wn_mat out, struct wn_mat x
 
 static wn_status all_reduce(struct wn_stage *s, uint32_t rows, int64_t deadline_us)
 {
+    int64_t since_us;
     wn_status rc;
 
     if (s->plan.tensors == 1) return WN_OK;
     rc = s->o.be->ops->sync(s->o.be, deadline_us);
     if (rc != WN_OK) return rc;
-    return wn_coll_allreduce_f32(s->o.link, &s->comm, s->sums.ptr, (size_t)rows * s->sums.cols, deadline_us);
+    since_us = wn_now_us();
+    rc = wn_coll_allreduce_f32(s->o.link, &s->comm, s->sums.ptr, (size_t)rows * s->sums.cols, deadline_us);
+    s->waits.link_us += (uint64_t)(wn_now_us() - since_us);
+    return rc;
 }
 
 /* out = x * w^T where this rank holds some of w's columns: the sum over ranks, rounded to out's type. */
@@ -162,19 +166,23 @@ static wn_status receive_rows(struct wn_stage *s, uint32_t rows, int64_t deadlin
     size_t bytes = (size_t)rows * cols * wn_dtype_bytes(s->plan.dtype), bytes_of[WN_TENSOR_MAX];
     struct wn_route from = {.peer = (int)(s->o.rank - tensors), .tag = TAG_ROWS, .kind = WN_TRAFFIC_ACTIVATION};
     char *parts = s->parts.ptr;
-    int64_t since_us;
+    int64_t asked_us, came_us;
     wn_status rc = s->o.be->ops->sync(s->o.be, deadline_us);
 
     if (rc != WN_OK) return rc; /* else nothing queued uses the memory any more */
-    since_us = wn_now_us();
-    rc = wn_link_recv_now(s->o.link, from, tensors == 1 ? s->x.ptr : (void *)(parts + s->tensor * bytes), bytes,
-                          deadline_us);
-    s->waited_us += (uint64_t)(wn_now_us() - since_us);
-    if (tensors == 1) return rc;
-    for (uint32_t t = 0; t < tensors; t++) bytes_of[t] = bytes;
+    asked_us = wn_now_us();
+    rc = wn_link_await(s->o.link, from, deadline_us);
+    came_us = wn_now_us();
     if (rc == WN_OK)
+        rc = wn_link_recv_now(s->o.link, from, tensors == 1 ? s->x.ptr : (void *)(parts + s->tensor * bytes), bytes,
+                              deadline_us);
+    for (uint32_t t = 0; t < tensors; t++) bytes_of[t] = bytes;
+    if (rc == WN_OK && tensors > 1)
         rc = wn_coll_allgather(s->o.link, &s->comm, WN_TRAFFIC_ACTIVATION, parts + s->tensor * bytes, parts, bytes_of,
                                deadline_us);
+    s->waits.step_us += (uint64_t)(came_us - asked_us);
+    s->waits.link_us += (uint64_t)(wn_now_us() - came_us);
+    if (tensors == 1) return rc;
     for (uint32_t t = 0; rc == WN_OK && t < tensors; t++) {
         struct wn_mat to = wn_mat_cols(wn_mat_rows(s->x, 0, rows), t * cols, cols),
                       part = wn_mat_rows(s->parts, 0, rows);
@@ -195,7 +203,7 @@ static wn_status send_rows(struct wn_stage *s, uint32_t rows, int64_t deadline_u
     const int64_t since_us = wn_now_us();
     wn_status rc = wn_link_wait(s->o.link, s->sending, NULL, deadline_us);
 
-    s->waited_us += (uint64_t)(wn_now_us() - since_us);
+    s->waits.link_us += (uint64_t)(wn_now_us() - since_us);
     if (rc != WN_OK) return rc;
     s->sending = WN_OP_NONE;
     rc = wn_be_convert(s->o.be, &part, &x);
@@ -275,6 +283,7 @@ static wn_status head(struct wn_stage *s, const struct wn_step *step, int64_t de
     struct wn_mat rows = wn_mat_rows(s->wanted, 0, n), x = wn_mat_rows(s->x, 0, step->rows);
     struct wn_mat scores = wn_mat_rows(s->scores, 0, n), rounded = wn_mat_rows(s->rounded, 0, n);
     size_t bytes_of[WN_TENSOR_MAX];
+    int64_t since_us;
     wn_status rc;
 
     if (n == 0) return WN_OK;
@@ -288,9 +297,11 @@ static wn_status head(struct wn_stage *s, const struct wn_step *step, int64_t de
     for (uint32_t t = 0; t < s->plan.tensors; t++)
         bytes_of[t] = (size_t)n * wn_plan_vocab(&s->plan, t).n * sizeof(float);
     rc = be->ops->sync(be, deadline_us);
+    since_us = wn_now_us();
     if (rc == WN_OK)
         rc = wn_coll_gather(s->o.link, &s->comm, 0, WN_TRAFFIC_LOGITS, scores.ptr,
                             s->tensor == 0 ? s->all_scores.ptr : NULL, bytes_of, deadline_us);
+    s->waits.link_us += (uint64_t)(wn_now_us() - since_us);
     if (rc == WN_OK && s->tensor == 0) lay_scores(s, n, logits);
     return rc;
 }
@@ -304,9 +315,9 @@ static void set_positions(struct wn_stage *s, const struct wn_step *step)
     }
 }
 
-uint64_t wn_stage_waited_us(const struct wn_stage *s)
+struct wn_stage_waits wn_stage_waits(const struct wn_stage *s)
 {
-    return s->waited_us;
+    return s->waits;
 }
 
 wn_status wn_stage_run(struct wn_stage *s, const struct wn_step *step, int64_t deadline_us, float *logits,

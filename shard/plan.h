@@ -95,8 +95,9 @@ struct wn_plan_load {
 uint64_t wn_plan_link_bytes(const struct wn_plan *p, const struct wn_plan_load *load, uint32_t src,
                             uint32_t dst, enum wn_traffic kind);
 
-/* Prints the plan: layers, tensors and bytes of each rank, bytes of each link for `load`, and
- * the totals they add up to. load NULL: without links. json: NULL if memory runs out. */
+/* Prints the plan: layers, tensors and bytes of each rank, bytes of each link for `load`, the
+ * totals they add up to, and what a generated token more adds. load NULL: without links. json:
+ * NULL if memory runs out. */
 void wn_plan_print(const struct wn_plan *p, const struct wn_plan_load *load, FILE *out);
 char *wn_plan_json(const struct wn_plan *p, const struct wn_plan_load *load); /* owned: free() */
 

@@ -137,6 +137,27 @@ static void each_link(const struct wn_plan *p, const struct wn_plan_load *load, 
     }
 }
 
+static void add_link(void *ctx, uint32_t src, uint32_t dst, const uint64_t bytes[KINDS_N])
+{
+    uint64_t *sums = ctx;
+
+    (void)src;
+    (void)dst;
+    for (size_t k = 0; k < KINDS_N; k++) sums[k] += bytes[k];
+}
+
+/* What a token after the first puts on all links together: every one the same. */
+static void token_bytes(const struct wn_plan *p, uint64_t out[KINDS_N])
+{
+    const struct wn_plan_load one = {.text_tokens = 1, .new_tokens = 1}, two = {.text_tokens = 1, .new_tokens = 2};
+    uint64_t sums[KINDS_N] = {0};
+
+    for (size_t k = 0; k < KINDS_N; k++) out[k] = 0;
+    each_link(p, &two, add_link, out);
+    each_link(p, &one, add_link, sums);
+    for (size_t k = 0; k < KINDS_N; k++) out[k] -= sums[k];
+}
+
 struct table {
     FILE *out;
     struct totals *totals;
@@ -162,7 +183,7 @@ static void print_links(const struct wn_plan *p, const struct wn_plan_load *load
                         FILE *out)
 {
     struct table table = {.out = out, .totals = t};
-    uint64_t sum = 0;
+    uint64_t sum = 0, token[KINDS_N];
     char h[24];
 
     fprintf(out,
@@ -179,6 +200,14 @@ static void print_links(const struct wn_plan *p, const struct wn_plan_load *load
     for (size_t k = 0; k < KINDS_N; k++) {
         fprintf(out, " %15" PRIu64, t->links[k]);
         sum += t->links[k];
+    }
+    fprintf(out, " %15" PRIu64 " %12s\n", sum, human(h, sum));
+    token_bytes(p, token);
+    sum = 0;
+    fprintf(out, "%-15s", "  a token more");
+    for (size_t k = 0; k < KINDS_N; k++) {
+        fprintf(out, " %15" PRIu64, token[k]);
+        sum += token[k];
     }
     fprintf(out, " %15" PRIu64 " %12s\n", sum, human(h, sum));
 }
@@ -247,7 +276,9 @@ static void add_load(json_t *root, const struct wn_plan *p, const struct wn_plan
                      struct totals *t)
 {
     struct links_json links = {.list = json_array(), .totals = t};
+    uint64_t token[KINDS_N];
 
+    token_bytes(p, token);
     each_link(p, load, link_json, &links);
     json_object_set_new(root, "load",
                         json_pack("{s:o, s:o, s:o, s:o, s:b}", "text_tokens",
@@ -256,6 +287,7 @@ static void add_load(json_t *root, const struct wn_plan *p, const struct wn_plan
                                   number(load->chunk_tokens), "projected", load->projected));
     json_object_set_new(root, "links", links.list);
     json_object_set_new(root, "payload_bytes", bytes_json(t->links));
+    json_object_set_new(root, "token_bytes", bytes_json(token));
 }
 
 char *wn_plan_json(const struct wn_plan *p, const struct wn_plan_load *load)

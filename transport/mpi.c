@@ -220,6 +220,24 @@ static wn_status mpi_wait(struct wn_link *link, wn_op handle, size_t *bytes, int
     }
 }
 
+static wn_status mpi_await(struct wn_link *link, struct wn_route from, int64_t deadline_us)
+{
+    struct mpi_link *l = (struct mpi_link *)link;
+    struct wn_backoff backoff = wn_backoff_start();
+
+    while (true) {
+        int here = 0, code;
+        if (atomic_load_explicit(&link->cancelled, memory_order_relaxed))
+            return wn_link_op_failed(link, WN_ECANCEL, from, false, "cancelled");
+        code = MPI_Iprobe(from.peer, mpi_tag(from), l->comm, &here, MPI_STATUS_IGNORE);
+        if (code != MPI_SUCCESS) return wn_mpi_check(&link->error, code, "mpi link: MPI_Iprobe");
+        if (here) return WN_OK;
+        if (wn_deadline_passed(deadline_us))
+            return wn_link_op_failed(link, WN_ETIME, from, false, "the deadline passed");
+        wn_backoff_pause(&backoff, deadline_us, l->large_n == 0);
+    }
+}
+
 void wn_link_mpi_abort(int code)
 {
     int started = 0, ended = 0;
@@ -238,4 +256,5 @@ const struct wn_link_ops wn_link_mpi = {
     .send = mpi_send,
     .recv = mpi_recv,
     .wait = mpi_wait,
+    .await = mpi_await,
 };

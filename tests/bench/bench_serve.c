@@ -97,8 +97,9 @@ static void print_bubble(struct winnow *w, const struct stage_time *before)
     usleep(REPORTED_US);
     n = service_stages(w, now, STAGES);
     for (int i = 0; i < n; i++) {
-        const double busy = now[i].busy_us - before[i].busy_us, wait = now[i].wait_us - before[i].wait_us;
-        printf("%s%.1f%%", i ? " " : ",", busy + wait > 0 ? 100 * wait / (busy + wait) : 0);
+        const double wait = now[i].wait_us - before[i].wait_us;
+        const double all = wait + now[i].busy_us - before[i].busy_us + now[i].link_us - before[i].link_us;
+        printf("%s%.1f%%", i ? " " : ",", all > 0 ? 100 * wait / all : 0);
     }
     putchar('\n');
     fflush(stdout);

@@ -235,6 +235,33 @@ static void case_deadline(struct suite *s)
     }
 }
 
+/* Await ends when the message comes, not before, whatever its size, and leaves it to a receive; its deadline holds. */
+static void case_await(struct suite *s)
+{
+    const size_t sizes[] = {0, 8, s->huge_bytes};
+    unsigned char *data = need(s->huge_bytes);
+
+    for (size_t i = 0; s->size > 1 && s->rank < 2 && i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+        const int64_t start = wn_now_us();
+        if (s->rank == 0) {
+            sleep_us(60000);
+            fill(data, sizes[i], i);
+            CHECK_OK(s, wn_link_send_now(s->link, route(1, 20), data, sizes[i], soon()));
+            CHECK_OK(s, wn_link_recv_now(s->link, route(1, 21), NULL, 0, soon())); /* in step again */
+            continue;
+        }
+        CHECK(s, wn_link_await(s->link, route(0, 20), start + 10000) == WN_ETIME);
+        CHECK(s, wn_now_us() - start >= 10000);
+        CHECK_OK(s, wn_link_await(s->link, route(0, 20), soon()));
+        CHECK(s, wn_now_us() - start >= 40000);
+        CHECK_OK(s, wn_link_await(s->link, route(0, 20), soon())); /* it is still there */
+        CHECK_OK(s, wn_link_recv_now(s->link, route(0, 20), data, sizes[i], soon()));
+        CHECK(s, filled(data, sizes[i], i));
+        CHECK_OK(s, wn_link_send_now(s->link, route(0, 21), NULL, 0, soon()));
+    }
+    free(data);
+}
+
 /* Waiting for a small message (the next step) leaves the core to others. */
 static void case_idle(struct suite *s)
 {
@@ -577,7 +604,8 @@ static const struct {
     {"allreduce", case_allreduce, false}, {"broadcast", case_broadcast, false},
     {"gather", case_gather, false},       {"status", case_status, false},
     {"barrier", case_barrier, false},     {"comm refusals", case_comm_refusals, false},
-    {"idle", case_idle, false},           {"cancel", case_cancel, true},
+    {"await", case_await, false},         {"idle", case_idle, false},
+    {"cancel", case_cancel, true},
 };
 
 struct link_suite_result link_suite_run(struct wn_link *link, size_t huge_bytes)

@@ -174,7 +174,8 @@ int service_stages(struct winnow *w, struct stage_time *out, int max)
     end = at ? strchr(at, ']') : NULL;
     while (end && n < max && (at = strstr(at, "\"busy_us\": ")) != NULL && at < end) {
         out[n].busy_us = strtod(at + strlen("\"busy_us\": "), &at);
-        out[n++].wait_us = strtod(at + strlen(", \"wait_us\": "), &at);
+        out[n].wait_us = strtod(at + strlen(", \"wait_us\": "), &at);
+        out[n++].link_us = strtod(at + strlen(", \"link_us\": "), &at);
     }
     free(json);
     return n;

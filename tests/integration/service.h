@@ -28,7 +28,7 @@ int service_pids(const struct service *s, const char *name, pid_t *pids, int max
 
 /* What `winnow status` says of the first replica's stages, since its start. */
 struct stage_time {
-    double busy_us, wait_us;
+    double busy_us, wait_us, link_us;
 };
 
 /* Returns how many stages have reported. */

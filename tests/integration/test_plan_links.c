@@ -1,5 +1,6 @@
 /* tests/integration/test_plan_links.c - a replica of threads, with the real decoder over the local
- * link, answers a prompt; each link then counted exactly the payload that the plan predicts. */
+ * link, answers a prompt; each link then counted exactly the payload that the plan predicts. And a rank that waits
+ * says for what. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -9,6 +10,7 @@
 #include <string.h>
 #include <cmocka.h>
 #include <pthread.h>
+#include <unistd.h>
 
 #include "shard/decoder.h"
 #include "transport/link.h"
@@ -24,6 +26,8 @@ struct rank {
     const struct wn_weights *weights;
     struct wn_link *link;
     uint32_t rank;
+    useconds_t late_us; /* comes to its first step so much later than the others */
+    struct wn_stage_waits waits;
     struct wn_err err;
 };
 
@@ -96,7 +100,9 @@ static void *rank_main(void *arg)
 
     opts.be = be;
     if (rc == WN_OK) rc = wn_stage_open(&stage, &opts, &r->err);
+    usleep(r->late_us);
     if (rc == WN_OK) rc = answer(r, stage, logits);
+    if (rc == WN_OK) r->waits = wn_stage_waits(stage);
     r->err.code = rc;
     wn_stage_close(stage);
     wn_backend_close(be);
@@ -126,10 +132,10 @@ static void compare(const struct rank *ranks, uint32_t n)
         }
 }
 
-static void check(const struct wn_plan *p, const struct wn_weights *weights,
-                  const struct wn_plan_load *load)
+/* Ranks [n] of the plan answer the prompt, rank 0 late. Their links are open after it: to be ended by `leave`. */
+static struct wn_local_hub *run_all(struct rank *ranks, const struct wn_plan *p, const struct wn_weights *weights,
+                                    const struct wn_plan_load *load, useconds_t late_us)
 {
-    struct rank ranks[RANKS_MAX];
     pthread_t threads[RANKS_MAX];
     struct wn_local_hub *hub = NULL;
     uint32_t n = p->stages * p->tensors;
@@ -138,7 +144,8 @@ static void check(const struct wn_plan *p, const struct wn_weights *weights,
     assert_int_equal(wn_local_hub_create(&hub, (int)n, NULL), WN_OK);
     for (uint32_t r = 0; r < n; r++) {
         struct wn_group group = {.rank = (int)r, .size = (int)n, .hub = hub};
-        ranks[r] = (struct rank){.plan = p, .load = load, .weights = weights, .rank = r};
+        ranks[r] = (struct rank){
+            .plan = p, .load = load, .weights = weights, .rank = r, .late_us = r == 0 ? late_us : 0};
         assert_int_equal(wn_link_open(&ranks[r].link, "local", &group, NULL), WN_OK);
     }
     for (uint32_t r = 0; r < n; r++)
@@ -147,9 +154,51 @@ static void check(const struct wn_plan *p, const struct wn_weights *weights,
     for (uint32_t r = 0; r < n; r++)
         if (ranks[r].err.code != WN_OK)
             fail_msg("%u x %u: rank %u: %s", p->stages, p->tensors, r, ranks[r].err.text);
-    compare(ranks, n);
+    return hub;
+}
+
+static void leave(struct wn_local_hub *hub, struct rank *ranks, uint32_t n)
+{
     for (uint32_t r = 0; r < n; r++) wn_link_close(ranks[r].link);
     wn_local_hub_destroy(hub);
+}
+
+static void check(const struct wn_plan *p, const struct wn_weights *weights,
+                  const struct wn_plan_load *load)
+{
+    struct rank ranks[RANKS_MAX];
+    const uint32_t n = p->stages * p->tensors;
+    struct wn_local_hub *hub = run_all(ranks, p, weights, load, 0);
+
+    compare(ranks, n);
+    leave(hub, ranks, n);
+}
+
+/* Rank 0 is late: a rank of the next stage waits for a step, and one of the same stage for bytes. */
+static void test_waits(void **state)
+{
+    enum { LATE_US = 300000 };
+    const struct wn_plan_load load = {.text_tokens = 8, .new_tokens = 1, .chunk_tokens = 4};
+    struct wn_weights *weights = NULL;
+    struct wn_model m;
+    struct wn_err err = {0};
+
+    if (wn_model_open(&m, *state, &err) || wn_weights_open(&weights, *state, &err)) fail_msg("%s", err.text);
+    for (uint32_t stages = 1; stages <= 2; stages++) {
+        struct rank ranks[2];
+        struct wn_local_hub *hub;
+        struct wn_plan p;
+        uint64_t of_late, other;
+        assert_int_equal(wn_plan_make(&p, &m, stages, 3 - stages, NULL, WN_F32, NULL), WN_OK);
+        hub = run_all(ranks, &p, weights, &load, LATE_US);
+        of_late = stages == 2 ? ranks[1].waits.step_us : ranks[1].waits.link_us;
+        other = stages == 2 ? ranks[1].waits.link_us : ranks[1].waits.step_us;
+        if (of_late < LATE_US / 2 || other > of_late / 2)
+            fail_msg("%u stages: rank 1 waited %llu us for a step, %llu for bytes", stages,
+                     (unsigned long long)ranks[1].waits.step_us, (unsigned long long)ranks[1].waits.link_us);
+        leave(hub, ranks, 2);
+    }
+    wn_weights_close(weights);
 }
 
 static void test_checkpoint(void **state)
@@ -190,6 +239,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_prestate(test_checkpoint, a),
         cmocka_unit_test_prestate(test_checkpoint, b),
+        cmocka_unit_test_prestate(test_waits, a),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

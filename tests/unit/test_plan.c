@@ -495,6 +495,32 @@ static void test_json_adds_up(void **state)
     free(text);
 }
 
+/* A token more: what plain tensor parallelism sends for it is two sums a layer and one for the input, and the scores. A
+ * sum as small as one row goes whole to log2(T) partners. */
+static void test_token_bytes(void **state)
+{
+    const struct wn_plan_load load = {.text_tokens = 32, .image_rows = 64, .new_tokens = 64, .chunk_tokens = 512};
+    struct wn_model m;
+
+    (void)state;
+    assert_int_equal(wn_model_open(&m, "tests/golden/config/llava-1.5-7b.json", NULL), WN_OK);
+    for (uint32_t t = 1, partners = 0; t <= 4; t *= 2, partners++) {
+        struct wn_plan p;
+        char *text;
+        json_t *root, *token;
+        assert_int_equal(wn_plan_make(&p, &m, 1, t, NULL, WN_BF16, NULL), WN_OK);
+        assert_non_null(text = wn_plan_json(&p, &load));
+        assert_non_null(root = json_loads(text, 0, NULL));
+        assert_non_null(token = json_object_get(root, "token_bytes"));
+        assert_int_equal(get(token, "embedding"), 0);
+        assert_int_equal(get(token, "activation"), 0);
+        assert_int_equal(get(token, "allreduce"), 65 * t * partners * 4096 * sizeof(float));
+        assert_int_equal(get(token, "logits"), 32064 / t * (t - 1) * sizeof(float));
+        json_decref(root);
+        free(text);
+    }
+}
+
 static void test_table(void **state)
 {
     const struct wn_plan_load load = {
@@ -527,6 +553,7 @@ int main(void)
         cmocka_unit_test(test_13b_by_hand),
         cmocka_unit_test(test_links_count_what_is_planned),
         cmocka_unit_test(test_json_adds_up),
+        cmocka_unit_test(test_token_bytes),
         cmocka_unit_test(test_table),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
