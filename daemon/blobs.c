@@ -11,10 +11,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/sha256.h"
+
 #define HEX    (2 * WN_BLOB_HASH)
 #define UNDONE "unfinished" /* one writer: one such file */
 
-_Static_assert(WN_BLOB_HASH == crypto_hash_sha256_BYTES, "SHA-256");
+_Static_assert(WN_BLOB_HASH == WN_SHA256_BYTES, "SHA-256");
 
 struct wn_blobs {
     int fd; /* the folder */
@@ -94,7 +96,7 @@ wn_status wn_blobs_put(struct wn_blobs *b, const void *data, size_t bytes, uint8
     int fd = -1, folder = -1;
     wn_status rc = WN_OK;
 
-    crypto_hash_sha256(hash, data, bytes);
+    wn_sha256(hash, data, bytes);
     path_of(hash, path);
     if (fstatat(b->fd, path, &st, 0) == 0 && S_ISREG(st.st_mode) && (size_t)st.st_size == bytes) return WN_OK;
     if ((folder = open_folder(b, path)) < 0) return fail(b, err, "folder of", path);
@@ -135,7 +137,7 @@ wn_status wn_blobs_get(struct wn_blobs *b, const uint8_t hash[WN_BLOB_HASH], voi
         if (n == 0) break;
         at += (size_t)n;
     }
-    crypto_hash_sha256(found, into, at);
+    wn_sha256(found, into, at);
     if (at != bytes || memcmp(found, hash, WN_BLOB_HASH) != 0)
         rc = wn_fail(err, WN_EFORMAT, "%.900s/%s is damaged: it is not what its name says", b->dir, path);
 out:

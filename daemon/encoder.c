@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/sha256.h"
 #include "daemon/vision_cache.h"
 #include "shard/jsonfile.h"
 #include "shard/preprocess.h"
@@ -120,20 +121,32 @@ wn_status wn_encoder_warm_up(struct wn_encoder *e, struct wn_err *err)
     return wn_vision_encode(e->tower, e->pixels, 1, NULL, wn_deadline_in_us(ENCODE_TIMEOUT_US), &out, err);
 }
 
-/* Decodes all images into e->pixels, image i at place i. */
-static void preprocess(struct wn_encoder *e, struct wn_encode_item *items, uint32_t n)
+/* An image of a call, on its way. */
+struct picture {
+    struct wn_encode_item *item;
+    uint8_t file[WN_VISION_KEY_BYTES], key[WN_VISION_KEY_BYTES]; /* hashes of its bytes and of its pixels */
+    struct wn_prune_wants wants;
+};
+
+/* Decodes the pictures into e->pixels, picture i at place i. */
+static void preprocess(struct wn_encoder *e, struct picture *const *pictures, uint32_t n)
 {
-    struct wn_preprocess_item pictures[WN_ENCODE_BATCH_MAX] = {0};
+    struct wn_preprocess_item each[WN_ENCODE_BATCH_MAX] = {0};
     const int64_t began_us = wn_now_us();
 
     for (uint32_t i = 0; i < n; i++)
-        pictures[i] = (struct wn_preprocess_item){
-            .data = items[i].file, .bytes = items[i].file_bytes, .pixels = e->pixels + i * e->image_floats};
-    wn_preprocess_many(e->pool, &e->preprocess, &e->limits, pictures, n);
+        each[i] = (struct wn_preprocess_item){.data = pictures[i]->item->file,
+                                              .bytes = pictures[i]->item->file_bytes,
+                                              .pixels = e->pixels + i * e->image_floats};
+    wn_preprocess_many(e->pool, &e->preprocess, &e->limits, each, n);
     for (uint32_t i = 0; i < n; i++) {
-        items[i].rc = pictures[i].rc;
-        items[i].err = pictures[i].err;
-        items[i].preprocess_us = (uint64_t)(wn_now_us() - began_us);
+        struct wn_encode_item *item = pictures[i]->item;
+        item->rc = each[i].rc;
+        item->err = each[i].err;
+        item->preprocess_us = (uint64_t)(wn_now_us() - began_us);
+        if (item->rc != WN_OK) continue;
+        wn_vision_cache_key(each[i].pixels, e->image_floats, pictures[i]->key);
+        wn_vision_cache_learn(e->cache, pictures[i]->file, pictures[i]->key);
     }
 }
 
@@ -266,8 +279,7 @@ static struct wn_vision_taps to_taps(const struct wn_prune_wants *w)
 
 /* Pictures whose pixels are neighbours and whose taps one encode can make. */
 struct group {
-    struct wn_encode_item *items[WN_ENCODE_BATCH_MAX];
-    const uint8_t *keys[WN_ENCODE_BATCH_MAX];
+    const struct picture *of[WN_ENCODE_BATCH_MAX];
     uint32_t first, n; /* place of the first one's pixels */
     struct wn_prune_wants wants;
 };
@@ -286,49 +298,59 @@ static void encode(struct wn_encoder *e, struct group *g)
                           wn_deadline_in_us(ENCODE_TIMEOUT_US), &out, &err);
     took_us = (uint64_t)(wn_now_us() - began_us);
     for (uint32_t i = 0; i < g->n; i++) {
-        struct wn_encode_item *item = g->items[i];
+        struct wn_encode_item *item = g->of[i]->item;
         struct wn_vision_view view;
         item->encode_us = took_us;
         item->rc = rc;
         item->err = err;
         if (rc != WN_OK) continue;
         view = view_of(&out, &taps, i);
-        item->rc = prune(e, item, &view, g->keys[i], &item->err);
-        wn_vision_cache_put(e->cache, g->keys[i], &view);
+        item->rc = prune(e, item, &view, g->of[i]->key, &item->err);
+        wn_vision_cache_put(e->cache, g->of[i]->key, &view);
     }
     g->n = 0;
 }
 
+/* Takes the picture from the cache, if it is there with all that is wanted of it. */
+static bool find(struct wn_encoder *e, const struct picture *p)
+{
+    struct wn_vision_view view;
+
+    if (!wn_vision_cache_get(e->cache, p->key, &p->wants, &view)) return false;
+    p->item->cached = true;
+    p->item->rc = prune(e, p->item, &view, p->key, &p->item->err);
+    return true;
+}
+
 void wn_encoder_run(struct wn_encoder *e, struct wn_encode_item *items, uint32_t n)
 {
-    uint8_t keys[WN_ENCODE_BATCH_MAX][WN_VISION_KEY_BYTES];
     const struct wn_prune_shape shape = wn_encoder_shape(&e->model);
+    struct picture pictures[WN_ENCODE_BATCH_MAX], *fresh[WN_ENCODE_BATCH_MAX];
     struct group g = {.n = 0};
+    uint32_t fresh_n = 0;
 
     WN_ASSERT(n <= WN_ENCODE_BATCH_MAX);
-    preprocess(e, items, n);
     for (uint32_t i = 0; i < n; i++) {
         struct wn_encode_item *item = &items[i];
-        struct wn_prune_wants wants;
-        struct wn_vision_view view;
         struct wn_prune_ask ask = item->ask;
+        pictures[i] = (struct picture){.item = item};
         ask.projected = (item->method->spaces & WN_PRUNE_TOWER) == 0; /* where the method itself works */
-        if (item->rc == WN_OK) item->rc = wn_prune_check(item->method, &ask, &shape, &item->err);
-        if (item->rc != WN_OK) continue;
-        wn_prune_wants(item->method, &ask, shape.feature_layer, &wants);
-        wn_vision_cache_key(e->pixels + i * e->image_floats, e->image_floats, keys[i]);
-        if (wn_vision_cache_get(e->cache, keys[i], &wants, &view)) {
-            item->cached = true;
-            item->rc = prune(e, item, &view, keys[i], &item->err);
-            continue;
-        }
-        if (g.n && (g.first + g.n != i || !wn_prune_wants_join(&g.wants, &wants))) encode(e, &g);
+        if ((item->rc = wn_prune_check(item->method, &ask, &shape, &item->err)) != WN_OK) continue;
+        wn_prune_wants(item->method, &ask, shape.feature_layer, &pictures[i].wants);
+        wn_sha256(pictures[i].file, item->file, item->file_bytes);
+        if (wn_vision_cache_known(e->cache, pictures[i].file, pictures[i].key) && find(e, &pictures[i])) continue;
+        fresh[fresh_n++] = &pictures[i];
+    }
+    preprocess(e, fresh, fresh_n);
+    for (uint32_t i = 0; i < fresh_n; i++) {
+        struct picture *p = fresh[i];
+        if (p->item->rc != WN_OK || find(e, p)) continue;
+        if (g.n && (g.first + g.n != i || !wn_prune_wants_join(&g.wants, &p->wants))) encode(e, &g);
         if (g.n == 0) {
             g.first = i;
-            g.wants = wants;
+            g.wants = p->wants;
         }
-        g.keys[g.n] = keys[i];
-        g.items[g.n++] = item;
+        g.of[g.n++] = p;
     }
     encode(e, &g);
 }

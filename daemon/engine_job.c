@@ -1,10 +1,10 @@
 /* daemon/engine_job.c - see engine_job.h. */
 #include "daemon/engine_job.h"
 
-#include <sodium.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/sha256.h"
 #include "pruning/prune.h"
 #include "shard/prompt.h"
 
@@ -92,7 +92,7 @@ static wn_status check_features(const struct wn_gen_job *job, const struct wn_fr
     const Wn__Features *f = msg->env->features;
     const struct wn_model *m = limits->model;
     const uint32_t width = f->space == WN__FEATURE_SPACE__SPACE_PROJECTED ? m->text.hidden : m->vision.hidden;
-    unsigned char hash[crypto_hash_sha256_BYTES];
+    uint8_t hash[WN_SHA256_BYTES];
 
     if (f->image >= job->images_n)
         return wn_fail(err, WN_EPROTO, "features of image %u of %u", f->image, job->images_n);
@@ -111,8 +111,8 @@ static wn_status check_features(const struct wn_gen_job *job, const struct wn_fr
             return wn_fail(err, WN_EPROTO, "features of patch %u; the image has %u", f->index[i], f->rows_before);
     if (msg->payload_bytes != (size_t)f->rows * f->width * wn_dtype_bytes((wn_dtype)f->dtype))
         return wn_fail(err, WN_EPROTO, "features of %u x %u in %zu bytes", f->rows, f->width, msg->payload_bytes);
-    crypto_hash_sha256(hash, msg->payload, msg->payload_bytes);
-    if (f->sha256.len != sizeof(hash) || sodium_memcmp(hash, f->sha256.data, sizeof(hash)) != 0)
+    wn_sha256(hash, msg->payload, msg->payload_bytes);
+    if (f->sha256.len != sizeof(hash) || memcmp(hash, f->sha256.data, sizeof(hash)) != 0)
         return wn_fail(err, WN_EPROTO, "features of image %u were damaged on the way", f->image);
     return WN_OK;
 }

@@ -2,9 +2,10 @@
  * list by last use. */
 #include "daemon/prefix_cache.h"
 
-#include <sodium.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "base/sha256.h"
 
 #define NONE UINT32_MAX
 
@@ -56,17 +57,17 @@ void wn_prefix_cache_destroy(struct wn_prefix_cache *c)
 void wn_prefix_key(const struct wn_prefix_key *before, const struct wn_prefix_row *rows, uint32_t rows_n,
                    struct wn_prefix_key *out)
 {
-    static const unsigned char no_image[crypto_hash_sha256_BYTES];
-    crypto_hash_sha256_state state;
+    static const uint8_t no_image[WN_SHA256_BYTES];
+    struct wn_sha256 state;
 
-    crypto_hash_sha256_init(&state);
-    if (before) crypto_hash_sha256_update(&state, before->bytes, sizeof(before->bytes));
+    wn_sha256_init(&state);
+    if (before) wn_sha256_update(&state, before->bytes, sizeof(before->bytes));
     for (uint32_t i = 0; i < rows_n; i++) {
         const uint32_t head[3] = {rows[i].image != NULL, rows[i].id, rows[i].position};
-        crypto_hash_sha256_update(&state, (const unsigned char *)head, sizeof(head)); /* never leaves the machine */
-        crypto_hash_sha256_update(&state, rows[i].image ? rows[i].image : no_image, sizeof(no_image));
+        wn_sha256_update(&state, head, sizeof(head)); /* never leaves the machine */
+        wn_sha256_update(&state, rows[i].image ? rows[i].image : no_image, sizeof(no_image));
     }
-    crypto_hash_sha256_final(&state, out->bytes);
+    wn_sha256_final(&state, out->bytes);
 }
 
 /* ---- buckets and the list of unused pages ---- */

@@ -1,9 +1,12 @@
 /* daemon/vision_cache.c - see vision_cache.h. Entries are few (megabytes each), so a list in order of use will do. */
 #include "daemon/vision_cache.h"
 
-#include <sodium.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "base/sha256.h"
+
+#define FILES 1024u /* remembered by name; a newer one takes the place of an older one */
 
 struct entry {
     struct entry *prev, *next; /* most lately used first */
@@ -13,8 +16,15 @@ struct entry {
     char data[];
 };
 
+/* The hash of a picture's file, and that of the pixels that came of it. */
+struct file {
+    bool known;
+    uint8_t file[WN_VISION_KEY_BYTES], key[WN_VISION_KEY_BYTES];
+};
+
 struct wn_vision_cache {
     struct entry *first, *last;
+    struct file files[FILES];
     size_t bytes_max;
     struct wn_vision_cache_stats stats;
 };
@@ -60,8 +70,35 @@ void wn_vision_cache_destroy(struct wn_vision_cache *c)
 
 void wn_vision_cache_key(const float *pixels, size_t n, uint8_t key[WN_VISION_KEY_BYTES])
 {
-    _Static_assert(WN_VISION_KEY_BYTES == crypto_hash_sha256_BYTES, "the key is a SHA-256");
-    crypto_hash_sha256(key, (const unsigned char *)pixels, n * sizeof(float));
+    _Static_assert(WN_VISION_KEY_BYTES == WN_SHA256_BYTES, "the key is a SHA-256");
+    wn_sha256(key, pixels, n * sizeof(float));
+}
+
+static size_t place_of(const uint8_t file[WN_VISION_KEY_BYTES])
+{
+    uint32_t h;
+    memcpy(&h, file, sizeof(h)); /* a hash already */
+    return h % FILES;
+}
+
+void wn_vision_cache_learn(struct wn_vision_cache *c, const uint8_t file[WN_VISION_KEY_BYTES],
+                           const uint8_t key[WN_VISION_KEY_BYTES])
+{
+    struct file *f = &c->files[place_of(file)];
+
+    f->known = true;
+    memcpy(f->file, file, WN_VISION_KEY_BYTES);
+    memcpy(f->key, key, WN_VISION_KEY_BYTES);
+}
+
+bool wn_vision_cache_known(const struct wn_vision_cache *c, const uint8_t file[WN_VISION_KEY_BYTES],
+                           uint8_t key[WN_VISION_KEY_BYTES])
+{
+    const struct file *f = &c->files[place_of(file)];
+
+    if (!f->known || memcmp(f->file, file, WN_VISION_KEY_BYTES) != 0) return false;
+    memcpy(key, f->key, WN_VISION_KEY_BYTES);
+    return true;
 }
 
 static struct entry *find(const struct wn_vision_cache *c, const uint8_t key[WN_VISION_KEY_BYTES])

@@ -2,7 +2,8 @@
  * another method or budget is selected again, not encoded again.
  *
  * The key is a hash of the preprocessed pixels: what the tower sees. One cache serves one tower, so checkpoint and
- * preprocessing need not be part of it. An entry has the taps that its encode made; a request that needs more misses,
+ * preprocessing need not be part of it. Which pixels a file has is remembered too: the same file need not be decoded
+ * again. An entry has the taps that its encode made; a request that needs more misses,
  * and its encode replaces the entry. The entry used longest ago goes when the bytes are used up.
  *
  * Owns:    its entries, from create to destroy. What get returns is borrowed until the next put.
@@ -34,6 +35,12 @@ void wn_vision_cache_destroy(struct wn_vision_cache *c); /* NULL is fine */
 
 /* SHA-256 of the pixels (host floats). */
 void wn_vision_cache_key(const float *pixels, size_t n, uint8_t key[WN_VISION_KEY_BYTES]);
+
+/* Remembers the pixels' key of a file, found by a hash of its bytes. known: true and the key, or it was forgotten. */
+void wn_vision_cache_learn(struct wn_vision_cache *c, const uint8_t file[WN_VISION_KEY_BYTES],
+                           const uint8_t key[WN_VISION_KEY_BYTES]);
+bool wn_vision_cache_known(const struct wn_vision_cache *c, const uint8_t file[WN_VISION_KEY_BYTES],
+                           uint8_t key[WN_VISION_KEY_BYTES]);
 
 /* True and *view if the picture is here with at least the taps in `wants`. */
 bool wn_vision_cache_get(struct wn_vision_cache *c, const uint8_t key[WN_VISION_KEY_BYTES],

@@ -4,11 +4,11 @@
  * queue; its features wait for the leader's credit, one image each, and are gone from here as soon as they are
  * sent. The order stays until the leader has taken them: when the connection is lost before, they are made again. */
 #include <signal.h>
-#include <sodium.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/log.h"
+#include "base/sha256.h"
 #include "daemon/encoder.h"
 #include "daemon/front.h"
 #include "daemon/pruning_ask.h"
@@ -334,13 +334,13 @@ static void send_features(struct vision_worker *v, struct work *w)
 {
     struct wn_encode_item *item = &w->item;
     const size_t bytes = (size_t)item->rows_n * item->width * wn_dtype_bytes(v->dtype);
-    unsigned char hash[crypto_hash_sha256_BYTES];
+    uint8_t hash[WN_SHA256_BYTES];
     struct wn_party to = {.side = WN_SIDE_LEADER};
     Wn__Features f = WN__FEATURES__INIT;
     Wn__Encoded done = WN__ENCODED__INIT;
     Wn__Pruning in_force = WN__PRUNING__INIT;
 
-    crypto_hash_sha256(hash, item->rows, bytes);
+    wn_sha256(hash, item->rows, bytes);
     f.job = w->e->job;
     f.image = w->e->image;
     f.method = (char *)(uintptr_t)item->method->name;

@@ -12,13 +12,14 @@
 #include <sys/stat.h>
 
 #include "base/log.h"
+#include "base/sha256.h"
 #include "daemon/placement.h"
 #include "shard/jsonfile.h"
 
 wn_status wn_worker_model(const struct wn_config *cfg, struct wn_model *model,
                           char id[WN_MODEL_ID_LEN], struct wn_err *err)
 {
-    unsigned char hash[crypto_hash_sha256_BYTES];
+    uint8_t hash[WN_SHA256_BYTES];
     char path[WN_PATH_MAX], *text = NULL;
     struct stat st;
     size_t n = 0;
@@ -36,7 +37,7 @@ wn_status wn_worker_model(const struct wn_config *cfg, struct wn_model *model,
     if ((rc = wn_file_read(&text, &n, path, (size_t)1 << 20, err)) != WN_OK) return rc;
     if (!S_ISDIR(st.st_mode) && (rc = wn_model_parse(model, text, n, NULL, 0, err)) != WN_OK)
         wn_err_prefix(err, "%s", path);
-    crypto_hash_sha256(hash, (const unsigned char *)text, n);
+    wn_sha256(hash, text, n);
     sodium_bin2hex(id, WN_MODEL_ID_LEN, hash, sizeof(hash));
     free(text);
     return rc;

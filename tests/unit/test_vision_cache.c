@@ -130,6 +130,28 @@ static void test_oldest_goes_first(void **state)
     wn_vision_cache_destroy(c);
 }
 
+/* Two files of the same pixels, one of others, and a file whose place another one takes. */
+static void test_files(void **state)
+{
+    const uint8_t a[WN_VISION_KEY_BYTES] = {1}, b[WN_VISION_KEY_BYTES] = {2}, c2[WN_VISION_KEY_BYTES] = {1, 0, 0, 0, 9};
+    uint8_t pixels[WN_VISION_KEY_BYTES] = {77}, others[WN_VISION_KEY_BYTES] = {78}, got[WN_VISION_KEY_BYTES];
+    struct wn_vision_cache *c = NULL;
+    (void)state;
+    assert_int_equal(wn_vision_cache_create(&c, 1 << 20, NULL), WN_OK);
+    assert_false(wn_vision_cache_known(c, a, got));
+    wn_vision_cache_learn(c, a, pixels);
+    wn_vision_cache_learn(c, b, pixels);
+    assert_true(wn_vision_cache_known(c, a, got));
+    assert_memory_equal(got, pixels, sizeof(got));
+    assert_false(wn_vision_cache_known(c, c2, got));
+    wn_vision_cache_learn(c, c2, others);
+    assert_true(wn_vision_cache_known(c, c2, got));
+    assert_memory_equal(got, others, sizeof(got));
+    assert_false(wn_vision_cache_known(c, a, got));
+    assert_true(wn_vision_cache_known(c, b, got));
+    wn_vision_cache_destroy(c);
+}
+
 static void test_no_room(void **state)
 {
     struct wn_vision_cache *c = NULL;
@@ -148,6 +170,7 @@ int main(void)
         cmocka_unit_test(test_copies),
         cmocka_unit_test(test_missing_taps_miss),
         cmocka_unit_test(test_oldest_goes_first),
+        cmocka_unit_test(test_files),
         cmocka_unit_test(test_no_room),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
