@@ -499,10 +499,10 @@ int cmd_bench(int argc, char **argv)
 {
     if (argc > 1 && strcmp(argv[1], "serve") == 0) return bench_serve(argc - 1, argv + 1);
     if (argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
-        puts("Usage: winnow bench serve [OPTION]...\nMeasures a running server under load; winnow bench serve "
-             "--help.");
+        puts("Usage: winnow bench serve|link [OPTION]...\nserve: measures a running server under load. link: latency "
+             "and bandwidth between ranks.\nEach has its options: winnow bench serve --help.");
         return CLI_OK;
     }
-    fprintf(stderr, "winnow: bench wants what to measure: serve\n");
+    fprintf(stderr, "winnow: bench wants what to measure: serve or link\n");
     return CLI_USAGE;
 }

@@ -18,7 +18,7 @@ static const struct {
     {"attach", cmd_attach, "Jobs", "follow a job that was submitted before"},
     {"cancel", cmd_cancel, "Jobs", "stop a job"},
     {"run-batch", cmd_run_batch, "Jobs", "answer a file of requests; resumable"},
-    {"bench", cmd_bench, "Jobs", "measure a server under load"},
+    {"bench", cmd_bench, "Jobs", "measure a server under load, or the links between ranks"},
     {"eval", cmd_eval, "Jobs", "accuracy and costs of an evaluation set, with each way of pruning"},
     {"serve", NULL, "Servers", "start everything for a model on this machine"},
     {"plan", NULL, "Servers", "who would hold what, and the bytes on each link"},
@@ -94,6 +94,10 @@ int main(int argc, char **argv)
     if (strcmp(argv[1], "--version") == 0) {
         print_version();
         return CLI_OK;
+    }
+    if (strcmp(argv[1], "bench") == 0 && argc > 2 && strcmp(argv[2], "link") == 0) {
+        argv[2] = "bench-link";
+        return exec_daemon(argc - 1, argv + 1);
     }
     for (size_t i = 0; i < COMMANDS_N; i++)
         if (strcmp(argv[1], commands[i].name) == 0 && commands[i].run) return commands[i].run(argc - 1, argv + 1);

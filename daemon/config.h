@@ -25,6 +25,7 @@
 enum wn_config_dtype { WN_CONFIG_DTYPE_AUTO, WN_CONFIG_DTYPE_FLOAT32, WN_CONFIG_DTYPE_BFLOAT16 };
 
 enum wn_config_launcher { WN_CONFIG_LAUNCHER_AUTO, WN_CONFIG_LAUNCHER_LOCAL, WN_CONFIG_LAUNCHER_SLURM };
+enum wn_config_link { WN_CONFIG_LINK_AUTO, WN_CONFIG_LINK_LOCAL, WN_CONFIG_LINK_MPI };
 enum wn_config_position { WN_CONFIG_COMPACT, WN_CONFIG_ORIGINAL };
 
 typedef enum wn_config_source { WN_FROM_DEFAULT, WN_FROM_FILE, WN_FROM_ENV, WN_FROM_FLAG } wn_config_source;
@@ -72,7 +73,7 @@ struct wn_config {
     char run_dir[WN_PATH_LEN];              /* sockets and pid files; "": made under $XDG_RUNTIME_DIR or /tmp */
     char scheduler_endpoint[WN_TEXT_LEN];   /* where workers reach the scheduler; "": ipc://RUN_DIR/scheduler.sock */
     char features_endpoint[WN_TEXT_LEN];    /* where a leader receives features; "": ipc://RUN_DIR/NAME.sock */
-    char link[WN_NAME_LEN];                 /* between ranks: "auto", "local", "mpi" */
+    uint32_t link;                          /* enum wn_config_link */
     /* cluster */
     uint32_t launcher;                      /* enum wn_config_launcher */
     char layout[WN_PATH_LEN];               /* "auto", or a file: see layout.h */
@@ -82,6 +83,7 @@ struct wn_config {
     /* tools */
     uint32_t prompt_tokens, images; /* winnow plan */
     char image[WN_PATH_LEN], output[WN_PATH_LEN]; /* winnow prune */
+    uint64_t bytes_max; /* winnow bench link */
     bool all;
     bool json;
     /* general */

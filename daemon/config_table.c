@@ -90,13 +90,14 @@ const struct wn_option wn_options[] = {
     TEXT("run-dir", NULL, run_dir, "", "folder of sockets; empty: one is made"),
     TEXT("scheduler-endpoint", NULL, scheduler_endpoint, "", "where workers reach the scheduler"),
     TEXT("features-endpoint", NULL, features_endpoint, "", "where a leader receives visual tokens"),
-    TEXT("link", NULL, link, "auto", "between ranks: auto, local, mpi"),
+    CHOICE("link", NULL, link, "auto", "auto|local|mpi", "between ranks; local: threads, for bench link only"),
 #undef GROUP
 #define GROUP "Tools"
     U32("prompt-tokens", NULL, prompt_tokens, "64", 1, 1 << 20, "plan: text tokens of the prompt"),
     U32("images", NULL, images, "1", 0, 16, "plan: images of the prompt"),
     TEXT("image", NULL, image, "", "prune: the picture"),
     TEXT("output", "o", output, "", "prune: the PNG file to write"),
+    U64("bytes-max", NULL, bytes_max, "20M", 4, 1 << 30, "bench link: the largest message"),
     FLAG("all", NULL, all, "prune: every method, on one sheet"),
     FLAG("json", NULL, json, "machine-readable output"),
 #undef GROUP

@@ -13,6 +13,7 @@ static const struct {
     {"scheduler", wn_role_scheduler, "take jobs from clients, hand them to workers"},
     {"vision", wn_role_vision, "encode images and prune visual tokens"},
     {"shard", wn_role_shard, "one rank of a replica of the language model"},
+    {"bench-link", wn_cmd_bench_link, "measure messages and all-reduces between ranks"},
     {"plan", wn_cmd_plan, "print who holds what, and what crosses which link"},
     {"prune", wn_cmd_prune, "draw which visual tokens of a picture are kept"},
 };

@@ -12,6 +12,7 @@ int wn_role_scheduler(int argc, char **argv);
 int wn_role_vision(int argc, char **argv);
 int wn_role_shard(int argc, char **argv);
 int wn_role_serve(int argc, char **argv); /* supervisor */
+int wn_cmd_bench_link(int argc, char **argv); /* as `winnow bench link` */
 int wn_cmd_plan(int argc, char **argv);
 int wn_cmd_prune(int argc, char **argv);
 

@@ -135,12 +135,14 @@ static wn_status set_limits(struct shard *s, struct wn_err *err)
 static wn_status open_replica(struct shard *s, struct wn_err *err)
 {
     struct wn_replica_opts ro;
+    int device = 0;
     wn_status rc;
 
     if ((rc = wn_worker_model(&s->cfg, &s->model, s->model_id, err)) != WN_OK) return rc;
     if ((rc = wn_worker_plan(&s->cfg, &s->model, &s->plan, err)) != WN_OK) return rc;
     if ((rc = wn_weights_open(&s->weights, s->cfg.model, err)) != WN_OK) return rc;
-    if ((rc = wn_backend_open(&s->be, s->cfg.backend, 0, err)) != WN_OK) return rc;
+    if ((rc = wn_worker_device(&s->cfg, (uint32_t)s->rank, (uint32_t)s->size, &device, err)) != WN_OK) return rc;
+    if ((rc = wn_backend_open(&s->be, s->cfg.backend, device, err)) != WN_OK) return rc;
     if ((rc = set_limits(s, err)) != WN_OK) return rc;
     ro = (struct wn_replica_opts){
         .be = s->be,

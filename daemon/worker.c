@@ -13,7 +13,9 @@
 
 #include "base/log.h"
 #include "base/sha256.h"
+#include "daemon/gpu_choice.h"
 #include "daemon/placement.h"
+#include "daemon/slurm.h"
 #include "shard/jsonfile.h"
 
 wn_status wn_worker_model(const struct wn_config *cfg, struct wn_model *model,
@@ -96,19 +98,51 @@ static uint32_t env_u32(const char *name, uint32_t otherwise)
     return text && *text ? (uint32_t)strtoul(text, NULL, 10) : otherwise;
 }
 
+/* "replica-1" */
+static uint32_t replica_number(const struct wn_config *cfg)
+{
+    const char *number = strrchr(cfg->name, '-');
+    return number ? (uint32_t)strtoul(number + 1, NULL, 10) : 0;
+}
+
+/* Ranks of this replica on this host, and which of them this is: as mpirun says, or srun. */
+static uint32_t ranks_here(uint32_t size)
+{
+    return env_u32("OMPI_COMM_WORLD_LOCAL_SIZE", getenv("SLURM_STEP_ID") ? wn_slurm_local_tasks() : size);
+}
+
+static uint32_t rank_here(uint32_t rank)
+{
+    return env_u32("OMPI_COMM_WORLD_LOCAL_RANK", getenv("SLURM_STEP_ID") ? env_u32("SLURM_LOCALID", 0) : rank);
+}
+
 void wn_worker_place(const struct wn_config *cfg, uint32_t rank, uint32_t size)
 {
-    const uint32_t here = env_u32("OMPI_COMM_WORLD_LOCAL_SIZE", size);
-    const char *number = strrchr(cfg->name, '-'); /* "replica-1" */
-    const uint32_t replica = number ? (uint32_t)strtoul(number + 1, NULL, 10) : 0;
+    const uint32_t here = ranks_here(size);
     const struct wn_placement p = {
         .ranks = cfg->replicas * here,
-        .rank = replica * here + env_u32("OMPI_COMM_WORLD_LOCAL_RANK", rank),
+        .rank = replica_number(cfg) * here + rank_here(rank),
         .others = cfg->vision_workers,
     };
 
     if (getenv("OMP_NUM_THREADS") || getenv("SLURM_STEP_ID") || !wn_placement_apply(&p, cfg->threads))
         wn_worker_threads(cfg, size);
+}
+
+wn_status wn_worker_device(const struct wn_config *cfg, uint32_t rank, uint32_t size, int *device, struct wn_err *err)
+{
+    struct wn_gpu_place p = {.replica = replica_number(cfg),
+                             .ranks = ranks_here(size),
+                             .rank = rank_here(rank),
+                             .visible_env = getenv("CUDA_VISIBLE_DEVICES")};
+    wn_status rc = wn_backend_devices(cfg->backend, &p.visible, &p.asked, err);
+
+    *device = 0;
+    if (rc != WN_OK || p.visible == 0) return rc;
+    if ((rc = wn_gpu_choose(&p, device, err)) != WN_OK) return rc;
+    wn_info("worker", "GPU %d of %d visible (CUDA_VISIBLE_DEVICES: %s); rank %u of %u on this host, replica %u",
+            *device, p.visible, p.visible_env ? p.visible_env : "not set", p.rank, p.ranks, p.replica);
+    return WN_OK;
 }
 
 void wn_worker_start(const char *role, const char *name)

@@ -36,6 +36,10 @@ WN_NODISCARD wn_status wn_worker_netif(const struct wn_config *cfg, struct wn_ne
  * (daemon/placement.h). With OMP_NUM_THREADS set, or in a Slurm step, cores are somebody else's affair. */
 void wn_worker_place(const struct wn_config *cfg, uint32_t rank, uint32_t size);
 
+/* The device of --backend that this rank takes (daemon/gpu_choice.h); 0 where there is nothing to choose. */
+WN_NODISCARD wn_status wn_worker_device(const struct wn_config *cfg, uint32_t rank, uint32_t size, int *device,
+                                        struct wn_err *err);
+
 /* Asks the kernel to end this process when its parent dies, and names it in the log. */
 void wn_worker_start(const char *role, const char *name);
 

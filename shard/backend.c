@@ -40,23 +40,43 @@ static wn_status split_name(const char *name, size_t *len, int *device, struct w
     return WN_OK;
 }
 
-wn_status wn_backend_open(struct wn_backend **out, const char *name, int device, struct wn_err *err)
+static wn_status find(const struct wn_backend_ops **out, const char *name, int *device, struct wn_err *err)
 {
     char known[128] = "";
     size_t used = 0, len = 0;
-    wn_status rc = split_name(name, &len, &device, err);
+    wn_status rc = split_name(name, &len, device, err);
 
     if (rc != WN_OK) return rc;
     for (size_t i = 0; wn_backends[i]; i++) {
         const struct wn_backend_ops *ops = wn_backends[i];
         if (strlen(ops->name) == len && strncmp(ops->name, name, len) == 0) {
             check_ops(ops);
-            return ops->open(out, device, err);
+            *out = ops;
+            return WN_OK;
         }
         if (used < sizeof(known))
             used += (size_t)snprintf(known + used, sizeof(known) - used, "%s%s", i ? ", " : "", ops->name);
     }
     return wn_fail(err, WN_ENOENT, "backend '%s' does not exist in this build; there are: %s", name, known);
+}
+
+wn_status wn_backend_open(struct wn_backend **out, const char *name, int device, struct wn_err *err)
+{
+    const struct wn_backend_ops *ops = NULL;
+    wn_status rc = find(&ops, name, &device, err);
+
+    return rc == WN_OK ? ops->open(out, device, err) : rc;
+}
+
+wn_status wn_backend_devices(const char *name, int *n, int *asked, struct wn_err *err)
+{
+    const struct wn_backend_ops *ops = NULL;
+    wn_status rc;
+
+    *n = 0;
+    *asked = -1;
+    rc = find(&ops, name, asked, err);
+    return rc == WN_OK && ops->devices ? ops->devices(n, err) : rc;
 }
 
 void wn_backend_close(struct wn_backend *be)

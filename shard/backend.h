@@ -3,16 +3,14 @@
  * Callers use matrices (views of memory of one backend) and the wn_be_* wrappers; they never see a device type.
  * Work is queued in order; results may be read on the host after wn_be_sync(). One thread uses a backend.
  *
- * Rounding. The element type of a matrix is where rounding happens: an operation reads its inputs exactly,
- * computes in
+ * Rounding. The element type of a matrix is where rounding happens: an operation reads its inputs exactly, computes in
  * float32 and rounds once when it stores to a bfloat16 output. A stored element depends only on its own row and the
  * weights, never on how many other rows the call has: that is what makes batches, chunks and replays bit-identical.
  *
  * Sums over the input width K of a matmul are made in `slices` equal parts of K, each in ascending order of K with a
  * blocking that depends on nothing but the part's length, and the parts are added as a balanced binary tree
- * ((p0+p1)+(p2+p3)). A tensor-parallel rank that holds K/T columns makes `slices`/T of those parts, and an
- * all-reduce that
- * adds ranks in the same tree gives the same bits for every T that divides `slices`. */
+ * ((p0+p1)+(p2+p3)). A tensor-parallel rank that holds K/T columns makes `slices`/T of those parts, and an all-reduce
+ * that adds ranks in the same tree gives the same bits for every T that divides `slices`. */
 #ifndef WN_SHARD_BACKEND_H
 #define WN_SHARD_BACKEND_H
 
@@ -62,9 +60,8 @@ struct wn_norm {
     bool rms; /* true: x / sqrt(mean(x^2) + eps); false: (x - mean) / sqrt(var + eps) */
 };
 
-/* Rotary embedding in place, the "rotate half" form of Llama: pair (i, i + head_dim/2), angle pos *
- * theta^(-2i/head_dim).
- * Computed in float32, then rounded to x's type. */
+/* Rotary embedding in place, the "rotate half" form of Llama: pair (i, i + head_dim/2), angle
+ * pos * theta^(-2i/head_dim). Computed in float32, then rounded to x's type. */
 struct wn_rope {
     struct wn_mat x;          /* [tokens, heads * head_dim] */
     const uint32_t *position; /* [tokens], host memory */
@@ -137,13 +134,13 @@ struct wn_backend_ops {
     /* out = silu(gate) * up, rounded once more to out's type between the two as the model's own arithmetic does */
     wn_status (*silu_mul)(struct wn_backend *be, const struct wn_mat *out, const struct wn_mat *gate,
                           const struct wn_mat *up);
-    /* out row i = table row index[i] if index[i] < table->rows, else zeros; converts between types. index:
-     * host memory */
-    wn_status (*gather_rows)(struct wn_backend *be, const struct wn_mat *out, const struct wn_mat *table,
+    /* out row i = t's row index[i] if index[i] < t->rows, else zeros; converts types. index: host memory */
+    wn_status (*gather_rows)(struct wn_backend *be, const struct wn_mat *out, const struct wn_mat *t,
                              const uint32_t *index);
-    /* rounds or widens */
-    wn_status (*convert)(struct wn_backend *be, const struct wn_mat *out, const struct wn_mat *in);
+    wn_status (*convert)(struct wn_backend *be, const struct wn_mat *out, const struct wn_mat *in); /* rounds, widens */
     wn_status (*sync)(struct wn_backend *be, int64_t deadline_us);
+    wn_status (*devices)(int *n, struct wn_err *err); /* that may be opened; NULL: the machine itself is the only one */
+    void *(*queue)(struct wn_backend *be); /* where its work is queued, for links: a cudaStream_t; NULL: host memory */
 };
 
 /* Every backend starts with this, so that the wrappers below find its operations. */
@@ -159,6 +156,8 @@ extern const struct wn_backend_ops wn_backend_cpu_reference; /* plain loops: the
 /* Opens the backend called `name` ("cpu", "cpu-reference", and "cuda" where the build has it) on `device`, or on the
  * one that the name says: "cuda:1". *out is owned by the caller. WN_ENOENT names the known ones. */
 WN_NODISCARD wn_status wn_backend_open(struct wn_backend **out, const char *name, int device, struct wn_err *err);
+/* How many devices `name` may be opened on; 0: it has no devices to choose from. *asked: of "cuda:1" 1, else -1. */
+WN_NODISCARD wn_status wn_backend_devices(const char *name, int *n, int *asked, struct wn_err *err);
 void wn_backend_close(struct wn_backend *be); /* NULL is fine */
 
 static inline size_t wn_mat_row_bytes(const struct wn_mat *m)

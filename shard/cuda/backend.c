@@ -22,19 +22,25 @@ static wn_status choose_kernels(wn_cuda_kernels *out, struct wn_err *err)
     return wn_fail(err, WN_EINVAL, "WINNOW_CUDA_KERNELS=%s is unknown; there are: plain, exact, fast", wish);
 }
 
+static wn_status cuda_devices(int *n, struct wn_err *err)
+{
+    cudaError_t code = cudaGetDeviceCount(n);
+
+    if (code == cudaErrorNoDevice || code == cudaErrorInsufficientDriver || (code == cudaSuccess && *n == 0)) {
+        (void)cudaGetLastError();
+        return wn_fail(err, WN_EUNSUPP, "cuda: this machine has no usable NVIDIA GPU (%s)", cudaGetErrorString(code));
+    }
+    return wn_cuda_check(code, "devices", err);
+}
+
 wn_status wn_cuda_info(struct wn_cuda_info *out, int device, struct wn_err *err)
 {
     struct cudaDeviceProp p;
     size_t left = 0, total = 0;
     int n = 0;
-    cudaError_t code = cudaGetDeviceCount(&n);
-    wn_status rc;
+    wn_status rc = cuda_devices(&n, err);
 
-    if (code == cudaErrorNoDevice || code == cudaErrorInsufficientDriver || (code == cudaSuccess && n == 0)) {
-        (void)cudaGetLastError();
-        return wn_fail(err, WN_EUNSUPP, "cuda: this machine has no usable NVIDIA GPU (%s)", cudaGetErrorString(code));
-    }
-    if ((rc = wn_cuda_check(code, "devices", err)) != WN_OK) return rc;
+    if (rc != WN_OK) return rc;
     if (device < 0 || device >= n)
         return wn_fail(err, WN_EINVAL, "cuda: device %d: this machine has devices 0 to %d", device, n - 1);
     if ((rc = wn_cuda_check(cudaSetDevice(device), "device", err)) != WN_OK) return rc;
@@ -103,6 +109,11 @@ void wn_cuda_load_rate(const struct wn_backend *be, uint64_t *bytes, uint64_t *u
     *us = c->upload_us;
 }
 
+static void *cuda_queue(struct wn_backend *be)
+{
+    return ((struct wn_cuda *)be)->stream;
+}
+
 const struct wn_backend_ops wn_backend_cuda = {
     .name = "cuda",
     .device_memory = true,
@@ -125,4 +136,6 @@ const struct wn_backend_ops wn_backend_cuda = {
     .gather_rows = wn_cuda_gather_rows,
     .convert = wn_cuda_convert,
     .sync = wn_cuda_sync,
+    .devices = cuda_devices,
+    .queue = cuda_queue,
 };

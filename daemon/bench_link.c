@@ -1,19 +1,25 @@
-/* bench_link local|mpi [ranks] - messages and all-reduces of a link by size, as CSV on standard output.
+/* daemon/bench_link.c - `winnow bench link`: messages and all-reduces of a link by size, as CSV on standard output.
  *
  * Every size is verified, warmed up, then timed on rank 0. ping: half of a round trip between ranks 0 and 1. allreduce:
  * all ranks; algbw is message bytes over time, busbw is that times 2(n-1)/n: what each rank's wire must carry at least,
- * so it can be compared with the wire's speed whatever the number of ranks. Under mpirun the ranks are its own. */
+ * so it can be compared with the wire's speed whatever the number of ranks. Started by itself it starts the ranks, with
+ * mpirun or as threads; under mpirun or srun it is one of them. */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include "daemon/launcher.h"
+#include "daemon/roles.h"
 #include "transport/coll.h"
 #include "winnow_version.h"
 
 #define DEADLINE_US 60000000
 #define SAMPLES_MAX 2000
+#define RUN_BYTES   ((size_t)512 << 20) /* moved for one row, about */
+#define THREADS_MAX 16
 
 struct bench {
     const char *name;
@@ -34,8 +40,8 @@ static bool must(struct bench *b, bool ok, const char *what, size_t bytes)
 {
     if (ok) return true;
     if (!b->failed) {
-        fprintf(stderr, "bench_link: rank %d: %s of %zu bytes: %s\n", b->link->rank, what, bytes,
-                b->link->error.code ? b->link->error.text : "wrong result");
+        fprintf(stderr, "winnow: bench link: rank %d: %s of %zu bytes: %s\n", wn_link_rank(b->link), what, bytes,
+                wn_link_error(b->link)->code ? wn_link_error(b->link)->text : "wrong result");
     }
     b->failed = true;
     return false;
@@ -60,10 +66,11 @@ static void row(struct bench *b, const char *what, size_t bytes, int n, double b
 
 static bool ping_once(struct bench *b, size_t bytes)
 {
-    struct wn_route peer = {.peer = 1 - b->link->rank, .tag = 1, .kind = WN_TRAFFIC_ACTIVATION};
+    const int rank = wn_link_rank(b->link);
+    const struct wn_route peer = {.peer = 1 - rank, .tag = 1, .kind = WN_TRAFFIC_ACTIVATION};
     wn_status rc;
 
-    if (b->link->rank == 0) {
+    if (rank == 0) {
         rc = wn_link_send_now(b->link, peer, b->data, bytes, soon());
         if (rc == WN_OK) rc = wn_link_recv_now(b->link, peer, b->back, bytes, soon());
     } else {
@@ -76,19 +83,19 @@ static bool ping_once(struct bench *b, size_t bytes)
 /* Enough repetitions for a stable median, few enough for large messages. */
 static int repetitions(size_t bytes)
 {
-    size_t n = ((size_t)512 << 20) / (bytes + 4096);
+    size_t n = RUN_BYTES / (bytes + 4096);
     return n > SAMPLES_MAX ? SAMPLES_MAX : n < 20 ? 20 : (int)n;
 }
 
 static void ping(struct bench *b, size_t bytes)
 {
-    int n = repetitions(bytes);
+    const int rank = wn_link_rank(b->link), n = repetitions(bytes);
 
-    if (b->link->rank > 1 || b->all.n < 2) return;
+    if (rank > 1 || b->all.n < 2 || b->failed) return;
     for (size_t i = 0; i < bytes / sizeof(float); i++) b->data[i] = (float)i + 0.5f;
     memset(b->back, 0, bytes);
     if (!ping_once(b, bytes)) return;
-    if (b->link->rank == 0 && !must(b, memcmp(b->data, b->back, bytes) == 0, "ping", bytes)) return;
+    if (rank == 0 && !must(b, memcmp(b->data, b->back, bytes) == 0, "ping", bytes)) return;
     for (int i = 0; i < n / 10 + 1; i++) {
         if (!ping_once(b, bytes)) return;
     }
@@ -99,15 +106,16 @@ static void ping(struct bench *b, size_t bytes)
         }
         b->us[i] = (double)(wn_now_us() - start) / 8.0;
     }
-    if (b->link->rank == 0) row(b, "ping", bytes, n, 1.0);
+    if (rank == 0) row(b, "ping", bytes, n, 1.0);
 }
 
 static void allreduce(struct bench *b, size_t bytes)
 {
-    size_t count = bytes / sizeof(float);
-    int n = repetitions(bytes);
+    const size_t count = bytes / sizeof(float);
+    const int n = repetitions(bytes);
     bool right = true;
 
+    if (b->failed) return;
     for (size_t i = 0; i < count; i++) b->data[i] = (float)(i % 1000) + (float)b->all.me;
     if (!must(b, wn_coll_allreduce_f32(b->link, &b->all, b->data, count, soon()) == WN_OK, "allreduce", bytes)) return;
     for (size_t i = 0; i < count && right; i++) { /* small whole numbers: exact */
@@ -123,31 +131,33 @@ static void allreduce(struct bench *b, size_t bytes)
         if (!must(b, rc == WN_OK, "allreduce", bytes)) return;
         if (i >= 0) b->us[i] = (double)(wn_now_us() - start) / 4.0;
     }
-    if (b->link->rank == 0) row(b, "allreduce", bytes, n, 2.0 * (b->all.n - 1) / b->all.n);
+    if (wn_link_rank(b->link) == 0) row(b, "allreduce", bytes, n, 2.0 * (b->all.n - 1) / b->all.n);
 }
 
-static bool bench_run(const char *name, struct wn_link *link)
+static bool bench_run(const char *name, struct wn_link *link, size_t bytes_max)
 {
-    static const size_t sizes[] = {4,     1024,      4096,      10240,     65536,   65540,
-                                   655360, 1 << 20,   5 << 20,   20 << 20};
+    static const size_t sizes[] = {4,       1024,    4096,     10240,    65536,     65540,
+                                   655360, 1 << 20, 5 << 20, 20 << 20, 100 << 20, 1 << 30};
     struct bench *b = calloc(1, sizeof(*b));
-    int *ranks = calloc((size_t)link->size, sizeof(*ranks));
+    int *ranks = calloc((size_t)wn_link_size(link), sizeof(*ranks));
+    size_t n = 0;
     bool ok = false;
 
     if (!b || !ranks) goto out;
     b->name = name;
     b->link = link;
     gethostname(b->machine, sizeof(b->machine) - 1);
-    for (int i = 0; i < link->size; i++) ranks[i] = i;
-    b->all = (struct wn_comm){.ranks = ranks, .n = link->size, .me = link->rank};
-    b->data = aligned_alloc(64, 20 << 20);
-    b->back = aligned_alloc(64, 20 << 20);
+    for (int i = 0; i < wn_link_size(link); i++) ranks[i] = i;
+    b->all = (struct wn_comm){.ranks = ranks, .n = wn_link_size(link), .me = wn_link_rank(link)};
+    b->data = aligned_alloc(64, (bytes_max + 63) / 64 * 64);
+    b->back = aligned_alloc(64, (bytes_max + 63) / 64 * 64);
     if (!b->data || !b->back) goto out;
-    if (link->rank == 0) {
+    if (b->all.me == 0) {
         printf("commit,machine,link,ranks,what,bytes,n,min_us,p50_us,p99_us,algbw_bytes_s,busbw_bytes_s\n");
     }
-    for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) ping(b, sizes[i]);
-    for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) allreduce(b, sizes[i]);
+    while (n < sizeof(sizes) / sizeof(sizes[0]) && sizes[n] <= bytes_max) n++;
+    for (size_t i = 0; i < n; i++) ping(b, sizes[i]);
+    for (size_t i = 0; i < n; i++) allreduce(b, sizes[i]);
     ok = !b->failed;
 out:
     if (b) {
@@ -159,9 +169,12 @@ out:
     return ok;
 }
 
+/* ---- the ranks ---- */
+
 struct rank {
     pthread_t thread;
     struct wn_group group;
+    size_t bytes_max;
     bool ok;
 };
 
@@ -169,22 +182,32 @@ static void *local_rank(void *arg)
 {
     struct rank *r = arg;
     struct wn_link *link = NULL;
+    struct wn_err err = {0};
 
-    if (wn_link_open(&link, "local", &r->group, NULL) != WN_OK) return NULL;
-    r->ok = bench_run("local", link);
+    if (wn_link_open(&link, "local", &r->group, &err) != WN_OK) {
+        fprintf(stderr, "winnow: bench link: %s\n", err.text);
+        return NULL;
+    }
+    r->ok = bench_run("local", link, r->bytes_max);
     wn_link_close(link);
     return NULL;
 }
 
-static bool bench_local(int size)
+static bool run_threads(const struct wn_config *cfg)
 {
-    struct rank ranks[16] = {0};
+    const int size = (int)cfg->tensor_parallel_size;
+    struct rank ranks[THREADS_MAX] = {0};
     struct wn_local_hub *hub = NULL;
+    struct wn_err err = {0};
     bool ok = true;
 
-    if (size < 1 || size > 16 || wn_local_hub_create(&hub, size, NULL) != WN_OK) return false;
+    if (size > THREADS_MAX || wn_local_hub_create(&hub, size, &err) != WN_OK) {
+        fprintf(stderr, "winnow: bench link: %d threads (1 to %d) %s\n", size, THREADS_MAX, err.text);
+        return false;
+    }
     for (int i = 0; i < size; i++) {
         ranks[i].group = (struct wn_group){.rank = i, .size = size, .hub = hub};
+        ranks[i].bytes_max = cfg->bytes_max;
         WN_ASSERT(pthread_create(&ranks[i].thread, NULL, local_rank, &ranks[i]) == 0);
     }
     for (int i = 0; i < size; i++) {
@@ -195,27 +218,67 @@ static bool bench_local(int size)
     return ok;
 }
 
-static bool bench_mpi(void)
+static bool run_rank(const struct wn_config *cfg)
 {
     struct wn_link *link = NULL;
     struct wn_err err = {0};
     bool ok;
 
     if (wn_link_open(&link, "mpi", &(struct wn_group){0}, &err) != WN_OK) {
-        fprintf(stderr, "bench_link: %s\n", err.text);
+        fprintf(stderr, "winnow: bench link: %s\n", err.text);
         return false;
     }
-    ok = bench_run("mpi", link);
+    ok = bench_run("mpi", link, cfg->bytes_max);
+    if (!ok) wn_link_mpi_abort(1); /* the others wait for this rank */
     wn_link_close(link);
-    return ok;
+    return true;
 }
 
-int main(int argc, char **argv)
+static bool is_rank(void)
 {
-    if (argc > 1 && strcmp(argv[1], "local") == 0) {
-        return bench_local(argc > 2 ? (int)strtol(argv[2], NULL, 10) : 2) ? 0 : 1;
+    return getenv("OMPI_COMM_WORLD_SIZE") || getenv("PMIX_RANK") || getenv("PMI_RANK");
+}
+
+/* mpirun, with this program and its arguments. */
+static int start_ranks(const struct wn_config *cfg, char **argv, int argc)
+{
+    char **args = calloc((size_t)argc + 2, sizeof(*args)), self[WN_PATH_LEN];
+    ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
+    const struct wn_launch l = {.argv = args, .ranks = cfg->tensor_parallel_size, .name = "bench-link", .cfg = cfg};
+    struct wn_err err = {0};
+    pid_t pid;
+    int status = 1;
+
+    if (!args || n < 0) {
+        fprintf(stderr, "winnow: bench link: cannot start its ranks\n");
+        free(args);
+        return 1;
     }
-    if (argc > 1 && strcmp(argv[1], "mpi") == 0) return bench_mpi() ? 0 : 1;
-    fprintf(stderr, "usage: bench_link local [ranks], or mpirun -np N bench_link mpi\n");
-    return 2;
+    self[n] = '\0';
+    args[0] = self;
+    memcpy(args + 1, argv, (size_t)argc * sizeof(*args));
+    if (wn_launcher_local.start(&l, &pid, &err) != WN_OK)
+        fprintf(stderr, "winnow: bench link: %s\n", err.text);
+    else if (waitpid(pid, &status, 0) == pid)
+        status = WIFEXITED(status) ? WEXITSTATUS(status) : 1;
+    free(args);
+    return status;
+}
+
+int wn_cmd_bench_link(int argc, char **argv)
+{
+    struct wn_config cfg;
+    int code = wn_config_start(&cfg, argc, argv,
+                               "winnow bench link -tp RANKS [--link mpi|local]: latency and bandwidth of messages and "
+                               "all-reduces\n"
+                               "between ranks, by size, as CSV");
+
+    if (code >= 0) return code;
+    if (is_rank()) return run_rank(&cfg) ? 0 : 1;
+    if (cfg.tensor_parallel_size < 2) {
+        fprintf(stderr, "winnow: bench link: one rank has nobody to speak to: -tp 2\n");
+        return 2;
+    }
+    if (cfg.link == WN_CONFIG_LINK_LOCAL) return run_threads(&cfg) ? 0 : 1;
+    return start_ranks(&cfg, argv, argc);
 }
