@@ -176,11 +176,8 @@ static bool find_feature_slots(const struct wn_batcher *b, struct wn_gen_job *jo
 static bool find_pages(struct wn_batcher *b, struct wn_gen_job *job)
 {
     const uint32_t need = wn_kvpool_need(job->rows_n, b->step.page_tokens);
-    const Wn__Sampling *s = job->g->sampling;
-    /* a repetition penalty counts the prompt's tokens where they are drawn: there every row has to pass */
-    const bool penalty = s && s->repetition_penalty > 0 && s->repetition_penalty != 1;
     /* the last row is always computed: its logits are wanted */
-    const uint32_t full = penalty ? 0 : (job->rows_n - 1) / b->step.page_tokens;
+    const uint32_t full = job->uncached ? 0 : (job->rows_n - 1) / b->step.page_tokens;
     uint32_t cached;
 
     wn_gen_job_keys(job, b->step.page_tokens, full);

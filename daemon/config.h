@@ -42,6 +42,7 @@ struct wn_config {
     uint32_t threads; /* per process; 0: the machine's share */
     uint32_t max_model_len, max_num_seqs, max_num_batched_tokens; /* max_model_len 0: the model's */
     uint32_t kv_pages, block_size;                                /* kv_pages 0: enough for max_num_seqs */
+    bool no_enable_prefix_caching;
     /* images and pruning */
     char image_pruning_method[WN_NAME_LEN];
     uint32_t image_keep_tokens;

@@ -26,6 +26,8 @@ const struct wn_option wn_options[] = {
     U32("max-num-batched-tokens", NULL, max_num_batched_tokens, "1024", 1, 65536, "tokens in one step"),
     U32("kv-pages", NULL, kv_pages, "0", 0, 1 << 24, "pages of the KV pool; 0: enough for max-num-seqs"),
     U32("block-size", NULL, block_size, "16", 1, 1024, "tokens of one KV page"),
+    FLAG("no-enable-prefix-caching", NULL, no_enable_prefix_caching,
+         "compute prompts that begin alike each for itself; no answer changes"),
 #undef GROUP
 #define GROUP "Images and pruning"
     TEXT("image-pruning-method", "method", image_pruning_method, "none", "what chooses the visual tokens to keep"),

@@ -59,6 +59,8 @@ wn_status wn_gen_job_create(struct wn_gen_job **out, struct wn_front_msg *order,
         if (wn_gen_is_end(g, limits->model, g->emitted[i])) job->stopped = true;
         else if ((rc = wn_answer_push(job->answer, g->emitted[i], &text, &job->stopped, err)) != WN_OK) goto out;
     }
+    /* a repetition penalty counts the prompt's tokens where they are drawn: there every row has to pass */
+    job->uncached = limits->no_prefix_caching || (s && s->repetition_penalty > 0 && s->repetition_penalty != 1);
     job->max_new = s && s->max_tokens ? s->max_tokens : limits->max_new;
     job->new_n = (uint32_t)g->n_emitted;
     job->order = order;

@@ -48,6 +48,7 @@ struct wn_gen_job {
     struct wn_prefix_key *keys; /* [keys_n] of its first full pages */
     uint32_t keys_n, published; /* pages of them that others can find */
     uint32_t cached_rows;       /* rows that were found in the cache at first */
+    bool uncached;              /* computes every row itself */
     uint32_t computed_rows;     /* rows that went into steps; more than there are after a preemption */
     uint32_t preemptions;
     uint32_t max_new, new_n; /* of the whole answer, emitted ones included */
@@ -64,6 +65,7 @@ struct wn_gen_limits {
     uint32_t page_tokens;
     uint32_t tokens_max;  /* rows of prompt and answer together */
     uint32_t max_new;     /* when the job names no number */
+    bool no_prefix_caching;
     uint32_t images_max;
 };
 

@@ -281,6 +281,7 @@ static wn_status lead(struct shard *s, struct wn_err *err)
                 .page_tokens = s->limits.page_tokens,
                 .tokens_max = s->tokens_max,
                 .max_new = DEFAULT_NEW_MAX,
+                .no_prefix_caching = s->cfg.no_enable_prefix_caching,
                 .images_max = WN_IMAGES_MAX < s->limits.features_max ? WN_IMAGES_MAX
                                                                      : s->limits.features_max},
         .drain = &drain_asked,

@@ -428,6 +428,7 @@ static void serve(struct vision_worker *v)
         send_outbox(v);
         atomic_store(&load->running, v->outbox.n);
         atomic_store(&load->waiting, v->queue.n);
+        atomic_store(&load->features, v->sent.n);
         if (v->queue.first && v->outbox.n < v->cfg.vision_queue)
             encode_batch(v);
         else
