@@ -55,12 +55,18 @@ WN_NODISCARD wn_status batch_base64(const char *text, size_t n, size_t max, uint
 
 /* ---- one output line ---- */
 
+struct batch_choice {
+    const char *text, *finish_reason;
+    const char *logprobs; /* elements of logprobs.content; NULL: none were asked for */
+};
+
 struct batch_result {
-    const char *id, *custom_id;      /* custom_id NULL: null */
-    const char *job_id, *model;      /* of an answer; job_id NULL: the server never named it */
-    const struct winnow_event *done; /* NULL: the request failed */
-    const char *logprobs;            /* elements of logprobs.content; NULL: none were asked for */
-    const char *error_code;          /* "invalid_request", ... */
+    const char *id, *custom_id; /* custom_id NULL: null */
+    const char *job_id, *model; /* of the first answer; job_id NULL: the server never named it */
+    struct batch_choice choice[WN_CHOICES_MAX];
+    uint32_t choices_n; /* 0: the request failed */
+    uint32_t prompt_tokens, completion_tokens, image_tokens, image_tokens_before; /* completion: of all choices */
+    const char *error_code; /* "invalid_request", ... */
     const char *error_text;
     int http_status; /* of the failure; 0: it never reached the server */
     int64_t created_s;

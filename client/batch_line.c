@@ -16,7 +16,6 @@ static bool harmless(const char *key, const json_t *v)
     if (json_is_null(v)) return true;
     for (size_t i = 0; i < sizeof(notes) / sizeof(notes[0]); i++)
         if (strcmp(key, notes[i]) == 0) return true;
-    if (strcmp(key, "n") == 0) return json_is_integer(v) && json_integer_value(v) == 1;
     if (strcmp(key, "stream") == 0) return json_is_false(v);
     if (strcmp(key, "presence_penalty") == 0 || strcmp(key, "frequency_penalty") == 0)
         return json_is_number(v) && fpclassify(json_number_value(v)) == FP_ZERO;
@@ -49,6 +48,13 @@ static wn_status get_number(const json_t *v, const char *key, double max, float 
     if (!json_is_number(v) || !(x >= 0) || x > max)
         return wn_fail(err, WN_EINVAL, "%s is no number from 0 to %g", key, max);
     *out = (float)x;
+    return WN_OK;
+}
+
+static wn_status get_truth(const json_t *v, const char *key, int *out, struct wn_err *err)
+{
+    if (!json_is_boolean(v)) return wn_fail(err, WN_EINVAL, "%s is neither true nor false", key);
+    *out = json_is_true(v);
     return WN_OK;
 }
 
@@ -216,13 +222,19 @@ static wn_status parse_field(struct batch_request *r, const char *key, json_t *v
     if (strcmp(key, "seed") == 0) return get_whole(v, key, INT64_MAX, &q->seed, err);
     if (strcmp(key, "stop") == 0) return parse_stop(r, v, err);
     if (strcmp(key, "logprobs") == 0) {
-        if (!json_is_boolean(v)) return wn_fail(err, WN_EINVAL, "logprobs is neither true nor false");
-        q->logprobs = json_is_true(v);
+        rc = get_truth(v, key, &q->logprobs, err);
         q->quiet = !q->logprobs;
-        return WN_OK;
+        return rc;
     }
+    if (strcmp(key, "ignore_eos") == 0) return get_truth(v, key, &q->ignore_eos, err);
     if (strcmp(key, "top_logprobs") == 0) {
         if ((rc = get_whole(v, key, WN_LOGPROBS_MAX, &whole, err)) == WN_OK) q->top_logprobs = (uint32_t)whole;
+        return rc;
+    }
+    if (strcmp(key, "n") == 0) {
+        rc = get_whole(v, key, WN_CHOICES_MAX, &whole, err);
+        if (rc == WN_OK && whole == 0) rc = wn_fail(err, WN_EINVAL, "n is 0");
+        if (rc == WN_OK) q->n = (uint32_t)whole;
         return rc;
     }
     if (strcmp(key, "image_pruning") == 0) return parse_pruning(r, v, err);

@@ -33,13 +33,13 @@ static json_t *safe_text(const char *text)
     return v;
 }
 
-static json_t *usage_json(const struct winnow_usage *u)
+static json_t *usage_json(const struct batch_result *r)
 {
-    return json_pack("{s:I, s:I, s:I, s:{s:I, s:I}}", "prompt_tokens", (json_int_t)u->prompt_tokens,
-                     "completion_tokens", (json_int_t)u->completion_tokens, "total_tokens",
-                     (json_int_t)u->prompt_tokens + u->completion_tokens, "prompt_tokens_details", "image_tokens",
-                     (json_int_t)u->image_tokens, "image_tokens_before_pruning",
-                     (json_int_t)u->image_tokens_before_pruning);
+    return json_pack("{s:I, s:I, s:I, s:{s:I, s:I}}", "prompt_tokens", (json_int_t)r->prompt_tokens,
+                     "completion_tokens", (json_int_t)r->completion_tokens, "total_tokens",
+                     (json_int_t)r->prompt_tokens + r->completion_tokens, "prompt_tokens_details", "image_tokens",
+                     (json_int_t)r->image_tokens, "image_tokens_before_pruning",
+                     (json_int_t)r->image_tokens_before);
 }
 
 static json_t *logprobs_json(const char *content)
@@ -54,16 +54,30 @@ static json_t *logprobs_json(const char *content)
     return v;
 }
 
+static json_t *choices_json(const struct batch_result *r)
+{
+    json_t *list = json_array();
+
+    for (uint32_t i = 0; list && i < r->choices_n; i++) {
+        const struct batch_choice *c = &r->choice[i];
+        json_t *one = json_pack("{s:i, s:{s:s, s:o}, s:o, s:s}", "index", (int)i, "message", "role", "assistant",
+                                "content", safe_text(c->text), "logprobs", logprobs_json(c->logprobs),
+                                "finish_reason", c->finish_reason);
+        if (json_array_append_new(list, one) == 0) continue;
+        json_decref(list);
+        list = NULL;
+    }
+    return list;
+}
+
 static json_t *completion_json(const struct batch_result *r)
 {
     char id[WINNOW_JOB_ID_MAX + 16];
 
     snprintf(id, sizeof(id), "chatcmpl-%s", r->job_id ? r->job_id : "");
-    return json_pack("{s:s, s:s, s:I, s:o, s:[{s:i, s:{s:s, s:o}, s:o, s:s}], s:o}", "id", id, "object",
-                     "chat.completion", "created", (json_int_t)r->created_s, "model",
-                     safe_text(r->model ? r->model : ""), "choices", "index", 0, "message", "role", "assistant",
-                     "content", safe_text(r->done->text), "logprobs", logprobs_json(r->logprobs), "finish_reason",
-                     r->done->finish_reason, "usage", usage_json(&r->done->usage));
+    return json_pack("{s:s, s:s, s:I, s:o, s:o, s:o}", "id", id, "object", "chat.completion", "created",
+                     (json_int_t)r->created_s, "model", safe_text(r->model ? r->model : ""), "choices",
+                     choices_json(r), "usage", usage_json(r));
 }
 
 static json_t *error_json(const struct batch_result *r)
@@ -75,9 +89,9 @@ static json_t *response_json(const struct batch_result *r)
 {
     json_t *body;
 
-    if (!r->done && !r->http_status) return json_null();
-    body = r->done ? completion_json(r) : json_pack("{s:o}", "error", error_json(r));
-    return json_pack("{s:i, s:s, s:o}", "status_code", r->done ? 200 : r->http_status, "request_id",
+    if (!r->choices_n && !r->http_status) return json_null();
+    body = r->choices_n ? completion_json(r) : json_pack("{s:o}", "error", error_json(r));
+    return json_pack("{s:i, s:s, s:o}", "status_code", r->choices_n ? 200 : r->http_status, "request_id",
                      r->job_id ? r->job_id : "", "body", body);
 }
 
@@ -85,7 +99,7 @@ char *batch_result_line(const struct batch_result *r, size_t *bytes)
 {
     json_t *o = json_pack("{s:s, s:o, s:o, s:o}", "id", r->id, "custom_id",
                           r->custom_id ? safe_text(r->custom_id) : json_null(), "response", response_json(r), "error",
-                          r->done ? json_null() : error_json(r));
+                          r->choices_n ? json_null() : error_json(r));
     char *text = o ? json_dumps(o, JSON_COMPACT) : NULL, *line;
     size_t n = text ? strlen(text) : 0;
 

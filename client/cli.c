@@ -249,8 +249,8 @@ void cli_json_usage(FILE *f, const struct winnow_usage *u)
     cli_json_text(f, u->pruning_setting[0] ? u->pruning_setting : "faithful");
     fputs(", \"options\": ", f);
     cli_json_text(f, u->pruning_options);
-    fprintf(f, "}, \"cached_tokens\": %u, \"vision_cache_hit\": %s}", u->cached_tokens,
-            u->vision_cache_hit ? "true" : "false");
+    fprintf(f, "}, \"cached_tokens\": %u, \"vision_cache_hit\": %s, \"preemptions\": %u}", u->cached_tokens,
+            u->vision_cache_hit ? "true" : "false", u->preemptions);
 }
 
 void cli_usage_line(FILE *f, const struct winnow_usage *u)

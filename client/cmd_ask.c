@@ -27,6 +27,7 @@ static const struct cli_opt opts[] = {
     {"n", "N", "so many answers, each from a seed of its own"},
     {"logprobs", "K", "print each token's log-probability, and the K likeliest tokens"},
     {"stop-token", "ID", "end the answer at this token; several are allowed"},
+    {"ignore-eos", NULL, "go on to --max-tokens, also after an end-of-sequence token"},
     {"deadline", "MS", "the server ends the job after so many milliseconds, wherever it is"},
     {"json", NULL, "print one JSON object at the end"},
     {"usage", NULL, "print a line with the costs, also when standard error is no terminal"},
@@ -35,7 +36,8 @@ static const struct cli_opt opts[] = {
     {NULL, NULL, NULL},
 };
 enum { O_IMAGE, O_MAX, O_TEMPERATURE, O_TOPK, O_TOPP, O_PENALTY, O_SEED, O_STOP, O_PRUNING, O_CAP,
-       O_N = O_CAP + CLI_PRUNING_N, O_LOGPROBS, O_STOP_TOKEN, O_DEADLINE, O_JSON, O_USAGE, O_TIMEOUT, O_ENDPOINT };
+       O_N = O_CAP + CLI_PRUNING_N, O_LOGPROBS, O_STOP_TOKEN, O_IGNORE_EOS, O_DEADLINE, O_JSON, O_USAGE,
+       O_TIMEOUT, O_ENDPOINT };
 
 struct ask {
     struct winnow_request request;
@@ -114,6 +116,7 @@ static int take_option(struct ask *a, int option, const char *value)
         if (good) good = cli_u32("stop-token", value, UINT32_MAX, &a->stop_ids[r->stop_token_ids_n++]);
         else fprintf(stderr, "winnow: at most %d stop tokens are allowed\n", STOP_N);
         break;
+    case O_IGNORE_EOS: r->ignore_eos = 1; break;
     case O_DEADLINE:
         if ((good = cli_u32("deadline", value, UINT32_MAX, &ms))) r->deadline_ms = ms;
         break;

@@ -40,6 +40,16 @@ static const struct cli_opt opts[] = {
 };
 enum { O_IN, O_OUT, O_CONCURRENCY, O_ROOT, O_PRUNING, O_CAP, O_RECONNECT = O_CAP + CLI_PRUNING_N, O_ENDPOINT };
 
+/* One of the answers to a request, as far as it has come. */
+struct choice {
+    char job_id[WINNOW_JOB_ID_MAX], finish_reason[16];
+    char *text;   /* NULL: it is not there yet */
+    FILE *scores; /* log-probabilities of its tokens: elements of the output's list; NULL: none */
+    char *scores_text;
+    size_t scores_bytes;
+    bool scores_any;
+};
+
 /* A request that was taken from the input and has no line in the output yet. */
 struct slot {
     bool used, sent;
@@ -47,10 +57,9 @@ struct slot {
     uint64_t job;
     int64_t due_us; /* not to be sent before */
     char *custom_id;
-    FILE *scores; /* log-probabilities of its tokens: elements of the output's list; NULL: none */
-    char *scores_text;
-    size_t scores_bytes;
-    bool scores_any;
+    uint32_t choices_n, choices_done;
+    struct choice choice[WN_CHOICES_MAX];
+    uint32_t completion_tokens; /* of the choices that are done */
 };
 
 struct batch {
@@ -65,7 +74,7 @@ struct batch {
     uint32_t next, done, failed, used; /* done: also the failed and those of earlier runs */
     int64_t began_us, hold_us, sync_us, progress_us;
     uint32_t unsynced, said;
-    char written[SYNC_LINES][WINNOW_JOB_ID_MAX]; /* jobs whose lines are not on the disk yet */
+    char written[SYNC_LINES * WN_CHOICES_MAX][WINNOW_JOB_ID_MAX]; /* jobs whose lines are not on the disk yet */
     uint32_t written_n;
     uint64_t prompt_tokens, answer_tokens, visual, visual_before;
     char *model;
@@ -96,28 +105,38 @@ static wn_status sync_output(struct batch *b, bool now, struct wn_err *err)
     return WN_OK;
 }
 
-static void drop_scores(struct slot *s)
+/* What has come of the answers. */
+static void drop_choices(struct slot *s)
 {
-    if (s->scores) fclose(s->scores);
-    free(s->scores_text);
-    s->scores = NULL;
-    s->scores_text = NULL;
-    s->scores_any = false;
+    for (uint32_t i = 0; i < s->choices_n; i++) {
+        struct choice *c = &s->choice[i];
+        if (c->scores) fclose(c->scores);
+        free(c->scores_text);
+        free(c->text);
+        *c = (struct choice){0};
+    }
+    s->choices_done = s->completion_tokens = 0;
 }
 
-static void keep_scores(struct slot *s, const struct winnow_event *ev)
+static void keep_scores(struct choice *c, const struct winnow_event *ev)
 {
-    if (!ev->logprobs || (!s->scores && !(s->scores = open_memstream(&s->scores_text, &s->scores_bytes)))) return;
-    cli_logprobs_json(s->scores, ev, &s->scores_any);
-    fflush(s->scores);
+    if (!ev->logprobs || (!c->scores && !(c->scores = open_memstream(&c->scores_text, &c->scores_bytes)))) return;
+    cli_logprobs_json(c->scores, ev, &c->scores_any);
+    fflush(c->scores);
 }
 
-static void release(struct batch *b, struct slot *s)
+static void slot_clear(struct slot *s)
 {
-    drop_scores(s);
+    drop_choices(s);
     free(s->custom_id);
     *s = (struct slot){0};
-    b->used--;
+}
+
+/* Its result is on its way to the disk. */
+static void note_written(struct batch *b, const char *job_id)
+{
+    if (job_id && job_id[0] && b->written_n < sizeof(b->written) / sizeof(b->written[0]))
+        snprintf(b->written[b->written_n++], WINNOW_JOB_ID_MAX, "%s", job_id);
 }
 
 /* Writes the line and frees the slot. */
@@ -138,11 +157,12 @@ static wn_status finish(struct batch *b, struct slot *s, struct batch_result *r,
     if (rc != WN_OK) return rc;
     b->files.item[s->item].done = true;
     b->unsynced++;
-    if (r->job_id && b->written_n < SYNC_LINES)
-        snprintf(b->written[b->written_n++], WINNOW_JOB_ID_MAX, "%s", r->job_id);
+    if (r->choices_n == 0) note_written(b, r->job_id);
+    for (uint32_t i = 0; i < r->choices_n; i++) note_written(b, s->choice[i].job_id);
     b->done++;
-    b->failed += r->done == NULL;
-    release(b, s);
+    b->failed += r->choices_n == 0;
+    slot_clear(s);
+    b->used--;
     return WN_OK;
 }
 
@@ -161,6 +181,14 @@ static wn_status finish_bad(struct batch *b, struct slot *s, wn_status code, con
                 b->files.item[s->item].line, why);
     if (b->said == SAY_MAX) fprintf(stderr, "winnow: the other errors are in %s only\n", b->out);
     return finish(b, s, &r, err);
+}
+
+/* One of its answers cannot be had, so nobody waits for the others. */
+static wn_status fail_request(struct batch *b, struct slot *s, wn_status code, const char *why, int http_status,
+                              const char *job_id, struct wn_err *err)
+{
+    if (s->choices_n > 1) (void)!winnow_cancel(b->w, s->job);
+    return finish_bad(b, s, code, why, http_status, job_id, err);
 }
 
 /* ---- requests ---- */
@@ -218,7 +246,8 @@ static wn_status submit(struct batch *b, struct slot *s, struct wn_err *err)
     r.request.prompt = r.prompt;
     r.request.idempotency_key = key;
     s->job = 0;
-    drop_scores(s);
+    drop_choices(s);
+    s->choices_n = r.request.n ? r.request.n : 1;
     sent = winnow_submit(b->w, &r.request, &s->job);
     if (sent == WINNOW_EINVAL) {
         snprintf(bad.text, sizeof(bad.text), "%s", winnow_error(b->w));
@@ -264,16 +293,31 @@ static struct slot *slot_of(struct batch *b, uint64_t job)
     return NULL;
 }
 
+/* An answer has ended; with the last one the line is written. */
 static wn_status on_done(struct batch *b, struct slot *s, const struct winnow_event *ev, struct wn_err *err)
 {
-    struct batch_result r = {.done = ev, .job_id = ev->job_id, .logprobs = s->scores_text};
+    const struct winnow_usage *u = &ev->usage;
+    struct choice *c = &s->choice[ev->choice];
+    struct batch_result r = {.job_id = s->choice[0].job_id, .choices_n = s->choices_n,
+                             .prompt_tokens = u->prompt_tokens, .image_tokens = u->image_tokens,
+                             .image_tokens_before = u->image_tokens_before_pruning};
 
     if (strcmp(ev->finish_reason, "stop") != 0 && strcmp(ev->finish_reason, "length") != 0)
-        return finish_bad(b, s, WN_ECANCEL, "the job was cancelled at the server", 499, ev->job_id, err);
-    b->prompt_tokens += ev->usage.prompt_tokens;
-    b->answer_tokens += ev->usage.completion_tokens;
-    b->visual += ev->usage.image_tokens;
-    b->visual_before += ev->usage.image_tokens_before_pruning;
+        return fail_request(b, s, WN_ECANCEL, "the job was cancelled at the server", 499, ev->job_id, err);
+    if (!(c->text = strdup(ev->text))) return wn_fail(err, WN_ENOMEM, "an answer");
+    snprintf(c->job_id, sizeof(c->job_id), "%s", ev->job_id);
+    snprintf(c->finish_reason, sizeof(c->finish_reason), "%s", ev->finish_reason);
+    s->completion_tokens += u->completion_tokens;
+    if (++s->choices_done < s->choices_n) return WN_OK;
+    for (uint32_t i = 0; i < s->choices_n; i++) {
+        c = &s->choice[i];
+        r.choice[i] = (struct batch_choice){c->text, c->finish_reason, c->scores_text};
+    }
+    r.completion_tokens = s->completion_tokens;
+    b->prompt_tokens += r.prompt_tokens;
+    b->answer_tokens += r.completion_tokens;
+    b->visual += r.image_tokens;
+    b->visual_before += r.image_tokens_before;
     return finish(b, s, &r, err);
 }
 
@@ -284,12 +328,13 @@ static wn_status on_event(struct batch *b, const struct winnow_event *ev, struct
     const bool servers_fault = ev->error_code >= WN_ENOMEM || ev->error_code == WN_ENOENT;
 
     if (!s) {
-        if (ev->type == WINNOW_EVENT_ERROR) fprintf(stderr, "winnow: the server says: %s\n", ev->text);
+        if (ev->type == WINNOW_EVENT_ERROR && !ev->job) fprintf(stderr, "winnow: the server says: %s\n", ev->text);
         return WN_OK;
     }
+    if (ev->choice >= s->choices_n) return WN_OK;
     switch (ev->type) {
     case WINNOW_EVENT_TEXT:
-        keep_scores(s, ev);
+        keep_scores(&s->choice[ev->choice], ev);
         return WN_OK;
     case WINNOW_EVENT_DONE:
         return on_done(b, s, ev, err);
@@ -303,8 +348,8 @@ static wn_status on_event(struct batch *b, const struct winnow_event *ev, struct
             s->due_us = wn_deadline_in_us((int64_t)1000000 << s->tries);
             return WN_OK;
         }
-        return finish_bad(b, s, (wn_status)ev->error_code, ev->text, servers_fault ? 500 : 400,
-                          ev->job_id[0] ? ev->job_id : NULL, err);
+        return fail_request(b, s, (wn_status)ev->error_code, ev->text, servers_fault ? 500 : 400,
+                            ev->job_id[0] ? ev->job_id : NULL, err);
     default:
         return WN_OK;
     }
@@ -520,7 +565,7 @@ int cmd_run_batch(int argc, char **argv)
     code = run_and_report(&b);
 out:
     winnow_close(b.w);
-    for (uint32_t i = 0; b.slot && i < b.concurrency; i++) free(b.slot[i].custom_id);
+    for (uint32_t i = 0; b.slot && i < b.concurrency; i++) slot_clear(&b.slot[i]);
     free(b.slot);
     batch_files_close(&b.files);
     free(b.root);

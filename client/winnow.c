@@ -215,6 +215,7 @@ static void fill_sampling(Wn__Sampling *s, const struct winnow_request *r)
     s->seed = r->seed;
     s->stop = (char **)(uintptr_t)r->stop; /* read only */
     s->n_stop = r->stop ? r->stop_n : 0;
+    s->ignore_eos = r->ignore_eos != 0;
     s->logprobs = r->logprobs != 0;
     s->top_logprobs = r->top_logprobs;
     s->stop_token_ids = (uint32_t *)(uintptr_t)r->stop_token_ids; /* read only */
@@ -420,6 +421,7 @@ static void fill_usage(struct winnow_usage *out, const Wn__Usage *u)
     if (u->pruning) fill_pruning(out, u->pruning);
     out->cached_tokens = u->cached_tokens;
     out->vision_cache_hit = u->vision_cache_hit;
+    out->preemptions = u->preemptions;
 }
 
 static struct winnow_job *on_accepted(struct winnow *w, const Wn__Accepted *a, struct winnow_event *ev)

@@ -100,6 +100,7 @@ struct winnow_request {
     enum winnow_position pruning_position; /* of kept visual tokens */
     int pruning_projected;         /* non-zero: they cross the vision link at the language model's width */
     const char *pruning_options;   /* numbers of single methods, "neighbours=16,anchors=0.2"; NULL: as published */
+    int ignore_eos;                /* non-zero: goes on to max_tokens, also after an end-of-sequence token */
 };
 
 enum winnow_event_type {
@@ -126,6 +127,7 @@ struct winnow_usage {
     int pruning_projected;
     uint64_t pruning_seed;
     char pruning_setting[WINNOW_METHOD_MAX], pruning_options[WINNOW_OPTIONS_MAX];
+    uint32_t preemptions; /* times that it lost its KV pages to an older job and computed its rows again */
 };
 
 /* A log-softmax of the logits in float32, before temperature, penalty and filters. */

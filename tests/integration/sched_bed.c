@@ -274,6 +274,7 @@ void give_done(struct end *e, const struct order *o, uint32_t prompt_tokens)
     /* as a leader says it; what a worker said may still be on its way */
     if (prompt_tokens > 576) u.image_tokens = u.image_tokens_before_pruning = 576;
     u.decode_us = 77;
+    u.preemptions = 3;
     u.bytes_on_wire = &lb;
     d.job = &ref;
     d.reason = WN__FINISH_REASON__FINISH_STOP;

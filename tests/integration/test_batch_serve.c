@@ -254,6 +254,46 @@ static void test_stopped_batch_and_bad_lines(void **state)
     assert_int_equal(check_output("stop", LINES + 2), 2);
 }
 
+/* One line with all answers, each drawn from its own seed; tokens are counted over all of them. */
+static void test_several_answers(void **state)
+{
+    static const char request[] =
+        "{\"custom_id\":\"many\",\"method\":\"POST\",\"url\":\"/v1/chat/completions\",\"body\":{\"messages\":[{"
+        "\"role\":\"user\",\"content\":\"Say something.\"}],\"n\":3,\"temperature\":4,\"seed\":5,\"max_tokens\":8,"
+        "\"logprobs\":true}}\n";
+    FILE *f = fopen(in, "w");
+    json_t *o, *body, *choice, *logprobs;
+    const char *text[3];
+    size_t n, i, tokens = 0;
+    char *line;
+    (void)state;
+
+    assert_non_null(f);
+    fputs(request, f);
+    fclose(f);
+    unlink(out);
+    assert_int_equal(finish_winnow(start_batch("2")), 0);
+    assert_int_equal(lines_of(out), 1);
+    line = read_file(out, &n);
+    o = json_loads(line, 0, NULL);
+    body = json_object_get(json_object_get(o, "response"), "body");
+    assert_int_equal(json_array_size(json_object_get(body, "choices")), 3);
+    json_array_foreach(json_object_get(body, "choices"), i, choice)
+    {
+        assert_int_equal(json_integer_value(json_object_get(choice, "index")), i);
+        text[i] = json_string_value(json_object_get(json_object_get(choice, "message"), "content"));
+        assert_non_null(text[i]);
+        logprobs = json_object_get(choice, "logprobs");
+        tokens += json_array_size(json_object_get(logprobs, "content"));
+    }
+    assert_string_not_equal(text[0], text[1]);
+    assert_string_not_equal(text[1], text[2]);
+    assert_true(tokens > 3);
+    assert_int_equal(json_integer_value(json_object_get(json_object_get(body, "usage"), "completion_tokens")), tokens);
+    json_decref(o);
+    free(line);
+}
+
 static void test_scheduler_dies_under_a_batch(void **state)
 {
     pid_t pid, scheduler[4];
@@ -310,6 +350,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_killed_batch_is_finished_by_the_next_run),
         cmocka_unit_test(test_stopped_batch_and_bad_lines),
+        cmocka_unit_test(test_several_answers),
         cmocka_unit_test(test_scheduler_dies_under_a_batch),
         cmocka_unit_test(test_bench),
     };

@@ -76,6 +76,7 @@ static void ask_and_stream(void **state)
     assert_string_equal(ev.finish_reason, "stop");
     assert_int_equal(ev.usage.prompt_tokens, 50);
     assert_int_equal(ev.usage.bytes_embedding, 2 * 576 * 64);
+    assert_int_equal(ev.usage.preemptions, 3);
     assert_int_equal(winnow_next(f.w, &ev, 0), WINNOW_TIMEOUT);
     assert_int_equal(winnow_cancel(f.w, job), WINNOW_EINVAL); /* it has ended */
     stop(&f);

@@ -66,7 +66,8 @@ static void test_all_fields(void **state)
         HEAD "{\"model\":\"tiny\",\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"One\"},"
              "{\"type\":\"image_url\",\"image_url\":{\"url\":\"a.jpg\",\"detail\":\"high\"}},{\"type\":\"text\","
              "\"text\":\"two\"},{\"type\":\"image_url\",\"image_url\":\"b.png\"}]}],\"max_completion_tokens\":17,"
-             "\"temperature\":0.5,\"top_p\":0.25,\"top_k\":9,\"seed\":123456789012,\"stop\":[\"x\",\"yy\"],\"n\":1,"
+             "\"temperature\":0.5,\"top_p\":0.25,\"top_k\":9,\"seed\":123456789012,\"stop\":[\"x\",\"yy\"],\"n\":3,"
+             "\"ignore_eos\":true,"
              "\"stream\":false,\"user\":\"me\",\"logit_bias\":null,\"image_pruning\":{\"method\":\"cls-topk\","
              "\"keep\":64,\"rate\":null,\"cap\":99,\"position\":\"original\",\"projected\":true,\"setting\":\"paper\","
              "\"seed\":3,\"options\":\"neighbours=8\"}}}";
@@ -84,6 +85,8 @@ static void test_all_fields(void **state)
     assert_int_equal(r.request.max_tokens, 17);
     assert_true(r.request.temperature == 0.5f && r.request.top_p == 0.25f);
     assert_int_equal(r.request.top_k, 9);
+    assert_int_equal(r.request.n, 3);
+    assert_true(r.request.ignore_eos);
     assert_int_equal(r.request.seed, 123456789012);
     assert_int_equal(r.request.stop_n, 2);
     assert_string_equal(r.request.stop[1], "yy");
@@ -136,8 +139,12 @@ static void test_bad_lines_are_refused_by_name(void **state)
     refused(HEAD "{" MESSAGES ",\"temperature\":\"hot\"}}", WN_EINVAL, "temperature");
     refused(HEAD "{" MESSAGES ",\"top_p\":1.01}}", WN_EINVAL, "top_p");
     refused(HEAD "{" MESSAGES ",\"stop\":[1]}}", WN_EINVAL, "stop");
-    refused(HEAD "{" MESSAGES ",\"n\":2}}", WN_EUNSUPP, "body.n");
+    refused(HEAD "{" MESSAGES ",\"n\":17}}", WN_EINVAL, "n is no whole number from 0 to 16");
+    refused(HEAD "{" MESSAGES ",\"n\":0}}", WN_EINVAL, "n is 0");
     refused(HEAD "{" MESSAGES ",\"stream\":true}}", WN_EUNSUPP, "stream");
+    refused(HEAD "{" MESSAGES ",\"ignore_eos\":1}}", WN_EINVAL, "ignore_eos");
+    refused(HEAD "{" MESSAGES ",\"logprobs\":\"yes\"}}", WN_EINVAL, "logprobs");
+    refused(HEAD "{" MESSAGES ",\"top_logprobs\":21}}", WN_EINVAL, "top_logprobs");
     refused(HEAD "{" MESSAGES ",\"tools\":[]}}", WN_EUNSUPP, "tools");
     refused(HEAD "{" MESSAGES ",\"image_pruning\":{\"kep\":1}}}", WN_EUNSUPP, "kep");
     refused(HEAD "{" MESSAGES ",\"image_pruning\":{\"rate\":1.01}}}", WN_EINVAL, "rate");
@@ -147,7 +154,7 @@ static void test_bad_lines_are_refused_by_name(void **state)
 
 static void test_a_bad_line_keeps_its_custom_id(void **state)
 {
-    static const char line[] = HEAD "{" MESSAGES ",\"n\":2}}";
+    static const char line[] = HEAD "{" MESSAGES ",\"tools\":[]}}";
     struct batch_request r;
     (void)state;
 
@@ -282,14 +289,10 @@ static void test_files(void **state)
 
 static void test_answer_line(void **state)
 {
-    const struct winnow_event ev = {
-        .type = WINNOW_EVENT_DONE,
-        .text = "a \"cat\"\n\xff\xc3\xa9",
-        .finish_reason = "stop",
-        .usage = {
-            .prompt_tokens = 100, .completion_tokens = 5, .image_tokens = 64, .image_tokens_before_pruning = 576}};
-    const struct batch_result r = {
-        .id = "i", .custom_id = "c", .job_id = "J", .model = "m", .done = &ev, .created_s = 7};
+    const struct batch_result r = {.id = "i", .custom_id = "c", .job_id = "J", .model = "m", .created_s = 7,
+                                   .choice = {{"a \"cat\"\n\xff\xc3\xa9", "stop", NULL}}, .choices_n = 1,
+                                   .prompt_tokens = 100, .completion_tokens = 5,
+                                   .image_tokens = 64, .image_tokens_before = 576};
     size_t n;
     char *line = batch_result_line(&r, &n);
     (void)state;
@@ -308,12 +311,11 @@ static void test_answer_line(void **state)
 
 static void test_logprobs_in_an_answer(void **state)
 {
-    const struct winnow_event ev = {.text = "a", .finish_reason = "stop"};
     const struct batch_result r = {.id = "i",
                                    .job_id = "J",
-                                   .done = &ev,
-                                   .logprobs = "{\"token\": \"a\", \"logprob\": -0.5, \"bytes\": [97], "
-                                               "\"top_logprobs\": []}"};
+                                   .choice = {{"a", "stop", "{\"token\": \"a\", \"logprob\": -0.5, "
+                                                            "\"bytes\": [97], \"top_logprobs\": []}"}},
+                                   .choices_n = 1};
     size_t n;
     char *line = batch_result_line(&r, &n);
     (void)state;
@@ -321,6 +323,22 @@ static void test_logprobs_in_an_answer(void **state)
     assert_non_null(line);
     assert_non_null(strstr(line, "\"logprobs\":{\"content\":[{\"token\":\"a\",\"logprob\":-0.5,\"bytes\":[97],"
                                  "\"top_logprobs\":[]}]},\"finish_reason\""));
+    free(line);
+}
+
+static void test_several_choices(void **state)
+{
+    const struct batch_result r = {
+        .id = "i", .job_id = "J", .choice = {{"a", "stop", NULL}, {"b", "length", NULL}}, .choices_n = 2};
+    size_t n;
+    char *line = batch_result_line(&r, &n);
+    (void)state;
+
+    assert_non_null(line);
+    assert_non_null(strstr(line, "\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"a\"},"
+                                 "\"logprobs\":null,\"finish_reason\":\"stop\"},{\"index\":1,\"message\":{"
+                                 "\"role\":\"assistant\",\"content\":\"b\"},\"logprobs\":null,"
+                                 "\"finish_reason\":\"length\"}]"));
     free(line);
 }
 
@@ -358,10 +376,9 @@ static wn_status open_files(struct batch_files *f, struct wn_err *err)
 
 static void append_answer(struct batch_files *f, uint32_t item, const char *error_code)
 {
-    const struct winnow_event ev = {.text = "x", .finish_reason = "stop"};
     char id[BATCH_ID_MAX], *line;
-    struct batch_result r = {
-        .id = id, .custom_id = "c", .done = error_code ? NULL : &ev, .error_code = error_code, .error_text = "bad"};
+    struct batch_result r = {.id = id, .custom_id = "c", .choice = {{"x", "stop", NULL}},
+                             .choices_n = error_code ? 0 : 1, .error_code = error_code, .error_text = "bad"};
     size_t n;
 
     batch_item_id(&f->item[item], id);
@@ -508,7 +525,7 @@ int main(void)
         cmocka_unit_test(test_data_urls),
         cmocka_unit_test(test_files),
         cmocka_unit_test(test_answer_line),
-        cmocka_unit_test(test_logprobs_in_an_answer),
+        cmocka_unit_test(test_logprobs_in_an_answer), cmocka_unit_test(test_several_choices),
         cmocka_unit_test(test_error_lines),
         cmocka_unit_test(test_resume_after_a_torn_line),
         cmocka_unit_test(test_files_that_are_refused),
