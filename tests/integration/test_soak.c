@@ -1,12 +1,15 @@
-/* tests/integration/test_soak.c - a real service under random load: every job gets the tokens that it gets alone, and
- * afterwards nothing is left: no page, no feature slot, no features, no growing memory.
+/* tests/integration/test_soak.c - a real service under random load: every job gets the tokens and, to the bit, the
+ * log-probabilities that it gets alone, and afterwards nothing is left: no page, no feature slot, no features, no
+ * credit, no growing memory.
  *
  *   test_soak [--jobs N] [--seed S] [--pp P] [--dtype float32|bfloat16] [--all]
  *
- * Jobs differ in pictures, pruning, prompt, sampling and length; they arrive in bursts over three connections, some
- * are cancelled, some lose their client, and there are KV pages for one long prompt and a few short ones, so jobs
- * are preempted all the time. The same seed makes the same jobs. --all: both types on 1, 2 and 3 stages, which must
- * give the same tokens, too. A soak is `test_soak --all --jobs 10000`. */
+ * Alone means: on one stage, nobody else in the service, no prompt row and no picture from a cache, the prompt in one
+ * step. Then the load: jobs differ in pictures, pruning, prompt, sampling and length; they arrive in bursts over three
+ * connections, some are cancelled, some lose their client, prompts that begin alike share pages, and there are KV pages
+ * for one long prompt and a few short ones, of four rows, so jobs are preempted all the time. The same seed makes the
+ * same jobs. --all: both types on 1, 2 and 3 stages. A soak is `test_soak --all --jobs 10000`. Prints a CSV row a run.
+ */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -21,8 +24,9 @@
 #include <unistd.h>
 
 #include "tests/integration/service.h"
+#include "winnow_version.h"
 
-enum { VARIANTS = 20, PICTURES = 4, CONNECTIONS = 3, IN_FLIGHT = 24, TOKENS_MAX = 64, PATIENCE_S = 120 };
+enum { VARIANTS = 20, PICTURES = 4, CONNECTIONS = 3, IN_FLIGHT = 24, TOKENS_MAX = 64, TOP = 8, PATIENCE_S = 120 };
 #define GROWTH_MAX (16u << 20) /* bytes of all processes together; a leak of a page of 4 KiB a job is far above */
 
 static int jobs_n = 80, stages = 2;
@@ -46,11 +50,18 @@ static double now_s(void)
 
 /* ---- what is asked ---- */
 
+/* One token and its likeliest rivals. The chosen one's log-probability has every logit in it. */
+struct token {
+    uint32_t id, top[TOP];
+    float logprob, top_logprob[TOP];
+};
+
 struct variant {
     struct winnow_image images[2];
     struct winnow_request r;
-    uint32_t alone[TOKENS_MAX], alone_n; /* the answer when nobody else is there */
-    bool known;
+    uint32_t top_n;                           /* that jobs ask for; alone it is TOP */
+    struct token alone[TOKENS_MAX];           /* the answer when nobody else is there */
+    uint32_t alone_n;
 };
 
 static void *picture[PICTURES];
@@ -78,10 +89,12 @@ static void make_variants(void)
             v->r.pruning_keep = 16 + 16 * pick(3);
         }
         if (i % 2) {
-            v->r.temperature = 0.9f;
+            v->r.temperature = i % 4 == 1 ? 3 : 0.9f;
             v->r.seed = 1 + pick(1000);
         }
         if (i % 7 == 3) v->r.repetition_penalty = 1.3f;
+        v->r.ignore_eos = i % 3 == 0; /* or most would end after a few tokens, and need no more pages */
+        v->top_n = pick(TOP + 1);
     }
 }
 
@@ -92,13 +105,14 @@ struct job {
     int conn;
     uint64_t id;
     struct variant *v;
-    uint32_t ids[TOKENS_MAX], n;
+    uint32_t n; /* tokens that have come */
 };
 
 static struct service service;
 static struct winnow *conns[CONNECTIONS];
 static struct job jobs[IN_FLIGHT];
 static int done_n, cancelled_n, abandoned_n;
+static uint64_t tokens_n; /* compared */
 
 static void reconnect(int c)
 {
@@ -109,36 +123,57 @@ static void reconnect(int c)
 static void submit(struct job *j, int conn, struct variant *v)
 {
     *j = (struct job){.used = true, .conn = conn, .v = v};
+    v->r.logprobs = 1;
+    v->r.top_logprobs = v->top_n;
     if (winnow_submit(conns[conn], &v->r, &j->id) != WINNOW_OK) fail_msg("submit: %s", winnow_error(conns[conn]));
 }
 
 static void check_end(const struct job *j, const struct winnow_event *ev)
 {
-    struct variant *v = j->v;
+    const struct variant *v = j->v;
 
     if (ev->type != WINNOW_EVENT_DONE) fail_msg("variant %d: %s", (int)(v - variants), ev->text);
-    if (strcmp(ev->finish_reason, "cancelled") == 0) {
+    if (strcmp(ev->finish_reason, "cancelled") == 0)
         assert_true(j->cancelled);
-        return;
-    }
-    if (!v->known) {
-        memcpy(v->alone, j->ids, j->n * sizeof(*j->ids));
-        v->alone_n = j->n;
-        v->known = true;
-    }
-    if (j->n != v->alone_n) fail_msg("variant %d: %u tokens, alone %u", (int)(v - variants), j->n, v->alone_n);
+    else if (j->n != v->alone_n)
+        fail_msg("variant %d: %u tokens, alone %u", (int)(v - variants), j->n, v->alone_n);
 }
 
-static void take_tokens(struct job *j, const struct winnow_event *ev)
+static bool same_bits(float a, float b)
 {
-    for (size_t i = 0; i < ev->token_ids_n; i++) {
-        const uint32_t at = ev->first_token + (uint32_t)i;
-        if (at != j->n || at >= TOKENS_MAX) fail_msg("token %u after %u", at, j->n);
-        j->ids[j->n++] = ev->token_ids[i];
-        if (j->v->known && (at >= j->v->alone_n || ev->token_ids[i] != j->v->alone[at]))
-            fail_msg("variant %d: token %u is %u; alone it is %u", (int)(j->v - variants), at, ev->token_ids[i],
-                     at < j->v->alone_n ? j->v->alone[at] : UINT32_MAX);
-    }
+    return memcmp(&a, &b, sizeof(a)) == 0;
+}
+
+static void check_token(const struct job *j, uint32_t at, const struct winnow_logprobs *l)
+{
+    const int variant = (int)(j->v - variants);
+    const struct token *alone = &j->v->alone[at];
+
+    if (at >= j->v->alone_n) fail_msg("variant %d: token %u; alone it has %u", variant, at, j->v->alone_n);
+    if (l->chosen.id != alone->id)
+        fail_msg("variant %d: token %u is %u at %a; alone it is %u at %a", variant, at, l->chosen.id,
+                 (double)l->chosen.logprob, alone->id, (double)alone->logprob);
+    if (!same_bits(l->chosen.logprob, alone->logprob))
+        fail_msg("variant %d: token %u at %a; alone at %a", variant, at, (double)l->chosen.logprob,
+                 (double)alone->logprob);
+    assert_int_equal(l->top_n, j->v->top_n);
+    for (uint32_t k = 0; k < j->v->top_n; k++)
+        if (l->top[k].id != alone->top[k] || !same_bits(l->top[k].logprob, alone->top_logprob[k]))
+            fail_msg("variant %d: token %u: number %u is %u at %a; alone %u at %a", variant, at, k, l->top[k].id,
+                     (double)l->top[k].logprob, alone->top[k], (double)alone->top_logprob[k]);
+    tokens_n++;
+}
+
+/* Tokens come in order, each once, each with its log-probabilities. */
+static const struct winnow_logprobs *next_token(struct job *j, const struct winnow_event *ev, size_t i)
+{
+    const uint32_t at = ev->first_token + (uint32_t)i;
+
+    if (at != j->n || at >= TOKENS_MAX) fail_msg("token %u after %u", at, j->n);
+    assert_non_null(ev->logprobs);
+    assert_int_equal(ev->logprobs[i].chosen.id, ev->token_ids[i]);
+    j->n++;
+    return &ev->logprobs[i];
 }
 
 /* One event of the connection, if there is one in time. */
@@ -151,7 +186,10 @@ static bool take_event(int c, int timeout_ms)
         struct job *j = &jobs[i];
         if (!j->used || j->conn != c || j->id != ev.job) continue;
         if (ev.type == WINNOW_EVENT_TEXT) {
-            take_tokens(j, &ev);
+            for (size_t k = 0; k < ev.token_ids_n; k++) {
+                const uint32_t at = j->n;
+                check_token(j, at, next_token(j, &ev, k));
+            }
         } else if (ev.type != WINNOW_EVENT_ACCEPTED) {
             check_end(j, &ev);
             cancelled_n += strcmp(ev.finish_reason, "cancelled") == 0;
@@ -169,13 +207,52 @@ static int open_jobs(void)
     return n;
 }
 
-static void ask_alone(void)
+static void keep(struct token *t, const struct winnow_logprobs *l)
 {
-    for (int i = 0; i < VARIANTS; i++) {
-        submit(&jobs[0], 0, &variants[i]);
-        while (jobs[0].used)
-            if (!take_event(0, PATIENCE_S * 1000)) fail_msg("variant %d: no answer", i);
+    *t = (struct token){.id = l->chosen.id, .logprob = l->chosen.logprob};
+    assert_int_equal(l->top_n, TOP);
+    for (int k = 0; k < TOP; k++) {
+        t->top[k] = l->top[k].id;
+        t->top_logprob[k] = l->top[k].logprob;
     }
+}
+
+static void ask_alone(struct variant *v)
+{
+    const uint32_t top_n = v->top_n;
+    struct winnow_event ev;
+
+    v->top_n = TOP;
+    submit(&jobs[0], 0, v);
+    do {
+        if (winnow_next(conns[0], &ev, PATIENCE_S * 1000) != WINNOW_OK) fail_msg("%s", winnow_error(conns[0]));
+        if (ev.type == WINNOW_EVENT_ERROR || ev.type == WINNOW_EVENT_BUSY) fail_msg("%s", ev.text);
+        for (size_t i = 0; i < ev.token_ids_n; i++) {
+            const uint32_t at = jobs[0].n;
+            keep(&v->alone[at], next_token(&jobs[0], &ev, i));
+        }
+    } while (ev.type != WINNOW_EVENT_DONE);
+    assert_int_equal(ev.usage.cached_tokens, 0);
+    assert_false(ev.usage.vision_cache_hit);
+    v->alone_n = jobs[0].n;
+    v->top_n = top_n;
+    jobs[0].used = false;
+}
+
+/* What each variant gets when nothing is shared with anybody. */
+static void find_answers(void)
+{
+    char type[32];
+    const char *flags[] = {type, "-pp=1", "--max-num-seqs=1", "--max-num-batched-tokens=2048",
+                           "--no-enable-prefix-caching", "--vision-cache-bytes=0", NULL};
+
+    snprintf(type, sizeof(type), "--dtype=%s", dtype);
+    service_start(&service, "models/tiny-llava", flags);
+    reconnect(0);
+    for (int i = 0; i < VARIANTS; i++) ask_alone(&variants[i]);
+    winnow_close(conns[0]);
+    conns[0] = NULL;
+    assert_int_equal(service_stop(&service), 0);
 }
 
 /* Somebody loses the connection: the server finishes the jobs for nobody. */
@@ -258,7 +335,7 @@ static uint64_t resident_bytes(void)
     return sum;
 }
 
-/* The leader's accounts of what it has lent; *preemptions since its start. */
+/* The accounts of what the leader and the vision worker have lent; *preemptions since the start. */
 static uint64_t lent(uint64_t *preemptions)
 {
     char *text = winnow_status_json(conns[0], 10000);
@@ -272,9 +349,9 @@ static uint64_t lent(uint64_t *preemptions)
     sum = number(status, "queued") + number(status, "running");
     json_array_foreach(json_object_get(status, "workers"), i, w)
     {
-        sum += number(w, "running");
+        sum += number(w, "running") + number(w, "waiting") + number(w, "features"); /* of a vision worker: credit */
         if (strcmp(json_string_value(json_object_get(w, "role")), "replica") != 0) continue;
-        sum += number(w, "waiting") + number(w, "kv_pages_used") + number(w, "features") + number(w, "feature_slots");
+        sum += number(w, "kv_pages_used") + number(w, "feature_slots");
         *preemptions = number(w, "preemptions");
     }
     json_decref(status);
@@ -301,9 +378,9 @@ static uint64_t settle(void)
 static void soak(uint64_t seed)
 {
     char pp[16], type[32];
-    const char *flags[] = {pp,   type, "--kv-pages=46", "--max-num-seqs=12", "--max-num-batched-tokens=96",
-                           "--max-results=64", NULL};
-    uint64_t warm, end, preemptions;
+    const char *flags[] = {pp, type, "--block-size=4", "--kv-pages=172", "--max-num-seqs=12",
+                           "--max-num-batched-tokens=96", "--max-results=64", NULL};
+    uint64_t tenth, warm, end, preemptions;
     int sent = 0;
     double began;
 
@@ -312,19 +389,21 @@ static void soak(uint64_t seed)
     snprintf(type, sizeof(type), "--dtype=%s", dtype);
     service_start(&service, "models/tiny-llava", flags);
     for (int c = 0; c < CONNECTIONS; c++) reconnect(c);
-    ask_alone();
     began = now_s();
     done_n = cancelled_n = abandoned_n = 0;
+    tokens_n = 0;
+    run_until(&sent, jobs_n / 10);
+    tenth = resident_bytes();
     run_until(&sent, jobs_n / 2);
     warm = resident_bytes();
     run_until(&sent, jobs_n);
     began = now_s() - began;
     preemptions = settle();
     end = resident_bytes();
-    print_message("%s, %d stages, seed %llu: %d jobs in %.1f s, %d cancelled, %d without their client, %llu "
-                  "preemptions; %.1f MB, %+.1f MB in the second half\n",
-                  dtype, stages, (unsigned long long)seed, done_n, began, cancelled_n, abandoned_n,
-                  (unsigned long long)preemptions, (double)end / 1e6, ((double)end - (double)warm) / 1e6);
+    printf("%s,%s,%d,%llu,%d,%.1f,%llu,%d,%d,%llu,0,%.1f,%.1f,%.1f\n", WN_COMMIT, dtype, stages,
+           (unsigned long long)seed, done_n, began, (unsigned long long)tokens_n, cancelled_n, abandoned_n,
+           (unsigned long long)preemptions, (double)tenth / 1e6, (double)warm / 1e6, (double)end / 1e6);
+    fflush(stdout);
     if (jobs_n >= 80) assert_true(preemptions > 0); /* or the load was too light to show anything */
     assert_true(end < warm + GROWTH_MAX);
     for (int c = 0; c < CONNECTIONS; c++) {
@@ -340,13 +419,16 @@ static void test_soak(void **state)
     (void)state;
     rng = first_seed;
     make_variants();
+    printf("commit,dtype,stages,seed,jobs,seconds,tokens_compared,cancelled,without_client,preemptions,not_given_back,"
+           "mb_after_a_tenth,mb_half,mb_end\n");
     if (!all) {
+        find_answers();
         soak(first_seed);
         return;
     }
     for (int t = 0; t < 2; t++) {
         dtype = types[t];
-        for (int i = 0; i < VARIANTS; i++) variants[i].known = false;
+        find_answers();
         for (stages = 1; stages <= 3; stages++) soak(first_seed + (uint64_t)stages); /* one set of answers for all */
     }
 }
