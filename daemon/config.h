@@ -43,6 +43,7 @@ struct wn_config {
     uint32_t max_model_len, max_num_seqs, max_num_batched_tokens; /* max_model_len 0: the model's */
     uint32_t kv_pages, block_size;                                /* kv_pages 0: enough for max_num_seqs */
     bool no_enable_prefix_caching;
+    float memory_utilization; /* share of the free memory that weights and KV pages may take */
     /* images and pruning */
     char image_pruning_method[WN_NAME_LEN];
     uint32_t image_keep_tokens;
@@ -83,6 +84,7 @@ struct wn_config {
     char step_program[WN_PATH_LEN];         /* winnowd, where steps see it; "": this program */
     /* tools */
     uint32_t prompt_tokens, images; /* winnow plan */
+    uint64_t memory;                /* of a device, free; 0: not known */
     char image[WN_PATH_LEN], output[WN_PATH_LEN]; /* winnow prune */
     uint64_t bytes_max; /* winnow bench link */
     bool all;

@@ -24,7 +24,9 @@ const struct wn_option wn_options[] = {
     U32("max-model-len", NULL, max_model_len, "0", 0, 1 << 20, "tokens of prompt and answer; 0: the model's"),
     U32("max-num-seqs", NULL, max_num_seqs, "16", 1, 4096, "jobs in one step of a replica"),
     U32("max-num-batched-tokens", NULL, max_num_batched_tokens, "1024", 1, 65536, "tokens in one step"),
-    U32("kv-pages", NULL, kv_pages, "0", 0, 1 << 24, "pages of the KV pool; 0: enough for max-num-seqs"),
+    U32("kv-pages", NULL, kv_pages, "0", 0, 1 << 24, "pages of the KV pool; 0: enough for max-num-seqs, or what fits"),
+    FLOAT("memory-utilization", NULL, memory_utilization, "0.9", 0.01, 1,
+          "share of a device's free memory (the machine's, on CPUs) that a replica may take"),
     U32("block-size", NULL, block_size, "16", 1, 1024, "tokens of one KV page"),
     FLAG("no-enable-prefix-caching", NULL, no_enable_prefix_caching,
          "compute prompts that begin alike each for itself; no answer changes"),
@@ -97,6 +99,7 @@ const struct wn_option wn_options[] = {
 #define GROUP "Tools"
     U32("prompt-tokens", NULL, prompt_tokens, "64", 1, 1 << 20, "plan: text tokens of the prompt"),
     U32("images", NULL, images, "1", 0, 16, "plan: images of the prompt"),
+    U64("memory", NULL, memory, "0", 0, 1ull << 50, "plan: free memory of each device, 80G; 0: not known"),
     TEXT("image", NULL, image, "", "prune: the picture"),
     TEXT("output", "o", output, "", "prune: the PNG file to write"),
     U64("bytes-max", NULL, bytes_max, "20M", 4, 1 << 30, "bench link: the largest message"),

@@ -2,9 +2,20 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "daemon/fit.h"
 #include "daemon/roles.h"
 #include "daemon/worker.h"
 #include "pruning/prune.h"
+
+/* With --memory: is there a rank that does not fit? */
+static bool all_fit(const struct wn_plan *plan, const struct wn_memory_limits *memory, struct wn_err *err)
+{
+    struct wn_memory_plan need;
+
+    for (uint32_t r = 0; memory->device_bytes && r < plan->stages * plan->tensors; r++)
+        if (wn_plan_memory(&need, plan, r, memory, err) != WN_OK) return false;
+    return true;
+}
 
 int wn_cmd_plan(int argc, char **argv)
 {
@@ -13,19 +24,23 @@ int wn_cmd_plan(int argc, char **argv)
     struct wn_plan plan;
     struct wn_plan_load load;
     struct wn_prune_budget budget;
+    struct wn_step_limits step = {0};
+    struct wn_memory_limits memory;
     struct wn_err err = {0};
+    uint32_t tokens_max = 0;
     char id[WN_MODEL_ID_LEN], *json;
     int code = wn_config_start(
         &cfg, argc, argv,
-        "winnow plan MODEL [options]: who holds what, and what a prompt puts on each link\n"
+        "winnow plan MODEL [options]: who holds what, what it takes, and what a prompt puts on each link\n"
         "MODEL is a checkpoint folder, or only its config.json");
 
     if (code >= 0) return code;
-    if (wn_worker_model(&cfg, &model, id, &err) != WN_OK ||
-        wn_worker_plan(&cfg, &model, &plan, &err) != WN_OK) {
+    if (wn_worker_model(&cfg, &model, id, &err) != WN_OK || wn_worker_plan(&cfg, &model, &plan, &err) != WN_OK ||
+        wn_fit_step(&step, &tokens_max, &cfg, &model, &err) != WN_OK) {
         fprintf(stderr, "winnow: %s\n", err.text);
         return 1;
     }
+    memory = wn_fit_limits(&cfg, &step, tokens_max, cfg.memory);
     budget = (struct wn_prune_budget){.keep = cfg.image_keep_tokens, .rate = cfg.image_pruning_rate};
     load = (struct wn_plan_load){
         .text_tokens = cfg.prompt_tokens,
@@ -35,13 +50,16 @@ int wn_cmd_plan(int argc, char **argv)
     };
     if (!cfg.json) {
         wn_plan_print(&plan, &load, stdout);
-        return 0;
-    }
-    if (!(json = wn_plan_json(&plan, &load))) {
+        wn_plan_print_memory(&plan, &memory, stdout);
+    } else if ((json = wn_plan_json(&plan, &load, &memory))) {
+        puts(json);
+        free(json);
+    } else {
         fprintf(stderr, "winnow: out of memory\n");
         return 1;
     }
-    puts(json);
-    free(json);
-    return 0;
+    if (all_fit(&plan, &memory, &err)) return 0;
+    fflush(stdout);
+    fprintf(stderr, "winnow: %s\n", err.text);
+    return 1;
 }

@@ -11,6 +11,7 @@
 
 #include "base/log.h"
 #include "daemon/engine.h"
+#include "daemon/fit.h"
 #include "daemon/pulse.h"
 #include "daemon/roles.h"
 #include "daemon/slurm.h"
@@ -24,7 +25,6 @@
 #define STOP_FLUSH_MS   1000
 #define TAG_ADDRESS     8 /* of the leader's features endpoint, on its way to the other ranks */
 #define DEFAULT_NEW_MAX 512 /* answer length when the job names none */
-#define KV_PAGES_MAX    (1u << 24)
 
 struct shard {
     struct wn_config cfg;
@@ -42,6 +42,7 @@ struct shard {
     struct wn_step_limits limits;
     struct wn_netif net; /* towards the other hosts; name "": there are none */
     uint32_t tokens_max;
+    bool refused; /* by all ranks alike, with the link in order */
     int rank, size;
     struct identity *ids; /* [size] leader: who the ranks are */
     Wn__RankInfo *infos, **info_list;
@@ -102,34 +103,18 @@ static wn_status open_link(struct shard *s, struct wn_err *err)
     return WN_OK;
 }
 
-static wn_status set_limits(struct shard *s, struct wn_err *err)
+/* Before any rank loads: all agree that all fit, and on the number of KV pages. */
+static wn_status agree_memory(struct shard *s, struct wn_err *err)
 {
-    const struct wn_config *c = &s->cfg;
-    uint64_t pages, table;
+    const struct wn_fit fit = {.cfg = &s->cfg,
+                               .plan = &s->plan,
+                               .be = s->be,
+                               .link = s->link,
+                               .rank = (uint32_t)s->rank,
+                               .tokens_max = s->tokens_max,
+                               .deadline_us = wn_deadline_in_us(STEP_TIMEOUT_US)};
 
-    s->tokens_max = s->model.text.positions_max;
-    if (c->max_model_len && c->max_model_len < s->tokens_max) s->tokens_max = c->max_model_len;
-    pages = c->kv_pages
-                ? c->kv_pages
-                : (uint64_t)c->max_num_seqs * ((s->tokens_max + c->block_size - 1) / c->block_size);
-    s->limits = (struct wn_step_limits){
-        .rows_max = c->max_num_batched_tokens,
-        .seqs_max = c->max_num_seqs < c->max_num_batched_tokens ? c->max_num_seqs
-                                                                : c->max_num_batched_tokens,
-        .pages_max = pages < KV_PAGES_MAX ? (uint32_t)pages : KV_PAGES_MAX,
-        .features_max = c->max_num_seqs > WN_IMAGES_MAX ? c->max_num_seqs : WN_IMAGES_MAX,
-        .page_tokens = c->block_size,
-        .vocab = s->model.text.vocab,
-        .positions_max = s->model.text.positions_max,
-    };
-    table = (uint64_t)s->limits.seqs_max * ((s->tokens_max + c->block_size - 1) / c->block_size);
-    if (table > KV_PAGES_MAX)
-        return wn_fail(err, WN_ELIMIT,
-                       "%u jobs of %u tokens have more than %u KV pages of %u: choose a smaller --max-num-seqs or "
-                       "--max-model-len",
-                       s->limits.seqs_max, s->tokens_max, KV_PAGES_MAX, c->block_size);
-    s->limits.table_max = (uint32_t)table;
-    return WN_OK;
+    return wn_fit_agree(&s->limits, &fit, &s->refused, err);
 }
 
 static wn_status open_replica(struct shard *s, struct wn_err *err)
@@ -143,7 +128,8 @@ static wn_status open_replica(struct shard *s, struct wn_err *err)
     if ((rc = wn_weights_open(&s->weights, s->cfg.model, err)) != WN_OK) return rc;
     if ((rc = wn_worker_device(&s->cfg, (uint32_t)s->rank, (uint32_t)s->size, &device, err)) != WN_OK) return rc;
     if ((rc = wn_backend_open(&s->be, s->cfg.backend, device, err)) != WN_OK) return rc;
-    if ((rc = set_limits(s, err)) != WN_OK) return rc;
+    if ((rc = wn_fit_step(&s->limits, &s->tokens_max, &s->cfg, &s->model, err)) != WN_OK) return rc;
+    if ((rc = agree_memory(s, err)) != WN_OK) return rc;
     ro = (struct wn_replica_opts){
         .be = s->be,
         .link = s->link,
@@ -328,6 +314,10 @@ int wn_role_shard(int argc, char **argv)
         if (s.rank == 0 || s.replica)
             wn_error("shard", "%s", err.text); /* of a common mistake one line is enough */
         wn_front_stop(s.front, STOP_FLUSH_MS);
+        if (s.refused) {
+            wn_link_close(s.link);
+            return 1;
+        }
         if (s.link) wn_link_mpi_abort(WN_EXIT_LOST);
         return s.replica ? WN_EXIT_LOST : 1;
     }

@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "daemon/fit.h"
 #include "daemon/launcher.h"
 #include "daemon/pruning_ask.h"
 #include "daemon/roles.h"
@@ -526,6 +527,9 @@ int wn_role_serve(int argc, char **argv)
     wn_log_role("serve");
     if ((rc = check_model(&s, &err)) != WN_OK) goto out;
     if ((rc = choose_place(&s, &err)) != WN_OK) goto out;
+    if (s.launcher == &wn_launcher_local && strncmp(s.cfg.backend, "cpu", 3) == 0 &&
+        (rc = wn_fit_host(&s.cfg, &s.plan, &err)) != WN_OK)
+        goto out;
     if ((rc = choose_port(&s, &err)) != WN_OK) goto out;
     if ((rc = find_program(&s, &err)) != WN_OK) goto out;
     if ((rc = block_signals(&s, &err)) != WN_OK) goto out;

@@ -17,7 +17,7 @@ const struct wn_backend_ops *const wn_backends[] = {
 
 static void check_ops(const struct wn_backend_ops *ops)
 {
-    WN_ASSERT(ops->name && ops->open && ops->close && ops->buf_alloc && ops->buf_free && ops->upload &&
+    WN_ASSERT(ops->name && ops->open && ops->close && ops->memory && ops->buf_alloc && ops->buf_free && ops->upload &&
               ops->download);
     WN_ASSERT(ops->weight_create && ops->weight_destroy && ops->matmul && ops->norm && ops->rope && ops->kv_write);
     WN_ASSERT(ops->attn_paged && ops->attn_full && ops->add && ops->silu_mul && ops->gather_rows && ops->convert);

@@ -18,24 +18,10 @@
 #include <stdint.h>
 
 #include "base/clock.h"
-#include "base/dtype.h"
 #include "base/status.h"
+#include "shard/mat.h"
 
 struct wn_backend; /* one processor: opaque, each backend has its own */
-
-/* Memory of one backend. Owned by whoever allocated it. For the CPU, ptr is an ordinary pointer (64-byte aligned). */
-struct wn_buf {
-    void *ptr;
-    size_t bytes;
-};
-
-/* A view of a row-major matrix [rows, cols]: row i starts at element i * stride. Borrowed memory. */
-struct wn_mat {
-    void *ptr;
-    wn_dtype dtype;
-    uint32_t rows, cols;
-    uint32_t stride; /* elements between rows, >= cols */
-};
 
 /* A weight matrix [out, in] prepared by the backend for matmul (packed, or as it is). Owned by the caller. */
 struct wn_weight;
@@ -112,11 +98,18 @@ struct wn_attn_full {
     float *mean_cols; /* NULL, or [images, tokens]: probability each key receives, mean over heads and query rows */
 };
 
+/* Memory that buffers come from. Backends of one host with the same id share it. */
+struct wn_memory {
+    uint64_t free_bytes, total_bytes;
+    char id[64]; /* "host", or a device's PCI address */
+};
+
 struct wn_backend_ops {
     const char *name;   /* "cpu", "cuda" */
     bool device_memory; /* buffers are not host memory: links cannot send from them */
     wn_status (*open)(struct wn_backend **out, int device, struct wn_err *err);
     void (*close)(struct wn_backend *be);
+    wn_status (*memory)(struct wn_backend *be, struct wn_memory *out);
     wn_status (*buf_alloc)(struct wn_backend *be, size_t bytes, struct wn_buf *out); /* owned; contents undefined */
     void (*buf_free)(struct wn_backend *be, struct wn_buf *buf);                     /* leaves *buf empty */
     wn_status (*upload)(struct wn_backend *be, void *dst, const void *host_src, size_t bytes);
@@ -159,27 +152,6 @@ WN_NODISCARD wn_status wn_backend_open(struct wn_backend **out, const char *name
 /* How many devices `name` may be opened on; 0: it has no devices to choose from. *asked: of "cuda:1" 1, else -1. */
 WN_NODISCARD wn_status wn_backend_devices(const char *name, int *n, int *asked, struct wn_err *err);
 void wn_backend_close(struct wn_backend *be); /* NULL is fine */
-
-static inline size_t wn_mat_row_bytes(const struct wn_mat *m)
-{
-    return (size_t)m->cols * wn_dtype_bytes(m->dtype);
-}
-
-/* Rows [first, first + rows) of m. */
-static inline struct wn_mat wn_mat_rows(struct wn_mat m, uint32_t first, uint32_t rows)
-{
-    m.ptr = (char *)m.ptr + (size_t)first * m.stride * wn_dtype_bytes(m.dtype);
-    m.rows = rows;
-    return m;
-}
-
-/* Columns [first, first + cols) of m. */
-static inline struct wn_mat wn_mat_cols(struct wn_mat m, uint32_t first, uint32_t cols)
-{
-    m.ptr = (char *)m.ptr + (size_t)first * wn_dtype_bytes(m.dtype);
-    m.cols = cols;
-    return m;
-}
 
 #define wn_be_matmul(be, a)      ((be)->ops->matmul((be), (a)))
 #define wn_be_norm(be, a)        ((be)->ops->norm((be), (a)))

@@ -96,9 +96,11 @@ uint64_t wn_plan_link_bytes(const struct wn_plan *p, const struct wn_plan_load *
                             uint32_t dst, enum wn_traffic kind);
 
 /* Prints the plan: layers, tensors and bytes of each rank, bytes of each link for `load`, the
- * totals they add up to, and what a generated token more adds. load NULL: without links. json:
- * NULL if memory runs out. */
+ * totals they add up to, and what a generated token more adds. load NULL: without links. memory
+ * (shard/plan_memory.h) NULL: without each rank's. json: NULL if memory runs out, else owned. */
+struct wn_memory_limits;
 void wn_plan_print(const struct wn_plan *p, const struct wn_plan_load *load, FILE *out);
-char *wn_plan_json(const struct wn_plan *p, const struct wn_plan_load *load); /* owned: free() */
+char *wn_plan_json(const struct wn_plan *p, const struct wn_plan_load *load,
+                   const struct wn_memory_limits *memory);
 
 #endif

@@ -21,22 +21,27 @@ static uint64_t step_bytes(const struct wn_plan *p, uint32_t rank, const struct 
     return bytes;
 }
 
-static void measure(struct wn_memory_plan *out, const struct wn_plan *p, uint32_t rank,
+static void measure(struct wn_memory_plan *out, const struct wn_plan *p, const uint32_t *ranks, uint32_t n,
                     const struct wn_memory_limits *l)
 {
+    const uint64_t copies = l->replicas > 1 ? l->replicas : 1;
+    struct wn_memory_plan m = {0};
     uint64_t fixed;
 
-    *out = (struct wn_memory_plan){.weight_bytes = wn_plan_weight_bytes(p, rank),
-                                   .step_bytes = step_bytes(p, rank, l),
-                                   .page_bytes = wn_plan_kv_bytes_per_token(p, rank) * l->page_tokens};
-    if (rank < p->tensors)
-        out->feature_bytes =
-            (uint64_t)l->slots * p->model.vision.patches * p->model.vision.hidden * wn_dtype_bytes(p->dtype);
-    fixed = out->weight_bytes + out->step_bytes + out->feature_bytes + l->reserve_bytes;
-    if (fixed < l->device_bytes && out->page_bytes > 0) out->pages = (l->device_bytes - fixed) / out->page_bytes;
+    for (uint32_t i = 0; i < n; i++) {
+        m.weight_bytes += copies * wn_plan_weight_bytes(p, ranks[i]);
+        m.step_bytes += copies * step_bytes(p, ranks[i], l);
+        m.page_bytes += copies * wn_plan_kv_bytes_per_token(p, ranks[i]) * l->page_tokens;
+        if (ranks[i] < p->tensors)
+            m.feature_bytes +=
+                copies * l->slots * p->model.vision.patches * p->model.vision.hidden * wn_dtype_bytes(p->dtype);
+    }
+    fixed = m.weight_bytes + m.step_bytes + m.feature_bytes + l->reserve_bytes;
+    if (fixed < l->device_bytes && m.page_bytes > 0) m.pages = (l->device_bytes - fixed) / m.page_bytes;
+    *out = m;
 }
 
-/* Does every rank of this layout fit? */
+/* Does every rank of this layout fit a device of its own? */
 static bool fits(const struct wn_model *m, uint32_t stages, uint32_t tensors, wn_dtype dtype,
                  const struct wn_memory_limits *l)
 {
@@ -45,31 +50,59 @@ static bool fits(const struct wn_model *m, uint32_t stages, uint32_t tensors, wn
 
     if (wn_plan_make(&p, m, stages, tensors, NULL, dtype, NULL) != WN_OK) return false;
     for (uint32_t r = 0; r < stages * tensors; r++) {
-        measure(&need, &p, r, l);
+        measure(&need, &p, &r, 1, l);
         if (need.pages < l->pages_min) return false;
     }
     return true;
 }
 
+/* ", -tp 4 -pp 1 would fit": the fewest devices, tensor ranks before stages; "" if no layout does. */
+static void propose(char out[96], const struct wn_plan *p, const struct wn_memory_limits *l)
+{
+    out[0] = '\0';
+    for (uint32_t ranks = 2; ranks <= 64; ranks++)
+        for (uint32_t tensors = ranks; tensors >= 1; tensors--) {
+            if (ranks % tensors != 0 || !fits(&p->model, ranks / tensors, tensors, p->dtype, l)) continue;
+            snprintf(out, 96, "; -tp %u -pp %u would fit, each rank on such a device", tensors, ranks / tensors);
+            return;
+        }
+}
+
+/* "26.3 GB", "49.2 kB" */
+static const char *amount(char out[24], uint64_t bytes)
+{
+    static const char *const units[] = {"B", "kB", "MB", "GB", "TB", "PB"};
+    double v = (double)bytes;
+    int u = 0;
+
+    for (; v >= 999.95 && u < 5; u++) v /= 1000.0;
+    snprintf(out, 24, u ? "%.1f %s" : "%.0f %s", v, units[u]);
+    return out;
+}
+
+wn_status wn_plan_memory_shared(struct wn_memory_plan *out, const struct wn_plan *p, const uint32_t *ranks, uint32_t n,
+                                const struct wn_memory_limits *l, struct wn_err *err)
+{
+    const uint64_t copies = l->replicas > 1 ? l->replicas : 1;
+    const uint64_t usable = l->device_bytes - (l->reserve_bytes < l->device_bytes ? l->reserve_bytes : l->device_bytes);
+    char who[64], layout[96], a[24], b[24], c[24], d[24], e[24];
+
+    measure(out, p, ranks, n, l);
+    if (out->pages >= l->pages_min) return WN_OK;
+    propose(layout, p, l);
+    if (n == 1)
+        snprintf(who, sizeof(who), "rank %u needs", ranks[0]);
+    else
+        snprintf(who, sizeof(who), "%u ranks that share a device need", n);
+    if (copies > 1) snprintf(who, sizeof(who), "%llu ranks on one device need", (unsigned long long)(n * copies));
+    return wn_fail(err, WN_ENOMEM, "%s %s, and %u KV pages of %s%s (%s): of %s free %s may be used%s", who,
+                   amount(a, out->weight_bytes + out->step_bytes + out->feature_bytes), l->pages_min,
+                   amount(b, out->page_bytes / (n * copies)), n * copies > 1 ? " each" : "",
+                   amount(c, out->page_bytes * l->pages_min), amount(d, l->device_bytes), amount(e, usable), layout);
+}
+
 wn_status wn_plan_memory(struct wn_memory_plan *out, const struct wn_plan *p, uint32_t rank,
                          const struct wn_memory_limits *l, struct wn_err *err)
 {
-    double fixed, page, left; /* for the text: GB, MB, GB */
-
-    measure(out, p, rank, l);
-    if (out->pages >= l->pages_min) return WN_OK;
-    fixed = (double)(out->weight_bytes + out->step_bytes + out->feature_bytes) * 1e-9;
-    page = (double)out->page_bytes * 1e-6;
-    left = (double)l->device_bytes * 1e-9;
-    for (uint32_t ranks = 2; ranks <= 64; ranks++) { /* the fewest devices, tensor ranks before stages */
-        for (uint32_t tensors = ranks; tensors >= 1; tensors--) {
-            if (ranks % tensors != 0 || !fits(&p->model, ranks / tensors, tensors, p->dtype, l)) continue;
-            return wn_fail(err, WN_ENOMEM,
-                           "rank %u needs %.1f GB and %u KV pages of %.1f MB, its device has %.1f GB free; "
-                           "-tp %u -pp %u would fit",
-                           rank, fixed, l->pages_min, page, left, tensors, ranks / tensors);
-        }
-    }
-    return wn_fail(err, WN_ENOMEM, "rank %u needs %.1f GB and %u KV pages of %.1f MB, its device has %.1f GB free",
-                   rank, fixed, l->pages_min, page, left);
+    return wn_plan_memory_shared(out, p, &rank, 1, l, err);
 }

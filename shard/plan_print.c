@@ -3,7 +3,7 @@
 #include <jansson.h>
 #include <stdlib.h>
 
-#include "shard/plan.h"
+#include "shard/plan_memory.h"
 
 /* Everything that can cross a link of the replica. */
 static const wn_traffic kinds[] = {WN_TRAFFIC_EMBEDDING, WN_TRAFFIC_ACTIVATION,
@@ -221,6 +221,31 @@ void wn_plan_print(const struct wn_plan *p, const struct wn_plan_load *load, FIL
     if (load) print_links(p, load, &t, out);
 }
 
+void wn_plan_print_memory(const struct wn_plan *p, const struct wn_memory_limits *l, FILE *out)
+{
+    char a[24], b[24], c[24], d[24], e[24], f[24];
+
+    fprintf(out,
+            "\nmemory for %u KV pages of %u tokens, steps of %u rows and features of %u images\n"
+            "%5s %12s %12s %12s %12s %12s %12s",
+            l->pages_max, l->page_tokens, l->rows_max, l->slots, "rank", "weights", "workspace", "features", "KV page",
+            "KV cache", "all");
+    fprintf(out, l->device_bytes ? " %14s\n" : "\n", "pages that fit");
+    for (uint32_t r = 0; r < ranks_of(p); r++) {
+        struct wn_memory_plan m;
+        uint64_t pages = l->pages_max;
+        if (wn_plan_memory(&m, p, r, l, NULL) == WN_OK && m.pages < pages) pages = m.pages;
+        fprintf(out, "%5u %12s %12s %12s %12s %12s %12s", r, human(a, m.weight_bytes), human(b, m.step_bytes),
+                human(c, m.feature_bytes), human(d, m.page_bytes), human(e, pages * m.page_bytes),
+                human(f, m.weight_bytes + m.step_bytes + m.feature_bytes + pages * m.page_bytes));
+        if (l->device_bytes) fprintf(out, " %14" PRIu64, m.pages);
+        fputc('\n', out);
+    }
+    if (l->device_bytes)
+        fprintf(out, "      of each device's %s free, %s stay free\n", human(a, l->device_bytes),
+                human(b, l->reserve_bytes));
+}
+
 /* A number of ours: all are far below 2^63. */
 static json_t *number(uint64_t n)
 {
@@ -290,7 +315,19 @@ static void add_load(json_t *root, const struct wn_plan *p, const struct wn_plan
     json_object_set_new(root, "token_bytes", bytes_json(token));
 }
 
-char *wn_plan_json(const struct wn_plan *p, const struct wn_plan_load *load)
+static json_t *memory_json(const struct wn_plan *p, uint32_t rank, const struct wn_memory_limits *l)
+{
+    struct wn_memory_plan m;
+    json_t *o;
+
+    (void)!wn_plan_memory(&m, p, rank, l, NULL); /* what does not fit is the caller's to say */
+    o = json_pack("{s:o, s:o, s:o, s:o}", "step_bytes", number(m.step_bytes), "feature_bytes", number(m.feature_bytes),
+                  "page_bytes", number(m.page_bytes), "pages_wanted", number(l->pages_max));
+    if (l->device_bytes) json_object_set_new(o, "pages_that_fit", number(m.pages));
+    return o;
+}
+
+char *wn_plan_json(const struct wn_plan *p, const struct wn_plan_load *load, const struct wn_memory_limits *memory)
 {
     struct totals t = totals_of(p);
     json_t *ranks = json_array();
@@ -302,7 +339,11 @@ char *wn_plan_json(const struct wn_plan *p, const struct wn_plan_load *load)
                   number(t.weights - t.once), "kv_bytes_per_token", number(t.kv));
     char *text = NULL;
 
-    for (uint32_t r = 0; r < ranks_of(p); r++) json_array_append_new(ranks, rank_json(p, r));
+    for (uint32_t r = 0; r < ranks_of(p); r++) {
+        json_t *rank = rank_json(p, r);
+        if (memory) json_object_set_new(rank, "memory", memory_json(p, r, memory));
+        json_array_append_new(ranks, rank);
+    }
     json_object_set_new(root, "ranks", ranks);
     if (load) add_load(root, p, load, &t);
     if (root) text = json_dumps(root, JSON_INDENT(2));

@@ -93,6 +93,7 @@ const struct wn_backend_ops wn_backend_cpu = {
     .name = "cpu",
     .open = cpu_open,
     .close = cpu_close,
+    .memory = wn_cpu_memory,
     .buf_alloc = wn_cpu_buf_alloc,
     .buf_free = wn_cpu_buf_free,
     .upload = wn_cpu_upload,

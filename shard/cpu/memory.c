@@ -1,7 +1,10 @@
 #include "shard/cpu/memory.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+
+#include "base/hostmem.h"
 
 #define LINE      64u
 #define HUGE_PAGE ((size_t)2 << 20)
@@ -17,6 +20,18 @@ void *wn_cpu_alloc(size_t bytes)
     /* Only advice: a kernel without huge pages costs time, not correctness. */
     if (p && align == HUGE_PAGE) (void)madvise(p, bytes, MADV_HUGEPAGE);
     return p;
+}
+
+wn_status wn_cpu_memory(struct wn_backend *be, struct wn_memory *out)
+{
+    struct wn_hostmem m;
+    wn_status rc = wn_hostmem(&m, NULL);
+    (void)be;
+
+    if (rc != WN_OK) return rc;
+    *out = (struct wn_memory){.free_bytes = m.free_bytes, .total_bytes = m.total_bytes};
+    snprintf(out->id, sizeof(out->id), "host");
+    return WN_OK;
 }
 
 wn_status wn_cpu_buf_alloc(struct wn_backend *be, size_t bytes, struct wn_buf *out)

@@ -9,6 +9,7 @@
  * Contents undefined. Freed by free(). */
 void *wn_cpu_alloc(size_t bytes);
 
+wn_status wn_cpu_memory(struct wn_backend *be, struct wn_memory *out); /* what this process may still take */
 wn_status wn_cpu_buf_alloc(struct wn_backend *be, size_t bytes, struct wn_buf *out);
 void wn_cpu_buf_free(struct wn_backend *be, struct wn_buf *buf);
 wn_status wn_cpu_upload(struct wn_backend *be, void *dst, const void *host_src, size_t bytes);

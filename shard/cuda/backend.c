@@ -119,6 +119,7 @@ const struct wn_backend_ops wn_backend_cuda = {
     .device_memory = true,
     .open = cuda_open,
     .close = cuda_close,
+    .memory = wn_cuda_memory,
     .buf_alloc = wn_cuda_buf_alloc,
     .buf_free = wn_cuda_buf_free,
     .upload = wn_cuda_upload,

@@ -62,6 +62,7 @@ struct wn_cuda {
 /* ---- memory.c ---- */
 wn_status wn_cuda_memory_open(struct wn_cuda *c, struct wn_err *err);
 void wn_cuda_memory_close(struct wn_cuda *c);
+wn_status wn_cuda_memory(struct wn_backend *be, struct wn_memory *out);
 wn_status wn_cuda_buf_alloc(struct wn_backend *be, size_t bytes, struct wn_buf *out);
 void wn_cuda_buf_free(struct wn_backend *be, struct wn_buf *buf);
 wn_status wn_cuda_upload(struct wn_backend *be, void *dst, const void *host_src, size_t bytes);

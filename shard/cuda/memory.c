@@ -44,6 +44,20 @@ void wn_cuda_memory_close(struct wn_cuda *c)
     free(c->words);
 }
 
+wn_status wn_cuda_memory(struct wn_backend *be, struct wn_memory *out)
+{
+    size_t left = 0, total = 0;
+    struct wn_memory m = {0};
+    wn_status rc = wn_cuda_check(cudaMemGetInfo(&left, &total), "device memory", NULL);
+
+    if (rc == WN_OK) rc = wn_cuda_check(cudaDeviceGetPCIBusId(m.id, sizeof(m.id), cuda(be)->device), "device", NULL);
+    if (rc != WN_OK) return rc;
+    m.free_bytes = left;
+    m.total_bytes = total;
+    *out = m;
+    return WN_OK;
+}
+
 wn_status wn_cuda_buf_alloc(struct wn_backend *be, size_t bytes, struct wn_buf *out)
 {
     void *p = NULL;

@@ -468,7 +468,7 @@ static void test_json_adds_up(void **state)
     (void)state;
     assert_int_equal(wn_model_open(&m, "tests/golden/config/llava-1.5-13b.json", NULL), WN_OK);
     assert_int_equal(wn_plan_make(&p, &m, 3, 4, "0-9,10-24,25-39", WN_BF16, NULL), WN_OK);
-    assert_non_null(text = wn_plan_json(&p, &load));
+    assert_non_null(text = wn_plan_json(&p, &load, NULL));
     assert_non_null(root = json_loads(text, 0, NULL));
     json_array_foreach(json_object_get(root, "ranks"), i, v)
     {
@@ -509,7 +509,7 @@ static void test_token_bytes(void **state)
         char *text;
         json_t *root, *token;
         assert_int_equal(wn_plan_make(&p, &m, 1, t, NULL, WN_BF16, NULL), WN_OK);
-        assert_non_null(text = wn_plan_json(&p, &load));
+        assert_non_null(text = wn_plan_json(&p, &load, NULL));
         assert_non_null(root = json_loads(text, 0, NULL));
         assert_non_null(token = json_object_get(root, "token_bytes"));
         assert_int_equal(get(token, "embedding"), 0);
