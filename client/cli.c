@@ -22,6 +22,7 @@ static void print_help(const struct cli_args *a)
         snprintf(left, sizeof(left), "--%s%s%s", o->name, o->value ? " " : "", o->value ? o->value : "");
         printf("  %-28s %s\n", left, o->help);
     }
+    printf("  %-28s %s\n", "--key FILE", "who we are, of winnow keygen; else WINNOW_KEY, else plain text");
     printf("  %-28s %s\n", "--help", "print this and exit");
 }
 
@@ -31,6 +32,19 @@ static int bad_option(const char *arg, const struct cli_opt *opts)
     for (; opts->name; opts++) fprintf(stderr, " --%s", opts->name);
     fputc('\n', stderr);
     return CLI_BAD;
+}
+
+/* --key FILE is every command's: the library takes it from the environment. */
+static int take_key(struct cli_args *a, const char *arg)
+{
+    const char *file = strchr(arg, '=') ? strchr(arg, '=') + 1 : a->at < a->argc ? a->argv[a->at++] : "";
+
+    if (!file[0]) {
+        fprintf(stderr, "winnow: --key wants a value\n");
+        return CLI_BAD;
+    }
+    setenv("WINNOW_KEY", file, 1);
+    return cli_next(a);
 }
 
 int cli_next(struct cli_args *a)
@@ -55,6 +69,7 @@ int cli_next(struct cli_args *a)
     }
     if (strncmp(arg, "--", 2) != 0) return bad_option(arg, a->opts);
     n = strcspn(arg + 2, "=");
+    if (n == 3 && strncmp(arg + 2, "key", 3) == 0) return take_key(a, arg);
     for (int i = 0; a->opts[i].name; i++) {
         if (strlen(a->opts[i].name) != n || strncmp(a->opts[i].name, arg + 2, n) != 0) continue;
         a->value = arg[2 + n] ? arg + 3 + n : NULL;

@@ -90,5 +90,6 @@ int cmd_run_batch(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
 int cmd_attach(int argc, char **argv);
 int cmd_collect_env(int argc, char **argv);
+int cmd_keygen(int argc, char **argv);
 
 #endif

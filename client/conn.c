@@ -15,6 +15,9 @@
 #define RECONNECT_MS  100
 #define REOPEN_US     ((int64_t)100000)
 #define AWAY_POLL_MS  50
+#define EVENTS                                                                                     \
+    (ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |    \
+     ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
 
 struct conn_request {
     zmq_msg_t part[2];
@@ -34,6 +37,7 @@ int conn_result(wn_status code)
     case WN_ENOMEM: return WINNOW_ENOMEM;
     case WN_ETIME: return WINNOW_TIMEOUT;
     case WN_EIO:
+    case WN_EAUTH:
     case WN_EPEER: return WINNOW_ECONNECT;
     default: return WINNOW_EPROTO;
     }
@@ -47,6 +51,13 @@ static int fail(struct winnow *w, wn_status code, const char *what)
 static bool set_option(struct winnow *w, int option, int value)
 {
     return zmq_setsockopt(w->socket, option, &value, sizeof(value)) == 0;
+}
+
+static bool set_keys(struct winnow *w)
+{
+    return zmq_setsockopt(w->socket, ZMQ_CURVE_SERVERKEY, w->key->server_key, WN_KEY_CHARS) == 0 &&
+           zmq_setsockopt(w->socket, ZMQ_CURVE_PUBLICKEY, w->key->public_key, WN_KEY_CHARS) == 0 &&
+           zmq_setsockopt(w->socket, ZMQ_CURVE_SECRETKEY, w->key->secret_key, WN_KEY_CHARS) == 0;
 }
 
 static int open_sockets(struct winnow *w, const char *endpoint)
@@ -65,7 +76,9 @@ static int open_sockets(struct winnow *w, const char *endpoint)
         !set_option(w, ZMQ_SNDHWM, 1024) || !set_option(w, ZMQ_RCVHWM, 4096) ||
         zmq_setsockopt(w->socket, ZMQ_MAXMSGSIZE, &frame_max, sizeof(frame_max)) != 0)
         return fail(w, WN_EINVAL, "ZeroMQ options");
-    if (zmq_socket_monitor(w->socket, inside, ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED) != 0 ||
+    if (w->key && !set_keys(w))
+        return conn_result(wn_fail(&w->error, WN_EINVAL, "the key file does not hold a key pair"));
+    if (zmq_socket_monitor(w->socket, inside, EVENTS) != 0 ||
         zmq_connect(w->monitor, inside) != 0)
         return fail(w, WN_EIO, "ZeroMQ monitor");
     if (zmq_connect(w->socket, endpoint) != 0)
@@ -103,11 +116,15 @@ int conn_open(struct winnow *w, const char *endpoint, int timeout_ms)
 
     w->end = &w->first;
     snprintf(w->endpoint, sizeof(w->endpoint), "%s", endpoint);
-    if ((located = conn_locate(endpoint, w->address, &w->error)) != WN_OK) return conn_result(located);
-    if ((rc = open_sockets(w, w->address)) != WINNOW_OK) return rc;
+    if ((located = conn_locate(endpoint, &w->place, &w->error)) != WN_OK) return conn_result(located);
+    if ((rc = open_sockets(w, w->place.address)) != WINNOW_OK) return rc;
     rc = conn_status(w, &status, deadline_us);
     wn_codec_free(status);
-    if (rc == WINNOW_TIMEOUT || rc == WINNOW_ECONNECT) {
+    if (rc != WINNOW_OK && w->refused && !w->greeted) {
+        rc = conn_result(wn_fail(&w->error, WN_EAUTH, "%s lets nobody in %s", endpoint,
+                                 w->key ? "with this key: it is not in its list, or is for another server"
+                                        : "without a key: name the key file by --key FILE or WINNOW_KEY"));
+    } else if (rc == WINNOW_TIMEOUT || rc == WINNOW_ECONNECT) {
         rc = conn_result(wn_fail(&w->error, WN_EPEER, w->connected ? "the server at %s does not answer"
                                                                    : "no server at %s", endpoint));
     } else if (rc != WINNOW_OK) {
@@ -125,10 +142,10 @@ void conn_close(struct winnow *w)
 /* A job that Slurm has queued again may run elsewhere. */
 static bool has_moved(struct winnow *w)
 {
-    char now[sizeof(w->address)];
+    struct conn_place now = {0};
 
-    if (conn_locate(w->endpoint, now, NULL) != WN_OK || strcmp(now, w->address) == 0) return false;
-    memcpy(w->address, now, sizeof(now));
+    if (conn_locate(w->endpoint, &now, NULL) != WN_OK || strcmp(now.address, w->place.address) == 0) return false;
+    w->place = now;
     return true;
 }
 
@@ -151,7 +168,7 @@ static int recover(struct winnow *w)
     w->reopened_us = now;
     w->stale = true;
     for (size_t i = 0; i < w->jobs_n; i++) w->jobs[i].stale = true;
-    return open_sockets(w, w->address);
+    return open_sockets(w, w->place.address);
 }
 
 static void free_bytes(void *data, void *hint)
@@ -247,9 +264,12 @@ static void watch(struct winnow *w)
             if (zmq_msg_recv(&msg, w->monitor, ZMQ_DONTWAIT) < 0) break;
         zmq_msg_close(&msg);
         if (event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED) {
-            w->connected = true;
+            w->connected = w->greeted = true;
             w->lost_us = 0;
         }
+        if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH || event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL ||
+            event == ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL) /* the other side hung up: it saw first what is wrong */
+            w->refused = !w->greeted;
         if (event == ZMQ_EVENT_DISCONNECTED && w->connected) w->lost = true;
     }
 }

@@ -7,6 +7,7 @@
 #include <stdbool.h>
 
 #include "base/clock.h"
+#include "base/key.h"
 #include "client/winnow.h"
 #include "proto/codec.h"
 
@@ -34,11 +35,19 @@ struct pending {
     Wn__Envelope *env;
 };
 
+/* Where an endpoint leads. */
+struct conn_place {
+    char address[256];
+    char key_file[512]; /* that gets us in; "": the endpoint does not say */
+};
+
 struct winnow {
     void *ctx, *socket, *monitor;
     char endpoint[256];             /* as the user gave it */
-    char address[256];              /* what it stands for: of "slurm:JOBID" it may change */
+    struct conn_place place;        /* what it stands for: of "slurm:JOBID" it may change */
+    struct wn_key *key;             /* owned; NULL: plain text */
     bool connected, lost, dead;     /* lost: the socket is; dead: the server did not come back */
+    bool greeted, refused;          /* it was connected once; until then: the server did not like our key, or none */
     bool stale;                     /* some jobs are */
     int64_t lost_us, reopened_us;   /* since when it is away (0: it is not), when we last tried anew */
     uint32_t reconnect_timeout_ms, busy_timeout_ms;
@@ -80,8 +89,8 @@ int conn_status(struct winnow *w, Wn__Envelope **out, int64_t deadline_us);
 /* Our result code for a status of the codec or the server. */
 int conn_result(wn_status code);
 
-/* locate.c: the address that an endpoint stands for. */
-wn_status conn_locate(const char *endpoint, char address[256], struct wn_err *err);
+/* locate.c: "slurm:JOBID" is looked up, any other endpoint is an address. */
+wn_status conn_locate(const char *endpoint, struct conn_place *out, struct wn_err *err);
 
 /* logprobs.c: *out [n] of n packed values; *keep is behind it, to be freed. WINNOW_EPROTO: they make no sense. */
 int chances_unpack(struct winnow *w, const ProtobufCBinaryData *values, size_t n, const struct winnow_logprobs **out,

@@ -118,6 +118,9 @@ void console_status(FILE *f, const char *endpoint, const Wn__Status *now, const 
             "so far: %" PRIu64 " accepted, %" PRIu64 " answered, %" PRIu64 " failed, %" PRIu64 " cancelled, %" PRIu64
             " replayed, %" PRIu64 " told to come back\n",
             now->accepted, now->answered, now->failed, now->cancelled, now->replayed, now->busy);
+    if (now->refused_keys + now->refused_handshakes + now->refused_messages)
+        fprintf(f, "refused: %" PRIu64 " keys, %" PRIu64 " other handshakes, %" PRIu64 " messages\n", now->refused_keys,
+                now->refused_handshakes, now->refused_messages);
     fprintf(f, "tokens%s: %.0f generated, %.0f of prompts", before ? " each second" : "",
             figure(now->generated_tokens, before ? before->generated_tokens : 0, before ? seconds : 0),
             figure(now->prompt_tokens, before ? before->prompt_tokens : 0, before ? seconds : 0));

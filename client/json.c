@@ -79,6 +79,9 @@ char *status_json(const Wn__Status *st)
             ", \"clients\": %u, \"results\": %u",
             st->prompt_tokens, st->generated_tokens, st->image_tokens, st->image_tokens_before_pruning, st->queue_max,
             st->queue_wait_ms, st->clients, st->results);
+    fprintf(f,
+            ", \"refused_keys\": %" PRIu64 ", \"refused_handshakes\": %" PRIu64 ", \"refused_messages\": %" PRIu64,
+            st->refused_keys, st->refused_handshakes, st->refused_messages);
     put_bytes(f, st->sent);
     fputs(", \"workers\": [", f);
     for (size_t i = 0; i < st->n_workers; i++) {

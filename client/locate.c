@@ -32,16 +32,32 @@ static wn_status read_own(const char *path, char text[FILE_MAX], struct wn_err *
     return rc;
 }
 
-wn_status conn_locate(const char *endpoint, char address[256], struct wn_err *err)
+/* The value of the line that starts with `word`, if it fits into out[size]. */
+static bool value_of(const char *text, const char *word, char *out, size_t size)
 {
-    const char *job = endpoint + 6, *home = getenv("HOME"), *at;
+    const size_t word_n = strlen(word);
+
+    for (const char *at = text; *at; at += strcspn(at, "\n"), at += *at == '\n') {
+        const size_t n = strcspn(at, "\n");
+        if (strncmp(at, word, word_n) != 0 || n - word_n >= size) continue;
+        memcpy(out, at + word_n, n - word_n);
+        out[n - word_n] = '\0';
+        return true;
+    }
+    return false;
+}
+
+wn_status conn_locate(const char *endpoint, struct conn_place *out, struct wn_err *err)
+{
+    const char *job = endpoint + 6, *home = getenv("HOME");
     char path[512], text[FILE_MAX];
-    size_t n = strlen(endpoint);
     wn_status rc;
 
+    *out = (struct conn_place){0};
     if (strncmp(endpoint, "slurm:", 6) != 0) {
-        if (n >= 256) return wn_fail(err, WN_EINVAL, "'%.80s...' is no address", endpoint);
-        memcpy(address, endpoint, n + 1);
+        if (strlen(endpoint) >= sizeof(out->address))
+            return wn_fail(err, WN_EINVAL, "'%.80s...' is no address", endpoint);
+        memcpy(out->address, endpoint, strlen(endpoint) + 1);
         return WN_OK;
     }
     if (!job[0] || strlen(job) > 20 || job[strspn(job, "0123456789")])
@@ -49,11 +65,10 @@ wn_status conn_locate(const char *endpoint, char address[256], struct wn_err *er
     if (snprintf(path, sizeof(path), "%s/.winnow/slurm/%s", home ? home : "", job) >= (int)sizeof(path))
         return wn_fail(err, WN_EINVAL, "HOME is too long");
     if ((rc = read_own(path, text, err)) != WN_OK) return rc;
-    at = strncmp(text, "endpoint: ", 10) == 0 ? text + 10 : "";
-    n = strcspn(at, "\n");
-    if (strncmp(at, "tcp://", 6) != 0 || n >= 256)
-        return wn_fail(err, WN_EFORMAT, "%s does not start with 'endpoint: tcp://'", path);
-    memcpy(address, at, n);
-    address[n] = '\0';
+    if (!value_of(text, "endpoint: ", out->address, sizeof(out->address)) || strncmp(out->address, "tcp://", 6) != 0) {
+        out->address[0] = '\0';
+        return wn_fail(err, WN_EFORMAT, "%s has no line 'endpoint: tcp://HOST:PORT'", path);
+    }
+    (void)value_of(text, "key: ", out->key_file, sizeof(out->key_file));
     return WN_OK;
 }

@@ -23,6 +23,7 @@ static const struct {
     {"serve", NULL, "Servers", "start everything for a model on this machine"},
     {"plan", NULL, "Servers", "who would hold what, and the bytes on each link"},
     {"prune", NULL, "Servers", "draw which visual tokens of a picture are kept"},
+    {"keygen", cmd_keygen, "Servers", "make the keys of a server, its workers and its clients"},
     {"status", cmd_status, "Servers", "what the server and its workers do"},
     {"top", cmd_top, "Servers", "the same, live"},
     {"collect-env", cmd_collect_env, "Problems", "versions and machine, for a report"},
@@ -40,7 +41,8 @@ static void print_help(FILE *f)
     }
     fputs("\nGeneral\n  --help         print this; after a command: its options\n"
           "  --version      print version, commit and libraries\n"
-          "\nClients find the server by --endpoint, else WINNOW_ENDPOINT, else tcp://127.0.0.1:5599.\n"
+          "\nClients find the server by --endpoint, else WINNOW_ENDPOINT, else tcp://127.0.0.1:5599,\n"
+          "and show it the key of --key, else WINNOW_KEY, else none.\n"
           "Exit codes: 0 done, 1 failed, 2 usage.\n",
           f);
 }

@@ -31,6 +31,30 @@ const char *winnow_error(const struct winnow *w)
     return text[0] ? text : "no error";
 }
 
+/* The key file that the options or the environment name, else the one that a Slurm job has left for its clients. */
+static int open_key(struct winnow *w, const char *endpoint, const struct winnow_options *options)
+{
+    const char *server = options ? options->server_key : NULL;
+    const char *file = options && options->client_key_file ? options->client_key_file : getenv("WINNOW_KEY");
+    struct conn_place place;
+    wn_status rc;
+
+    if (!file || !file[0]) {
+        if ((rc = conn_locate(endpoint, &place, &w->error)) != WN_OK) return conn_result(rc);
+        file = place.key_file;
+    }
+    if (!file[0]) {
+        if (!server) return WINNOW_OK;
+        return conn_result(wn_fail(&w->error, WN_EINVAL, "a server's key was given, and no key file"));
+    }
+    if ((rc = wn_key_open(&w->key, file, &w->error)) != WN_OK) return rc == WN_ENOMEM ? WINNOW_ENOMEM : WINNOW_EINVAL;
+    if (!server) return WINNOW_OK;
+    if (!wn_key_text_valid(server, strlen(server)))
+        return conn_result(wn_fail(&w->error, WN_EINVAL, "the server's key is not a key (40 characters of Z85)"));
+    memcpy(w->key->server_key, server, WN_KEY_CHARS);
+    return WINNOW_OK;
+}
+
 int winnow_connect(struct winnow **out, const char *endpoint, const struct winnow_options *options)
 {
     struct winnow *w = calloc(1, sizeof(*w));
@@ -47,8 +71,8 @@ int winnow_connect(struct winnow **out, const char *endpoint, const struct winno
                                                                         : RECONNECT_TIMEOUT_MS;
     w->busy_timeout_ms = options ? options->busy_timeout_ms : 0;
     w->keep_results = options && options->keep_results;
-    if (options && (options->server_key || options->client_key_file))
-        rc = conn_result(wn_fail(&w->error, WN_EUNSUPP, "keys are not supported by this version"));
+    if ((rc = open_key(w, endpoint, options)) != WINNOW_OK)
+        ; /* it said why */
     else if (strncmp(endpoint, "tcp://", 6) != 0 && strncmp(endpoint, "ipc://", 6) != 0 &&
              strncmp(endpoint, "slurm:", 6) != 0)
         rc = conn_result(wn_fail(&w->error, WN_EINVAL,
@@ -86,6 +110,7 @@ void winnow_close(struct winnow *w)
     if (!w) return;
     if (w->socket && !w->lost) acknowledge_delivered(w);
     conn_close(w);
+    wn_key_close(w->key);
     wn_codec_free(w->current);
     chances_free(w->chances);
     for (size_t i = 0; i < w->jobs_n; i++) conn_request_free(w->jobs[i].submit);

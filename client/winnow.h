@@ -48,8 +48,8 @@ enum winnow_result {
 struct winnow; /* a connection */
 
 struct winnow_options {
-    const char *server_key;       /* CURVE public key of the server (Z85); NULL: plain */
-    const char *client_key_file;  /* own key pair, mode 0600; NULL: plain */
+    const char *server_key;       /* public key (Z85) that the server must have; NULL: the one in the key file */
+    const char *client_key_file;  /* of `winnow keygen`, mode 0600; NULL: what WINNOW_KEY names, else plain text */
     uint32_t connect_timeout_ms;  /* 0: 5,000 */
     uint32_t reconnect_timeout_ms; /* how long open jobs wait for a server that went away; 0: 30,000 */
     uint32_t busy_timeout_ms;     /* a request that finds the server busy is sent again when the server says so, plus

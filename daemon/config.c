@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/address.h"
 #include "base/log.h"
 
 extern char **environ;
@@ -274,11 +275,30 @@ static wn_status read_flags(struct wn_config *c, int argc, char **argv, bool ear
     return WN_OK;
 }
 
+wn_status wn_config_check_reach(const struct wn_config *c, struct wn_err *err)
+{
+    const char *const names[] = {"host", "scheduler-endpoint", "features-endpoint"};
+    const char *const values[] = {c->host, c->scheduler_endpoint, c->features_endpoint};
+
+    if (c->keys[0] || c->insecure) return WN_OK;
+    for (int i = 0; i < 3; i++) {
+        if (!values[i][0] || (i == 0 ? wn_host_is_local(values[i]) : wn_address_is_local(values[i]))) continue;
+        return wn_fail(err, WN_EINVAL,
+                       "--%s %s is not on this machine: give --keys DIR (winnow keygen DIR makes them), or say "
+                       "--insecure",
+                       names[i], values[i]);
+    }
+    return WN_OK;
+}
+
 static wn_status check_together(const struct wn_config *c, struct wn_err *err)
 {
+    wn_status rc;
+
     if (c->lease_ms < 2 * c->heartbeat_ms)
         return wn_fail(err, WN_EINVAL, "lease-ms (%u) must be at least twice heartbeat-ms (%u)", c->lease_ms,
                        c->heartbeat_ms);
+    if ((rc = wn_config_check_reach(c, err)) != WN_OK) return rc;
     if (c->image_keep_tokens && c->image_pruning_rate > 0)
         return wn_fail(err, WN_EINVAL, "image-keep-tokens and image-pruning-rate exclude each other");
     return WN_OK;

@@ -71,6 +71,9 @@ struct wn_config {
     char journal[WN_PATH_LEN];          /* folder; "": jobs live in memory only */
     uint32_t lease_ms, heartbeat_ms;
     uint32_t shutdown_timeout_s, reconnect_grace_ms, encode_timeout_ms;
+    /* keys */
+    char keys[WN_PATH_LEN]; /* folder of `winnow keygen`; "": plain text */
+    bool insecure;          /* addresses that other machines reach may be used without keys */
     /* roles (set by `winnow serve` for the processes that it starts) */
     char run_dir[WN_PATH_LEN];              /* sockets and pid files; "": made under $XDG_RUNTIME_DIR or /tmp */
     char scheduler_endpoint[WN_TEXT_LEN];   /* where workers reach the scheduler; "": ipc://RUN_DIR/scheduler.sock */
@@ -130,6 +133,10 @@ WN_NODISCARD wn_status wn_config_read_yaml(struct wn_config *c, const char *file
 /* Defaults, file, environment, flags, and the checks between options. argv[0] is skipped. After --help or --version
  * nothing else is checked. */
 WN_NODISCARD wn_status wn_config_parse(struct wn_config *c, int argc, char **argv, struct wn_err *err);
+
+/* Prompts, pictures and answers do not leave the machine in plain text unless somebody said so: WN_EINVAL names the
+ * address that needs keys. Parsing checks it; who changes addresses later checks again. */
+WN_NODISCARD wn_status wn_config_check_reach(const struct wn_config *c, struct wn_err *err);
 
 /* For a role's main: parses, sets the log level, and answers --help (under `usage`, the first lines of it), --version,
  * --print-config and --check-config. -1: go on; else the process's exit code. */

@@ -89,6 +89,10 @@ const struct wn_option wn_options[] = {
     TEXT("srun-args", NULL, srun_args, "", "more flags of every srun, as for a container"),
     TEXT("step-program", NULL, step_program, "", "winnowd as job steps see it; empty: this program"),
 #undef GROUP
+#define GROUP "Keys"
+    TEXT("keys", NULL, keys, "", "folder of `winnow keygen`: only its keys get in; empty: plain text"),
+    FLAG("insecure", NULL, insecure, "plain text even where other machines can reach it"),
+#undef GROUP
 #define GROUP "Roles (winnow serve sets these)"
     TEXT("name", NULL, name, "", "name of this process, replica-0"),
     TEXT("run-dir", NULL, run_dir, "", "folder of sockets; empty: one is made"),

@@ -54,6 +54,11 @@ wn_status wn_gen_job_create(struct wn_gen_job **out, struct wn_front_msg *order,
     }
     rc = wn_answer_create(&job->answer, limits->tokenizer, s ? s->stop : NULL, s ? s->n_stop : 0, err);
     if (rc != WN_OK) goto out;
+    for (size_t i = 0; i < g->n_emitted; i++) {
+        if (g->emitted[i] < limits->model->text.vocab) continue;
+        rc = wn_fail(err, WN_EPROTO, "emitted token %u is not in the vocabulary", g->emitted[i]);
+        goto out;
+    }
     /* The text of earlier attempts has been shown; only the state that it left counts. */
     for (size_t i = 0; i < g->n_emitted && !job->stopped; i++) {
         if (wn_gen_is_end(g, limits->model, g->emitted[i])) job->stopped = true;

@@ -19,6 +19,7 @@
 
 #include <stdatomic.h>
 
+#include "base/key.h"
 #include "base/traffic.h"
 #include "daemon/ledger.h"
 #include "proto/codec.h"
@@ -86,6 +87,8 @@ struct wn_front_opts {
     struct wn_link *link; /* leader of several ranks: cancelled when one is silent for a lease (daemon/pulse.h) */
     uint32_t lease_ms;    /* that lease */
     size_t payload_max; /* largest payload frame to receive */
+    const struct wn_key *key; /* the workers', borrowed until stop; NULL: plain text */
+    bool insecure;            /* plain text even to other machines */
 };
 
 WN_NODISCARD wn_status wn_front_start(struct wn_front **out, const struct wn_front_opts *opts, struct wn_err *err);

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "daemon/worker.h"
 #include "transport/endpoint.h"
 
 #define END_US      1000000ll /* for the main thread, once the link is cancelled */
@@ -124,7 +125,9 @@ wn_status wn_pulse_start(struct wn_pulse **out, const struct wn_pulse_opts *opts
     p->endpoint = (struct wn_endpoint_opts){.type = WN_ENDPOINT_DEALER,
                                             .address = p->address,
                                             .frame_max = {WN_CODEC_BYTES_MAX},
-                                            .reconnect_max_ms = 250};
+                                            .reconnect_max_ms = 250,
+                                            .curve = wn_worker_curve(opts->key, false),
+                                            .insecure = opts->insecure};
     rc = wn_net_create(&p->net, err);
     if (rc == WN_OK && pthread_create(&p->thread, NULL, pulse_main, p) != 0)
         rc = wn_fail(err, WN_EIO, "pulse: no thread could be started");

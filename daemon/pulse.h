@@ -11,6 +11,7 @@
 #ifndef WN_DAEMON_PULSE_H
 #define WN_DAEMON_PULSE_H
 
+#include "base/key.h"
 #include "proto/codec.h"
 #include "transport/link.h"
 
@@ -20,6 +21,8 @@ struct wn_pulse_opts {
     const char *leader; /* address of its features endpoint; borrowed until start returns */
     struct wn_link *link;
     uint32_t rank, beat_ms, lease_ms;
+    const struct wn_key *key; /* the workers', borrowed until stop; NULL: plain text */
+    bool insecure;            /* plain text even to another machine */
 };
 
 WN_NODISCARD wn_status wn_pulse_start(struct wn_pulse **out, const struct wn_pulse_opts *opts, struct wn_err *err);

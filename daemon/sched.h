@@ -5,6 +5,7 @@
 
 #include <stdatomic.h>
 
+#include "daemon/access.h"
 #include "daemon/accounts.h"
 #include "daemon/config.h"
 #include "daemon/job.h"
@@ -102,6 +103,7 @@ struct wn_sched_worker {
 
 struct wn_scheduler {
     struct wn_config cfg;
+    struct wn_access *access;         /* NULL: no keys */
     struct wn_net *net;
     struct wn_endpoint *clients, *workers;
     struct wn_sched_worker worker[WN_SCHED_WORKERS_MAX];
@@ -129,13 +131,13 @@ struct wn_scheduler {
     int64_t sweep_us;                 /* when to look for accounts to forget */
     size_t unsettled;                 /* ended jobs whose end was not told yet */
     int64_t started_us;
-    uint64_t accepted, answered, failed, cancelled, replayed, busy;
+    uint64_t accepted, answered, failed, cancelled, replayed, busy, refused_messages;
     uint64_t prompt_tokens, generated_tokens, image_tokens, image_tokens_before;
 };
 
 /* ---- sched_table.c: jobs ---- */
 struct wn_job *wn_sched_job_find(struct wn_scheduler *s, const char *id);
-struct wn_job *wn_sched_job_find_key(struct wn_scheduler *s, const char *key);
+struct wn_job *wn_sched_job_find_key(struct wn_scheduler *s, const char *key, const char *owner);
 void wn_blob_release(struct wn_blob *b); /* any thread; NULL is fine */
 /* Takes over *request on success. id NULL: a new one. images: a copy is made; NULL: without. The job is in no list. */
 WN_NODISCARD wn_status wn_sched_job_create(struct wn_scheduler *s, struct wn_job **out, Wn__Envelope *request,
@@ -193,6 +195,6 @@ void wn_sched_deadlines(struct wn_scheduler *s, int64_t now_us);
 void wn_sched_orphans(struct wn_scheduler *s, int64_t now_us);
 
 /* ---- sched_status.c ---- */
-void wn_sched_status_send(struct wn_scheduler *s, const struct wn_peer_id *to);
+void wn_sched_status_send(struct wn_scheduler *s, const struct wn_peer_id *to, const struct wn_access_entry *who);
 
 #endif

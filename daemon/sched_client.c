@@ -232,13 +232,25 @@ void wn_sched_busy(struct wn_scheduler *s, const struct wn_peer_id *to, const ch
     send_busy(s, to, tag, why, retry_ms(s));
 }
 
+/* Who is charged: a key, else a connection. */
+static struct wn_peer_id client_of(const struct wn_peer_id *peer, const char *owner)
+{
+    struct wn_peer_id who = *peer;
+
+    if (!owner[0]) return who;
+    who.n = WN_PEER_ID_MAX; /* 32 of a key's 40 characters tell keys apart */
+    memcpy(who.bytes, owner, WN_PEER_ID_MAX);
+    return who;
+}
+
 /* The sender's account if it may bring so many jobs now; else it was answered. */
 static struct wn_account *charge(struct wn_scheduler *s, const struct wn_peer_id *peer, const Wn__Submit *r,
                                  uint32_t jobs, size_t payload)
 {
     const int64_t now = wn_now_us();
     const char *why = full(s, jobs, payload);
-    struct wn_account *acc = why ? NULL : wn_account_open(&s->accounts, peer, now);
+    const struct wn_peer_id who = client_of(peer, r->owner);
+    struct wn_account *acc = why ? NULL : wn_account_open(&s->accounts, &who, now);
     uint32_t after_ms = 0;
     char text[128];
 
@@ -286,6 +298,7 @@ struct request {
     size_t bytes;
     const void *images; /* NULL: none */
     size_t images_bytes;
+    const struct wn_access_entry *who; /* NULL: no keys */
 };
 
 /* A job with the request's end, or one to be tried again: not of use to who submits under its key. */
@@ -310,6 +323,10 @@ static Wn__Envelope *choice_request(const struct request *q, uint32_t choice)
     char key[WN_KEY_BYTES_MAX + 16], *own;
 
     if (wn_codec_unpack(&env, q->data, q->bytes, NULL) != WN_OK) return NULL;
+    if (wn_access_stamp(env->submit, q->who) != WN_OK) { /* the bytes may say another owner */
+        wn_codec_free(env);
+        return NULL;
+    }
     choice_key(env->submit, choice, key);
     env->submit->n = 0;
     if (env->submit->sampling) env->submit->sampling->seed += choice;
@@ -374,7 +391,7 @@ static void on_submit(struct wn_scheduler *s, const struct request *q, const Wn_
     }
     for (uint32_t i = 0; i < n; i++) {
         choice_key(r, i, key);
-        jobs[i] = wn_sched_job_find_key(s, key);
+        jobs[i] = wn_sched_job_find_key(s, key, r->owner);
         if (!usable(jobs[i])) jobs[i] = NULL;
         fresh += !jobs[i];
     }
@@ -395,19 +412,36 @@ static void on_submit(struct wn_scheduler *s, const struct request *q, const Wn_
              r->n_image_bytes, n);
 }
 
-static void on_attach(struct wn_scheduler *s, const struct wn_peer_id *peer, const Wn__Attach *a)
+/* The job, if `who` may have it; else an answer is sent. */
+static struct wn_job *find_own(struct wn_scheduler *s, const struct wn_peer_id *peer, const char *id,
+                               const struct wn_access_entry *who)
 {
-    struct wn_job *job = wn_sched_job_find(s, a->job_id);
+    struct wn_job *job = wn_sched_job_find(s, id);
+    struct wn_err err = {0};
+
+    if (job && wn_access_owns(who, job->request->submit)) return job;
+    if (job)
+        wn_fail(&err, WN_EAUTH, "job %s belongs to another key", id);
+    else
+        wn_fail(&err, WN_ENOENT, "job '%s' %s", id, wn_sched_gone(s, id));
+    wn_sched_refuse(s->clients, peer, id, &err);
+    s->refused_messages += job != NULL;
+    return NULL;
+}
+
+static void on_attach(struct wn_scheduler *s, const struct wn_peer_id *peer, const Wn__Attach *a,
+                      const struct wn_access_entry *who)
+{
+    struct wn_job *job = find_own(s, peer, a->job_id, who);
     struct wn_watcher *w = job && !job->acknowledged ? watch(job, peer) : NULL;
     struct wn_err err = {0};
 
+    if (!job) return;
     if (!w) {
-        if (job && !job->acknowledged)
-            wn_fail(&err, WN_ELIMIT, "job %s has %d followers already", job->id, WN_SCHED_WATCHERS_MAX);
-        else if (job)
+        if (job->acknowledged)
             wn_fail(&err, WN_ENOENT, "job %s was acknowledged: its result is not kept any more", job->id);
         else
-            wn_fail(&err, WN_ENOENT, "job '%s' %s", a->job_id, wn_sched_gone(s, a->job_id));
+            wn_fail(&err, WN_ELIMIT, "job %s has %d followers already", job->id, WN_SCHED_WATCHERS_MAX);
         wn_sched_refuse(s->clients, peer, a->job_id, &err);
         return;
     }
@@ -418,17 +452,13 @@ static void on_attach(struct wn_scheduler *s, const struct wn_peer_id *peer, con
     wn_sched_flush(s, job);
 }
 
-static void on_cancel(struct wn_scheduler *s, const struct wn_peer_id *peer, const Wn__Cancel *c)
+static void on_cancel(struct wn_scheduler *s, const struct wn_peer_id *peer, const Wn__Cancel *c,
+                      const struct wn_access_entry *who)
 {
-    struct wn_job *job = wn_sched_job_find(s, c->job->job_id);
-    struct wn_err err = {0};
+    struct wn_job *job = find_own(s, peer, c->job->job_id, who);
     bool follows = false;
 
-    if (!job) {
-        wn_fail(&err, WN_ENOENT, "job '%s' %s", c->job->job_id, wn_sched_gone(s, c->job->job_id));
-        wn_sched_refuse(s->clients, peer, c->job->job_id, &err);
-        return;
-    }
+    if (!job) return;
     for (unsigned i = 0; i < job->watchers_n; i++) follows |= wn_peer_equal(&job->watchers[i].peer, peer);
     if (!follows) { /* who cancels hears of the end */
         struct wn_watcher *w = watch(job, peer);
@@ -439,12 +469,13 @@ static void on_cancel(struct wn_scheduler *s, const struct wn_peer_id *peer, con
 }
 
 /* Nothing is answered to who says it twice, or after the result has expired. */
-static void on_acknowledge(struct wn_scheduler *s, const struct wn_peer_id *peer, const Wn__Acknowledge *a)
+static void on_acknowledge(struct wn_scheduler *s, const struct wn_peer_id *peer, const Wn__Acknowledge *a,
+                           const struct wn_access_entry *who)
 {
     struct wn_job *job = wn_sched_job_find(s, a->job_id);
     struct wn_err err = {0};
 
-    if (!job || job->acknowledged) return;
+    if (!job || job->acknowledged || !(job = find_own(s, peer, a->job_id, who))) return;
     if (!wn_job_ended(&job->life)) {
         wn_fail(&err, WN_EINVAL, "job %s has not ended: there is nothing to acknowledge", job->id);
         wn_sched_refuse(s->clients, peer, NULL, &err);
@@ -454,21 +485,33 @@ static void on_acknowledge(struct wn_scheduler *s, const struct wn_peer_id *peer
     wn_sched_list_put(s, job, WN_LIST_ENDED, true);
 }
 
+/* Parses a message and checks that it may come from here. *env may be set on failure, too. */
+static wn_status admit_message(const struct wn_scheduler *s, Wn__Envelope **env, struct wn_msg *msg,
+                               const struct wn_access_entry *who, struct wn_err *err)
+{
+    wn_status rc;
+
+    if (s->access && !who) return wn_fail(err, WN_EAUTH, "this key is not known here"); /* the handshake saw to that */
+    if ((rc = wn_codec_unpack(env, wn_msg_data(msg, 0), wn_msg_size(msg, 0), err)) != WN_OK) return rc;
+    if ((rc = wn_access_check(who, (*env)->body_case, err)) != WN_OK) return rc;
+    if ((*env)->body_case == WN__ENVELOPE__BODY_SUBMIT)
+        return wn_access_stamp((*env)->submit, who) == WN_OK ? WN_OK : wn_fail(err, WN_ENOMEM, "a job's owner");
+    if (msg->frames_n > 1) return wn_fail(err, WN_EPROTO, "%s with a payload", wn_codec_body_name((*env)->body_case));
+    return WN_OK;
+}
+
 void wn_sched_client_message(struct wn_scheduler *s, struct wn_msg *msg)
 {
     const struct wn_peer_id peer = msg->peer;
     const size_t bytes = wn_msg_size(msg, 0), payload = msg->frames_n > 1 ? wn_msg_size(msg, 1) : 0;
+    const struct wn_access_entry *who = s->access ? wn_access_find(s->access, wn_msg_key(msg)) : NULL;
     Wn__Envelope *env = NULL;
     struct wn_err err = {0};
 
     wn_endpoint_received(s->clients, WN_TRAFFIC_CONTROL, bytes);
     if (msg->frames_n > 1) wn_endpoint_received(s->clients, WN_TRAFFIC_IMAGE, payload);
-    if (wn_codec_unpack(&env, wn_msg_data(msg, 0), bytes, &err) != WN_OK) {
-        wn_sched_refuse(s->clients, &peer, NULL, &err);
-        return;
-    }
-    if (msg->frames_n > 1 && env->body_case != WN__ENVELOPE__BODY_SUBMIT) {
-        wn_fail(&err, WN_EPROTO, "%s with a payload", wn_codec_body_name(env->body_case));
+    if (admit_message(s, &env, msg, who, &err) != WN_OK) {
+        s->refused_messages++;
         wn_sched_refuse(s->clients, &peer, NULL, &err);
         wn_codec_free(env);
         return;
@@ -480,15 +523,17 @@ void wn_sched_client_message(struct wn_scheduler *s, struct wn_msg *msg)
                                     .data = wn_msg_data(msg, 0),
                                     .bytes = bytes,
                                     .images = msg->frames_n > 1 ? wn_msg_data(msg, 1) : NULL,
-                                    .images_bytes = payload},
+                                    .images_bytes = payload,
+                                    .who = who},
                   env->submit);
         break;
-    case WN__ENVELOPE__BODY_ACKNOWLEDGE: on_acknowledge(s, &peer, env->acknowledge); break;
-    case WN__ENVELOPE__BODY_ATTACH: on_attach(s, &peer, env->attach); break;
-    case WN__ENVELOPE__BODY_CANCEL: on_cancel(s, &peer, env->cancel); break;
-    case WN__ENVELOPE__BODY_STATUS_REQUEST: wn_sched_status_send(s, &peer); break;
+    case WN__ENVELOPE__BODY_ACKNOWLEDGE: on_acknowledge(s, &peer, env->acknowledge, who); break;
+    case WN__ENVELOPE__BODY_ATTACH: on_attach(s, &peer, env->attach, who); break;
+    case WN__ENVELOPE__BODY_CANCEL: on_cancel(s, &peer, env->cancel, who); break;
+    case WN__ENVELOPE__BODY_STATUS_REQUEST: wn_sched_status_send(s, &peer, who); break;
     default:
         wn_fail(&err, WN_EPROTO, "%s is not for clients", wn_codec_body_name(env->body_case));
+        s->refused_messages++;
         wn_sched_refuse(s->clients, &peer, NULL, &err);
     }
     wn_codec_free(env);

@@ -63,8 +63,24 @@ static void readiness(const struct wn_scheduler *s, Wn__Status *st, char *text, 
     if (st->ready) text[0] = '\0';
 }
 
-void wn_sched_status_send(struct wn_scheduler *s, const struct wn_peer_id *to)
+static void fill_refused(struct wn_scheduler *s, Wn__Status *st)
 {
+    struct wn_endpoint *const both[] = {s->clients, s->workers};
+
+    for (int i = 0; i < 2; i++) {
+        struct wn_endpoint_stats stats;
+        wn_endpoint_stats_get(both[i], &stats);
+        st->refused_keys += stats.keys_refused;
+        st->refused_handshakes += stats.handshake_failed - stats.keys_refused;
+        st->refused_messages += stats.refused;
+    }
+    st->refused_messages += s->refused_messages;
+}
+
+/* A client's key sees whether it may send jobs; who works here, and who was turned away, is the admin's. */
+void wn_sched_status_send(struct wn_scheduler *s, const struct wn_peer_id *to, const struct wn_access_entry *who)
+{
+    const bool all = !who || who->role != WN_KEY_CLIENT;
     const int64_t now = wn_now_us();
     Wn__WorkerStatus *ws = calloc(WN_SCHED_WORKERS_MAX, sizeof(*ws)), **list;
     Wn__Status st = WN__STATUS__INIT;
@@ -85,7 +101,8 @@ void wn_sched_status_send(struct wn_scheduler *s, const struct wn_peer_id *to)
     st.replayed = s->replayed;
     fill_totals(s, &st, &sent, now);
     st.uptime_ms = (uint64_t)(now - s->started_us) / 1000;
-    for (int i = 0; i < WN_SCHED_WORKERS_MAX; i++) {
+    if (all) fill_refused(s, &st);
+    for (int i = 0; all && i < WN_SCHED_WORKERS_MAX; i++) {
         struct wn_sched_worker *w = &s->worker[i];
         Wn__WorkerStatus *one = &ws[st.n_workers];
         if (!w->used) continue;

@@ -85,11 +85,13 @@ struct wn_job *wn_sched_job_find(struct wn_scheduler *s, const char *id)
     return job;
 }
 
-struct wn_job *wn_sched_job_find_key(struct wn_scheduler *s, const char *key)
+struct wn_job *wn_sched_job_find_key(struct wn_scheduler *s, const char *key, const char *owner)
 {
     struct wn_job *job = key[0] ? s->by_key[hash_text(key)] : NULL;
 
-    while (job && strcmp(job->request->submit->idempotency_key, key) != 0) job = job->by_key;
+    while (job && (strcmp(job->request->submit->idempotency_key, key) != 0 ||
+                   strcmp(job->request->submit->owner, owner) != 0))
+        job = job->by_key;
     return job;
 }
 

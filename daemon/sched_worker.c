@@ -161,11 +161,12 @@ void wn_sched_leases(struct wn_scheduler *s, int64_t now_us)
             wn_sched_worker_lost(s, i, why);
 }
 
-static wn_status check_model(const struct wn_scheduler *s, const Wn__Hello *h, struct wn_err *err)
+/* Against all but the place that the worker had. */
+static wn_status check_model(const struct wn_scheduler *s, const Wn__Hello *h, int place, struct wn_err *err)
 {
     for (int i = 0; i < WN_SCHED_WORKERS_MAX; i++) {
         const struct wn_sched_worker *w = &s->worker[i];
-        if (w->up && strcmp(w->model_id, h->model_id) != 0)
+        if (i != place && w->up && strcmp(w->model_id, h->model_id) != 0)
             return wn_fail(err, WN_EINVAL, "%s serves model %.12s, but %s serves %.12s: they do not mix", h->name,
                            h->model_id, w->name, w->model_id);
     }
@@ -236,18 +237,17 @@ static void on_hello(struct wn_scheduler *s, const struct wn_peer_id *peer, cons
         send_welcome(s, i, h);
         return;
     }
+    if (check_model(s, h, i, &err) != WN_OK) { /* first: it must not push out the worker whose name it has */
+        wn_warn("scheduler", "%s", err.text);
+        wn_sched_refuse(s->workers, peer, NULL, &err);
+        return;
+    }
     if (w && w->up) {
         char why[WN_ERR_TEXT_MAX];
         bool same = w->pid == h->pid;
         snprintf(why, sizeof(why), "%s %s", w->name, same ? "gave up its jobs and came back" : "was restarted");
         w->up = false;
         take_back(s, i, why, same ? h : NULL);
-    }
-    if (check_model(s, h, &err) != WN_OK) {
-        wn_warn("scheduler", "%s", err.text);
-        note_absence(s);
-        wn_sched_refuse(s->workers, peer, NULL, &err);
-        return;
     }
     if (i == WN_NO_WORKER && (i = find_place(s)) == WN_NO_WORKER) {
         wn_fail(&err, WN_ELIMIT, "more than %d workers", WN_SCHED_WORKERS_MAX);
@@ -395,6 +395,7 @@ void wn_sched_worker_message(struct wn_scheduler *s, struct wn_msg *msg)
 
     wn_endpoint_received(s->workers, WN_TRAFFIC_CONTROL, bytes);
     if (wn_codec_unpack(&env, wn_msg_data(msg, 0), bytes, &err) != WN_OK) {
+        s->refused_messages++;
         wn_sched_refuse(s->workers, &msg->peer, NULL, &err);
         return;
     }

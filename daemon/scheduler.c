@@ -25,6 +25,7 @@ static wn_status open_endpoints(struct wn_scheduler *s, const char *workers, str
         .frame_max = {WN_CODEC_BYTES_MAX, images_max < request_max ? images_max : request_max},
         .recv_queue_max = 4, /* a message may be large, and is taken out at once */
         .linger_ms = 1000,
+        .insecure = s->cfg.insecure,
     };
     struct wn_endpoint_opts workers_opts = {
         .type = WN_ENDPOINT_ROUTER,
@@ -33,11 +34,19 @@ static wn_status open_endpoints(struct wn_scheduler *s, const char *workers, str
         .frame_max = {WN_CODEC_BYTES_MAX},
         .linger_ms = 1000,
         .handover = true,
+        .insecure = s->cfg.insecure,
     };
     wn_status rc;
 
+    if (s->access) {
+        const char *secret = s->access->self->secret_key;
+        clients_opts.curve = (struct wn_curve_opts){.server = true, .secret_key = secret};
+        workers_opts.curve = (struct wn_curve_opts){.server = true, .secret_key = secret};
+        workers_opts.curve.allowed = wn_access_keys(s->access, 1u << WN_KEY_WORKER, &workers_opts.curve.allowed_n);
+    }
     snprintf(address, sizeof(address), "tcp://%s:%u", s->cfg.host, s->cfg.port);
     if ((rc = wn_endpoint_open(&s->workers, s->net, &workers_opts, err)) != WN_OK) return rc;
+    if (s->access) clients_opts.curve.allowed = wn_access_keys(s->access, ~0u, &clients_opts.curve.allowed_n);
     return wn_endpoint_open(&s->clients, s->net, &clients_opts, err);
 }
 
@@ -60,9 +69,14 @@ wn_status wn_scheduler_open(struct wn_scheduler **out, const struct wn_config *c
     s->started_us = s->absent_us[0] = s->absent_us[1] = wn_now_us();
     wn_pruning_complete(&pruning, NULL, &s->cfg);
     if ((rc = wn_pruning_ask(&pruning, &method, &ask, err)) != WN_OK) goto out;
+    if (s->cfg.keys[0] && (rc = wn_access_open(&s->access, s->cfg.keys, err)) != WN_OK) goto out;
     if ((rc = wn_net_create(&s->net, err)) != WN_OK) goto out;
     if ((rc = wn_sched_journal_open(s, err)) != WN_OK) goto out; /* before anybody can ask for what is in it */
     if ((rc = open_endpoints(s, workers, err)) != WN_OK) goto out;
+    if (s->access) { /* ZeroMQ has its copy */
+        wn_key_close(s->access->self);
+        s->access->self = NULL;
+    }
     *out = s;
     s = NULL;
 out:
@@ -81,6 +95,7 @@ void wn_scheduler_close(struct wn_scheduler *s)
     wn_endpoint_close(s->clients);
     wn_endpoint_close(s->workers);
     wn_net_destroy(s->net);
+    wn_access_close(s->access);
     free(s);
 }
 

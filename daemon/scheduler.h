@@ -10,8 +10,9 @@
  * free slot). A worker that says nothing for --lease-ms is lost: jobs that depend on it go back to the queue with the
  * tokens they have, at most --max-attempts times; the last try of a job whose leaders have died is made alone. A job
  * that finds no worker connected for --no-worker-timeout fails.
- * Queued jobs go round-robin over their clients (accounts.h); a client is a connection. One that brings more than
- * --max-job-rate, or has more jobs here than --max-queue-share and --max-jobs-per-client allow, is answered Busy.
+ * Queued jobs go round-robin over their clients (accounts.h); a client is a key, and without keys a connection. One
+ * that brings more than --max-job-rate, or has more jobs here than --max-queue-share and --max-jobs-per-client allow,
+ * is answered Busy.
  * A slow client is not waited for: each follower has its own place in the answer and catches up. */
 #ifndef WN_DAEMON_SCHEDULER_H
 #define WN_DAEMON_SCHEDULER_H

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "daemon/harden.h"
 #include "daemon/roles.h"
 #include "daemon/scheduler.h"
 
@@ -22,6 +23,7 @@ int wn_role_scheduler(int argc, char **argv)
     if (code >= 0) return code;
     code = 1;
     wn_log_role("%s", cfg.name[0] ? cfg.name : "scheduler");
+    wn_harden(cfg.keys[0] != '\0', false);
     wn_role_scheduler_address(&cfg, workers);
     sigemptyset(&signals);
     sigaddset(&signals, SIGTERM);

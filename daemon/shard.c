@@ -38,6 +38,7 @@ struct shard {
     struct wn_replica *replica;
     struct wn_front *front;
     struct wn_pulse *pulse; /* of every rank but the leader */
+    struct wn_key *key;     /* NULL: plain text */
     struct wn_engine *engine;
     struct wn_step_limits limits;
     struct wn_netif net; /* towards the other hosts; name "": there are none */
@@ -213,7 +214,9 @@ static wn_status start_pulses(struct shard *s, struct wn_err *err)
                                      .link = s->link,
                                      .rank = (uint32_t)s->rank,
                                      .beat_ms = s->cfg.heartbeat_ms,
-                                     .lease_ms = s->cfg.lease_ms};
+                                     .lease_ms = s->cfg.lease_ms,
+                                     .key = s->key,
+                                     .insecure = s->cfg.insecure};
 
     if (s->rank == 0) {
         snprintf(address, sizeof(address), "%s", wn_front_features_address(s->front));
@@ -254,6 +257,8 @@ static wn_status lead(struct shard *s, struct wn_err *err)
     features_address(s, bind);
     fo.ranks = s->info_list;
     fo.ranks_n = (size_t)s->size;
+    fo.key = s->key;
+    fo.insecure = s->cfg.insecure;
     if ((rc = wn_front_start(&s->front, &fo, err)) != WN_OK) return rc;
     if ((rc = start_pulses(s, err)) != WN_OK) return rc;
     eo = (struct wn_engine_opts){
@@ -298,7 +303,7 @@ int wn_role_shard(int argc, char **argv)
     rc = choose_interface(&s, &err);
     if (rc == WN_OK) rc = open_link(&s, &err);
     set_signals(s.rank == 0);
-    wn_worker_start("shard", s.cfg.name);
+    wn_worker_start("shard", &s.cfg, s.size > 1);
     if (s.size > 1) wn_log_role("%s/%d", s.cfg.name[0] ? s.cfg.name : "shard", s.rank);
     if (s.net.name[0])
         wn_info("shard", "interface %s (%s): features, and %s where Open MPI uses TCP", s.net.name, s.net.address,
@@ -307,6 +312,7 @@ int wn_role_shard(int argc, char **argv)
         wn_worker_threads(&s.cfg, wn_slurm_local_tasks());
     else
         wn_worker_place(&s.cfg, (uint32_t)s.rank, (uint32_t)s.size);
+    if (rc == WN_OK) rc = wn_worker_key(&s.cfg, &s.key, &err);
     if (rc == WN_OK) rc = open_replica(&s, &err);
     if (rc == WN_OK) rc = exchange_identities(&s, &err);
     if (rc == WN_OK) rc = s.rank == 0 ? lead(&s, &err) : follow(&s, &err);
@@ -314,6 +320,7 @@ int wn_role_shard(int argc, char **argv)
         if (s.rank == 0 || s.replica)
             wn_error("shard", "%s", err.text); /* of a common mistake one line is enough */
         wn_front_stop(s.front, STOP_FLUSH_MS);
+        wn_key_close(s.key);
         if (s.refused) {
             wn_link_close(s.link);
             return 1;
@@ -324,6 +331,7 @@ int wn_role_shard(int argc, char **argv)
     wn_engine_close(s.engine);
     wn_pulse_stop(s.pulse);
     wn_front_stop(s.front, STOP_FLUSH_MS);
+    wn_key_close(s.key);
     wn_tokenizer_close(s.tokenizer);
     wn_replica_close(s.replica); /* its last rows may still be on their way: before the link */
     wn_link_close(s.link);

@@ -19,7 +19,9 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "daemon/access.h"
 #include "daemon/fit.h"
+#include "daemon/harden.h"
 #include "daemon/launcher.h"
 #include "daemon/pruning_ask.h"
 #include "daemon/roles.h"
@@ -91,6 +93,26 @@ static wn_status check_model(struct supervisor *s, struct wn_err *err)
     if ((rc = wn_path_join(path, s->cfg.model, "tokenizer.json", err)) != WN_OK) return rc;
     return access(path, R_OK) == 0 ? WN_OK
                                    : wn_fail(err, WN_ENOENT, "%s: %s", path, strerror(errno));
+}
+
+/* Every role's files are there and in order. */
+static wn_status check_keys(const struct supervisor *s, struct wn_err *err)
+{
+    struct wn_access *access = NULL;
+    struct wn_key *key = NULL;
+    wn_status rc;
+
+    wn_harden(s->cfg.keys[0] != '\0', false);
+    if ((rc = wn_config_check_reach(&s->cfg, err)) != WN_OK || !s->cfg.keys[0]) return rc;
+    if ((rc = wn_access_open(&access, s->cfg.keys, err)) != WN_OK) return rc;
+    rc = wn_worker_key(&s->cfg, &key, err);
+    if (rc == WN_OK && strcmp(key->server_key, access->self->public_key) != 0)
+        rc = wn_fail(err, WN_EAUTH, "%s: worker.key is for another server than server.key is", s->cfg.keys);
+    if (rc == WN_OK && !wn_access_find(access, key->public_key))
+        rc = wn_fail(err, WN_EAUTH, "%s: worker.key is not in the file authorized", s->cfg.keys);
+    wn_key_close(key);
+    wn_access_close(access);
+    return rc;
 }
 
 /* Binds the clients' address for a moment: a port in use is said before weights load, and port 0 becomes a free
@@ -240,30 +262,38 @@ static wn_status make_components(struct supervisor *s, struct wn_err *err)
 static wn_status open_ask(struct supervisor *s, struct wn_err *err)
 {
     char address[WN_TEXT_LEN + 32];
-    const struct wn_endpoint_opts eo = {.type = WN_ENDPOINT_DEALER,
+    struct wn_key *key = NULL;
+    struct wn_endpoint_opts eo = {.type = WN_ENDPOINT_DEALER,
                                         .address = address,
                                         .frame_max = {WN_CODEC_BYTES_MAX},
                                         .reconnect_ms = 20,
-                                        .reconnect_max_ms = 200};
+                                        .reconnect_max_ms = 200,
+                                        .insecure = s->cfg.insecure};
     const char *host = strcmp(s->cfg.host, "0.0.0.0") == 0 || strcmp(s->cfg.host, "*") == 0
                            ? "127.0.0.1"
                            : s->cfg.host;
     wn_status rc = wn_net_create(&s->net, err);
 
-    if (rc != WN_OK) return rc;
+    if (rc != WN_OK || (rc = wn_worker_key(&s->cfg, &key, err)) != WN_OK) return rc;
+    eo.curve = wn_worker_curve(key, true);
     snprintf(address, sizeof(address), "tcp://%s:%u", host, s->cfg.port);
-    return wn_endpoint_open(&s->ask, s->net, &eo, err);
+    rc = wn_endpoint_open(&s->ask, s->net, &eo, err);
+    wn_key_close(key);
+    return rc;
 }
 
 /* Clients find a service in a Slurm job by the job's number. */
 static void publish(struct supervisor *s)
 {
-    char endpoint[WN_TEXT_LEN + 32];
+    char endpoint[WN_TEXT_LEN + 32], key[WN_PATH_MAX] = "", *keys = NULL;
     struct wn_err err = {0};
 
     if (!s->slurm.job[0]) return;
+    if (s->cfg.keys[0]) keys = realpath(s->cfg.keys, NULL); /* a client runs in another folder */
+    if (keys && wn_path_join(key, keys, "client.key", &err) != WN_OK) key[0] = '\0';
+    free(keys);
     snprintf(endpoint, sizeof(endpoint), "tcp://%s:%u", s->cfg.host, s->cfg.port);
-    if (wn_slurm_publish(&s->slurm, endpoint, "", &err) != WN_OK)
+    if (wn_slurm_publish(&s->slurm, endpoint, key, &err) != WN_OK)
         wn_warn("supervisor", "slurm:%s will not be found: %s", s->slurm.job, err.text);
 }
 
@@ -527,6 +557,7 @@ int wn_role_serve(int argc, char **argv)
     wn_log_role("serve");
     if ((rc = check_model(&s, &err)) != WN_OK) goto out;
     if ((rc = choose_place(&s, &err)) != WN_OK) goto out;
+    if ((rc = check_keys(&s, &err)) != WN_OK) goto out;
     if (s.launcher == &wn_launcher_local && strncmp(s.cfg.backend, "cpu", 3) == 0 &&
         (rc = wn_fit_host(&s.cfg, &s.plan, &err)) != WN_OK)
         goto out;

@@ -47,6 +47,7 @@ struct vision_worker {
     wn_dtype dtype;
     struct wn_encoder *encoder;
     struct wn_front *front;
+    struct wn_key *key; /* NULL: plain text */
     struct leader leaders[LEADERS_MAX];
     struct list queue, outbox;
     struct list sent; /* without their features */
@@ -442,6 +443,7 @@ static void close_worker(struct vision_worker *v)
     list_clear(&v->outbox);
     list_clear(&v->sent);
     wn_front_stop(v->front, 200);
+    wn_key_close(v->key);
     wn_encoder_close(v->encoder);
 }
 
@@ -465,8 +467,9 @@ int wn_role_vision(int argc, char **argv)
     sigaction(SIGTERM, &sa, NULL);
     sigaction(SIGINT, &sa, NULL);
     sigaction(SIGUSR1, &sa, NULL); /* srun passes this one on */
-    wn_worker_start("vision", v.cfg.name);
+    wn_worker_start("vision", &v.cfg, false);
     wn_worker_threads(&v.cfg, 1);
+    if ((rc = wn_worker_key(&v.cfg, &v.key, &err)) != WN_OK) goto out;
     if ((rc = open_worker(&v, &err)) != WN_OK) goto out;
     if ((rc = wn_worker_netif(&v.cfg, &net, &err)) != WN_OK) goto out;
     if (net.name[0]) wn_info("vision", "interface %s (%s) towards the scheduler", net.name, net.address);
@@ -475,6 +478,8 @@ int wn_role_vision(int argc, char **argv)
     fo.model_id = v.model_id;
     fo.slots = v.cfg.vision_queue;
     fo.payload_max = v.cfg.image_bytes_max;
+    fo.key = v.key;
+    fo.insecure = v.cfg.insecure;
     if ((rc = wn_front_start(&v.front, &fo, &err)) != WN_OK) goto out;
     serve(&v);
 out:

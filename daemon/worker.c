@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "base/sha256.h"
 #include "daemon/gpu_choice.h"
+#include "daemon/harden.h"
 #include "daemon/placement.h"
 #include "daemon/slurm.h"
 #include "shard/jsonfile.h"
@@ -145,9 +146,22 @@ wn_status wn_worker_device(const struct wn_config *cfg, uint32_t rank, uint32_t 
     return WN_OK;
 }
 
-void wn_worker_start(const char *role, const char *name)
+void wn_worker_start(const char *role, const struct wn_config *cfg, bool read_by_peers)
 {
-    wn_log_role("%s", name[0] ? name : role);
+    wn_log_role("%s", cfg->name[0] ? cfg->name : role);
     prctl(PR_SET_PDEATHSIG, SIGKILL); /* no orphans: what this process has is replayed elsewhere */
-    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    wn_harden(cfg->keys[0] != '\0', read_by_peers);
+}
+
+wn_status wn_worker_key(const struct wn_config *cfg, struct wn_key **out, struct wn_err *err)
+{
+    return cfg->keys[0] ? wn_key_open_role(out, cfg->keys, WN_KEY_WORKER, err) : WN_OK;
+}
+
+struct wn_curve_opts wn_worker_curve(const struct wn_key *key, bool to_scheduler)
+{
+    if (!key) return (struct wn_curve_opts){0};
+    return (struct wn_curve_opts){.public_key = key->public_key,
+                                  .secret_key = key->secret_key,
+                                  .server_key = to_scheduler ? key->server_key : key->public_key};
 }

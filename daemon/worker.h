@@ -4,11 +4,13 @@
 #ifndef WN_DAEMON_WORKER_H
 #define WN_DAEMON_WORKER_H
 
+#include "base/key.h"
 #include "daemon/config.h"
 #include "daemon/netif.h"
 #include "shard/backend.h"
 #include "shard/model.h"
 #include "shard/plan.h"
+#include "transport/endpoint.h"
 
 #define WN_MODEL_ID_LEN 65 /* SHA-256 of config.json in hex, and its NUL */
 
@@ -40,7 +42,15 @@ void wn_worker_place(const struct wn_config *cfg, uint32_t rank, uint32_t size);
 WN_NODISCARD wn_status wn_worker_device(const struct wn_config *cfg, uint32_t rank, uint32_t size, int *device,
                                         struct wn_err *err);
 
-/* Asks the kernel to end this process when its parent dies, and names it in the log. */
-void wn_worker_start(const char *role, const char *name);
+/* Asks the kernel to end this process when its parent dies, gives up what it does not need (daemon/harden.h), and names
+ * it in the log. */
+void wn_worker_start(const char *role, const struct wn_config *cfg, bool read_by_peers);
+
+/* The key that workers show, of --keys; *out stays NULL without. Owned by the caller. */
+WN_NODISCARD wn_status wn_worker_key(const struct wn_config *cfg, struct wn_key **out, struct wn_err *err);
+
+/* How a worker proves itself with that key (NULL: plain text), to the scheduler or to a leader: workers share one key
+ * pair, and a leader lets in who has it, too. Points into *key. */
+struct wn_curve_opts wn_worker_curve(const struct wn_key *key, bool to_scheduler);
 
 #endif

@@ -16,6 +16,7 @@ static const struct wn_field_limit limits[] = {
     {"Submit", "prompt", 1, WN_PROMPT_BYTES_MAX},
     {"Submit", "image_bytes", WN_IMAGES_MAX, 0},
     {"Submit", "client_tag", 1, 64},
+    {"Submit", "owner", 1, 40},
     {"Attach", "job_id", 1, 32},
     {"Acknowledge", "job_id", 1, 32},
     {"Accepted", "job_id", 1, 32},

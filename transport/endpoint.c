@@ -12,6 +12,7 @@
 #include <unistd.h>
 #include <zmq.h>
 
+#include "base/address.h"
 #include "transport/endpoint_auth.h"
 
 #define HANDSHAKE_MS 10000 /* a connection that has not said who it is by then is dropped */
@@ -237,6 +238,10 @@ static wn_status attach(struct wn_endpoint *ep, const struct wn_endpoint_opts *o
     size_t room = sizeof(ep->address);
     int rc;
 
+    if (strncmp(o->address, "tcp://", 6) != 0 && !wn_address_is_local(o->address))
+        return address_failed(o->address, o->bind, EPROTONOSUPPORT, err);
+    if (!wn_address_is_local(o->address) && !o->insecure && !o->curve.secret_key && !o->curve.server_key)
+        return wn_fail(err, WN_EAUTH, "%s is not on this machine, and there are no keys for it", o->address);
     if (!port_ok(o->address, o->bind)) return address_failed(o->address, o->bind, EINVAL, err);
     if (o->bind && ipc_in_use(o->address)) return address_failed(o->address, true, EADDRINUSE, err);
     rc = o->bind ? zmq_bind(ep->socket, o->address) : zmq_connect(ep->socket, o->address);
@@ -443,6 +448,7 @@ static void read_events(struct wn_endpoint *ep)
             ep->stats.disconnected++;
         } else if (what != ZMQ_EVENT_MONITOR_STOPPED) {
             ep->stats.handshake_failed++;
+            ep->stats.keys_refused += what == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH;
         }
     }
 }
@@ -548,6 +554,12 @@ size_t wn_msg_bytes(const struct wn_msg *msg)
     size_t bytes = 0;
     for (unsigned i = 0; i < msg->frames_n; i++) bytes += zmq_msg_size(frame_msg(&msg->frames[i]));
     return bytes;
+}
+
+const char *wn_msg_key(const struct wn_msg *msg)
+{
+    const char *key = msg->frames_n ? zmq_msg_gets(frame_msg(&msg->frames[0]), "User-Id") : NULL;
+    return key && key[0] ? key : NULL;
 }
 
 bool wn_peer_equal(const struct wn_peer_id *a, const struct wn_peer_id *b)

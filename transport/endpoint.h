@@ -9,7 +9,8 @@
  *
  * Limits at every hop: libzmq drops the connection of a peer that announces a frame above the largest of frame_max
  * before it allocates (seen here as a disconnect); this layer refuses messages of too many frames or with a frame above
- * its own maximum. A peer that goes away silently is noticed by heartbeats. IPv6 is off. */
+ * its own maximum. A peer that goes away silently is noticed by heartbeats. IPv6 is off. An address that other machines
+ * can reach is refused (WN_EAUTH) unless there are keys, or the caller says that it wants it so. */
 #ifndef WN_TRANSPORT_ENDPOINT_H
 #define WN_TRANSPORT_ENDPOINT_H
 
@@ -62,6 +63,7 @@ struct wn_endpoint_opts {
     const char *identity;                 /* DEALER: a fixed id, 1..32 characters; NULL: the ROUTER chooses */
     bool handover;                        /* ROUTER: a new peer with a known id replaces the old one */
     struct wn_curve_opts curve;
+    bool insecure;                        /* an address that other machines reach may be used without keys */
 };
 
 /* One frame; its bytes belong to the message. */
@@ -80,6 +82,7 @@ struct wn_endpoint_stats {
     uint64_t connected, disconnected; /* connections ready, and lost */
     uint64_t handshake_failed;        /* wrong key, wrong protocol, or gone before it was ready; a client with none
                                        * connected and some failed was refused, and may not be tried again */
+    uint64_t keys_refused;            /* of those: a server turned away a key that is not in its list */
     uint64_t refused;                 /* messages that broke the frame limits (WN_EPROTO) */
     uint64_t busy;                    /* sends that found a full queue, or nobody connected */
 };
@@ -139,6 +142,10 @@ WN_NODISCARD wn_status wn_msg_add_ref(struct wn_msg *msg, void *data, size_t byt
 void *wn_msg_data(struct wn_msg *msg, unsigned i);
 size_t wn_msg_size(const struct wn_msg *msg, unsigned i);
 size_t wn_msg_bytes(const struct wn_msg *msg); /* all frames */
+
+/* The key (Z85) of who sent a received message, as the handshake proved it; NULL: the endpoint has no list of keys.
+ * Valid as long as frame 0. */
+const char *wn_msg_key(const struct wn_msg *msg);
 
 bool wn_peer_equal(const struct wn_peer_id *a, const struct wn_peer_id *b);
 

@@ -8,11 +8,13 @@
 #include <string.h>
 #include <zmq.h>
 
+#include "base/clock.h"
 #include "base/log.h"
 
 #define DOMAINS_MAX 32
 #define KEYS_MAX    4096
 #define KEY_BYTES   32
+#define KEY_CHARS   41 /* as text */
 #define FIELDS      7 /* of a request: version, id, domain, address, identity, mechanism, key */
 #define FIELD_BYTES 256
 
@@ -26,6 +28,8 @@ struct wn_auth {
     void *socket;    /* the thread's, once it runs */
     void *stop, *stopped; /* a pair of sockets: a byte ends the thread */
     pthread_t thread;
+    int64_t noted_us;     /* of the thread: when a refusal was last written down, and how many were not since */
+    unsigned silent_n;
     pthread_mutex_t lock; /* of what follows */
     unsigned last;
     struct domain domains[DOMAINS_MAX];
@@ -82,23 +86,34 @@ static bool allowed(struct wn_auth *auth, const struct field fields[FIELDS])
     return found;
 }
 
+/* At most one record a second: whoever is turned away may try again at once. */
+static void note_refusal(struct wn_auth *auth, const struct field *from)
+{
+    const int64_t now = wn_now_us();
+
+    auth->silent_n++;
+    if (auth->noted_us && now - auth->noted_us < 1000000) return;
+    wn_warn("auth", "turned away %.*s: its key is not in the list (and %u others before)", (int)from->bytes,
+            (const char *)from->data, auth->silent_n - 1);
+    auth->noted_us = now;
+    auth->silent_n = 0;
+}
+
 static void answer(struct wn_auth *auth)
 {
     struct field fields[FIELDS];
+    char key[KEY_CHARS] = "";
     bool good = request_recv(auth->socket, fields);
-    bool yes = good && allowed(auth, fields);
+    bool yes = good && allowed(auth, fields) && zmq_z85_encode(key, fields[6].data, KEY_BYTES);
     const char *code = yes ? "200" : "400";
 
-    if (!yes && good) {
-        wn_warn("auth", "a client at %.*s was turned away: its key is not in the list", (int)fields[3].bytes,
-                (const char *)fields[3].data);
-    }
+    if (!yes && good) note_refusal(auth, &fields[3]);
     if (!good) fields[1].bytes = 0; /* REP must answer what it was asked, even nonsense */
     zmq_send(auth->socket, "1.0", 3, ZMQ_SNDMORE);
     zmq_send(auth->socket, fields[1].data, fields[1].bytes, ZMQ_SNDMORE);
     zmq_send(auth->socket, code, 3, ZMQ_SNDMORE);
     zmq_send(auth->socket, yes ? "OK" : "no", 2, ZMQ_SNDMORE);
-    zmq_send(auth->socket, "", 0, ZMQ_SNDMORE);
+    zmq_send(auth->socket, key, strlen(key), ZMQ_SNDMORE); /* "User-Id": comes back with each message */
     zmq_send(auth->socket, "", 0, 0);
 }
 

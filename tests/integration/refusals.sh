@@ -41,6 +41,24 @@ refuse 1 "tensor" "$winnowd" serve $model -tp 3
 refuse 1 "sharpen" "$winnowd" serve $model --image-pruning-method sharpen
 refuse 1 "layers" "$winnowd" serve $model -pp 2 --pipeline-layers 0-1,3-5
 
+# off loopback only with keys, or by saying so; keys that are not as keygen made them
+winnow=$(dirname "$winnowd")/winnow
+refuse 2 "--host 0.0.0.0" "$winnowd" serve $model --host 0.0.0.0
+refuse 2 "--scheduler-endpoint tcp://192.0.2.1:1" "$winnowd" vision $model --scheduler-endpoint tcp://192.0.2.1:1
+refuse 2 "--features-endpoint tcp://*:0" "$winnowd" shard $model --features-endpoint 'tcp://*:0'
+refuse 1 "$dir/keys/server.key" "$winnowd" serve $model --keys "$dir/keys"
+"$winnow" keygen "$dir/keys" >/dev/null || failed=$((failed + 1))
+refuse 1 "nothing was written" "$winnow" keygen "$dir/keys"
+chmod 640 "$dir/keys/worker.key"
+refuse 1 "chmod 600" "$winnowd" serve $model --keys "$dir/keys"
+chmod 600 "$dir/keys/worker.key"
+cp "$dir/keys/client.key" "$dir/keys/worker.key"
+refuse 1 "has the role client, not worker" "$winnowd" serve $model --keys "$dir/keys"
+echo "client nonsense x" >>"$dir/keys/authorized"
+refuse 1 "authorized:5" "$winnowd" serve $model --keys "$dir/keys"
+refuse 1 "no server at" env WINNOW_KEY="$dir/keys/client.key" "$winnow" status --endpoint tcp://127.0.0.1:1
+refuse 1 "$dir/none" "$winnow" status --key "$dir/none"
+
 copy
 rm "$dir/model/model-00002-of-00002.safetensors"
 refuse 1 "model-00002-of-00002.safetensors" "$winnowd" serve "$dir/model"

@@ -3,6 +3,8 @@
 
 #include <sys/eventfd.h>
 
+#include "base/key.h"
+
 static void *bed_main(void *arg)
 {
     struct bed *b = arg;
@@ -67,6 +69,12 @@ void bed_stop(struct bed *b)
 
 struct end end_open(struct bed *b, bool worker)
 {
+    return end_open_as(b, worker, NULL);
+}
+
+struct end end_open_as(struct bed *b, bool worker, const char *key_file)
+{
+    struct wn_key *key = NULL;
     struct wn_endpoint_opts o = {
         .type = WN_ENDPOINT_DEALER,
         .address = worker ? b->workers : b->clients,
@@ -75,7 +83,12 @@ struct end end_open(struct bed *b, bool worker)
     struct end e = {0};
     struct wn_err err = {0};
 
+    if (key_file && wn_key_open(&key, key_file, &err) != WN_OK) fail_msg("%s", err.text);
+    if (key)
+        o.curve = (struct wn_curve_opts){.public_key = key->public_key, .secret_key = key->secret_key,
+                                         .server_key = key->server_key};
     if (wn_endpoint_open(&e.ep, b->net, &o, &err) != WN_OK) fail_msg("%s", err.text);
+    wn_key_close(key);
     return e;
 }
 

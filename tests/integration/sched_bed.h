@@ -50,6 +50,7 @@ void bed_init(struct bed *b);
 void bed_start(struct bed *b);
 void bed_stop(struct bed *b);
 struct end end_open(struct bed *b, bool worker);
+struct end end_open_as(struct bed *b, bool worker, const char *key_file); /* NULL: without a key */
 void end_close(struct end *e);
 /* Frames as they are (payload may be NULL); waits for the connection. */
 void end_send_raw(struct end *e, const void *data, size_t bytes, const void *payload, size_t payload_bytes);

@@ -555,19 +555,33 @@ static void image_affinity(void **state)
 static void models_do_not_mix(void **state)
 {
     struct bed b;
-    struct end leader, other;
+    struct end leader, vision, client, other;
     Wn__Hello h = WN__HELLO__INIT;
+    struct order o;
 
     (void)state;
     bed_init(&b);
     bed_start(&b);
     leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 4);
+    vision = worker_open(&b, WN__ROLE__ROLE_VISION, "vision-0", 4);
+    client = end_open(&b, false);
+    submit(&client, "q", NULL, "");
+    expect_accepted(&client, false, NULL);
+    o = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
     other = end_open(&b, true);
     h.role = WN__ROLE__ROLE_VISION;
-    h.name = "vision-0";
+    h.name = "vision-1";
     h.model_id = "another";
     end_send(&other, WN__ENVELOPE__BODY_HELLO, &h, NULL, 0);
     end_expect_error(&other, WN_EINVAL, "do not mix");
+    h.role = WN__ROLE__ROLE_LEADER; /* nor does it push out the one whose name it has */
+    h.name = "replica-0";
+    end_send(&other, WN__ENVELOPE__BODY_HELLO, &h, NULL, 0);
+    end_expect_error(&other, WN_EINVAL, "do not mix");
+    give_done(&leader, &o, 1);
+    wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, ""));
+    end_close(&client);
+    end_close(&vision);
     end_close(&leader);
     end_close(&other);
     bed_stop(&b);

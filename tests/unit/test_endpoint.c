@@ -314,7 +314,13 @@ static void test_addresses(void **state)
     expect_refused(&opts, WN_EIO, "is in use");
     wn_endpoint_close(router);
     opts = router_opts("tcp://192.0.2.1:5599");
+    expect_refused(&opts, WN_EAUTH, "no keys");
+    opts.insecure = true;
     expect_refused(&opts, WN_EIO, "not an address of this machine");
+    opts = dealer_opts("tcp://192.0.2.1:5599");
+    expect_refused(&opts, WN_EAUTH, "no keys");
+    opts = router_opts("tcp://*:0");
+    expect_refused(&opts, WN_EAUTH, "no keys");
     for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
         opts = router_opts(wrong[i]);
         expect_refused(&opts, WN_EINVAL, "is not an address");
@@ -340,8 +346,9 @@ static struct keys new_keys(void)
     return k;
 }
 
-/* One client; returns whether it gets a message through. */
-static bool client_gets_in(struct wn_endpoint *router, const struct wn_curve_opts *curve)
+/* One client; returns whether it gets a message through. *key (NULL is fine): as whom the server knows it. */
+static bool client_gets_in_as(struct wn_endpoint *router, const struct wn_curve_opts *curve,
+                              char key[WN_CURVE_KEY_CHARS])
 {
     struct wn_endpoint_opts opts = dealer_opts(wn_endpoint_address(router));
     struct wn_endpoint *dealer;
@@ -366,10 +373,16 @@ static bool client_gets_in(struct wn_endpoint *router, const struct wn_curve_opt
     } while (!in && now.handshake_failed == before.handshake_failed && !wn_deadline_passed(deadline));
     assert_false(wn_deadline_passed(deadline));
     if (!in) assert_true(stats_until(dealer, has_failed).handshake_failed > 0); /* the client learns it, too */
+    if (key) snprintf(key, WN_CURVE_KEY_CHARS, "%s", in && wn_msg_key(&got) ? wn_msg_key(&got) : "");
     wn_msg_clear(&msg);
     wn_msg_clear(&got);
     wn_endpoint_close(dealer);
     return in;
+}
+
+static bool client_gets_in(struct wn_endpoint *router, const struct wn_curve_opts *curve)
+{
+    return client_gets_in_as(router, curve, NULL);
 }
 
 static void test_curve(void **state)
@@ -383,12 +396,15 @@ static void test_curve(void **state)
                                      .secret_key = other.secret_key};
     struct wn_curve_opts fooled = {.server_key = other.public_key, .secret_key = client.secret_key};
     struct wn_endpoint_opts opts = router_opts("tcp://127.0.0.1:0");
+    struct wn_endpoint_stats stats;
     struct wn_endpoint *router;
+    char key[WN_CURVE_KEY_CHARS];
 
     (void)state;
     opts.curve = (struct wn_curve_opts){.server = true, .secret_key = server.secret_key};
     router = open_ep(&opts);
-    assert_true(client_gets_in(router, &good));
+    assert_true(client_gets_in_as(router, &good, key));
+    assert_string_equal(key, ""); /* anybody may come in: nobody was asked who it is */
     assert_true(client_gets_in(router, &stranger));
     assert_false(client_gets_in(router, &plain));
     assert_false(client_gets_in(router, &fooled));
@@ -397,10 +413,15 @@ static void test_curve(void **state)
     opts.curve.allowed = list;
     opts.curve.allowed_n = 1;
     router = open_ep(&opts);
-    assert_true(client_gets_in(router, &known));
+    assert_true(client_gets_in_as(router, &known, key));
+    assert_string_equal(key, client.public_key);
     assert_false(client_gets_in(router, &stranger));
     assert_false(client_gets_in(router, &good));
     assert_true(client_gets_in(router, &known));
+    assert_false(client_gets_in(router, &fooled));
+    wn_endpoint_stats_get(router, &stats);
+    assert_true(stats.keys_refused >= 2); /* whoever was turned away may have tried again */
+    assert_true(stats.handshake_failed > stats.keys_refused);
     wn_endpoint_close(router);
 
     opts.curve.allowed_n = 0; /* a list of nobody is not "anybody" */

@@ -29,24 +29,26 @@ static void write_file(const char *job, const char *text, mode_t mode)
 
 static void refused(const char *endpoint, wn_status want, const char *words)
 {
-    char address[256] = "";
+    struct conn_place place = {.address = "?"};
     struct wn_err err = {0};
 
-    assert_int_equal(conn_locate(endpoint, address, &err), want);
+    assert_int_equal(conn_locate(endpoint, &place, &err), want);
     if (!strstr(err.text, words)) fail_msg("'%s' is not in '%s'", words, err.text);
-    assert_string_equal(address, "");
+    assert_string_equal(place.address, "");
 }
 
 static void addresses(void **state)
 {
-    char address[256];
+    struct conn_place place;
 
     (void)state;
-    assert_int_equal(conn_locate("tcp://h:1", address, NULL), WN_OK);
-    assert_string_equal(address, "tcp://h:1");
+    assert_int_equal(conn_locate("tcp://h:1", &place, NULL), WN_OK);
+    assert_string_equal(place.address, "tcp://h:1");
+    assert_string_equal(place.key_file, "");
     write_file("12", "endpoint: tcp://10.0.0.1:99\nkey: /k\n", 0600);
-    assert_int_equal(conn_locate("slurm:12", address, NULL), WN_OK);
-    assert_string_equal(address, "tcp://10.0.0.1:99");
+    assert_int_equal(conn_locate("slurm:12", &place, NULL), WN_OK);
+    assert_string_equal(place.address, "tcp://10.0.0.1:99");
+    assert_string_equal(place.key_file, "/k");
     refused("slurm:13", WN_EPEER, "not ready");
     refused("slurm:", WN_EINVAL, "number of a job");
     refused("slurm:../12", WN_EINVAL, "number of a job");
@@ -54,9 +56,9 @@ static void addresses(void **state)
     write_file("14", "endpoint: tcp://10.0.0.1:99\n", 0644);
     refused("slurm:14", WN_EAUTH, "0600");
     write_file("15", "tcp://10.0.0.1:99\n", 0600);
-    refused("slurm:15", WN_EFORMAT, "endpoint: tcp://");
+    refused("slurm:15", WN_EFORMAT, "no line 'endpoint: tcp://");
     write_file("16", "", 0600);
-    refused("slurm:16", WN_EFORMAT, "endpoint: tcp://");
+    refused("slurm:16", WN_EFORMAT, "no line 'endpoint: tcp://");
 }
 
 int main(void)

@@ -1,0 +1,78 @@
+/* daemon/front_impl.h - inside of the front. Its thread runs front.c (what comes in and goes out), front_wire.c
+ * (sockets and the queue) and front_beat.c (signs of life); front_msg.c is anybody's. */
+#ifndef WN_DAEMON_FRONT_IMPL_H
+#define WN_DAEMON_FRONT_IMPL_H
+
+#include <pthread.h>
+
+#include "base/ring.h"
+#include "daemon/front.h"
+#include "daemon/pulse.h"
+
+#define WN_FRONT_LEADERS_MAX 16 /* connections of a vision worker; the longest unused one makes room */
+
+struct wn_front_leader {
+    struct wn_endpoint *ep; /* NULL: free place */
+    char address[WN_ADDRESS_MAX];
+    int64_t used_us;
+    uint64_t losses; /* of its connection, that were told */
+};
+
+struct wn_front {
+    struct wn_front_opts opts;
+    char host[64];
+    pthread_t thread;
+    bool started;
+    atomic_bool stop;
+    atomic_int flush_ms;
+    struct wn_net *net;
+    struct wn_endpoint *scheduler, *features;
+    struct wn_front_leader leaders[WN_FRONT_LEADERS_MAX];
+    char features_address[WN_ADDRESS_MAX];
+    struct wn_ring *inbound, *outbound;
+    struct wn_front_msg *pending, **pending_end; /* outbound that found a full queue, in order */
+    struct wn_front_load load;
+    int64_t beat_us, next_beat_us, lease_us, heard_us;
+    bool welcome;      /* the scheduler knows this worker */
+    int64_t away_us;   /* when it was missed; 0: it was not, or its jobs were given up */
+    struct wn_ledger *ledger;
+    struct wn_roll roll; /* leader: when its ranks were heard */
+    int64_t ending_us;   /* of wn_pulse_end_group */
+    wn_status started_rc;
+    struct wn_err started_err;
+};
+
+/* ---- front_msg.c ---- */
+
+/* An empty message, the caller's; NULL without memory. */
+struct wn_front_msg *wn_front_msg_new(void);
+
+/* Packs a body into a fresh message; NULL (with a record in the log) when that fails. Takes the payload in any case. */
+struct wn_front_msg *wn_front_msg_pack(const struct wn_party *to, Wn__Envelope__BodyCase kind, const void *body,
+                                       void *payload, size_t payload_bytes, void (*free_fn)(void *, void *),
+                                       void *hint);
+
+/* ---- front_wire.c ---- */
+
+WN_NODISCARD wn_status wn_front_open_sockets(struct wn_front *f, struct wn_err *err);
+void wn_front_close_sockets(struct wn_front *f);
+
+/* Takes a message (NULL is fine) for its party; it goes out at the next wn_front_send_queued that finds room for it. */
+void wn_front_queue(struct wn_front *f, struct wn_front_msg *m);
+void wn_front_send_queued(struct wn_front *f);
+
+/* Tells the worker when a connection to a leader is lost: credit and features on their way are gone with it. */
+void wn_front_watch_leaders(struct wn_front *f);
+
+/* ---- front_beat.c ---- */
+
+WN_NODISCARD wn_status wn_front_beat_init(struct wn_front *f, struct wn_err *err);
+
+/* What is due: hello or heartbeat, the leases of the scheduler and of the ranks. */
+void wn_front_beat(struct wn_front *f);
+
+/* Takes down who was heard, and orders into the ledger. true: the message was for the front itself, and is still the
+ * caller's. */
+bool wn_front_hear(struct wn_front *f, const struct wn_front_msg *m);
+
+#endif
