@@ -27,7 +27,7 @@ sum() { grep -o "\"$1\": *[0-9]*" "$dir/usage" | awk -F: '{ s += $2 } END { prin
 # What the ranks have sent each other so far, in any kind; heartbeats bring it.
 ranks_sent() {
     sleep 3
-    winnow status --endpoint "slurm:$job" --json | tr -d '\n' | sed 's/.*"name": "replica-0"//' |
+    winnow status --key "$HOME/.winnow/keys/admin.key" --endpoint "slurm:$job" --json | tr -d '\n' | sed 's/.*"name": "replica-0"//' |
         grep -o '"sent_bytes": {[^}]*}' | grep -o ': [0-9]*' |
         awk '{ s += $2 } END { print s + 0 }'
 }
