@@ -9,15 +9,13 @@
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 #ifdef WN_HAVE_DNNL
 #include <dnnl.h>
 #endif
 
 #include "shard/backend.h"
 #include "shard/cpu/cpu.h"
+#include "tests/bench/yardstick.h"
 
 #define RUNS_MAX 400
 
@@ -38,12 +36,9 @@ static void must(int ok, const char *what)
     exit(1);
 }
 
-/* One thread alone (OMP_NUM_THREADS=1) is timed by what it used of its core: fair beside other work, too. */
 static double now_us(void)
 {
-    struct timespec ts;
-    clock_gettime(omp_get_max_threads() == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &ts);
-    return (double)ts.tv_sec * 1e6 + (double)ts.tv_nsec * 1e-3;
+    return yardstick_now_us();
 }
 
 static int by_value(const void *a, const void *b)
@@ -98,61 +93,28 @@ static void time_both(double seconds, struct times *ta, run_fn a, void *aa, stru
 
 /* ---- yardsticks ---- */
 
-typedef float v4 __attribute__((vector_size(16)));
-
 struct memory {
     float *p;
     size_t n;
-    float sink;
 };
 
 static void read_all(void *arg)
 {
-    struct memory *m = arg;
-    float total = 0.0f;
-#pragma omp parallel reduction(+ : total)
-    {
-        size_t parts = (size_t)omp_get_num_threads(), part = m->n / parts / 64 * 64;
-        const v4 *p = (const v4 *)(m->p + part * (size_t)omp_get_thread_num());
-        v4 s[8] = {{0}};
-        for (size_t i = 0; i + 8 <= part / 4; i += 8) { /* 128 bytes a turn, asked for 512 bytes ahead */
-            __builtin_prefetch((const char *)(p + i) + 512);
-            __builtin_prefetch((const char *)(p + i) + 576);
-            for (int j = 0; j < 8; j++) s[j] += p[i + (size_t)j];
-        }
-        for (int j = 0; j < 8; j++) total += s[j][0] + s[j][1] + s[j][2] + s[j][3];
-    }
-    m->sink = total;
-}
-
-#define FMA_STEPS 100000
-
-#if defined(__x86_64__)
-__attribute__((target("avx2,fma"))) static float fma_steps(void)
-{
-    __m256 s[12], x = _mm256_set1_ps(0.999f), y = _mm256_set1_ps(0.001f);
-    for (int j = 0; j < 12; j++) s[j] = _mm256_set1_ps((float)j);
-    for (int i = 0; i < FMA_STEPS; i++)
-        for (int j = 0; j < 12; j++) s[j] = _mm256_fmadd_ps(s[j], x, y);
-    for (int j = 1; j < 12; j++) s[0] = _mm256_add_ps(s[0], s[j]);
-    return _mm256_cvtss_f32(s[0]);
+    const struct memory *m = arg;
+    yardstick_read(m->p, m->n);
 }
 
 static void fma_all(void *arg)
 {
-    float total = 0.0f;
-#pragma omp parallel reduction(+ : total)
-    total += fma_steps();
-    *(float *)arg = total;
+    *(double *)arg = yardstick_fma();
 }
-#endif
 
 static void yardsticks(void)
 {
     struct memory m = {.n = (size_t)1 << 26};
     struct wn_buf buf;
     struct times t;
-    double best;
+    double best, flops = yardstick_fma();
 
     must(be->ops->buf_alloc(be, m.n * sizeof(float), &buf) == WN_OK, "no memory");
     m.p = buf.ptr;
@@ -162,15 +124,10 @@ static void yardsticks(void)
     best = row("read_bandwidth", "256MiB", &t, 0.0, (double)m.n * 4, 0.0, NULL);
     read_bytes_s = (double)m.n * 4 / best * 1e6;
     be->ops->buf_free(be, &buf);
-#if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-        float sink;
-        double flops = (double)omp_get_max_threads() * FMA_STEPS * 12 * 16;
-        time_both(0.5, &t, fma_all, &sink, NULL, NULL, NULL);
-        best = row("fma_peak", "registers", &t, flops, 0.0, 0.0, NULL);
-        peak_flops = flops / best * 1e6;
-    }
-#endif
+    if (flops <= 0.0) return;
+    time_both(0.5, &t, fma_all, &flops, NULL, NULL, NULL);
+    best = row("fma_peak", "registers", &t, flops, 0.0, 0.0, NULL);
+    peak_flops = flops / best * 1e6;
 }
 
 /* ---- matmul ---- */
