@@ -2,9 +2,11 @@
  *
  * Keys are panels [head_dim][16 keys] and values panels [keys][16 columns], so that scores and weighted sums are
  * products of tiles. Paged attention goes over the keys in blocks of 64 aligned to their position, with a running
- * maximum: which blocks and which sums a row sees depends on its position alone, not on its chunk. One token reads its
- * panels where they lie in KV memory, once for all query heads of a kv head; many tokens share a widened copy. Both
- * make the same chains of multiply-adds, so the same bits. */
+ * maximum: which blocks and which sums a row sees depends on its position alone, not on its chunk. Sequences that
+ * decode read their panels where they lie in KV memory, block after block and all heads of a block together, so that
+ * memory is read in long pieces; sequences that begin with the same pages (a prefix from the cache) read those once for
+ * all of them. Many tokens of one sequence share a widened copy. All make the same chains of multiply-adds, so the same
+ * bits. */
 #include <math.h>
 #include <stdlib.h>
 
@@ -15,8 +17,9 @@
 #define BLOCK      WN_CPU_BLOCK
 #define ROWS       192u    /* query rows of a task (a row: one token, one head) */
 #define FULL_ROWS  24u     /* query rows whose scores over all keys are held at once */
+#define TOGETHER   24u     /* query rows of sequences that read the same pages in one task */
 #define KEYS       256u    /* values swept while a panel of them is in the first-level cache */
-#define SMALL_WORK 400000u /* multiply-adds that are not worth waking threads for: 40 microseconds */
+#define SMALL_WORK 50000u  /* multiply-adds that are not worth waking threads for: 5 microseconds */
 
 static size_t round_up(size_t n)
 {
@@ -33,10 +36,18 @@ static uint32_t min_u32(uint32_t a, uint32_t b)
 struct paged {
     const struct wn_cpu_isa *isa;
     const struct wn_attn_paged *a;
-    uint32_t group, tokens_max;                       /* query heads of a kv head; tokens of a task */
-    bool in_place;                                    /* may products read KV memory as it lies? */
-    size_t wide;                                      /* head_dim rounded up to panels */
-    size_t q, s, o, k, v, max, sum, task_floats; /* where each      part of a thread's scratch starts */
+    uint32_t group, tokens_max, seqs_max; /* query heads of a kv head; tokens, or sequences that decode, of a task */
+    bool in_place;                        /* may products read KV memory as it lies? */
+    size_t wide;                          /* head_dim rounded up to panels */
+    size_t q, s, o, k, v, max, sum, task_floats; /* where each part of a thread's scratch starts */
+    uint64_t *order;                             /* [seqs_n] sequences that decode, by their first pages */
+    struct paged_task *tasks;
+    size_t tasks_n;
+};
+
+/* Tokens [t0, t1) of sequence `first`; or (t1 == 0) the one token each of `seqs` sequences from order[first] on. */
+struct paged_task {
+    uint32_t first, seqs, head, heads, t0, t1; /* kv heads [head, head + heads) */
 };
 
 /* The panels of one kv head that hold the 16 keys from `key` on. */
@@ -88,24 +99,6 @@ static void gather_block(const struct paged *p, const struct wn_seq *seq, uint32
     }
 }
 
-/* Scores of one row, `keys` of them, become weights under the running maximum; what was summed before is scaled. */
-static void weigh_row(const struct paged *p, float *s, uint32_t keys, bool first, float *max, float *sum, float *o)
-{
-    float top = p->isa->max(s, keys);
-
-    if (first) {
-        *sum = 0.0f;
-    } else {
-        float alpha;
-        if (!(top > *max)) top = *max;
-        alpha = expf(*max - top);
-        *sum *= alpha;
-        if (alpha < 1.0f) p->isa->scale(o, alpha, p->wide);
-    }
-    *max = top;
-    *sum += p->isa->exp_sum(s, top, keys, BLOCK);
-}
-
 /* Adds one block of keys to the task's rows. Row r is token first + r / group and sees keys up to its own position. */
 static void add_block(const struct paged *p, uint32_t base, uint32_t first, uint32_t rows, float *f)
 {
@@ -118,11 +111,8 @@ static void add_block(const struct paged *p, uint32_t base, uint32_t first, uint
 
         for (uint32_t j = 0; j < BLOCK && base + j <= last; j += WN_CPU_COLS)
             p->isa->tile(n, hd, f + p->q + r * hd, hd, f + p->k + j * hd, s + j, BLOCK, true);
-        for (uint32_t i = 0; i < n; i++) {
-            keys[i] = min_u32(BLOCK, first + (r + i) / p->group - base + 1);
-            weigh_row(p, s + (size_t)i * BLOCK, keys[i], base == 0, f + p->max + r + i, f + p->sum + r + i,
-                      o + i * p->wide);
-        }
+        for (uint32_t i = 0; i < n; i++) keys[i] = min_u32(BLOCK, first + (r + i) / p->group - base + 1);
+        p->isa->softmax(n, s, keys, base == 0, f + p->max + r, f + p->sum + r, o, p->wide);
         /* Keys that all rows of the tile see, then each row's own rest: no row is touched by keys after it. */
         for (size_t d = 0; d < p->wide; d += WN_CPU_COLS) {
             const float *v = f + p->v + d * BLOCK;
@@ -135,55 +125,169 @@ static void add_block(const struct paged *p, uint32_t base, uint32_t first, uint
     }
 }
 
-/* One block of keys [base, end) of one token, whose last is `last`: all its query heads of one kv head. */
-static void add_block_in_place(const struct paged *p, const struct wn_seq *seq, uint32_t kv_head, uint32_t base,
-                               uint32_t last, float *f)
-{
-    const struct wn_kv *kv = &p->a->kv;
-    struct wn_cpu_block keys = {.type = kv->k.dtype, .n = min_u32(BLOCK, last - base + 1)};
-    struct wn_cpu_block values = {.type = kv->v.dtype, .n = keys.n};
-
-    for (uint32_t i = 0; i * WN_CPU_COLS < keys.n; i++) {
-        const uint32_t key = base + i * WN_CPU_COLS, next = key + BLOCK;
-        keys.panel[i] = panels_at(p, &kv->k, seq, kv_head, key);
-        keys.ahead[i] = values.panel[i] = panels_at(p, &kv->v, seq, kv_head, key);
-        values.ahead[i] = next <= last ? panels_at(p, &kv->k, seq, kv_head, next) : values.panel[i];
-    }
-    p->isa->scores(p->group, p->a->head_dim, f + p->q, &keys, f + p->s);
-    for (uint32_t r = 0; r < p->group; r++)
-        weigh_row(p, f + p->s + (size_t)r * BLOCK, keys.n, base == 0, f + p->max + r, f + p->sum + r,
-                  f + p->o + r * p->wide);
-    p->isa->weigh(p->group, p->a->head_dim, f + p->s, &values, f + p->o, base == 0);
-}
-
 /* Tokens [t0, t1) of a sequence, all query heads of one kv head. */
-static void paged_task(const struct paged *p, const struct wn_seq *seq, uint32_t kv_head, uint32_t t0, uint32_t t1,
-                       float *f)
+static void chunk_task(const struct paged *p, const struct paged_task *t, float *f)
 {
     const struct wn_attn_paged *a = p->a;
-    uint32_t rows = (t1 - t0) * p->group, end = seq->pos + t1;
+    const struct wn_seq *seq = &a->seqs[t->first];
+    uint32_t rows = (t->t1 - t->t0) * p->group, end = seq->pos + t->t1;
     size_t hd = a->head_dim;
 
     for (uint32_t r = 0; r < rows; r++) {
-        size_t head = kv_head * p->group + r % p->group, row = (size_t)seq->first_row + t0 + r / p->group;
+        size_t head = t->head * p->group + r % p->group, row = (size_t)seq->first_row + t->t0 + r / p->group;
         p->isa->load(f + p->q + r * hd, wn_mat_at(&a->q, row, head * hd), a->q.dtype, hd);
     }
     p->isa->scale(f + p->q, a->scale, rows * hd);
     for (uint32_t base = 0; base < end; base += BLOCK) {
-        if (p->in_place && t1 - t0 == 1) {
-            add_block_in_place(p, seq, kv_head, base, end - 1, f);
-            continue;
-        }
         if (p->in_place)
-            widen_block(p, seq, kv_head, base, end, f);
+            widen_block(p, seq, t->head, base, end, f);
         else
-            gather_block(p, seq, kv_head, base, end, f);
-        add_block(p, base, seq->pos + t0, rows, f);
+            gather_block(p, seq, t->head, base, end, f);
+        add_block(p, base, seq->pos + t->t0, rows, f);
     }
     for (uint32_t r = 0; r < rows; r++) {
-        size_t head = kv_head * p->group + r % p->group, row = (size_t)seq->first_row + t0 + r / p->group;
+        size_t head = t->head * p->group + r % p->group, row = (size_t)seq->first_row + t->t0 + r / p->group;
         p->isa->scale(f + p->o + r * p->wide, 1.0f / f[p->sum + r], hd);
         p->isa->store(wn_mat_at(&a->out, row, head * hd), a->out.dtype, f + p->o + r * p->wide, hd);
+    }
+}
+
+/* Where the panels of a block's keys begin in KV memory, in elements, for kv head 0. */
+struct places {
+    size_t at[BLOCK / WN_CPU_COLS];
+    uint32_t n; /* keys; 0: there is no such block */
+};
+
+static struct places find_block(const struct paged *p, const struct wn_seq *seq, uint32_t base)
+{
+    struct places b = {.n = base <= seq->pos ? min_u32(BLOCK, seq->pos - base + 1) : 0};
+
+    for (uint32_t i = 0; i * WN_CPU_COLS < b.n; i++)
+        b.at[i] = wn_cpu_kv_row(&p->a->kv, seq, base + i * WN_CPU_COLS) * p->a->kv.k.cols;
+    return b;
+}
+
+static const char *panel_of(const struct wn_mat *m, const struct places *b, uint32_t i, size_t head)
+{
+    return (const char *)m->ptr + (b->at[i] + head) * wn_dtype_bytes(m->dtype);
+}
+
+/* One block for rows [r0, r0 + rows) of each kv head of the task, `all` rows in a head. next: what is read after it. */
+static void add_block_in_place(const struct paged *p, const struct paged_task *t, const struct places *b,
+                               const struct places *next, uint32_t r0, uint32_t rows, uint32_t all, bool first,
+                               float *f)
+{
+    const struct wn_kv *kv = &p->a->kv;
+    const size_t hd = p->a->head_dim, panel = hd * WN_CPU_COLS;
+    struct wn_cpu_block keys = {.type = kv->k.dtype, .n = b->n}, values = {.type = kv->v.dtype, .n = b->n};
+    uint32_t seen[TOGETHER];
+
+    for (uint32_t r = 0; r < rows; r++) seen[r] = b->n;
+    for (uint32_t h = 0; h < t->heads; h++) {
+        const size_t at = (size_t)h * all + r0, head = (t->head + h) * panel;
+        const bool last = h + 1 == t->heads;
+        for (uint32_t i = 0; i * WN_CPU_COLS < b->n; i++) {
+            keys.panel[i] = panel_of(&kv->k, b, i, head);
+            keys.ahead[i] = values.panel[i] = panel_of(&kv->v, b, i, head);
+            values.ahead[i] = !last                         ? keys.panel[i] + panel * wn_dtype_bytes(kv->k.dtype)
+                              : i * WN_CPU_COLS < next->n ? panel_of(&kv->k, next, i, t->head * panel)
+                                                            : values.panel[i];
+        }
+        p->isa->scores(rows, hd, f + p->q + at * hd, &keys, f + p->s);
+        p->isa->softmax(rows, f + p->s, seen, first, f + p->max + at, f + p->sum + at, f + p->o + at * hd, hd);
+        p->isa->weigh(rows, hd, f + p->s, &values, f + p->o + at * hd, first);
+    }
+}
+
+/* Keys at the start, whole blocks, that all sequences of the task read from the same pages. */
+static uint32_t keys_in_common(const struct paged *p, const struct paged_task *t)
+{
+    const struct wn_seq *one = &p->a->seqs[(uint32_t)p->order[t->first]];
+    uint32_t keys = one->pos + 1;
+
+    for (uint32_t i = 1; i < t->seqs; i++) {
+        const struct wn_seq *seq = &p->a->seqs[(uint32_t)p->order[t->first + i]];
+        const uint32_t both = min_u32(keys, seq->pos + 1);
+        uint32_t page = 0;
+        while (page * p->a->kv.page_tokens < both && seq->pages[page] == one->pages[page]) page++;
+        keys = min_u32(both, page * p->a->kv.page_tokens);
+    }
+    return keys / BLOCK * BLOCK;
+}
+
+/* One token of each of some sequences: blocks that they share with the rows of all, then each its own. */
+static void decode_task(const struct paged *p, const struct paged_task *t, float *f)
+{
+    const struct wn_attn_paged *a = p->a;
+    const uint32_t g = p->group, all = t->seqs * g, common = keys_in_common(p, t);
+    const size_t hd = a->head_dim;
+
+    for (uint32_t h = 0; h < t->heads; h++)
+        for (uint32_t r = 0; r < all; r++) {
+            const struct wn_seq *seq = &a->seqs[(uint32_t)p->order[t->first + r / g]];
+            p->isa->load(f + p->q + (h * all + r) * hd,
+                         wn_mat_at(&a->q, seq->first_row, ((t->head + h) * g + r % g) * hd), a->q.dtype, hd);
+        }
+    p->isa->scale(f + p->q, a->scale, t->heads * all * hd);
+    for (uint32_t i = 0; i < t->seqs; i++) {
+        const struct wn_seq *seq = &a->seqs[(uint32_t)p->order[t->first + i]];
+        const uint32_t from = i == 0 ? 0 : common;
+        struct places b = find_block(p, seq, from), next;
+        for (uint32_t base = from; b.n > 0; base += BLOCK, b = next) {
+            const bool ours = base >= common; /* else the first sequence's pages, for all */
+            next = find_block(p, seq, base + BLOCK);
+            add_block_in_place(p, t, &b, &next, ours ? i * g : 0, ours ? g : all, all, base == 0, f);
+        }
+    }
+    for (uint32_t h = 0; h < t->heads; h++)
+        for (uint32_t r = 0; r < all; r++) {
+            const struct wn_seq *seq = &a->seqs[(uint32_t)p->order[t->first + r / g]];
+            float *o = f + p->o + (h * all + r) * hd;
+            p->isa->scale(o, 1.0f / f[p->sum + h * all + r], hd);
+            p->isa->store(wn_mat_at(&a->out, seq->first_row, ((t->head + h) * g + r % g) * hd), a->out.dtype, o, hd);
+        }
+}
+
+static int by_value(const void *a, const void *b)
+{
+    const uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return (x > y) - (x < y);
+}
+
+static bool decodes(const struct paged *p, const struct wn_seq *seq)
+{
+    return p->in_place && seq->rows == 1;
+}
+
+/* Chunks first, late tokens, which see most keys, before others; then sequences that decode, neighbours in the order of
+ * their first pages together. `threads` want a few tasks each. */
+static void make_tasks(struct paged *p, uint32_t threads)
+{
+    const struct wn_attn_paged *a = p->a;
+    uint32_t order_n = 0, heads;
+
+    for (uint32_t s = a->seqs_n; s-- > 0;) {
+        const struct wn_seq *seq = &a->seqs[s];
+        if (decodes(p, seq)) {
+            p->order[order_n++] = (uint64_t)seq->pages[0] << 32 | s;
+            continue;
+        }
+        for (uint32_t t0 = (seq->rows + p->tokens_max - 1) / p->tokens_max * p->tokens_max; t0 > 0;) {
+            t0 -= p->tokens_max;
+            for (uint32_t h = 0; h < a->kv_heads; h++)
+                p->tasks[p->tasks_n++] = (struct paged_task){
+                    .first = s, .head = h, .heads = 1, .t0 = t0, .t1 = min_u32(t0 + p->tokens_max, seq->rows)};
+        }
+    }
+    qsort(p->order, order_n, sizeof(p->order[0]), by_value);
+    /* all heads of a sequence in one task, unless there are too few sequences */
+    heads = order_n >= 4 * threads || threads == 1 ? a->kv_heads : a->kv_heads * order_n / (4 * threads);
+    if (heads == 0) heads = 1;
+    for (uint32_t i = 0, n; i < order_n; i += n) {
+        for (n = 1; i + n < order_n && n < p->seqs_max && p->order[i + n] >> 32 == p->order[i] >> 32; n++) {}
+        for (uint32_t h = 0; h < a->kv_heads; h += heads)
+            p->tasks[p->tasks_n++] =
+                (struct paged_task){.first = i, .seqs = n, .head = h, .heads = min_u32(heads, a->kv_heads - h)};
     }
 }
 
@@ -194,14 +298,17 @@ wn_status wn_cpu_attn_paged(struct wn_backend *be, const struct wn_attn_paged *a
     size_t hd = a->head_dim, rows_max, tasks = 0;
     uint64_t work = 0;
     int threads = wn_cpu_threads();
-    float *scratch;
+    char *scratch;
+    float *floats;
 
     wn_check_attn_paged(a);
     p.group = a->heads / a->kv_heads;
     p.tokens_max = p.group < ROWS ? ROWS / p.group : 1;
+    p.seqs_max = p.group < TOGETHER ? TOGETHER / p.group : 1;
     p.wide = round_up(hd);
-    p.in_place = wn_cpu_kv_panels(&a->kv) && hd % WN_CPU_COLS == 0;
+    p.in_place = wn_cpu_kv_panels(&a->kv) && hd % WN_CPU_COLS == 0 && p.group <= TOGETHER;
     rows_max = (size_t)p.tokens_max * p.group;
+    if (rows_max < (size_t)p.seqs_max * a->heads) rows_max = (size_t)p.seqs_max * a->heads;
     p.s = round_up(rows_max * hd);
     p.o = p.s + rows_max * BLOCK;
     p.k = p.o + rows_max * p.wide;
@@ -215,22 +322,20 @@ wn_status wn_cpu_attn_paged(struct wn_backend *be, const struct wn_attn_paged *a
         work += (uint64_t)q->rows * (q->pos + q->rows) * a->q.cols;
     }
     if (work < SMALL_WORK) threads = 1;
-    scratch = wn_cpu_scratch(cpu, (size_t)threads * p.task_floats * sizeof(float));
+    scratch = wn_cpu_scratch(cpu, (size_t)threads * p.task_floats * sizeof(float) + a->seqs_n * sizeof(*p.order) +
+                                      tasks * sizeof(*p.tasks));
     if (!scratch) return WN_ENOMEM;
+    floats = (float *)(void *)scratch;
+    p.order = (uint64_t *)(void *)(floats + (size_t)threads * p.task_floats);
+    p.tasks = (struct paged_task *)(p.order + a->seqs_n);
+    make_tasks(&p, (uint32_t)threads);
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
-    for (size_t t = 0; t < tasks; t++) {
-        size_t i = tasks - 1 - t; /* late tokens, which see most keys, first */
-        uint32_t s = 0, parts;
-        for (;; s++) {
-            size_t here;
-            parts = (a->seqs[s].rows + p.tokens_max - 1) / p.tokens_max;
-            here = (size_t)parts * a->kv_heads;
-            if (i < here) break;
-            i -= here;
-        }
-        uint32_t t0 = (uint32_t)(i / a->kv_heads) * p.tokens_max;
-        paged_task(&p, &a->seqs[s], (uint32_t)(i % a->kv_heads), t0, min_u32(t0 + p.tokens_max, a->seqs[s].rows),
-                   scratch + (size_t)wn_cpu_thread() * p.task_floats);
+    for (size_t t = 0; t < p.tasks_n; t++) {
+        float *mine = floats + (size_t)wn_cpu_thread() * p.task_floats;
+        if (p.tasks[t].t1)
+            chunk_task(&p, &p.tasks[t], mine);
+        else
+            decode_task(&p, &p.tasks[t], mine);
     }
     return WN_OK;
 }

@@ -60,6 +60,10 @@ struct wn_cpu_isa {
     float (*max)(const float *x, size_t n);
     /* x = exp(x - max) for the first n of padded_n, zeros after them; the sum. padded_n is a multiple of 16. */
     float (*exp_sum)(float *x, float max, size_t n, size_t padded_n);
+    /* Rows of scores [m, 64], the first keys[r] of them, become weights under the running maximum, zeros after them; o
+     * [m, wide] and sum, made under the maximum before, are scaled. `first`: there was none. */
+    void (*softmax)(uint32_t m, float *s, const uint32_t *keys, bool first, float *max, float *sum, float *o,
+                    size_t wide);
     /* s[m, 64] = q[m, head_dim] * keys of a block, all of each panel; head_dim is a multiple of 16 */
     void (*scores)(uint32_t m, size_t head_dim, const float *q, const struct wn_cpu_block *keys, float *s);
     /* o[m, head_dim] (+)= s[m, 64] * values of a block, block->n of them; `first` starts the chains at zero */

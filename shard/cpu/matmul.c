@@ -15,7 +15,7 @@
 #define MB         768u        /* most rows of a task */
 #define STRIP      8u          /* panels of a task with many rows */
 #define FEW_ROWS   WN_CPU_ROWS /* up to here a panel is read once, top to bottom */
-#define SMALL_MACS 300000u     /* less work than this is not worth waking threads for */
+#define SMALL_MACS 60000u      /* less work than this is not worth waking threads for */
 
 struct mm {
     const struct wn_cpu_isa *isa;

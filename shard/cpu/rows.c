@@ -8,7 +8,7 @@
 #include "shard/cpu/memory.h"
 
 #define CHUNK          1024u  /* elements of a row taken at a time where a row has no sums */
-#define SMALL_ELEMENTS 65536u /* less work than this is not worth waking threads for */
+#define SMALL_ELEMENTS 4096u  /* less work than this is not worth waking threads for */
 #define ROPE_ROWS_MAX  (1u << 20)
 
 static int threads_for(size_t rows, size_t cols)
@@ -127,34 +127,68 @@ static void convert_row(const struct wn_cpu_isa *isa, const struct wn_mat *out, 
     }
 }
 
+/* A row of `cols` elements to its places in the panels, element by element; it may change its type. */
+static void scatter_row(const struct wn_mat *to, const struct wn_mat *from, size_t row, size_t cols, const void *data,
+                        bool keys)
+{
+    for (size_t c = 0; c < cols; c++)
+        wn_store(to->ptr, to->dtype, keys ? wn_cpu_kv_key_at(to, row, c) : wn_cpu_kv_value_at(to, row, c),
+                 wn_load(data, from->dtype, c));
+}
+
+static void scatter_bf16(const struct wn_mat *k, const struct wn_mat *v, size_t row, const wn_bf16 *key,
+                         const wn_bf16 *value)
+{
+    wn_bf16 *to = (wn_bf16 *)k->ptr + wn_cpu_kv_key_at(k, row, 0);
+    wn_bf16 *panels = (wn_bf16 *)v->ptr + row / WN_CPU_COLS * WN_CPU_COLS * v->cols + row % WN_CPU_COLS * WN_CPU_COLS;
+
+    for (size_t c = 0; c < k->cols; c++) to[c * WN_CPU_COLS] = key[c];
+    for (size_t c = 0; c < v->cols; c += WN_CPU_COLS, panels += WN_CPU_COLS * WN_CPU_COLS)
+        for (size_t i = 0; i < WN_CPU_COLS; i++) panels[WN_CPU_BF16_AT(i)] = value[c + i];
+}
+
 /* The row's elements to their places in the panels. */
 static void scatter_kv(const struct wn_kv_write *a, size_t to, size_t from)
 {
     const struct wn_mat *k = &a->kv.k, *v = &a->kv.v;
+    const void *key = wn_mat_at(&a->k, from, 0), *value = wn_mat_at(&a->v, from, 0);
 
-    for (size_t c = 0; c < k->cols; c++)
-        wn_store(k->ptr, k->dtype, wn_cpu_kv_key_at(k, to, c), wn_load(wn_mat_at(&a->k, from, 0), a->k.dtype, c));
-    for (size_t c = 0; c < v->cols; c++)
-        wn_store(v->ptr, v->dtype, wn_cpu_kv_value_at(v, to, c), wn_load(wn_mat_at(&a->v, from, 0), a->v.dtype, c));
+    if (k->dtype == WN_BF16 && v->dtype == WN_BF16 && a->k.dtype == WN_BF16 && a->v.dtype == WN_BF16) {
+        scatter_bf16(k, v, to, key, value);
+    } else {
+        scatter_row(k, &a->k, to, k->cols, key, true);
+        scatter_row(v, &a->v, to, v->cols, value, false);
+    }
+}
+
+/* One row of a sequence, number `i` of the step's, into its page. */
+static void write_kv_row(const struct wn_cpu_isa *isa, const struct wn_kv_write *a, const struct wn_seq *q, uint32_t i)
+{
+    const size_t to = wn_cpu_kv_row(&a->kv, q, q->pos + i), from = (size_t)q->first_row + i;
+
+    if (wn_cpu_kv_panels(&a->kv)) {
+        scatter_kv(a, to, from);
+    } else {
+        convert_row(isa, &a->kv.k, to, &a->k, from);
+        convert_row(isa, &a->kv.v, to, &a->v, from);
+    }
 }
 
 wn_status wn_cpu_kv_write(struct wn_backend *be, const struct wn_kv_write *a)
 {
     const struct wn_cpu_isa *isa = ((struct wn_cpu *)be)->isa;
-    const bool panels = wn_cpu_kv_panels(&a->kv);
+    const int threads = threads_for(a->k.rows, 2 * (size_t)a->k.cols);
 
     wn_check_kv_write(a);
+    if (a->seqs_n >= (uint32_t)threads) { /* no two sequences write the same page */
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+        for (uint32_t s = 0; s < a->seqs_n; s++)
+            for (uint32_t i = 0; i < a->seqs[s].rows; i++) write_kv_row(isa, a, &a->seqs[s], i);
+        return WN_OK;
+    }
     for (uint32_t s = 0; s < a->seqs_n; s++) {
-        const struct wn_seq *q = &a->seqs[s];
-        for (uint32_t i = 0; i < q->rows; i++) {
-            size_t to = wn_cpu_kv_row(&a->kv, q, q->pos + i), from = (size_t)q->first_row + i;
-            if (panels) {
-                scatter_kv(a, to, from);
-            } else {
-                convert_row(isa, &a->kv.k, to, &a->k, from);
-                convert_row(isa, &a->kv.v, to, &a->v, from);
-            }
-        }
+#pragma omp parallel for schedule(static) num_threads(threads)
+        for (uint32_t i = 0; i < a->seqs[s].rows; i++) write_kv_row(isa, a, &a->seqs[s], i);
     }
     return WN_OK;
 }

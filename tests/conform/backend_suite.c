@@ -583,6 +583,7 @@ int wn_backend_suite_run(const char *name, const struct wn_suite_opts *o)
         cmocka_unit_test(matmul_close),    cmocka_unit_test(matmul_rows),     cmocka_unit_test(matmul_slices),
         cmocka_unit_test(weight_types),    cmocka_unit_test(norm_close),      cmocka_unit_test(rope_close),
         cmocka_unit_test(elementwise),     cmocka_unit_test(convert_half),    cmocka_unit_test(attn_paged_close),
+        cmocka_unit_test(attn_paged_shared),
         cmocka_unit_test(attn_paged_bits), cmocka_unit_test(attn_full_close), cmocka_unit_test(threads_bits),
         cmocka_unit_test(nothing_to_do),   cmocka_unit_test(unknown_names),
     };

@@ -166,6 +166,64 @@ void attn_paged_bits(void **state)
         same_bits(shapes[i][0], shapes[i][1], shapes[i][2], i % 2 ? WN_F32 : WN_BF16, 3, false);
 }
 
+/* Decoding sequences whose first pages are the same, and others among them, in any order: the bits that each gets
+ * alone. */
+static void shared_bits(uint32_t heads, uint32_t kv_heads, uint32_t hd, wn_dtype type, uint32_t pt)
+{
+    enum { SEQS = 9, KEYS = 1280 };
+    static const uint32_t pos[SEQS] = {299, 190, 63, 311, 255, 128, 299, 64, 0};
+    static const uint32_t common[SEQS] = {9, 4, 2, 9, 4, 0, 9, 1, 0}; /* times 32 keys */
+    const uint32_t pages = KEYS / pt, need = 320 / pt;
+    const struct case_attn all = {heads, kv_heads, hd, pt, type, type, WN_F32, {{0, KEYS, 1}}, 1, true};
+    const struct case_mat kc = case_attn_rows(&all, 0, 'k'), vc = case_attn_rows(&all, 0, 'v'),
+                          qc = case_attn_rows(&all, 0, 'q');
+    struct dev k = dev_rows(be, &kc, 0, KEYS), v = dev_rows(be, &vc, 0, KEYS), q = dev_rows(be, &qc, 0, SEQS);
+    struct dev pool_k = dev_out(be, type, KEYS, kv_heads * hd, 0), pool_v = dev_out(be, type, KEYS, kv_heads * hd, 0);
+    struct dev o = dev_out(be, WN_F32, SEQS, heads * hd, 8), one = dev_out(be, WN_F32, SEQS, heads * hd, 8);
+    uint32_t whole[KEYS], table[SEQS][KEYS], own = 0;
+    struct wn_seq seqs[SEQS];
+    const size_t width = (size_t)heads * hd;
+    float *got = floats(SEQS * width), *want = floats(SEQS * width);
+
+    for (uint32_t i = 0; i < pages; i++) whole[i] = i;
+    for (uint32_t s = 0; s < SEQS; s++) {
+        for (uint32_t i = 0; i < need; i++)
+            table[s][i] = i < common[s] * 32 / pt ? i : pages - 1 - own++ % (pages / 2);
+        seqs[s] = (struct wn_seq){.first_row = s, .rows = 1, .pos = pos[s], .pages = table[s]};
+    }
+    const struct wn_seq fill = {.rows = KEYS, .pages = whole};
+    struct wn_kv kv = {.k = pool_k.m, .v = pool_v.m, .page_tokens = pt};
+    const struct wn_kv_write w = {.k = k.m, .v = v.m, .kv = kv, .seqs = &fill, .seqs_n = 1};
+    assert_int_equal(wn_be_kv_write(be, &w), WN_OK);
+    struct wn_attn_paged a = {.out = o.m, .q = q.m, .kv = kv, .seqs = seqs, .seqs_n = SEQS, .heads = heads,
+                              .kv_heads = kv_heads, .head_dim = hd, .scale = 0.3f};
+    assert_int_equal(wn_be_attn_paged(be, &a), WN_OK);
+    dev_read(be, &o, got);
+    a.out = one.m;
+    a.seqs_n = 1;
+    for (uint32_t s = 0; s < SEQS; s++) {
+        a.seqs = &seqs[s];
+        assert_int_equal(wn_be_attn_paged(be, &a), WN_OK);
+    }
+    dev_read(be, &one, want);
+    check_bits("attention of shared pages", got, want, SEQS * width);
+    struct dev *devs[] = {&k, &v, &q, &pool_k, &pool_v, &o, &one};
+    for (size_t i = 0; i < COUNT(devs); i++) dev_free(be, devs[i]);
+    free(got);
+    free(want);
+}
+
+void attn_paged_shared(void **state)
+{
+    (void)state;
+    shared_bits(4, 2, 32, WN_BF16, 16);
+    shared_bits(4, 2, 32, WN_F32, 32);
+    shared_bits(8, 1, 64, WN_BF16, 16);
+    shared_bits(13, 1, 32, WN_F32, 16);
+    shared_bits(6, 6, 48, WN_BF16, 32);
+    shared_bits(26, 1, 16, WN_BF16, 16); /* more query heads of a kv head than are taken together */
+}
+
 void run_full(struct wn_backend *b, const struct case_full *c, uint32_t first, uint32_t images, float *out,
               float *cls, float *mean)
 {

@@ -37,6 +37,7 @@ void run_full(struct wn_backend *b, const struct case_full *c, uint32_t first, u
               float *cls, float *mean);
 void attn_paged_close(void **state);
 void attn_paged_bits(void **state);
+void attn_paged_shared(void **state);
 void attn_full_close(void **state);
 
 #endif
