@@ -23,6 +23,7 @@ struct wn_encoder {
     struct wn_preprocess preprocess;
     struct wn_pool *pool;
     struct wn_vision_cache *cache;
+    uint64_t kept_cls_layers; /* made with every picture that is kept: see wn_encoder_run */
     float *pixels; /* [BATCH_MAX, 3, side, side] */
     size_t image_floats;
 };
@@ -58,6 +59,8 @@ wn_status wn_encoder_open(struct wn_encoder **out, const struct wn_encoder_opts 
         goto out;
     }
     if ((rc = wn_vision_cache_create(&e->cache, opts->cfg->vision_cache_bytes, err)) != WN_OK) goto out;
+    if (opts->cfg->vision_cache_bytes > 0 && e->model.vision.layers_run <= 64)
+        e->kept_cls_layers = (uint64_t)1 << (e->model.vision.layers_run - 1);
     if ((rc = wn_pool_start(&e->pool, &po, err)) != WN_OK) goto out;
     if ((rc = wn_backend_open(&e->be, opts->cfg->backend, 0, err)) != WN_OK) goto out;
     if ((rc = wn_weights_open(&weights, opts->cfg->model, err)) != WN_OK) goto out;
@@ -126,7 +129,15 @@ struct picture {
     struct wn_encode_item *item;
     uint8_t file[WN_VISION_KEY_BYTES], key[WN_VISION_KEY_BYTES]; /* hashes of its bytes and of its pixels */
     struct wn_prune_wants wants;
+    struct wn_vision_view view; /* what the tower made of it: the cache's, or the tower's own */
+    struct wn_prune_in in;
+    void *projected; /* all its features, for a method that works on projected rows; owned */
 };
+
+static bool in_tower(const struct wn_encode_item *item)
+{
+    return (item->method->spaces & WN_PRUNE_TOWER) != 0;
+}
 
 /* Decodes the pictures into e->pixels, picture i at place i. */
 static void preprocess(struct wn_encoder *e, struct picture *const *pictures, uint32_t n)
@@ -230,42 +241,64 @@ static wn_status project(struct wn_encoder *e, const void *rows, uint32_t n, wn_
     return rc;
 }
 
-/* key: of the picture, see vision_cache.h */
-static wn_status prune(struct wn_encoder *e, struct wn_encode_item *item, const struct wn_vision_view *v,
-                       const uint8_t *key, struct wn_err *err)
-{
-    const bool tower = (item->method->spaces & WN_PRUNE_TOWER) != 0;
-    struct wn_prune_in in = {
-        .shape = wn_encoder_shape(&e->model),
-        .ask = item->ask,
-        .features = v->features,
-        .dtype = v->dtype,
-        .taps = v->taps,
-    };
-    const int64_t began_us = wn_now_us();
-    void *projected = NULL;
-    wn_status rc = WN_OK;
+/* ---- pruning: begin and end use the projector and run on the encoder's thread, choices run side by side ---- */
 
-    item->rows_before = v->rows;
-    item->projected = item->ask.projected || !tower;
-    in.ask.projected = !tower;
-    for (int i = 0; i < 8; i++) in.ask.budget.seed += (uint64_t)key[i] << (8 * i);
-    if (!tower) {
-        in.shape.width = e->model.text.hidden;
-        if ((rc = project(e, v->features, v->rows, v->dtype, &projected, err)) != WN_OK) return rc;
-        in.features = projected;
-    }
-    rc = choose(item, &in, err);
-    free(projected);
-    if (rc == WN_OK && item->projected && tower) {
-        if ((rc = project(e, item->rows, item->rows_n, v->dtype, &projected, err)) != WN_OK) return rc;
-        free(item->rows);
-        item->rows = projected;
-        item->width = e->model.text.hidden;
+static void prune_begin(struct wn_encoder *e, struct picture *p)
+{
+    struct wn_encode_item *item = p->item;
+    const int64_t began_us = wn_now_us();
+
+    item->rows_before = p->view.rows;
+    item->projected = item->ask.projected || !in_tower(item);
+    p->in = (struct wn_prune_in){.shape = wn_encoder_shape(&e->model),
+                                 .ask = item->ask,
+                                 .features = p->view.features,
+                                 .dtype = p->view.dtype,
+                                 .taps = p->view.taps};
+    p->in.ask.projected = !in_tower(item);
+    for (int i = 0; i < 8; i++) p->in.ask.budget.seed += (uint64_t)p->key[i] << (8 * i);
+    if (!in_tower(item)) {
+        p->in.shape.width = e->model.text.hidden;
+        item->rc = project(e, p->view.features, p->view.rows, p->view.dtype, &p->projected, &item->err);
+        p->in.features = p->projected;
     }
     item->prune_us = (uint64_t)(wn_now_us() - began_us);
-    return rc;
 }
+
+/* On any thread. */
+static void prune_choose(void *pictures, size_t i)
+{
+    const struct picture *p = ((struct picture *const *)pictures)[i];
+    const int64_t began_us = wn_now_us();
+
+    if (p->item->rc == WN_OK) p->item->rc = choose(p->item, &p->in, &p->item->err);
+    p->item->prune_us += (uint64_t)(wn_now_us() - began_us);
+}
+
+static void prune_end(struct wn_encoder *e, struct picture *p)
+{
+    struct wn_encode_item *item = p->item;
+    const int64_t began_us = wn_now_us();
+    void *projected = NULL;
+
+    free(p->projected);
+    if (item->rc != WN_OK || !item->projected || !in_tower(item)) return;
+    item->rc = project(e, item->rows, item->rows_n, p->view.dtype, &projected, &item->err);
+    if (item->rc != WN_OK) return;
+    free(item->rows);
+    item->rows = projected;
+    item->width = e->model.text.hidden;
+    item->prune_us += (uint64_t)(wn_now_us() - began_us);
+}
+
+static void prune(struct wn_encoder *e, struct picture **pictures, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++) prune_begin(e, pictures[i]);
+    wn_pool_run(e->pool, prune_choose, pictures, n);
+    for (uint32_t i = 0; i < n; i++) prune_end(e, pictures[i]);
+}
+
+/* ---- encoding ---- */
 
 static struct wn_vision_taps to_taps(const struct wn_prune_wants *w)
 {
@@ -279,7 +312,7 @@ static struct wn_vision_taps to_taps(const struct wn_prune_wants *w)
 
 /* Pictures whose pixels are neighbours and whose taps one encode can make. */
 struct group {
-    const struct picture *of[WN_ENCODE_BATCH_MAX];
+    struct picture *of[WN_ENCODE_BATCH_MAX];
     uint32_t first, n; /* place of the first one's pixels */
     struct wn_prune_wants wants;
 };
@@ -298,53 +331,61 @@ static void encode(struct wn_encoder *e, struct group *g)
                           wn_deadline_in_us(ENCODE_TIMEOUT_US), &out, &err);
     took_us = (uint64_t)(wn_now_us() - began_us);
     for (uint32_t i = 0; i < g->n; i++) {
-        struct wn_encode_item *item = g->of[i]->item;
-        struct wn_vision_view view;
-        item->encode_us = took_us;
-        item->rc = rc;
-        item->err = err;
-        if (rc != WN_OK) continue;
-        view = view_of(&out, &taps, i);
-        item->rc = prune(e, item, &view, g->of[i]->key, &item->err);
-        wn_vision_cache_put(e->cache, g->of[i]->key, &view);
+        g->of[i]->item->encode_us = took_us;
+        g->of[i]->item->rc = rc;
+        g->of[i]->item->err = err;
+        if (rc == WN_OK) g->of[i]->view = view_of(&out, &taps, i);
+    }
+    if (rc == WN_OK) {
+        prune(e, g->of, g->n);
+        for (uint32_t i = 0; i < g->n; i++) wn_vision_cache_put(e->cache, g->of[i]->key, &g->of[i]->view);
     }
     g->n = 0;
 }
 
-/* Takes the picture from the cache, if it is there with all that is wanted of it. */
-static bool find(struct wn_encoder *e, const struct picture *p)
+/* Is the picture in the cache with all that is wanted of it? What the cache lends is lent until an encode. */
+static bool find(struct wn_encoder *e, struct picture *p)
 {
-    struct wn_vision_view view;
+    p->item->cached = wn_vision_cache_get(e->cache, p->key, &p->wants, &p->view);
+    return p->item->cached;
+}
 
-    if (!wn_vision_cache_get(e->cache, p->key, &p->wants, &view)) return false;
-    p->item->cached = true;
-    p->item->rc = prune(e, p->item, &view, p->key, &p->item->err);
-    return true;
+/* What the picture's method wants of the tower. False: it cannot be had, and the item says why. */
+static bool check(const struct wn_encoder *e, struct picture *p)
+{
+    const struct wn_prune_shape shape = wn_encoder_shape(&e->model);
+    struct wn_prune_ask ask = p->item->ask;
+
+    ask.projected = !in_tower(p->item); /* where the method itself works */
+    p->item->rc = wn_prune_check(p->item->method, &ask, &shape, &p->item->err);
+    if (p->item->rc == WN_OK) wn_prune_wants(p->item->method, &ask, shape.feature_layer, &p->wants);
+    return p->item->rc == WN_OK;
 }
 
 void wn_encoder_run(struct wn_encoder *e, struct wn_encode_item *items, uint32_t n)
 {
-    const struct wn_prune_shape shape = wn_encoder_shape(&e->model);
-    struct picture pictures[WN_ENCODE_BATCH_MAX], *fresh[WN_ENCODE_BATCH_MAX];
+    struct picture pictures[WN_ENCODE_BATCH_MAX], *fresh[WN_ENCODE_BATCH_MAX], *cached[WN_ENCODE_BATCH_MAX];
     struct group g = {.n = 0};
-    uint32_t fresh_n = 0;
+    uint32_t fresh_n = 0, cached_n = 0;
 
     WN_ASSERT(n <= WN_ENCODE_BATCH_MAX);
     for (uint32_t i = 0; i < n; i++) {
-        struct wn_encode_item *item = &items[i];
-        struct wn_prune_ask ask = item->ask;
-        pictures[i] = (struct picture){.item = item};
-        ask.projected = (item->method->spaces & WN_PRUNE_TOWER) == 0; /* where the method itself works */
-        if ((item->rc = wn_prune_check(item->method, &ask, &shape, &item->err)) != WN_OK) continue;
-        wn_prune_wants(item->method, &ask, shape.feature_layer, &pictures[i].wants);
-        wn_sha256(pictures[i].file, item->file, item->file_bytes);
-        if (wn_vision_cache_known(e->cache, pictures[i].file, pictures[i].key) && find(e, &pictures[i])) continue;
-        fresh[fresh_n++] = &pictures[i];
+        struct picture *p = &pictures[i];
+        *p = (struct picture){.item = &items[i]};
+        if (!check(e, p)) continue;
+        wn_sha256(p->file, items[i].file, items[i].file_bytes);
+        if (wn_vision_cache_known(e->cache, p->file, p->key) && find(e, p)) cached[cached_n++] = p;
+        else fresh[fresh_n++] = p;
     }
     preprocess(e, fresh, fresh_n);
+    for (uint32_t i = 0; i < fresh_n; i++)
+        if (fresh[i]->item->rc == WN_OK && find(e, fresh[i])) cached[cached_n++] = fresh[i];
+    prune(e, cached, cached_n);
     for (uint32_t i = 0; i < fresh_n; i++) {
         struct picture *p = fresh[i];
-        if (p->item->rc != WN_OK || find(e, p)) continue;
+        if (p->item->rc != WN_OK || p->item->cached) continue;
+        /* half of the methods read it, and beside an encode it costs nothing: they find whatever picture is here */
+        p->wants.cls_layers |= e->kept_cls_layers;
         if (g.n && (g.first + g.n != i || !wn_prune_wants_join(&g.wants, &p->wants))) encode(e, &g);
         if (g.n == 0) {
             g.first = i;

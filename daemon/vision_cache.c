@@ -114,13 +114,29 @@ static bool has_taps(const struct wn_prune_taps *t, const struct wn_prune_wants 
            (w->keys_layer == WN_PRUNE_NO_LAYER || w->keys_layer == t->keys_layer) && (!w->cls_row || t->cls_row);
 }
 
+static void add_taps(struct wn_prune_wants *wants, const struct wn_prune_taps *t)
+{
+    struct wn_prune_wants here = {.cls_layers = t->cls_layers,
+                                  .mean_layers = t->mean_layers,
+                                  .keys_layer = t->keys_layer,
+                                  .cls_row = t->cls_row != NULL};
+
+    if (wn_prune_wants_join(wants, &here)) return;
+    here.keys_layer = WN_PRUNE_NO_LAYER; /* one encode makes the keys of one layer */
+    (void)!wn_prune_wants_join(wants, &here);
+}
+
 bool wn_vision_cache_get(struct wn_vision_cache *c, const uint8_t key[WN_VISION_KEY_BYTES],
-                         const struct wn_prune_wants *wants, struct wn_vision_view *view)
+                         struct wn_prune_wants *wants, struct wn_vision_view *view)
 {
     struct entry *e = find(c, key);
 
     c->stats.queries++;
-    if (!e || !has_taps(&e->view.taps, wants)) return false;
+    if (!e) return false;
+    if (!has_taps(&e->view.taps, wants)) {
+        add_taps(wants, &e->view.taps);
+        return false;
+    }
     c->stats.hits++;
     unlink_entry(c, e);
     link_first(c, e);

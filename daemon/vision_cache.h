@@ -3,8 +3,9 @@
  *
  * The key is a hash of the preprocessed pixels: what the tower sees. One cache serves one tower, so checkpoint and
  * preprocessing need not be part of it. Which pixels a file has is remembered too: the same file need not be decoded
- * again. An entry has the taps that its encode made; a request that needs more misses,
- * and its encode replaces the entry. The entry used longest ago goes when the bytes are used up.
+ * again. An entry has the taps that its encode made; a request that needs more misses, and its encode, which makes the
+ * entry's taps as well, replaces it: so methods that take turns on a picture do not encode it for ever. The entry used
+ * longest ago goes when the bytes are used up.
  *
  * Owns:    its entries, from create to destroy. What get returns is borrowed until the next put.
  * Threads: one. */
@@ -42,9 +43,10 @@ void wn_vision_cache_learn(struct wn_vision_cache *c, const uint8_t file[WN_VISI
 bool wn_vision_cache_known(const struct wn_vision_cache *c, const uint8_t file[WN_VISION_KEY_BYTES],
                            uint8_t key[WN_VISION_KEY_BYTES]);
 
-/* True and *view if the picture is here with at least the taps in `wants`. */
+/* True and *view if the picture is here with at least the taps in *wants. Else the taps that it has here are added to
+ * *wants, as far as one encode can make both. */
 bool wn_vision_cache_get(struct wn_vision_cache *c, const uint8_t key[WN_VISION_KEY_BYTES],
-                         const struct wn_prune_wants *wants, struct wn_vision_view *view);
+                         struct wn_prune_wants *wants, struct wn_vision_view *view);
 
 /* Keeps a copy of the view. A picture that is too large, or no memory, is no error: it is not kept. */
 void wn_vision_cache_put(struct wn_vision_cache *c, const uint8_t key[WN_VISION_KEY_BYTES],

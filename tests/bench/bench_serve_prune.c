@@ -1,14 +1,16 @@
-/* bench_serve_prune [-n JOBS] [-c LEVEL[,LEVEL...]] [-t NEW_TOKENS] [-p METHOD:K[,...]] [-- flags of winnowd serve]
+/* bench_serve_prune [-n JOBS] [-c LEVEL[,LEVEL...]] [-t NEW_TOKENS] [-p METHOD[:K][,...]] [-x]
+ *                   [-- flags of winnowd serve]
  *
- * Does pruning ever cost throughput? One service, a closed loop of clients at 1, 8 and 32 jobs in flight; at each level
- * `none` first, then each way of pruning. Verifies first that every answer under load is the one that its question
- * gets alone. Each level has pictures of its own, each asked about once a way of pruning: so no prompt is in the
- * prefix cache, which would hide what a prompt costs. All pictures are encoded beforehand: every way finds the vision
- * cache warm.
+ * Does pruning ever cost throughput? A service for each level, a closed loop of clients at 1, 8 and 32 jobs in
+ * flight; `none` first, then each way of pruning. Verifies that every answer under load is the one that its question
+ * gets alone. A way asks about each picture once: so no prompt is in the prefix cache, which would hide what a
+ * prompt costs. Before it is timed its method chooses one token of each picture, so that it finds the vision cache
+ * warm, taps and all: what is compared is selection, features, prefill and decode. With -x there is no vision cache,
+ * and each job encodes.
  *
- * CSV: commit, machine, flags, pruning, concurrent, jobs, image_tokens, tokens, seconds, ttft_p50_ms, ttft_p95_ms,
- * tokens_s, jobs_s, over_none (jobs_s over that of `none` at the same level; below 1 pruning would cost). Nothing is
- * asserted about times. Run from the repository's root. */
+ * CSV: commit, machine, flags, vision_cache, pruning, concurrent, jobs, image_tokens (of the last answer), tokens,
+ * seconds, ttft_p50_ms, ttft_p95_ms, tokens_s, jobs_s, over_none (jobs_s over that of `none` at the same level; below 1
+ * pruning would cost). Nothing is asserted about times. Run from the repository's root. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -27,7 +29,7 @@
 #define LEVELS     8
 #define WAYS       16
 #define IN_FLIGHT  256
-#define VERIFIED   4 /* pictures whose answers are compared, at every level and way; they come twice */
+#define VERIFIED   4 /* pictures whose answers are compared, at every level and way */
 
 struct way {
     char text[WINNOW_METHOD_MAX + 12], method[WINNOW_METHOD_MAX];
@@ -44,7 +46,8 @@ struct job {
 static void *pictures[PICTURES];
 static size_t pictures_bytes[PICTURES];
 static struct way ways[WAYS];
-static int ways_n, levels[LEVELS] = {1, 8, 32}, levels_n = 3, jobs_n = 36;
+static int ways_n, levels[LEVELS] = {1, 8, 32}, levels_n = 3, jobs_n = PICTURES;
+static bool cold;
 static uint32_t new_tokens = 16;
 static const char *serve_flags[32];
 static char flags_text[512];
@@ -98,13 +101,8 @@ struct outcome {
     uint64_t tokens, image_tokens;
 };
 
-/* The known pictures, then those from `first` on, around. */
-static int picture_of(int first, int i)
-{
-    return i < VERIFIED ? i : VERIFIED + (first + i - VERIFIED) % (PICTURES - VERIFIED);
-}
-
-static struct outcome run(struct winnow *w, struct way *way, int concurrent, int first, int jobs)
+/* Asks about the first `jobs` pictures. */
+static struct outcome run(struct winnow *w, struct way *way, int concurrent, int jobs)
 {
     struct job running[IN_FLIGHT] = {0};
     double *ttft = calloc((size_t)jobs, sizeof(*ttft)), began = now_s();
@@ -112,7 +110,7 @@ static struct outcome run(struct winnow *w, struct way *way, int concurrent, int
     int sent = 0, done = 0, ttft_n = 0;
 
     assert_non_null(ttft);
-    for (; sent < concurrent && sent < jobs; sent++) submit(w, way, &running[sent], picture_of(first, sent));
+    for (; sent < concurrent && sent < jobs; sent++) submit(w, way, &running[sent], sent);
     while (done < jobs) {
         struct winnow_event ev;
         struct job *j = NULL;
@@ -129,7 +127,7 @@ static struct outcome run(struct winnow *w, struct way *way, int concurrent, int
         o.image_tokens = ev.usage.image_tokens;
         done++;
         j->id = 0;
-        if (sent < jobs) submit(w, way, j, picture_of(first, sent++));
+        if (sent < jobs) submit(w, way, j, sent++);
     }
     o.seconds = now_s() - began;
     o.jobs_s = jobs / o.seconds;
@@ -155,13 +153,45 @@ static void machine_name(char *out, size_t room)
     if (f) fclose(f);
 }
 
-static void bench(void **state)
+/* The vision cache gets the pictures with what this method reads. */
+static void warm(struct winnow *w, const struct way *way)
 {
-    struct way warm = {.text = "uniform:1", .method = "uniform", .keep = 1};
+    struct way one = {.text = "to warm the vision cache", .keep = 1};
+    const bool none = strcmp(way->method, "none") == 0;
+
+    snprintf(one.method, sizeof(one.method), "%s", none ? "uniform" : way->method);
+    run(w, &one, 8, jobs_n);
+    for (int k = 0; k < VERIFIED; k++) free(one.alone[k]);
+}
+
+static void bench_level(int concurrent, const char *machine)
+{
     struct service s;
     struct winnow *w = NULL;
+    double none = 0;
+
+    service_start(&s, "models/tiny-llava", serve_flags);
+    assert_int_equal(winnow_connect(&w, s.endpoint, NULL), WINNOW_OK);
+    for (int i = 0; i < ways_n; i++) {
+        struct way *way = &ways[i];
+        struct outcome o;
+        if (!cold) warm(w, way);
+        if (!way->alone[0] && concurrent > 1) run(w, way, 1, VERIFIED);
+        o = run(w, way, concurrent, jobs_n);
+        if (i == 0) none = o.jobs_s;
+        printf("%s,%s,\"%s\",%s,%s,%d,%d,%llu,%llu,%.2f,%.1f,%.1f,%.1f,%.2f,%.2f\n", WN_COMMIT, machine, flags_text,
+               cold ? "none" : "warm", way->text, concurrent, jobs_n, (unsigned long long)o.image_tokens,
+               (unsigned long long)o.tokens, o.seconds, o.ttft_p50_ms, o.ttft_p95_ms, (double)o.tokens / o.seconds,
+               o.jobs_s, o.jobs_s / none);
+        fflush(stdout);
+    }
+    winnow_close(w);
+    assert_int_equal(service_stop(&s), 0);
+}
+
+static void bench(void **state)
+{
     char path[64], machine[160];
-    const int used = VERIFIED + levels_n * (jobs_n - VERIFIED);
 
     (void)state;
     machine_name(machine, sizeof(machine));
@@ -169,32 +199,15 @@ static void bench(void **state)
         snprintf(path, sizeof(path), "tests/eval/images/%03d.jpg", i);
         pictures[i] = read_file(path, &pictures_bytes[i]);
     }
-    service_start(&s, "models/tiny-llava", serve_flags);
-    assert_int_equal(winnow_connect(&w, s.endpoint, NULL), WINNOW_OK);
-    run(w, &warm, 8, 0, used < PICTURES ? used : PICTURES);
-    for (int i = 0; i < ways_n; i++) run(w, &ways[i], 1, 0, VERIFIED); /* answers alone */
-    printf("commit,machine,flags,pruning,concurrent,jobs,image_tokens,tokens,seconds,ttft_p50_ms,ttft_p95_ms,tokens_s,"
-           "jobs_s,over_none\n");
-    for (int l = 0; l < levels_n; l++) {
-        double none = 0;
-        for (int i = 0; i < ways_n; i++) {
-            const struct outcome o = run(w, &ways[i], levels[l], l * (jobs_n - VERIFIED), jobs_n);
-            if (i == 0) none = o.jobs_s;
-            printf("%s,%s,\"%s\",%s,%d,%d,%llu,%llu,%.2f,%.1f,%.1f,%.1f,%.2f,%.2f\n", WN_COMMIT, machine, flags_text,
-                   ways[i].text, levels[l], jobs_n, (unsigned long long)o.image_tokens, (unsigned long long)o.tokens,
-                   o.seconds, o.ttft_p50_ms, o.ttft_p95_ms, (double)o.tokens / o.seconds, o.jobs_s, o.jobs_s / none);
-            fflush(stdout);
-        }
-    }
-    winnow_close(w);
-    assert_int_equal(service_stop(&s), 0);
+    printf("commit,machine,flags,vision_cache,pruning,concurrent,jobs,image_tokens,tokens,seconds,ttft_p50_ms,"
+           "ttft_p95_ms,tokens_s,jobs_s,over_none\n");
+    for (int l = 0; l < levels_n; l++) bench_level(levels[l], machine);
     for (int i = 0; i < PICTURES; i++) free(pictures[i]);
-    for (int k = 0; k < VERIFIED; k++) free(warm.alone[k]);
     for (int i = 0; i < ways_n; i++)
         for (int k = 0; k < VERIFIED; k++) free(ways[i].alone[k]);
 }
 
-/* "cls-topk:64,divprune:144"; `none` goes first in any case. */
+/* "cls-topk:64,prumerge"; `none` goes first in any case. */
 static void add_ways(const char *list)
 {
     ways_n = 1;
@@ -215,11 +228,13 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {cmocka_unit_test(bench)};
     int opt, n = 0;
 
-    add_ways("cls-topk:288,cls-topk:64,prumerge:64,divprune:64");
-    while ((opt = getopt(argc, argv, "n:c:t:p:")) != -1) {
+    add_ways("cls-topk:288,cls-topk:64,prumerge:64,prumerge+,visionzip:64,vispruner:288,divprune:288,divprune:64,"
+             "hiprune:64");
+    while ((opt = getopt(argc, argv, "n:c:t:p:x")) != -1) {
         if (opt == 'n') jobs_n = (int)strtol(optarg, NULL, 10);
         if (opt == 't') new_tokens = (uint32_t)strtoul(optarg, NULL, 10);
         if (opt == 'p') add_ways(optarg);
+        if (opt == 'x') cold = true;
         if (opt == 'c') {
             char *at = optarg;
             for (levels_n = 0; levels_n < LEVELS && *at; at += *at == ',') {
@@ -234,6 +249,7 @@ int main(int argc, char **argv)
         snprintf(flags_text + strlen(flags_text), sizeof(flags_text) - strlen(flags_text), "%s%s", n > 1 ? " " : "",
                  argv[i]);
     }
-    if (new_tokens < 1 || jobs_n < VERIFIED || levels_n < 1) return 2;
+    if (cold) serve_flags[n] = "--vision-cache-bytes=0";
+    if (new_tokens < 1 || jobs_n < VERIFIED || jobs_n > PICTURES || levels_n < 1) return 2;
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -54,8 +54,9 @@ static bool get(struct wn_vision_cache *c, int n, const struct wn_prune_wants *w
 {
     const float pixel = (float)n;
     uint8_t key[WN_VISION_KEY_BYTES];
+    struct wn_prune_wants wants = *w;
     wn_vision_cache_key(&pixel, 1, key);
-    return wn_vision_cache_get(c, key, w, v);
+    return wn_vision_cache_get(c, key, &wants, v);
 }
 
 static const struct wn_prune_wants nothing = {.keys_layer = WN_PRUNE_NO_LAYER};
@@ -99,6 +100,26 @@ static void test_missing_taps_miss(void **state)
     put(c, 1);
     for (size_t i = 0; i < 2; i++) assert_true(get(c, 1, &has[i], &v));
     for (size_t i = 0; i < 4; i++) assert_false(get(c, 1, &lacks[i], &v));
+    wn_vision_cache_destroy(c);
+}
+
+/* What a picture has here is not lost by the encode for what it lacks. */
+static void test_a_miss_asks_for_what_is_there(void **state)
+{
+    struct wn_prune_wants w = {.cls_layers = 4, .keys_layer = WN_PRUNE_NO_LAYER, .cls_row = true};
+    struct wn_vision_cache *c = NULL;
+    struct wn_vision_view v;
+    uint8_t key[WN_VISION_KEY_BYTES];
+    const float pixel = 1;
+    (void)state;
+    assert_int_equal(wn_vision_cache_create(&c, 1 << 20, NULL), WN_OK);
+    put(c, 1);
+    wn_vision_cache_key(&pixel, 1, key);
+    assert_false(wn_vision_cache_get(c, key, &w, &v));
+    assert_true(w.cls_layers == 14 && w.mean_layers == 3 && w.keys_layer == 4 && w.cls_row);
+    w = (struct wn_prune_wants){.cls_layers = 4, .keys_layer = 5};
+    assert_false(wn_vision_cache_get(c, key, &w, &v));
+    assert_true(w.cls_layers == 14 && w.mean_layers == 3 && w.keys_layer == 5 && !w.cls_row);
     wn_vision_cache_destroy(c);
 }
 
@@ -169,6 +190,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_copies),
         cmocka_unit_test(test_missing_taps_miss),
+        cmocka_unit_test(test_a_miss_asks_for_what_is_there),
         cmocka_unit_test(test_oldest_goes_first),
         cmocka_unit_test(test_files),
         cmocka_unit_test(test_no_room),
