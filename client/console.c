@@ -18,21 +18,12 @@ static void print_bytes(FILE *f, double bytes)
     fprintf(f, u == 0 ? "%.0f %s" : "%.1f %s", bytes, units[u]);
 }
 
-/* Of one worker's or the scheduler's. */
-static void add_bytes(Wn__LinkBytes *sum, const Wn__LinkBytes *b)
-{
-    if (!b) return;
-    wn_link_bytes_add(sum, b);
-    sum->image += b->image;
-    sum->tokens += b->tokens;
-}
-
 void console_bytes(const Wn__Status *st, Wn__LinkBytes *sum)
 {
     *sum = (Wn__LinkBytes)WN__LINK_BYTES__INIT;
-    add_bytes(sum, st->sent);
+    wn_link_bytes_add(sum, st->sent);
     for (size_t i = 0; i < st->n_workers; i++)
-        if (st->workers[i]->heartbeat) add_bytes(sum, st->workers[i]->heartbeat->sent);
+        if (st->workers[i]->heartbeat) wn_link_bytes_add(sum, st->workers[i]->heartbeat->sent);
 }
 
 /* A counter as a rate, or its total; a counter that went back (a restart) has no rate yet. */

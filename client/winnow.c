@@ -433,6 +433,7 @@ static void fill_usage(struct winnow_usage *out, const Wn__Usage *u)
         out->bytes_activation = b->activation;
         out->bytes_allreduce = b->allreduce;
         out->bytes_logits = b->logits;
+        out->bytes_image = b->image;
     }
     out->queue_us = u->queue_us;
     out->preprocess_us = u->preprocess_us;

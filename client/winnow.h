@@ -128,6 +128,7 @@ struct winnow_usage {
     uint64_t pruning_seed;
     char pruning_setting[WINNOW_METHOD_MAX], pruning_options[WINNOW_OPTIONS_MAX];
     uint32_t preemptions; /* times that it lost its KV pages to an older job and computed its rows again */
+    uint64_t bytes_image; /* pictures as files: to the scheduler and on to vision workers */
 };
 
 /* A log-softmax of the logits in float32, before temperature, penalty and filters. */

@@ -366,7 +366,10 @@ static struct wn_job *add_job(struct wn_scheduler *s, const struct request *q, u
     job->submitted_us = job->queued_us = wn_now_us();
     job->deadline_us = wn_sched_deadline(r, job->submitted_us);
     wn_pruning_complete(&job->pruning, r->pruning, &s->cfg);
-    job->link.control += choice == 0 ? q->bytes : 0;
+    if (choice == 0) { /* the client said it once for all answers */
+        job->link.control += q->bytes;
+        job->link.image += images ? q->images_bytes : 0;
+    }
     if (s->journal && wn_sched_journal_add(s, job) != WN_OK) {
         wn_sched_busy(s, q->peer, r->client_tag, "the journal cannot keep up");
         wn_sched_job_destroy(s, job);

@@ -282,6 +282,7 @@ static bool send_encode(struct wn_scheduler *s, struct wn_job *job, uint32_t ima
         return false;
     }
     job->link.control += sent;
+    job->link.image += im->bytes;
     return true;
 }
 

@@ -333,6 +333,8 @@ void wn_link_bytes_add(Wn__LinkBytes *into, const Wn__LinkBytes *from)
     into->activation += from->activation;
     into->allreduce += from->allreduce;
     into->logits += from->logits;
+    into->image += from->image;
+    into->tokens += from->tokens;
 }
 
 void wn_usage_add(Wn__Usage *into, const Wn__Usage *from)

@@ -77,6 +77,8 @@ static void ask_and_stream(void **state)
     assert_int_equal(ev.usage.prompt_tokens, 50);
     assert_int_equal(ev.usage.bytes_embedding, 2 * 576 * 64);
     assert_int_equal(ev.usage.preemptions, 3);
+    /* each picture came here once and went to a vision worker once */
+    assert_int_equal(ev.usage.bytes_image, 2 * (images[0].bytes + images[1].bytes));
     assert_int_equal(winnow_next(f.w, &ev, 0), WINNOW_TIMEOUT);
     assert_int_equal(winnow_cancel(f.w, job), WINNOW_EINVAL); /* it has ended */
     stop(&f);

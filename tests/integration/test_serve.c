@@ -403,6 +403,7 @@ static void test_budgets(void **state)
         {"cls-topk", 1, 0, 1, 1},       {"cls-topk", 575, 0, 575, 575}, {"cls-topk", 576, 0, 576, 576},
         {"cls-topk", 577, 0, 576, 576}, {"uniform", 0, 0.99f, 6, 6},    {"uniform", 0, 1, 1, 1},
         {"random", 0, 0, 64, 64},       {"prumerge", 0, 1, 1, 1},       {"none", 9, 0, 576, 0},
+        {"none", 0, 1, 576, 0},         {"prumerge+", 1, 0, 1, 1},      {"visionzip", 577, 0, 576, 576},
     };
     (void)state;
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
@@ -523,6 +524,7 @@ static void test_text_only(void **state)
                      WINNOW_EVENT_DONE);
     assert_int_equal(usage.image_tokens, 0);
     assert_int_equal(usage.bytes_embedding, 0);
+    assert_int_equal(usage.bytes_image, 0);
     free(answer);
 }
 
@@ -540,6 +542,7 @@ static void test_two_images(void **state)
     } while (ev.type != WINNOW_EVENT_DONE && ev.type != WINNOW_EVENT_ERROR);
     if (ev.type == WINNOW_EVENT_ERROR) fail_msg("%s", ev.text);
     assert_int_equal(ev.usage.image_tokens, 2 * 576);
+    assert_int_equal(ev.usage.bytes_image, 2 * 2 * picture_bytes);
 }
 
 static void test_stream_joins_to_the_answer(void **state)

@@ -401,6 +401,8 @@ static void names_and_helpers(void **state)
     assert_false(wn_jobref_equal(&a, NULL));
     part.embedding = 7;
     part.control = 1;
+    part.image = 3;
+    part.tokens = 2;
     into.bytes_on_wire = &sum;
     from.bytes_on_wire = &part;
     from.encode_us = 5;
@@ -408,6 +410,7 @@ static void names_and_helpers(void **state)
     wn_usage_add(&into, &from);
     wn_usage_add(&into, &from);
     assert_int_equal(sum.embedding, 14);
+    assert_true(sum.control == 2 && sum.image == 6 && sum.tokens == 4);
     assert_int_equal(into.encode_us, 10);
     assert_int_equal(into.prompt_tokens, 600);
 }
