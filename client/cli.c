@@ -89,6 +89,22 @@ int cli_next(struct cli_args *a)
     return bad_option(arg, a->opts);
 }
 
+volatile sig_atomic_t cli_stopped;
+
+static void on_signal(int signal_number)
+{
+    (void)signal_number;
+    cli_stopped = 1;
+}
+
+void cli_catch_signals(void)
+{
+    const struct sigaction action = {.sa_handler = on_signal};
+
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+}
+
 bool cli_u32(const char *name, const char *text, uint32_t max, uint32_t *out)
 {
     char *end;
@@ -245,8 +261,9 @@ void cli_json_usage(FILE *f, const struct winnow_usage *u)
             u->prompt_tokens, u->completion_tokens, u->image_tokens, u->image_tokens_before_pruning, u->attempts);
     fprintf(f,
             "\"bytes_on_wire\": {\"control\": %" PRIu64 ", \"embedding\": %" PRIu64 ", \"activation\": %" PRIu64
-            ", \"allreduce\": %" PRIu64 ", \"logits\": %" PRIu64 "}, ",
-            u->bytes_control, u->bytes_embedding, u->bytes_activation, u->bytes_allreduce, u->bytes_logits);
+            ", \"allreduce\": %" PRIu64 ", \"logits\": %" PRIu64 ", \"image\": %" PRIu64 "}, ",
+            u->bytes_control, u->bytes_embedding, u->bytes_activation, u->bytes_allreduce, u->bytes_logits,
+            u->bytes_image);
     fprintf(f,
             "\"queue_us\": %" PRIu64 ", \"preprocess_us\": %" PRIu64 ", \"encode_us\": %" PRIu64
             ", \"prune_us\": %" PRIu64 ", \"transfer_us\": %" PRIu64 ", \"prefill_us\": %" PRIu64

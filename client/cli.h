@@ -2,6 +2,7 @@
 #ifndef WN_CLIENT_CLI_H
 #define WN_CLIENT_CLI_H
 
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -41,6 +42,10 @@ int cli_next(struct cli_args *a);
 /* Numbers with bounds; say on stderr what is wrong. */
 bool cli_u32(const char *name, const char *text, uint32_t max, uint32_t *out);
 bool cli_float(const char *name, const char *text, float min, float max, float *out);
+
+/* SIGINT and SIGTERM set it, once cli_catch_signals() was called: submit nothing more, and end in order. */
+extern volatile sig_atomic_t cli_stopped;
+void cli_catch_signals(void);
 
 /* --endpoint, else WINNOW_ENDPOINT, else tcp://127.0.0.1:5599 */
 const char *cli_endpoint(const char *flag);

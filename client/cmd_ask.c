@@ -1,5 +1,4 @@
 /* client/cmd_ask.c - `winnow ask`: one job, its answer on standard output as it comes. */
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -55,14 +54,6 @@ struct ask {
     bool json, usage;
     uint32_t timeout_s;
 };
-
-static volatile sig_atomic_t interrupted;
-
-static void on_signal(int signal_number)
-{
-    (void)signal_number;
-    interrupted = 1;
-}
 
 static bool parse_pruning(struct ask *a, const char *text)
 {
@@ -218,9 +209,9 @@ static int follow(struct ask *a, struct winnow *w, uint64_t job, int64_t deadlin
     for (;;) {
         struct winnow_event ev;
         int rc;
-        if ((interrupted || wn_deadline_passed(deadline_us)) && !cancelled) {
+        if ((cli_stopped || wn_deadline_passed(deadline_us)) && !cancelled) {
             cancelled = true;
-            if (!interrupted) fprintf(stderr, "winnow: no answer within %u s\n", a->timeout_s);
+            if (!cli_stopped) fprintf(stderr, "winnow: no answer within %u s\n", a->timeout_s);
             if (winnow_cancel(w, job) != WINNOW_OK) return CLI_FAILED;
             deadline_us = wn_deadline_in_us(2000000);
         } else if (cancelled && wn_deadline_passed(deadline_us)) {
@@ -243,7 +234,7 @@ static int follow(struct ask *a, struct winnow *w, uint64_t job, int64_t deadlin
             failed = true;
             if (!ev.job_id[0] || --left == 0) return CLI_FAILED; /* without an id there is no job at all */
         } else if (ev.type == WINNOW_EVENT_BUSY) {
-            if (interrupted || wn_deadline_passed(deadline_us)) {
+            if (cli_stopped || wn_deadline_passed(deadline_us)) {
                 fprintf(stderr, "winnow: %s\n", ev.text);
                 return CLI_FAILED;
             }
@@ -255,7 +246,6 @@ static int follow(struct ask *a, struct winnow *w, uint64_t job, int64_t deadlin
 
 int cmd_ask(int argc, char **argv)
 {
-    const struct sigaction action = {.sa_handler = on_signal};
     struct ask a = {0};
     struct winnow *w = NULL;
     int64_t deadline_us;
@@ -266,8 +256,7 @@ int cmd_ask(int argc, char **argv)
         code = CLI_FAILED;
         goto out;
     }
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    cli_catch_signals();
     deadline_us = wn_deadline_in_us((int64_t)a.timeout_s * 1000000);
     while (code < 0) {
         uint64_t job;

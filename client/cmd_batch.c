@@ -3,7 +3,6 @@
  * lets the server give the answer of the job that it already has. */
 #include <libgen.h>
 #include <limits.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -83,14 +82,6 @@ struct batch {
 
 /* A result is acknowledged when its line is on the disk (sync_output). */
 static const struct winnow_options connect_options = {.connect_timeout_ms = CONNECT_MS, .keep_results = 1};
-
-static volatile sig_atomic_t stopped;
-
-static void on_signal(int signal_number)
-{
-    (void)signal_number;
-    stopped = 1;
-}
 
 /* ---- results ---- */
 
@@ -270,7 +261,7 @@ static wn_status fill(struct batch *b, struct wn_err *err)
     const int64_t now = wn_now_us();
     wn_status rc;
 
-    for (uint32_t i = 0; i < b->concurrency && now >= b->hold_us && !stopped; i++) {
+    for (uint32_t i = 0; i < b->concurrency && now >= b->hold_us && !cli_stopped; i++) {
         struct slot *s = &b->slot[i];
         if (!s->used) {
             while (b->next < b->files.items_n && b->files.item[b->next].done) b->next++;
@@ -378,7 +369,7 @@ static wn_status reconnect(struct batch *b, struct wn_err *err)
     winnow_close(b->w);
     b->w = NULL;
     for (uint32_t i = 0; i < b->concurrency; i++) b->slot[i].sent = false;
-    while (!stopped && winnow_connect(&b->w, cli_endpoint(b->endpoint), &connect_options) != WINNOW_OK) {
+    while (!cli_stopped && winnow_connect(&b->w, cli_endpoint(b->endpoint), &connect_options) != WINNOW_OK) {
         if (wn_deadline_passed(deadline)) return wn_fail(err, WN_EPEER, "%s", winnow_error(NULL));
         usleep(200000);
     }
@@ -411,10 +402,10 @@ static wn_status run(struct batch *b, struct wn_err *err)
         if ((rc = fill(b, err)) != WN_OK) break;
         show_progress(b);
         if ((rc = sync_output(b, false, err)) != WN_OK || b->done == b->files.items_n) break;
-        got = winnow_next(b->w, &ev, stopped ? 0 : WAIT_MS);
+        got = winnow_next(b->w, &ev, cli_stopped ? 0 : WAIT_MS);
         if (got == WINNOW_OK)
             rc = on_event(b, &ev, err);
-        else if (stopped)
+        else if (cli_stopped)
             break;
         else if (got != WINNOW_TIMEOUT && got != WINNOW_ENOMEM)
             rc = reconnect(b, err);
@@ -521,7 +512,6 @@ static int summary(const struct batch *b, wn_status rc, const struct wn_err *err
 
 static int run_and_report(struct batch *b)
 {
-    struct sigaction action = {.sa_handler = on_signal};
     struct wn_err err = {0}, sync_err = {0};
     wn_status rc;
 
@@ -540,8 +530,7 @@ static int run_and_report(struct batch *b)
         }
         learn_model(b);
     }
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    cli_catch_signals();
     rc = run(b, &err);
     if (sync_output(b, true, &sync_err) != WN_OK && rc == WN_OK) {
         err = sync_err;

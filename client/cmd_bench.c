@@ -5,7 +5,6 @@
 #include <libgen.h>
 #include <limits.h>
 #include <math.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -89,14 +88,6 @@ struct bench {
     int64_t progress_us;
     struct bench_report r;
 };
-
-static volatile sig_atomic_t stopped;
-
-static void on_signal(int signal_number)
-{
-    (void)signal_number;
-    stopped = 1;
-}
 
 static double now_s(void)
 {
@@ -304,7 +295,7 @@ static wn_status run_load(struct bench *b, uint32_t n, uint32_t concurrency, con
 
     b->sent = b->ended = 0;
     b->began = now_s();
-    while (rc == WN_OK && b->ended < n && !stopped) {
+    while (rc == WN_OK && b->ended < n && !cli_stopped) {
         struct winnow_event ev;
         int wait_ms, got;
         if ((rc = send_due(b, n, concurrency, arrival, first, &wait_ms, err)) != WN_OK) break;
@@ -333,7 +324,7 @@ static wn_status measure(struct bench *b, struct wn_err *err)
     bench_series_fini(&b->r.tpot);
     bench_series_fini(&b->r.itl);
     bench_series_fini(&b->r.e2e);
-    if (rc == WN_OK && b->r.done < b->warmups && !stopped)
+    if (rc == WN_OK && b->r.done < b->warmups && !cli_stopped)
         rc = wn_fail(err, WN_EPEER, "the warm-up got %u answers to %u requests", b->r.done, b->warmups);
     b->r = before;
     if (rc == WN_OK) rc = run_load(b, b->r.prompts, b->r.concurrency, b->r.rate > 0 ? b->arrival : NULL, 0, err);
@@ -445,7 +436,6 @@ static char *model_name(struct winnow *w)
 
 static int run_and_report(struct bench *b)
 {
-    const struct sigaction action = {.sa_handler = on_signal};
     struct wn_err err = {0};
     char *model = NULL;
     wn_status rc;
@@ -457,18 +447,17 @@ static int run_and_report(struct bench *b)
     if (!(b->w = cli_connect(b->endpoint))) return CLI_FAILED;
     model = model_name(b->w);
     b->r.model = model ? model : "";
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    cli_catch_signals();
     rc = measure(b, &err);
     if (rc == WN_OK) bench_report_print(&b->r, stdout);
-    if (rc == WN_OK && b->csv && !stopped) rc = bench_report_csv(&b->r, b->csv, WN_COMMIT, &err);
-    if (rc == WN_OK && b->plot && !stopped) rc = bench_report_plot(&b->r, b->plot, &err);
+    if (rc == WN_OK && b->csv && !cli_stopped) rc = bench_report_csv(&b->r, b->csv, WN_COMMIT, &err);
+    if (rc == WN_OK && b->plot && !cli_stopped) rc = bench_report_plot(&b->r, b->plot, &err);
     if (rc != WN_OK)
         fprintf(stderr, "winnow: %s\n", err.text);
-    else if (stopped)
+    else if (cli_stopped)
         fprintf(stderr, "winnow: stopped early; nothing was written\n");
     free(model);
-    return rc == WN_OK && !stopped && b->r.done == b->r.prompts ? CLI_OK : CLI_FAILED;
+    return rc == WN_OK && !cli_stopped && b->r.done == b->r.prompts ? CLI_OK : CLI_FAILED;
 }
 
 static int bench_serve(int argc, char **argv)

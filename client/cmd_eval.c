@@ -1,5 +1,4 @@
 /* client/cmd_eval.c - `winnow eval`: an evaluation set through the running service, once for each way of pruning. */
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -54,15 +53,6 @@ struct eval {
     struct eval_row rows[EVAL_SETTINGS_MAX];
     uint32_t rows_n;
 };
-
-static volatile sig_atomic_t interrupted;
-_Static_assert(sizeof(sig_atomic_t) == sizeof(int), "eval_runner.stop is an int");
-
-static void on_signal(int signal_number)
-{
-    (void)signal_number;
-    interrupted = 1;
-}
 
 static struct eval_setting *add_setting(struct eval *e)
 {
@@ -180,7 +170,6 @@ static bool report(const struct eval *e)
 
 int cmd_eval(int argc, char **argv)
 {
-    const struct sigaction action = {.sa_handler = on_signal};
     struct eval *e = calloc(1, sizeof(*e));
     int code = CLI_FAILED;
 
@@ -189,19 +178,19 @@ int cmd_eval(int argc, char **argv)
         return CLI_FAILED;
     }
     e->set_path = DEFAULT_SET;
-    e->runner = (struct eval_runner){.concurrency = 8, .max_tokens = 256, .timeout_s = 300, .stop = &interrupted};
+    e->runner = (struct eval_runner){.concurrency = 8, .max_tokens = 256, .timeout_s = 300};
     if ((code = parse(e, argc, argv)) >= 0) goto out;
     code = CLI_FAILED;
     if (!eval_set_load(&e->set, e->set_path, e->limit)) goto out;
     if (!(e->runner.w = cli_connect(e->endpoint))) goto out;
     e->runner.set = &e->set;
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    cli_catch_signals();
     if (run(e)) code = CLI_OK;
     if (!report(e)) code = CLI_FAILED;
 out:
     winnow_close(e->runner.w);
     eval_set_free(&e->set);
+    for (uint32_t i = 0; i < EVAL_SETTINGS_MAX; i++) free(e->rows[i].right_q);
     free(e);
     return code;
 }

@@ -1,5 +1,4 @@
 /* client/cmd_top.c - `winnow top`: the service's state, again and again. */
-#include <signal.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -20,21 +19,13 @@ static const struct cli_opt opts[] = {
     {NULL, NULL, NULL},
 };
 
-static volatile sig_atomic_t interrupted;
-
-static void on_signal(int signal_number)
-{
-    (void)signal_number;
-    interrupted = 1;
-}
-
 /* The state now; NULL: said on stderr why not. */
 static Wn__Envelope *look(struct winnow *w, int64_t *at_us)
 {
     Wn__Envelope *env = NULL;
 
     if (conn_status(w, &env, wn_deadline_in_us((int64_t)ANSWER_MS * 1000)) != WINNOW_OK) {
-        if (!interrupted) fprintf(stderr, "winnow: %s\n", winnow_error(w));
+        if (!cli_stopped) fprintf(stderr, "winnow: %s\n", winnow_error(w));
         return NULL;
     }
     *at_us = wn_now_us();
@@ -52,7 +43,7 @@ static int show(struct winnow *w, const char *endpoint, float interval_s, bool o
     if (terminal) fputs(CLEAR, stdout);
     while (code < 0) {
         usleep((useconds_t)(interval_s * 1e6f));
-        if (interrupted) break;
+        if (cli_stopped) break;
         if (!(now = look(w, &now_us))) {
             code = CLI_FAILED;
             break;
@@ -72,7 +63,6 @@ static int show(struct winnow *w, const char *endpoint, float interval_s, bool o
 
 int cmd_top(int argc, char **argv)
 {
-    const struct sigaction action = {.sa_handler = on_signal};
     struct cli_args args = {.argc = argc, .argv = argv, .opts = opts,
                             .usage = "Usage: winnow top [OPTION]...\nShows what the server and its workers do, live."};
     const char *flag = NULL;
@@ -92,8 +82,7 @@ int cmd_top(int argc, char **argv)
         if (option == 2) flag = args.value;
     }
     if (!(w = cli_connect(flag))) return CLI_FAILED;
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    cli_catch_signals();
     code = show(w, cli_endpoint(flag), interval_s, once);
     winnow_close(w);
     return code;

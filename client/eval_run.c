@@ -6,6 +6,7 @@
 
 #include "base/clock.h"
 #include "client/eval.h"
+#include "proto/codec.h"
 
 #define IMAGE_MAX       ((size_t)256 << 20)
 #define ERRORS_NAMED    10
@@ -36,7 +37,9 @@ struct run {
 
 void eval_setting_text(const struct eval_setting *s, char *out, size_t size)
 {
-    if (s->keep)
+    if (s->keep >= WN_FEATURE_ROWS_MAX) /* as a rate of 0 is asked for */
+        snprintf(out, size, "%s:all", s->method);
+    else if (s->keep)
         snprintf(out, size, "%s:%u", s->method, s->keep);
     else if (s->rate > 0)
         snprintf(out, size, "%s:%.4g", s->method, (double)s->rate);
@@ -188,7 +191,7 @@ static void drop_late(struct run *run)
 
 static bool run_all(struct run *run)
 {
-    while (run->done < run->r->set->n && !*run->r->stop) {
+    while (run->done < run->r->set->n && !cli_stopped) {
         struct winnow_event ev;
         int rc;
         submit_some(run);
@@ -229,9 +232,9 @@ bool eval_check(struct eval_runner *r, const struct eval_setting *setting)
     while ((rc = winnow_submit(r->w, &q, &job)) == WINNOW_OK) {
         do rc = winnow_next(r->w, &ev, WAIT_MS);
         while ((rc == WINNOW_TIMEOUT || (rc == WINNOW_OK && (ev.job != job || ev.type < WINNOW_EVENT_DONE))) &&
-               !wn_deadline_passed(until_us) && !*r->stop);
+               !wn_deadline_passed(until_us) && !cli_stopped);
         if (rc == WINNOW_OK && ev.type == WINNOW_EVENT_DONE) return true;
-        if (rc != WINNOW_OK || ev.type != WINNOW_EVENT_BUSY || wn_deadline_passed(until_us) || *r->stop) break;
+        if (rc != WINNOW_OK || ev.type != WINNOW_EVENT_BUSY || wn_deadline_passed(until_us) || cli_stopped) break;
         usleep(WAIT_MS * 1000);
     }
     fprintf(stderr, "winnow: %s: %s\n", label,

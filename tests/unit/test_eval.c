@@ -1,4 +1,5 @@
 /* tests/unit/test_eval.c - winnow eval without a service: the set's parser, sums, the CSV, the plot. */
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -108,6 +109,7 @@ static void sums(void **state)
                                              .image_tokens_before_pruning = 576,
                                              .bytes_embedding = 300 * i,
                                              .bytes_control = 3,
+                                             .bytes_image = 9,
                                              .encode_us = 1000 * i,
                                              .cached_tokens = 6,
                                              .vision_cache_hit = i == 2,
@@ -121,7 +123,7 @@ static void sums(void **state)
     assert_int_equal(row.family_right[0], 1);
     assert_int_equal(row.family_right[1], 1);
     assert_true(row.tokens > 16.66 && row.tokens < 16.67);
-    assert_true(row.link_bytes[0] == 500 && row.link_bytes[4] == 3);
+    assert_true(row.link_bytes[0] == 9 && row.link_bytes[1] == 500 && row.link_bytes[5] == 3);
     assert_true(row.prefix_tokens == 6);
     assert_true(row.ttft_p50_ms == 7 && row.ttft_p95_ms == 9);
     eval_setting_text(&row.setting, label, sizeof(label));
@@ -129,6 +131,8 @@ static void sums(void **state)
     row.setting = (struct eval_setting){.method = "random", .rate = 0.75f};
     eval_setting_text(&row.setting, label, sizeof(label));
     assert_string_equal(label, "random:0.75");
+    assert_memory_equal(row.right_q, ((const uint8_t[]){1, 0, 0, 1}), 4);
+    free(row.right_q);
     eval_set_free(&set);
 }
 
@@ -163,6 +167,30 @@ static void twins(void **state)
     assert_null(eval_random_twin(rows, n, &rows[n - 1])); /* its own count */
     assert_ptr_equal(eval_random_twin(rows, n, &rows[6]), &rows[1]);
     assert_ptr_equal(eval_random_twin(rows, n, &rows[15]), &rows[5]);
+}
+
+/* By hand: differences 1 1, 0 0, -1 0 on three pictures; the mean 1/6; per picture 5/3, -1/3, -4/3 off it. */
+static void differences_are_paired(void **state)
+{
+    uint8_t right[2][6] = {{1, 1, 1, 0, 0, 1}, {0, 0, 1, 0, 1, 1}};
+    const struct eval_row a = {.right_q = right[0]}, b = {.right_q = right[1]};
+    struct eval_difference d;
+    struct eval_set set;
+    (void)state;
+    write_set(LINE("1", "a", "f", "x") LINE("2", "a", "g", "x") LINE("3", "b", "f", "x") LINE("4", "b", "f", "x")
+                  LINE("5", "c", "f", "x") LINE("6", "c", "h", "x"));
+    assert_true(eval_set_load(&set, path, 0));
+    d = eval_compare(&set, &a, &b, EVAL_ALL_FAMILIES);
+    assert_true(fabs(d.value - 1.0 / 6) < 1e-12 && fabs(d.error - sqrt(7) / 6) < 1e-12);
+    d = eval_compare(&set, &b, &a, EVAL_ALL_FAMILIES);
+    assert_true(fabs(d.value + 1.0 / 6) < 1e-12 && fabs(d.error - sqrt(7) / 6) < 1e-12);
+    d = eval_compare(&set, &a, &a, EVAL_ALL_FAMILIES);
+    assert_true(d.value == 0 && d.error == 0);
+    d = eval_compare(&set, &a, &b, 0); /* f: 1, 0 0, -1 */
+    assert_true(d.value == 0 && fabs(d.error - sqrt(2 * 1.5) / 4) < 1e-12);
+    d = eval_compare(&set, &a, &b, 1); /* g: one picture says nothing about others */
+    assert_true(d.value == 1 && !(d.error >= 0));
+    eval_set_free(&set);
 }
 
 static void csv_is_whole(void **state)
@@ -246,6 +274,7 @@ int main(void)
         cmocka_unit_test(bad_lines_are_refused),
         cmocka_unit_test(sums),
         cmocka_unit_test(twins),
+        cmocka_unit_test(differences_are_paired),
         cmocka_unit_test(csv_is_whole),
         cmocka_unit_test(plot_has_every_line),
     };
