@@ -245,6 +245,7 @@ static wn_status read_flags(struct wn_config *c, int argc, char **argv, bool ear
     for (int i = 1; i < argc; i++) {
         const char *arg = argv[i], *value = NULL;
         const struct wn_option *o;
+        char said[WN_NAME_LEN]; /* the flag as it was typed, without a value */
         size_t n;
         wn_status rc;
 
@@ -270,7 +271,8 @@ static wn_status read_flags(struct wn_config *c, int argc, char **argv, bool ear
             return wn_fail(err, WN_EINVAL, "%s wants a value", arg);
         }
         if (early_only && !o->early) continue;
-        if ((rc = wn_config_set(c, o, value, WN_FROM_FLAG, arg[n] ? o->name : arg, err)) != WN_OK) return rc;
+        snprintf(said, sizeof(said), "%.*s", (int)n, arg);
+        if ((rc = wn_config_set(c, o, value, WN_FROM_FLAG, said, err)) != WN_OK) return rc;
     }
     return WN_OK;
 }

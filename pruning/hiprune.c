@@ -32,7 +32,7 @@ static wn_status check(const struct wn_prune_ask *ask, const struct wn_prune_sha
                        struct wn_err *err)
 {
     if (object_layer(ask, s->feature_layer) > s->feature_layer)
-        return wn_fail(err, WN_EINVAL, "pruning method 'hiprune': object layer %u of %u",
+        return wn_fail(err, WN_EINVAL, "pruning method 'hiprune': object-layer %u, and %u layers are run",
                        ask->options.object_layer, s->feature_layer + 1);
     return WN_OK;
 }

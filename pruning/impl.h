@@ -34,8 +34,7 @@ static inline uint64_t wn_prune_bit(uint32_t layer)
     return layer < 64 ? (uint64_t)1 << layer : 0;
 }
 
-/* One layer of a tap that is there: [heads, tokens], [tokens]. */
-const float *wn_prune_cls_tap(const struct wn_prune_ctx *c, uint32_t layer);
+/* One layer of the tap that is there: [tokens]. */
 const float *wn_prune_mean_tap(const struct wn_prune_ctx *c, uint32_t layer);
 
 /* The CLS query's attention to each patch in the feature layer, summed over heads: out [n]. */

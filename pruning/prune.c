@@ -76,6 +76,10 @@ wn_status wn_prune_check(const struct wn_prune_method *m, const struct wn_prune_
                        "pruning method '%s': the model keeps the CLS row among the image's rows, "
                        "and the method chooses among patches only",
                        m->name);
+    if (m->grid && (uint64_t)s->grid_w * s->grid_h != s->rows)
+        return wn_fail(err, WN_EUNSUPP, "pruning method '%s': %u rows are no grid of %u x %u",
+                       m->name, s->rows, s->grid_w, s->grid_h);
+    if (m->check && (rc = m->check(ask, s, err)) != WN_OK) return rc;
     if (m->wants) {
         const uint64_t run = wn_prune_bit(s->feature_layer + 1) - 1;
         if (s->feature_layer > 62)
@@ -87,10 +91,7 @@ wn_status wn_prune_check(const struct wn_prune_method *m, const struct wn_prune_
                            "pruning method '%s' looks at a layer past the %u that are run", m->name,
                            s->feature_layer + 1);
     }
-    if (m->grid && (uint64_t)s->grid_w * s->grid_h != s->rows)
-        return wn_fail(err, WN_EUNSUPP, "pruning method '%s': %u rows are no grid of %u x %u",
-                       m->name, s->rows, s->grid_w, s->grid_h);
-    return m->check ? m->check(ask, s, err) : WN_OK;
+    return WN_OK;
 }
 
 void wn_prune_wants(const struct wn_prune_method *m, const struct wn_prune_ask *ask,
@@ -277,12 +278,6 @@ static size_t slot(uint64_t layers, uint32_t layer)
     return (size_t)__builtin_popcountll(layers & (wn_prune_bit(layer) - 1));
 }
 
-const float *wn_prune_cls_tap(const struct wn_prune_ctx *c, uint32_t layer)
-{
-    const struct wn_prune_taps *t = &c->in->taps;
-    return t->cls_attention + slot(t->cls_layers, layer) * t->cls_stride;
-}
-
 const float *wn_prune_mean_tap(const struct wn_prune_ctx *c, uint32_t layer)
 {
     const struct wn_prune_taps *t = &c->in->taps;
@@ -291,7 +286,8 @@ const float *wn_prune_mean_tap(const struct wn_prune_ctx *c, uint32_t layer)
 
 void wn_prune_cls_sum(const struct wn_prune_ctx *c, float *out)
 {
-    const float *a = wn_prune_cls_tap(c, c->in->shape.feature_layer);
+    const struct wn_prune_taps *t = &c->in->taps;
+    const float *a = t->cls_attention + slot(t->cls_layers, c->in->shape.feature_layer) * t->cls_stride;
     const size_t tokens = (size_t)c->n + 1;
 
     memcpy(out, a + 1, c->n * sizeof(float));

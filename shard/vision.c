@@ -503,12 +503,3 @@ wn_status wn_vision_encode(struct wn_vision *v, const float *pixels, uint32_t im
     if (rc == WN_OK) rc = fetch(v, images, &taps, out);
     return rc == WN_OK ? rc : wn_fail(err, rc, "vision tower: %s", wn_status_name(rc));
 }
-
-void wn_vision_cls_mean(const float *cls_attention, uint32_t heads, uint32_t tokens, float *out)
-{
-    for (uint32_t j = 1; j < tokens; j++) {
-        float sum = 0.0f;
-        for (uint32_t h = 0; h < heads; h++) sum += cls_attention[(size_t)h * tokens + j];
-        out[j - 1] = sum / (float)heads;
-    }
-}

@@ -65,7 +65,4 @@ WN_NODISCARD wn_status wn_vision_encode(struct wn_vision *v, const float *pixels
                                         const struct wn_vision_taps *taps, int64_t deadline_us,
                                         struct wn_vision_out *out, struct wn_err *err);
 
-/* cls_attention of one layer and image, [heads, tokens], as the mean over heads without CLS: out [tokens - 1]. */
-void wn_vision_cls_mean(const float *cls_attention, uint32_t heads, uint32_t tokens, float *out);
-
 #endif

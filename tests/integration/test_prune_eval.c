@@ -191,6 +191,78 @@ static void test_prune_refusals(void **state)
     says("/nonexistent/x.png");
 }
 
+/* Each option's bad values, by name; nothing is encoded or written. */
+static void test_bad_options(void **state)
+{
+    static const struct { const char *flags; int code; const char *says; } cases[] = {
+        {"--keep many", 2, "--keep"},
+        {"--keep 65537", 2, "--keep"},
+        {"--rate 1.5", 2, "--rate"},
+        {"--rate x", 2, "--rate"},
+        {"--cap -1", 2, "--cap"},
+        {"--setting sharp", 1, "sharp"},
+        {"--method divprune --setting paper", 1, "'divprune' has no setting 'paper'"},
+        {"--position sideways", 2, "--position"},
+        {"--projected=perhaps", 2, "--projected"},
+        {"--pruning-seed -3", 2, "--pruning-seed"},
+        {"--pruning-options colour=3", 1, "pruning option 'colour' is not known; known: neighbours"},
+        {"--pruning-options neighbours", 1, "pruning option 'neighbours' has no value"},
+        {"--pruning-options anchors=2", 1, "pruning option 'anchors' is no number from 0 to 1"},
+        {"--method hiprune --pruning-options object-layer=40", 1, "object-layer 40, and 6 layers are run"},
+        {"--dtype half", 2, "--dtype"},
+        {"--backend abacus", 1, "abacus"},
+        {"--sharpen", 2, "--sharpen"},
+        {"--image-bytes-max 100", 1, "100"},
+        {"--image-pixels-max 100", 1, "pixels"},
+    };
+    const char *path = scratch("none.png");
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        const int code = run("prune --image " PICTURE " -o %s %s " MODEL, path, cases[i].flags);
+        if (code != cases[i].code) fail_msg("%s: exit code %d: %s", cases[i].flags, code, output);
+        says(cases[i].says);
+        assert_int_not_equal(access(path, F_OK), 0);
+    }
+    assert_int_equal(run("prune --image /nonexistent.jpg " MODEL), 1);
+    says("/nonexistent.jpg");
+    assert_int_equal(run("prune --image " PICTURE " /nonexistent"), 1);
+    says("/nonexistent");
+}
+
+/* What each option changes. */
+static void test_options(void **state)
+{
+    char *kept;
+    (void)state;
+    assert_int_equal(run("prune --image " PICTURE " --method cls-topk --keep 9 --projected --dtype float32 " MODEL), 0);
+    says("vision link 589824 -> 9216 bytes"); /* the language model is as wide as the tower here */
+    assert_int_equal(run("prune --image " PICTURE " --method visionzip --keep 20 --json " MODEL), 0);
+    says("\"merged\": 3,"); /* 5 of 32 */
+    says("\"index\": [null,"); /* CLS */
+    assert_int_equal(run("prune --image " PICTURE
+                         " --method visionzip --keep 20 --pruning-options contextual=8 --json " MODEL), 0);
+    says("\"merged\": 8,");
+    assert_int_equal(run("prune --image " PICTURE " --method prumerge --keep 20 --json " MODEL), 0);
+    says("\"merged\": 19, \"extra\": 1,");
+    kept = kept_list();
+    assert_int_equal(run("prune --image " PICTURE " --method prumerge --keep 20 --setting paper --json " MODEL), 0);
+    says("\"merged\": 20, \"extra\": 0,");
+    assert_null(strstr(output, kept));
+    free(kept);
+    assert_int_equal(run("prune --image " PICTURE " --method vispruner --keep 20 --json " MODEL), 0);
+    kept = kept_list();
+    assert_int_equal(run("prune --image " PICTURE
+                         " --method vispruner --keep 20 --pruning-options important=1 --json " MODEL), 0);
+    assert_null(strstr(output, kept));
+    free(kept);
+    assert_int_equal(run("prune --image " PICTURE " --method cls-topk --keep 20 --json " MODEL), 0);
+    kept = kept_list();
+    assert_int_equal(run("prune --image " PICTURE
+                         " --method vispruner --keep 20 --pruning-options important=1 --json " MODEL), 0);
+    assert_non_null(strstr(output, kept)); /* all by attention: cls-topk */
+    free(kept);
+}
+
 /* ---- eval ---- */
 
 /* The value of a column in a line of the CSV that is in `output`; line 0 has the names. */
@@ -245,20 +317,26 @@ static void test_eval(void **state)
     const char *csv = scratch("eval.csv"), *plot = scratch("eval.png");
     (void)state;
 
-    assert_int_equal(run("eval --endpoint %s --limit 6 --max-tokens 8 --pruning none,uniform:64 --csv %s --plot %s",
+    assert_int_equal(run("eval --endpoint %s --limit 6 --max-tokens 8 --csv %s --plot %s --position original "
+                         "--pruning none,uniform:64,random:64,uniform:0.99,uniform:1.0,uniform:0.0",
                          service.endpoint, csv, plot),
                      0);
     says("6 questions about 2 pictures");
-    says("uniform:64          64.0");
+    says("uniform:64 original        64.0");
+    says("uniform:all original      576.0");
     load_output(csv);
-    for (int line = 1; line <= 2; line++) {
-        const double tokens = line == 1 ? 576 : 64;
-        assert_true(cell(line, "keep") == (line == 1 ? 0 : 64));
+    says(",faithful,original,0,0,0,");
+    for (int line = 1; line <= 6; line++) { /* a rate of 0 is asked for as a count that no picture has */
+        static const double of[] = {576, 64, 64, 6, 1, 576}, keep[] = {0, 64, 64, 0, 0, 65536};
+        const double tokens = of[line - 1];
+        assert_true(cell(line, "keep") == keep[line - 1]);
+        assert_true((cell(line, "minus_random_se") > 0) <= (line == 2)); /* against line 3 */
         assert_true(cell(line, "questions") == 6 && cell(line, "failed") == 0);
         assert_true(cell(line, "accuracy") >= 0 && cell(line, "accuracy") <= 1);
         assert_true(cell(line, "accuracy_color") >= 0);
         assert_true(cell(line, "tokens") == tokens && cell(line, "tokens_before") == 576);
         assert_true(cell(line, "embedding_bytes") == tokens * 256 * 2);
+        assert_true(cell(line, "image_bytes") > 2 * 5000); /* of a JPEG that came here and went on */
         /* what the prefix cache does not know goes from stage to stage */
         assert_true(cell(line, "activation_bytes") > (tokens - cell(line, "prefix_tokens")) * 256 * 2);
         assert_true(cell(line, "ttft_p50_ms") > 0 && cell(line, "ttft_p95_ms") >= cell(line, "ttft_p50_ms"));
@@ -304,6 +382,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_overlay),        cmocka_unit_test(test_figures),
         cmocka_unit_test(test_random_draws_by_picture), cmocka_unit_test(test_budget_edges),
         cmocka_unit_test(test_sheet),          cmocka_unit_test(test_prune_refusals),
+        cmocka_unit_test(test_bad_options),    cmocka_unit_test(test_options),
         cmocka_unit_test_setup_teardown(test_eval, start, stop),
         cmocka_unit_test(test_sweep_knows_every_method), cmocka_unit_test(test_eval_usage),
     };

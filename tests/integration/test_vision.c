@@ -204,16 +204,6 @@ static void test_open_names_what_is_wrong(void **state)
     tower_close(&t);
 }
 
-static void test_cls_mean(void **state)
-{
-    const float attention[2 * 4] = {0.5f, 0.25f, 0.25f, 0.0f, 0.1f, 0.75f, 0.0f, 0.15f};
-    float out[3];
-    (void)state;
-
-    wn_vision_cls_mean(attention, 2, 4, out);
-    assert_true(out[0] == 0.5f && out[1] == 0.125f && out[2] == 0.075f);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -222,7 +212,6 @@ int main(void)
         cmocka_unit_test(test_batches_give_the_same_bits),
         cmocka_unit_test(test_requests),
         cmocka_unit_test(test_open_names_what_is_wrong),
-        cmocka_unit_test(test_cls_mean),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -127,7 +127,8 @@ static void flags(void **state)
     refused("--image-pruning-rate 1.5", WN_ELIMIT, "not between");
     refused("--dtype float64", WN_EINVAL, "none of auto|float32|bfloat16");
     refused("--dtype auto|float32", WN_EINVAL, "none of");
-    refused("--json=perhaps", WN_EINVAL, "neither true nor false");
+    refused("--json=perhaps", WN_EINVAL, "--json: 'perhaps' is neither true nor false");
+    refused("--keep=many", WN_EINVAL, "--keep: 'many'");
     refused("a b", WN_EINVAL, "unexpected argument 'b'");
     refused("--lease-ms 100 --heartbeat-ms 100", WN_EINVAL, "at least twice");
     refused("--image-keep-tokens 64 --image-pruning-rate 0.5", WN_EINVAL, "exclude each other");
