@@ -21,6 +21,7 @@ static const struct {
     {"bench", cmd_bench, "Jobs", "measure a server under load, or the links between ranks"},
     {"eval", cmd_eval, "Jobs", "accuracy and costs of an evaluation set, with each way of pruning"},
     {"serve", NULL, "Servers", "start everything for a model on this machine"},
+    {"check", NULL, "Servers", "networks, versions, memory and keys of such a server, measured"},
     {"plan", NULL, "Servers", "who would hold what, and the bytes on each link"},
     {"prune", NULL, "Servers", "draw which visual tokens of a picture are kept"},
     {"keygen", cmd_keygen, "Servers", "make the keys of a server, its workers and its clients"},

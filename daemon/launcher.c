@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 /* In the child; does not return. */
-static void child(char **argv, pid_t parent, int end_signal)
+static void child(char **argv, pid_t parent, int end_signal, int out_fd)
 {
     sigset_t none;
 
@@ -19,12 +19,13 @@ static void child(char **argv, pid_t parent, int end_signal)
     setpgid(0, 0); /* a Ctrl-C at the terminal is for the supervisor, which ends the others in order */
     prctl(PR_SET_PDEATHSIG, end_signal);
     if (getppid() != parent) _exit(1); /* it died before the line above */
+    if (out_fd && (dup2(out_fd, STDOUT_FILENO) < 0 || dup2(out_fd, STDERR_FILENO) < 0)) _exit(1);
     execvp(argv[0], argv);
     fprintf(stderr, "winnow: %s: %s\n", argv[0], strerror(errno));
     _exit(127);
 }
 
-wn_status wn_launcher_spawn(char **argv, int end_signal, pid_t *pid, struct wn_err *err)
+wn_status wn_launcher_spawn(char **argv, int end_signal, int out_fd, pid_t *pid, struct wn_err *err)
 {
     const pid_t self = getpid();
     pid_t got;
@@ -33,7 +34,7 @@ wn_status wn_launcher_spawn(char **argv, int end_signal, pid_t *pid, struct wn_e
      * that spins keeps the one it waits for from running. */
     setenv("GOMP_SPINCOUNT", "4000", 0);
     got = fork();
-    if (got == 0) child(argv, self, end_signal);
+    if (got == 0) child(argv, self, end_signal, out_fd);
     if (got < 0) return wn_fail(err, WN_EIO, "fork for %s: %s", argv[0], strerror(errno));
     *pid = got;
     return WN_OK;

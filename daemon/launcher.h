@@ -18,6 +18,7 @@ struct wn_launch {
     const char *name;             /* "replica-0" */
     const char *const *nodes;     /* [ranks] where each runs; slurm only */
     const struct wn_config *cfg;
+    int out_fd; /* standard output and error of what is started; 0: those of this process */
 };
 
 struct wn_launcher_ops {
@@ -30,7 +31,8 @@ struct wn_launcher_ops {
 extern const struct wn_launcher_ops wn_launcher_local; /* fork and exec here; mpirun for several ranks */
 extern const struct wn_launcher_ops wn_launcher_slurm; /* a job step for each component */
 
-/* For launchers: fork and exec, in a process group of its own, which gets `end_signal` when this process dies. */
-WN_NODISCARD wn_status wn_launcher_spawn(char **argv, int end_signal, pid_t *pid, struct wn_err *err);
+/* For launchers: fork and exec, in a process group of its own, which gets `end_signal` when this process dies. out_fd
+ * as above. */
+WN_NODISCARD wn_status wn_launcher_spawn(char **argv, int end_signal, int out_fd, pid_t *pid, struct wn_err *err);
 
 #endif

@@ -53,7 +53,7 @@ static wn_status local_start(const struct wn_launch *l, pid_t *pid, struct wn_er
     setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 0); /* before the fork: another thread may hold malloc's lock in it */
     setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 0);
     /* mpirun takes its ranks along and cleans up; the others have nothing that is not on record */
-    return wn_launcher_spawn(argv, l->ranks > 1 ? SIGTERM : SIGKILL, pid, err);
+    return wn_launcher_spawn(argv, l->ranks > 1 ? SIGTERM : SIGKILL, l->out_fd, pid, err);
 }
 
 static void local_signal(pid_t pid, int sig)

@@ -110,7 +110,7 @@ static wn_status slurm_start(const struct wn_launch *l, pid_t *pid, struct wn_er
     for (size_t i = 1; l->argv[i]; i++) add(&c, l->argv[i]);
     add(&c, NULL);
     rc = c.argv[c.n - 1] ? wn_fail(err, WN_ELIMIT, "%s: more than %d arguments", l->name, ARGS_MAX)
-                         : wn_launcher_spawn(c.argv, SIGTERM, pid, err);
+                         : wn_launcher_spawn(c.argv, SIGTERM, l->out_fd, pid, err);
     free(nodes);
     return rc;
 }

@@ -14,6 +14,8 @@ static const struct {
     {"vision", wn_role_vision, "encode images and prune visual tokens"},
     {"shard", wn_role_shard, "one rank of a replica of the language model"},
     {"bench-link", wn_cmd_bench_link, "measure messages and all-reduces between ranks"},
+    {"probe", wn_role_probe, "one process of winnow check"},
+    {"check", wn_cmd_check, "measure what a service would use, before weights load"},
     {"plan", wn_cmd_plan, "print who holds what, and what crosses which link"},
     {"prune", wn_cmd_prune, "draw which visual tokens of a picture are kept"},
 };

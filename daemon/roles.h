@@ -13,6 +13,8 @@ int wn_role_vision(int argc, char **argv);
 int wn_role_shard(int argc, char **argv);
 int wn_role_serve(int argc, char **argv); /* supervisor */
 int wn_cmd_bench_link(int argc, char **argv); /* as `winnow bench link` */
+int wn_role_probe(int argc, char **argv); /* a part of check */
+int wn_cmd_check(int argc, char **argv);
 int wn_cmd_plan(int argc, char **argv);
 int wn_cmd_prune(int argc, char **argv);
 

@@ -74,18 +74,6 @@ static void set_signals(bool leader)
     sigaction(SIGPIPE, &sa, NULL);
 }
 
-/* Ranks speak over the interface that everything else uses. Libraries read their environment when they start; what the
- * user has put there stays. */
-static wn_status choose_interface(struct shard *s, struct wn_err *err)
-{
-    static const char *const names[] = {"OMPI_MCA_btl_tcp_if_include", "OMPI_MCA_oob_tcp_if_include",
-                                        "NCCL_SOCKET_IFNAME"};
-    wn_status rc = wn_worker_netif(&s->cfg, &s->net, err);
-
-    for (int i = 0; i < 3 && rc == WN_OK && s->net.name[0]; i++) setenv(names[i], s->net.name, 0);
-    return rc;
-}
-
 static wn_status open_link(struct shard *s, struct wn_err *err)
 {
     const uint32_t ranks = s->cfg.pipeline_parallel_size * s->cfg.tensor_parallel_size;
@@ -300,7 +288,8 @@ int wn_role_shard(int argc, char **argv)
     wn_status rc;
 
     if (code >= 0) return code;
-    rc = choose_interface(&s, &err);
+    rc = wn_worker_netif(&s.cfg, &s.net, &err);
+    wn_worker_use_netif(&s.net);
     if (rc == WN_OK) rc = open_link(&s, &err);
     set_signals(s.rank == 0);
     wn_worker_start("shard", &s.cfg, s.size > 1);

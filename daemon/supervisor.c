@@ -7,33 +7,26 @@
  * dying (RESTARTS_MAX in RESTARTS_WINDOW_US) ends the service. One that is stopped for longer than the lease is as good
  * as dead: it is killed, and started again. */
 #include <errno.h>
-#include <netinet/in.h>
-#include <arpa/inet.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/signalfd.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/log.h"
-#include "daemon/access.h"
+#include "daemon/crew.h"
 #include "daemon/fit.h"
 #include "daemon/harden.h"
-#include "daemon/launcher.h"
 #include "daemon/pruning_ask.h"
 #include "daemon/roles.h"
-#include "daemon/slurm.h"
 #include "daemon/worker.h"
 #include "proto/codec.h"
 #include "shard/jsonfile.h"
 #include "shard/weights.h"
 #include "transport/endpoint.h"
 
-#define COMPONENTS_MAX     (1 + 256 + 64)
-#define EXTRA_ARGS         8
 #define BACKOFF_US         200000ll
 #define BACKOFF_MAX_US     5000000ll
 #define RESTARTS_MAX       10
@@ -43,12 +36,7 @@
 #define FOLLOW_GRACE_US    2000000ll
 
 struct component {
-    char name[WN_NAME_LEN];
-    const char *role;
-    unsigned ranks;
-    char **argv; /* owned block */
-    const char **nodes; /* [ranks] owned; NULL: here */
-    char name_flag[WN_NAME_LEN + 8];
+    const char *name; /* of its part of the crew */
     pid_t pid; /* 0: not running */
     int64_t start_at_us, window_us;
     int64_t stopped_us; /* since when; 0: it is not */
@@ -59,13 +47,9 @@ struct supervisor {
     struct wn_config cfg;
     struct wn_model model;
     struct wn_plan plan;
-    const struct wn_launcher_ops *launcher;
-    char program[WN_PATH_LEN], run_flag[WN_PATH_LEN + 16], port_flag[32], expect_flags[2][48];
-    bool own_run_dir;
-    struct wn_slurm slurm; /* job "": not inside one */
-    int64_t drain_us;      /* when the job's time runs out */
-    struct component *parts;
-    size_t parts_n;
+    struct wn_crew crew;
+    int64_t drain_us; /* when the job's time runs out */
+    struct component *parts; /* [crew.parts_n]; the scheduler is the first */
     int signals;
     struct wn_net *net;
     struct wn_endpoint *ask;             /* asks the scheduler whether all are there */
@@ -95,165 +79,29 @@ static wn_status check_model(struct supervisor *s, struct wn_err *err)
                                    : wn_fail(err, WN_ENOENT, "%s: %s", path, strerror(errno));
 }
 
-/* Every role's files are there and in order. */
-static wn_status check_keys(const struct supervisor *s, struct wn_err *err)
-{
-    struct wn_access *access = NULL;
-    struct wn_key *key = NULL;
-    wn_status rc;
-
-    wn_harden(s->cfg.keys[0] != '\0', false);
-    if ((rc = wn_config_check_reach(&s->cfg, err)) != WN_OK || !s->cfg.keys[0]) return rc;
-    if ((rc = wn_access_open(&access, s->cfg.keys, err)) != WN_OK) return rc;
-    rc = wn_worker_key(&s->cfg, &key, err);
-    if (rc == WN_OK && strcmp(key->server_key, access->self->public_key) != 0)
-        rc = wn_fail(err, WN_EAUTH, "%s: worker.key is for another server than server.key is", s->cfg.keys);
-    if (rc == WN_OK && !wn_access_find(access, key->public_key))
-        rc = wn_fail(err, WN_EAUTH, "%s: worker.key is not in the file authorized", s->cfg.keys);
-    wn_key_close(key);
-    wn_access_close(access);
-    return rc;
-}
-
-/* Binds the clients' address for a moment: a port in use is said before weights load, and port 0 becomes a free
- * one. */
-static wn_status choose_port(struct supervisor *s, struct wn_err *err)
-{
-    struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons((uint16_t)s->cfg.port)};
-    socklen_t len = sizeof(a);
-    const int one = 1;
-    int fd = -1;
-    wn_status rc = WN_OK;
-
-    if (s->launcher == &wn_launcher_slurm && !s->slurm.here) return WN_OK;
-    if (inet_pton(AF_INET, strcmp(s->cfg.host, "localhost") == 0 ? "127.0.0.1" : s->cfg.host,
-                  &a.sin_addr) != 1)
-        return WN_OK; /* a name or an interface: the scheduler resolves it */
-    fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0) return wn_fail(err, WN_EIO, "socket: %s", strerror(errno));
-    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-    if (bind(fd, (struct sockaddr *)&a, sizeof(a)) != 0 ||
-        getsockname(fd, (struct sockaddr *)&a, &len) != 0)
-        rc = wn_fail(err, WN_EIO, "tcp://%s:%u: %s", s->cfg.host, s->cfg.port, strerror(errno));
-    else
-        s->cfg.port = ntohs(a.sin_port);
-    close(fd);
-    return rc;
-}
-
-static wn_status make_run_dir(struct supervisor *s, struct wn_err *err)
-{
-    const char *base = getenv("XDG_RUNTIME_DIR");
-
-    if (s->cfg.run_dir[0]) {
-        if (mkdir(s->cfg.run_dir, 0700) != 0 && errno != EEXIST)
-            return wn_fail(err, WN_EIO, "--run-dir %s: %s", s->cfg.run_dir, strerror(errno));
-        return WN_OK;
-    }
-    snprintf(s->cfg.run_dir, sizeof(s->cfg.run_dir), "%s/winnow-XXXXXX",
-             base && access(base, W_OK) == 0 ? base : "/tmp");
-    if (!mkdtemp(s->cfg.run_dir))
-        return wn_fail(err, WN_EIO, "%s: %s", s->cfg.run_dir, strerror(errno));
-    s->own_run_dir = true;
-    return WN_OK;
-}
-
-static wn_status find_program(struct supervisor *s, struct wn_err *err)
-{
-    const ssize_t n = readlink("/proc/self/exe", s->program, sizeof(s->program) - 1);
-    if (n <= 0) return wn_fail(err, WN_EIO, "/proc/self/exe: %s", strerror(errno));
-    s->program[n] = '\0';
-    return WN_OK;
-}
-
-/* ---- where: on this machine, or on the nodes of a Slurm job ---- */
-
 static wn_status choose_place(struct supervisor *s, struct wn_err *err)
 {
-    const enum wn_config_launcher how = (enum wn_config_launcher)s->cfg.launcher;
-    wn_status rc;
+    const struct wn_slurm *job = &s->crew.slurm;
+    const char *journal = s->cfg.journal;
+    wn_status rc = wn_crew_place(&s->crew, err);
 
-    s->launcher = &wn_launcher_local;
     s->drain_us = WN_NEVER;
-    if (!wn_slurm_inside())
-        return how != WN_CONFIG_LAUNCHER_SLURM ? WN_OK
-                                               : wn_fail(err, WN_EINVAL, "--launcher slurm: this is no Slurm job");
-    if ((rc = wn_slurm_open(&s->slurm, err)) != WN_OK) return rc;
-    s->drain_us = wn_slurm_drain_us(&s->slurm, s->cfg.shutdown_timeout_s);
-    if (s->slurm.restarts)
-        wn_warn("supervisor", "job %s was queued again, this is its run %u%s%s", s->slurm.job, s->slurm.restarts + 1,
-                s->cfg.journal[0] ? ", with the journal in " : "; without --journal its jobs are lost", s->cfg.journal);
-    if (how == WN_CONFIG_LAUNCHER_LOCAL || (how == WN_CONFIG_LAUNCHER_AUTO && s->slurm.nodes.n == 1)) return WN_OK;
-    s->launcher = &wn_launcher_slurm;
-    return wn_slurm_place(&s->slurm, &s->cfg, s->plan.stages, s->plan.tensors, err);
-}
-
-/* Names the nodes of a component's ranks. */
-static wn_status add_nodes(struct supervisor *s, struct component *c, const uint32_t *index, struct wn_err *err)
-{
-    if (s->launcher != &wn_launcher_slurm) return WN_OK;
-    c->nodes = calloc(c->ranks, sizeof(*c->nodes));
-    if (!c->nodes) return wn_fail(err, WN_ENOMEM, "nodes of %s", c->name);
-    for (unsigned i = 0; i < c->ranks; i++) c->nodes[i] = s->slurm.nodes.names[index ? index[i] : 0];
+    if (rc != WN_OK || !job->job[0]) return rc;
+    s->drain_us = wn_slurm_drain_us(job, s->cfg.shutdown_timeout_s);
+    if (job->restarts)
+        wn_warn("supervisor", "job %s was queued again, this is its run %u%s%s", job->job, job->restarts + 1,
+                journal[0] ? ", with the journal in " : "; without --journal its jobs are lost", journal);
     return WN_OK;
-}
-
-/* argv: program, role, flags that differ from their defaults, and what only this process knows. */
-static wn_status add_component(struct supervisor *s, const char *role, const char *name,
-                               unsigned ranks, const uint32_t *nodes, struct wn_err *err)
-{
-    struct component *c = &s->parts[s->parts_n];
-    char **flags = NULL;
-    size_t n = 0;
-    wn_status rc = wn_config_flags(&s->cfg, &flags, &n, EXTRA_ARGS, err);
-
-    if (rc != WN_OK) return rc;
-    c->argv = calloc(n + EXTRA_ARGS, sizeof(*c->argv));
-    if (!c->argv) {
-        free(flags);
-        return wn_fail(err, WN_ENOMEM, "component");
-    }
-    snprintf(c->name, sizeof(c->name), "%s", name);
-    snprintf(c->name_flag, sizeof(c->name_flag), "--name=%s", name);
-    c->role = role;
-    c->ranks = ranks;
-    c->argv[0] = s->program;
-    c->argv[1] = (char *)(uintptr_t)role;
-    memcpy(c->argv + 2, flags, n * sizeof(*flags)); /* the texts live in the block, as long as the process */
-    c->argv[2 + n] = c->name_flag;
-    c->argv[3 + n] = s->run_flag;
-    c->argv[4 + n] = s->port_flag;
-    c->argv[5 + n] = s->expect_flags[0];
-    c->argv[6 + n] = s->expect_flags[1];
-    s->parts_n++;
-    return add_nodes(s, c, nodes, err);
 }
 
 static wn_status make_components(struct supervisor *s, struct wn_err *err)
 {
-    const unsigned ranks = s->plan.stages * s->plan.tensors;
-    const struct wn_layout *l = &s->slurm.layout;
-    char name[WN_NAME_LEN];
-    wn_status rc;
+    wn_status rc = wn_crew_make(&s->crew, NULL, err);
 
-    snprintf(s->run_flag, sizeof(s->run_flag), "--run-dir=%s", s->cfg.run_dir);
-    snprintf(s->port_flag, sizeof(s->port_flag), "--port=%u", s->cfg.port);
-    snprintf(s->expect_flags[0], sizeof(s->expect_flags[0]), "--expect-replicas=%u",
-             s->cfg.replicas);
-    snprintf(s->expect_flags[1], sizeof(s->expect_flags[1]), "--expect-vision-workers=%u",
-             s->cfg.vision_workers);
-    s->parts = calloc(COMPONENTS_MAX, sizeof(*s->parts));
+    if (rc != WN_OK) return rc;
+    s->parts = calloc(s->crew.parts_n, sizeof(*s->parts));
     if (!s->parts) return wn_fail(err, WN_ENOMEM, "components");
-    if ((rc = add_component(s, "scheduler", "scheduler", 1, NULL, err)) != WN_OK) return rc;
-    for (uint32_t i = 0; i < s->cfg.vision_workers; i++) {
-        snprintf(name, sizeof(name), "vision-%u", i);
-        if ((rc = add_component(s, "vision", name, 1, l->vision ? l->vision + i : NULL, err)) != WN_OK) return rc;
-    }
-    for (uint32_t i = 0; i < s->cfg.replicas; i++) {
-        snprintf(name, sizeof(name), "replica-%u", i);
-        if ((rc = add_component(s, "shard", name, ranks, l->rank ? l->rank + i * ranks : NULL, err)) != WN_OK)
-            return rc;
-    }
+    for (size_t i = 0; i < s->crew.parts_n; i++) s->parts[i].name = s->crew.parts[i].name;
     return WN_OK;
 }
 
@@ -269,14 +117,11 @@ static wn_status open_ask(struct supervisor *s, struct wn_err *err)
                                         .reconnect_ms = 20,
                                         .reconnect_max_ms = 200,
                                         .insecure = s->cfg.insecure};
-    const char *host = strcmp(s->cfg.host, "0.0.0.0") == 0 || strcmp(s->cfg.host, "*") == 0
-                           ? "127.0.0.1"
-                           : s->cfg.host;
     wn_status rc = wn_net_create(&s->net, err);
 
     if (rc != WN_OK || (rc = wn_worker_key(&s->cfg, &key, err)) != WN_OK) return rc;
     eo.curve = wn_worker_curve(key, true);
-    snprintf(address, sizeof(address), "tcp://%s:%u", host, s->cfg.port);
+    wn_crew_client_address(&s->crew, address, sizeof(address));
     rc = wn_endpoint_open(&s->ask, s->net, &eo, err);
     wn_key_close(key);
     return rc;
@@ -288,13 +133,13 @@ static void publish(struct supervisor *s)
     char endpoint[WN_TEXT_LEN + 32], key[WN_PATH_MAX] = "", *keys = NULL;
     struct wn_err err = {0};
 
-    if (!s->slurm.job[0]) return;
+    if (!s->crew.slurm.job[0]) return;
     if (s->cfg.keys[0]) keys = realpath(s->cfg.keys, NULL); /* a client runs in another folder */
     if (keys && wn_path_join(key, keys, "client.key", &err) != WN_OK) key[0] = '\0';
     free(keys);
     snprintf(endpoint, sizeof(endpoint), "tcp://%s:%u", s->cfg.host, s->cfg.port);
-    if (wn_slurm_publish(&s->slurm, endpoint, key, &err) != WN_OK)
-        wn_warn("supervisor", "slurm:%s will not be found: %s", s->slurm.job, err.text);
+    if (wn_slurm_publish(&s->crew.slurm, endpoint, key, &err) != WN_OK)
+        wn_warn("supervisor", "slurm:%s will not be found: %s", s->crew.slurm.job, err.text);
 }
 
 static void say_ready(struct supervisor *s)
@@ -355,13 +200,11 @@ static void fail_service(struct supervisor *s, const char *why)
 
 static void start_due(struct supervisor *s)
 {
-    for (size_t i = 0; i < s->parts_n && !s->failed; i++) {
+    for (size_t i = 0; i < s->crew.parts_n && !s->failed; i++) {
         struct component *c = &s->parts[i];
-        const struct wn_launch l = {.argv = c->argv, .ranks = c->ranks, .name = c->name,
-                                    .nodes = c->nodes, .cfg = &s->cfg};
         struct wn_err err = {0};
         if (c->pid || c->start_at_us > wn_now_us()) continue;
-        if (s->launcher->start(&l, &c->pid, &err) != WN_OK) fail_service(s, err.text);
+        if (wn_crew_start(&s->crew, i, 0, &c->pid, &err) != WN_OK) fail_service(s, err.text);
         wn_info("supervisor", "%s started, process %d", c->name, (int)c->pid);
     }
 }
@@ -411,7 +254,7 @@ static void reap(struct supervisor *s)
     pid_t pid;
 
     while ((pid = waitpid(-1, &status, WNOHANG | WUNTRACED | WCONTINUED)) > 0) {
-        for (size_t i = 0; i < s->parts_n; i++) {
+        for (size_t i = 0; i < s->crew.parts_n; i++) {
             struct component *c = &s->parts[i];
             if (c->pid != pid) continue;
             c->stopped_us = WIFSTOPPED(status) ? wn_now_us() : 0;
@@ -432,18 +275,18 @@ static void reap(struct supervisor *s)
 /* Whoever is stopped cannot say that it is alive. */
 static void kill_stopped(struct supervisor *s)
 {
-    for (size_t i = 0; i < s->parts_n; i++) {
+    for (size_t i = 0; i < s->crew.parts_n; i++) {
         struct component *c = &s->parts[i];
         if (!c->pid || !c->stopped_us || wn_now_us() - c->stopped_us <= (int64_t)s->cfg.lease_ms * 1000) continue;
         wn_warn("supervisor", "%s is stopped; it is killed", c->name);
-        s->launcher->signal(c->pid, SIGKILL);
+        s->crew.launcher->signal(c->pid, SIGKILL);
         c->stopped_us = 0;
     }
 }
 
 static bool any_running(const struct supervisor *s)
 {
-    for (size_t i = 0; i < s->parts_n; i++)
+    for (size_t i = 0; i < s->crew.parts_n; i++)
         if (s->parts[i].pid) return true;
     return false;
 }
@@ -454,7 +297,7 @@ static void begin_stop(struct supervisor *s)
     if (s->stop_us) return;
     wn_info("supervisor", "draining");
     s->stop_us = wn_deadline_in_us((int64_t)s->cfg.shutdown_timeout_s * 1000000 + 1000000);
-    if (s->parts[0].pid) s->launcher->signal(s->parts[0].pid, SIGTERM);
+    if (s->parts[0].pid) s->crew.launcher->signal(s->parts[0].pid, SIGTERM);
 }
 
 /* Ends what is left: politely, then not. */
@@ -464,8 +307,8 @@ static void end_all(struct supervisor *s)
 
     for (int k = 0; k < 2 && any_running(s); k++) {
         const int64_t until = wn_deadline_in_us(KILL_GRACE_US);
-        for (size_t i = 0; i < s->parts_n; i++)
-            if (s->parts[i].pid) s->launcher->signal(s->parts[i].pid, how[k]);
+        for (size_t i = 0; i < s->crew.parts_n; i++)
+            if (s->parts[i].pid) s->crew.launcher->signal(s->parts[i].pid, how[k]);
         while (any_running(s) && !wn_deadline_passed(until)) {
             usleep(10000);
             reap(s);
@@ -500,12 +343,12 @@ static void run(struct supervisor *s)
         int64_t until = wn_deadline_in_us(s->ask ? ASK_PERIOD_US : 1000000);
 
         if (!s->stop_us) start_due(s);
-        for (size_t i = 0; i < s->parts_n; i++)
+        for (size_t i = 0; i < s->crew.parts_n; i++)
             if (!s->parts[i].pid && s->parts[i].start_at_us < until)
                 until = s->parts[i].start_at_us;
         if (s->stop_us) until = wn_deadline_in_us(20000);
         if (!s->stop_us && wn_deadline_passed(s->drain_us)) {
-            wn_warn("supervisor", "the time of job %s is nearly over", s->slurm.job);
+            wn_warn("supervisor", "the time of job %s is nearly over", s->crew.slurm.job);
             begin_stop(s);
         }
         if (s->ask && wn_now_us() - s->asked_us >= ASK_PERIOD_US) ask_status(s);
@@ -535,14 +378,9 @@ static void close_supervisor(struct supervisor *s)
     end_all(s);
     wn_endpoint_close(s->ask);
     wn_net_destroy(s->net);
-    for (size_t i = 0; s->parts && i < s->parts_n; i++) {
-        free(s->parts[i].argv);
-        free(s->parts[i].nodes);
-    }
     free(s->parts);
-    wn_slurm_close(&s->slurm);
+    wn_crew_close(&s->crew);
     if (s->signals >= 0) close(s->signals);
-    if (s->own_run_dir) wn_role_remove_run_dir(s->cfg.run_dir);
 }
 
 int wn_role_serve(int argc, char **argv)
@@ -554,17 +392,17 @@ int wn_role_serve(int argc, char **argv)
     wn_status rc;
 
     if (code >= 0) return code;
+    s.crew = (struct wn_crew){.cfg = &s.cfg, .plan = &s.plan};
     wn_log_role("serve");
     if ((rc = check_model(&s, &err)) != WN_OK) goto out;
     if ((rc = choose_place(&s, &err)) != WN_OK) goto out;
-    if ((rc = check_keys(&s, &err)) != WN_OK) goto out;
-    if (s.launcher == &wn_launcher_local && strncmp(s.cfg.backend, "cpu", 3) == 0 &&
+    wn_harden(s.cfg.keys[0] != '\0', false);
+    if ((rc = wn_crew_check_keys(&s.crew, &err)) != WN_OK) goto out;
+    if (s.crew.launcher == &wn_launcher_local && strncmp(s.cfg.backend, "cpu", 3) == 0 &&
         (rc = wn_fit_host(&s.cfg, &s.plan, &err)) != WN_OK)
         goto out;
-    if ((rc = choose_port(&s, &err)) != WN_OK) goto out;
-    if ((rc = find_program(&s, &err)) != WN_OK) goto out;
+    if ((rc = wn_crew_choose_port(&s.crew, &err)) != WN_OK) goto out;
     if ((rc = block_signals(&s, &err)) != WN_OK) goto out;
-    if ((rc = make_run_dir(&s, &err)) != WN_OK) goto out;
     if ((rc = make_components(&s, &err)) != WN_OK) goto out;
     start_due(&s);
     if ((rc = open_ask(&s, &err)) != WN_OK)

@@ -78,6 +78,14 @@ wn_status wn_worker_netif(const struct wn_config *cfg, struct wn_netif *out, str
     return wn_netif_choose(out, cfg->interface, host, err);
 }
 
+void wn_worker_use_netif(const struct wn_netif *net)
+{
+    static const char *const names[] = {"OMPI_MCA_btl_tcp_if_include", "OMPI_MCA_oob_tcp_if_include",
+                                        "NCCL_SOCKET_IFNAME"};
+
+    for (int i = 0; i < 3 && net->name[0]; i++) setenv(names[i], net->name, 0);
+}
+
 void wn_worker_threads(const struct wn_config *cfg, uint32_t share)
 {
     cpu_set_t set;

@@ -34,6 +34,10 @@ void wn_worker_threads(const struct wn_config *cfg, uint32_t share);
  * On one machine, with the scheduler at ipc:// or on loopback, out->name is "". */
 WN_NODISCARD wn_status wn_worker_netif(const struct wn_config *cfg, struct wn_netif *out, struct wn_err *err);
 
+/* Makes Open MPI and NCCL use it, too, by the variables that they read when they start; what the user has put there
+ * stays. Before the link opens. */
+void wn_worker_use_netif(const struct wn_netif *net);
+
 /* The same for rank `rank` of a replica of `size` ranks, and binds its threads to cores of their own where that is safe
  * (daemon/placement.h). With OMP_NUM_THREADS set, or in a Slurm step, cores are somebody else's affair. */
 void wn_worker_place(const struct wn_config *cfg, uint32_t rank, uint32_t size);

@@ -1,0 +1,194 @@
+/* daemon/crew.c - see crew.h. */
+#include "daemon/crew.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "daemon/access.h"
+#include "daemon/roles.h"
+#include "daemon/worker.h"
+
+#define PARTS_MAX  (1 + 256 + 64)
+#define EXTRA_ARGS 8
+
+wn_status wn_crew_place(struct wn_crew *c, struct wn_err *err)
+{
+    const enum wn_config_launcher how = (enum wn_config_launcher)c->cfg->launcher;
+    wn_status rc;
+
+    c->launcher = &wn_launcher_local;
+    if (!wn_slurm_inside())
+        return how != WN_CONFIG_LAUNCHER_SLURM ? WN_OK
+                                               : wn_fail(err, WN_EINVAL, "--launcher slurm: this is no Slurm job");
+    if ((rc = wn_slurm_open(&c->slurm, err)) != WN_OK) return rc;
+    if (how == WN_CONFIG_LAUNCHER_LOCAL || (how == WN_CONFIG_LAUNCHER_AUTO && c->slurm.nodes.n == 1)) return WN_OK;
+    c->launcher = &wn_launcher_slurm;
+    return wn_slurm_place(&c->slurm, c->cfg, c->plan->stages, c->plan->tensors, err);
+}
+
+wn_status wn_crew_choose_port(struct wn_crew *c, struct wn_err *err)
+{
+    struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons((uint16_t)c->cfg->port)};
+    socklen_t len = sizeof(a);
+    const int one = 1;
+    int fd = -1;
+    wn_status rc = WN_OK;
+
+    if (c->launcher == &wn_launcher_slurm && !c->slurm.here) return WN_OK;
+    if (inet_pton(AF_INET, strcmp(c->cfg->host, "localhost") == 0 ? "127.0.0.1" : c->cfg->host, &a.sin_addr) != 1)
+        return WN_OK; /* a name or an interface: the scheduler resolves it */
+    fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0) return wn_fail(err, WN_EIO, "socket: %s", strerror(errno));
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+    if (bind(fd, (struct sockaddr *)&a, sizeof(a)) != 0 || getsockname(fd, (struct sockaddr *)&a, &len) != 0)
+        rc = wn_fail(err, WN_EIO, "tcp://%s:%u: %s", c->cfg->host, c->cfg->port, strerror(errno));
+    else
+        c->cfg->port = ntohs(a.sin_port);
+    close(fd);
+    return rc;
+}
+
+wn_status wn_crew_check_keys(const struct wn_crew *c, struct wn_err *err)
+{
+    struct wn_access *access = NULL;
+    struct wn_key *key = NULL;
+    wn_status rc;
+
+    if ((rc = wn_config_check_reach(c->cfg, err)) != WN_OK || !c->cfg->keys[0]) return rc;
+    if ((rc = wn_access_open(&access, c->cfg->keys, err)) != WN_OK) return rc;
+    rc = wn_worker_key(c->cfg, &key, err);
+    if (rc == WN_OK && strcmp(key->server_key, access->self->public_key) != 0)
+        rc = wn_fail(err, WN_EAUTH, "%s: worker.key is for another server than server.key is", c->cfg->keys);
+    if (rc == WN_OK && !wn_access_find(access, key->public_key))
+        rc = wn_fail(err, WN_EAUTH, "%s: worker.key is not in the file authorized", c->cfg->keys);
+    wn_key_close(key);
+    wn_access_close(access);
+    return rc;
+}
+
+void wn_crew_client_address(const struct wn_crew *c, char *out, size_t size)
+{
+    const char *host = c->cfg->host;
+
+    if (strcmp(host, "0.0.0.0") == 0 || strcmp(host, "*") == 0) host = "127.0.0.1";
+    snprintf(out, size, "tcp://%s:%u", host, c->cfg->port);
+}
+
+static wn_status make_run_dir(struct wn_crew *c, struct wn_err *err)
+{
+    const char *base = getenv("XDG_RUNTIME_DIR");
+    char *dir = c->cfg->run_dir;
+
+    if (dir[0]) {
+        if (mkdir(dir, 0700) != 0 && errno != EEXIST)
+            return wn_fail(err, WN_EIO, "--run-dir %s: %s", dir, strerror(errno));
+        return WN_OK;
+    }
+    snprintf(dir, sizeof(c->cfg->run_dir), "%s/winnow-XXXXXX", base && access(base, W_OK) == 0 ? base : "/tmp");
+    if (!mkdtemp(dir)) return wn_fail(err, WN_EIO, "%s: %s", dir, strerror(errno));
+    c->own_run_dir = true;
+    return WN_OK;
+}
+
+/* Names the nodes of a part's ranks. */
+static wn_status add_nodes(struct wn_crew *c, struct wn_crew_part *p, const uint32_t *index, struct wn_err *err)
+{
+    if (c->launcher != &wn_launcher_slurm) return WN_OK;
+    p->nodes = calloc(p->ranks, sizeof(*p->nodes));
+    if (!p->nodes) return wn_fail(err, WN_ENOMEM, "nodes of %s", p->name);
+    for (unsigned i = 0; i < p->ranks; i++) p->nodes[i] = c->slurm.nodes.names[index ? index[i] : 0];
+    return WN_OK;
+}
+
+/* argv: program, role, flags that differ from their defaults, and what only this process knows. */
+static wn_status add_part(struct wn_crew *c, const char *role, const char *name, unsigned ranks,
+                          const uint32_t *nodes, struct wn_err *err)
+{
+    struct wn_crew_part *p = &c->parts[c->parts_n];
+    char **flags = NULL;
+    size_t n = 0;
+    wn_status rc = wn_config_flags(c->cfg, &flags, &n, EXTRA_ARGS, err);
+
+    if (rc != WN_OK) return rc;
+    snprintf(p->name, sizeof(p->name), "%s", name);
+    p->flags = flags;
+    p->argv = calloc(n + EXTRA_ARGS, sizeof(*p->argv));
+    c->parts_n++;
+    if (!p->argv) return wn_fail(err, WN_ENOMEM, "arguments of %s", name);
+    snprintf(p->name_flag, sizeof(p->name_flag), "--name=%s", name);
+    p->ranks = ranks;
+    p->argv[0] = c->program;
+    p->argv[1] = (char *)(uintptr_t)role;
+    memcpy(p->argv + 2, flags, n * sizeof(*flags));
+    p->argv[2 + n] = p->name_flag;
+    p->argv[3 + n] = c->run_flag;
+    p->argv[4 + n] = c->port_flag;
+    p->argv[5 + n] = c->expect_flags[0];
+    p->argv[6 + n] = c->expect_flags[1];
+    return add_nodes(c, p, nodes, err);
+}
+
+static wn_status add_parts(struct wn_crew *c, const char *role, struct wn_err *err)
+{
+    const unsigned ranks = c->plan->stages * c->plan->tensors;
+    const struct wn_layout *l = &c->slurm.layout;
+    char name[WN_NAME_LEN];
+    wn_status rc = add_part(c, role ? role : "scheduler", "scheduler", 1, NULL, err);
+
+    for (uint32_t i = 0; rc == WN_OK && i < c->cfg->vision_workers; i++) {
+        snprintf(name, sizeof(name), "vision-%u", i);
+        rc = add_part(c, role ? role : "vision", name, 1, l->vision ? l->vision + i : NULL, err);
+    }
+    for (uint32_t i = 0; rc == WN_OK && i < c->cfg->replicas; i++) {
+        snprintf(name, sizeof(name), "replica-%u", i);
+        rc = add_part(c, role ? role : "shard", name, ranks, l->rank ? l->rank + i * ranks : NULL, err);
+    }
+    return rc;
+}
+
+wn_status wn_crew_make(struct wn_crew *c, const char *role, struct wn_err *err)
+{
+    const ssize_t n = readlink("/proc/self/exe", c->program, sizeof(c->program) - 1);
+    wn_status rc;
+
+    if (n <= 0) return wn_fail(err, WN_EIO, "/proc/self/exe: %s", strerror(errno));
+    c->program[n] = '\0';
+    if ((rc = make_run_dir(c, err)) != WN_OK) return rc;
+    snprintf(c->run_flag, sizeof(c->run_flag), "--run-dir=%s", c->cfg->run_dir);
+    snprintf(c->port_flag, sizeof(c->port_flag), "--port=%u", c->cfg->port);
+    snprintf(c->expect_flags[0], sizeof(c->expect_flags[0]), "--expect-replicas=%u", c->cfg->replicas);
+    snprintf(c->expect_flags[1], sizeof(c->expect_flags[1]), "--expect-vision-workers=%u", c->cfg->vision_workers);
+    c->parts = calloc(PARTS_MAX, sizeof(*c->parts));
+    if (!c->parts) return wn_fail(err, WN_ENOMEM, "components");
+    return add_parts(c, role, err);
+}
+
+wn_status wn_crew_start(const struct wn_crew *c, size_t part, int out_fd, pid_t *pid, struct wn_err *err)
+{
+    const struct wn_crew_part *p = &c->parts[part];
+    const struct wn_launch l = {
+        .argv = p->argv, .ranks = p->ranks, .name = p->name, .nodes = p->nodes, .cfg = c->cfg, .out_fd = out_fd};
+
+    return c->launcher->start(&l, pid, err);
+}
+
+void wn_crew_close(struct wn_crew *c)
+{
+    for (size_t i = 0; c->parts && i < c->parts_n; i++) {
+        free(c->parts[i].argv);
+        free(c->parts[i].flags);
+        free(c->parts[i].nodes);
+    }
+    free(c->parts);
+    wn_slurm_close(&c->slurm);
+    if (c->own_run_dir) wn_role_remove_run_dir(c->cfg->run_dir);
+    *c = (struct wn_crew){0};
+}

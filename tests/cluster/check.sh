@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# tests/cluster/check.sh DIR BIN - `winnow check` inside a Slurm job on three hosts: which interface each link uses, and
+# what is wrong on a host is named with that host: an interface that is not there, a checkpoint that is not there,
+# another winnow, a port that does not answer.
+set -uo pipefail
+dir=$(readlink -m "$1")
+. tests/cluster/lib.sh
+fresh "$2"
+$cluster up "$dir/box" --hosts 3 --share "$dir" || exit $?
+
+# Each host has a /tmp of its own. What is wrong later:
+for h in n1 n2; do on $h ln -s "$PWD/$model" /tmp/model; done
+on n1 sh -c 'ip link add wnx0 type bridge && ip addr add 10.214.0.1/24 dev wnx0 && ip link set wnx0 up' || fail "interface"
+commit=$(winnowd --version | sed -n '1s/.*(commit \([0-9a-z]*\).*/\1/p') # its letters in the program become others
+LC_ALL=C sed "s/$commit/$(tr '[:alnum:]' 0 <<<"$commit")/g" "$(command -v winnowd)" >"$dir/other" && chmod +x "$dir/other"
+cat >"$dir/step" <<END
+#!/bin/sh
+[ "\$(hostname)" != n3 ] || exec "$dir/other" "\$@"
+exec "$(command -v winnowd)" "\$@"
+END
+chmod +x "$dir/step"
+
+winnow keygen "$dir/keys" >/dev/null || fail "keys"
+cat >"$dir/job" <<END
+#!/bin/bash
+export WINNOW_KEYS=$dir/keys
+try() { # NAME ARGUMENT...
+    local name=\$1
+    shift
+    winnow check --port 0 -pp 2 "\$@" >"$dir/\$name" 2>&1
+    echo "exit code \$?" >>"$dir/\$name"
+}
+try good "$PWD/$model" --journal "$dir"
+try model /tmp/model
+try interface "$PWD/$model" --interface wnx0
+try version "$PWD/$model" --step-program "$dir/step"
+touch "$dir/block"
+while [ -e "$dir/block" ]; do sleep 0.1; done
+try port "$PWD/$model"
+END
+on head sbatch --parsable -N3 --exclusive -o "$dir/service.log" "$dir/job" >"$dir/id" || fail "sbatch"
+
+wait_for 180 "end of the first checks" test -e "$dir/block"
+# n2 holds stage 0 and n3 stage 1: from n2 no connection to n3 beyond Slurm's own ports is made any more.
+on n2 ip rule add to "$(on n2 getent hosts n3 | cut -d' ' -f1)" ipproto tcp dport 7000-65000 blackhole || fail "rule"
+rm "$dir/block"
+ended() { on head scontrol show job "$(cat "$dir/id")" | grep -q 'JobState=COMPLETED'; }
+wait_for 120 "end of the job" ended
+
+expect() { # NAME WORDS...
+    local name=$1
+    shift
+    for w in "$@"; do grep -qF -- "$w" "$dir/$name" || { cat "$dir/$name"; fail "$name: '$w'"; }; done
+}
+expect good "nothing is wrong" "launcher slurm" "Open MPI, TCP, eth0" "vision-0 - replica-0" "ZeroMQ, TCP, eth0" "n2 - n3" \
+    "exit code 0"
+expect model "n3 (replica-0): /tmp/model: no such checkpoint folder" "exit code 1"
+expect interface "n2 (replica-0): this host has no interface wnx0" "n3 (replica-0)" "exit code 1"
+expect version "n3 (replica-0): winnow is 0.1.0 (0000000" "on n1" "exit code 1"
+expect port "n2 (replica-0): replica-0 rank 1 on n3: tcp://10.213." "by interface eth0" "exit code 1"
+expect good "keys $dir/keys: in order"
+grep -qF "wrong:" "$dir/good" && fail "good"
+[ "$(grep -c '^  n' "$dir/version")" -eq 1 ] || { cat "$dir/version"; fail "one thing is wrong"; }
+cat "$dir/good"
+echo passed
