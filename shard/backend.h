@@ -22,6 +22,7 @@
 #include "shard/mat.h"
 
 struct wn_backend; /* one processor: opaque, each backend has its own */
+struct wn_dev_sum; /* transport/device.h */
 
 /* A weight matrix [out, in] prepared by the backend for matmul (packed, or as it is). Owned by the caller. */
 struct wn_weight;
@@ -134,6 +135,7 @@ struct wn_backend_ops {
     wn_status (*sync)(struct wn_backend *be, int64_t deadline_us);
     wn_status (*devices)(int *n, struct wn_err *err); /* that may be opened; NULL: the machine itself is the only one */
     void *(*queue)(struct wn_backend *be); /* where its work is queued, for links: a cudaStream_t; NULL: host memory */
+    wn_status (*sum_parts)(struct wn_backend *be, const struct wn_dev_sum *s); /* with queue: see transport/device.h */
 };
 
 /* Every backend starts with this, so that the wrappers below find its operations. */

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "transport/device.h"
 #include "transport/link_impl.h"
 
 const struct wn_link_ops *const wn_links[] = {&wn_link_local, &wn_link_mpi, NULL};
@@ -24,13 +25,16 @@ wn_status wn_link_open(struct wn_link **out, const char *name, const struct wn_g
 
 void wn_link_close(struct wn_link *link)
 {
-    if (link) link->ops->close(link);
+    if (!link) return;
+    if (link->device) link->device->ops->close(link);
+    link->ops->close(link);
 }
 
 void wn_link_cancel(struct wn_link *link)
 {
     atomic_store(&link->cancelled, true);
     if (link->ops->wake) link->ops->wake(link);
+    if (link->device) link->device->ops->cancel(link);
 }
 
 wn_status wn_link_init(struct wn_link *link, const struct wn_link_ops *ops, int rank, int size, struct wn_err *err)

@@ -8,7 +8,7 @@
  *          rank is gone), WN_ECANCEL, WN_EPROTO (more bytes came than were asked for), WN_EBUSY (WN_LINK_OPS_MAX
  *          operations in flight), WN_ELIMIT (over WN_LINK_BYTES_MAX), WN_EINVAL. wn_link_error() has the sentence.
  *
- * Memory is host memory. A link that can move device memory will say so with WN_LINK_CAP_DEVICE.
+ * Memory is host memory; transport/device.h has what a link does with device memory once a device is attached to it.
  * Ranks are assumed to be machines of one byte order; what is sent is what lies in memory. */
 #ifndef WN_TRANSPORT_LINK_H
 #define WN_TRANSPORT_LINK_H
@@ -39,9 +39,9 @@ struct wn_group {
 };
 
 struct wn_link;
+struct wn_link_device; /* transport/device.h */
 
-#define WN_LINK_CAP_DEVICE  1u /* send and receive take device memory */
-#define WN_LINK_CAP_PROCESS 2u /* ranks are processes (not threads of one) */
+#define WN_LINK_CAP_PROCESS 1u /* ranks are processes (not threads of one) */
 
 /* A message's address. All of it must match between sender and receiver. */
 struct wn_route {
@@ -74,6 +74,7 @@ struct wn_link {
     void *scratch;                   /* of coll.c: grows to the largest all-reduce, then stays */
     size_t scratch_bytes;
     bool broken;                     /* a collective failed: the next ones say so too */
+    struct wn_link_device *device;   /* NULL: host memory only */
 };
 
 /* The compiled-in links; NULL-terminated. */

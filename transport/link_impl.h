@@ -9,7 +9,7 @@
 #define WN_LINK_POLL     INT64_MIN  /* deadline of an ops->wait that only looks: WN_ETIME without an error text */
 
 /* Tags of collectives. A pair of ranks calls its collectives in one order, so one tag for each is enough. */
-enum { WN_TAG_SUM = WN_LINK_TAGS, WN_TAG_SPREAD, WN_TAG_GATHER, WN_TAG_RING, WN_TAG_STATUS };
+enum { WN_TAG_SUM = WN_LINK_TAGS, WN_TAG_SPREAD, WN_TAG_GATHER, WN_TAG_RING, WN_TAG_STATUS, WN_TAG_DEVICE };
 
 _Static_assert(WN_TRAFFIC_N <= 16, "MPI promises tags up to 32767: 16 kinds x 2048");
 

@@ -139,4 +139,5 @@ const struct wn_backend_ops wn_backend_cuda = {
     .sync = wn_cuda_sync,
     .devices = cuda_devices,
     .queue = cuda_queue,
+    .sum_parts = wn_cuda_sum_parts,
 };

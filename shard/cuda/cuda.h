@@ -10,7 +10,7 @@
 #define WN_SHARD_CUDA_CUDA_H
 
 #include "shard/backend.h"
-#include "shard/cuda/cuda_check.h"
+#include "transport/cuda_check.h"
 #include "shard/cuda/geometry.h"
 #include "shard/cuda/launch.h"
 
@@ -90,6 +90,8 @@ wn_status wn_cuda_silu_mul(struct wn_backend *be, const struct wn_mat *out, cons
 wn_status wn_cuda_gather_rows(struct wn_backend *be, const struct wn_mat *out, const struct wn_mat *table,
                               const uint32_t *index);
 wn_status wn_cuda_convert(struct wn_backend *be, const struct wn_mat *out, const struct wn_mat *in);
+
+wn_status wn_cuda_sum_parts(struct wn_backend *be, const struct wn_dev_sum *a);
 
 /* ---- lt.c ---- */
 wn_status wn_cuda_lt_open(struct wn_cuda_lt **out, struct wn_err *err); /* WN_EUNSUPP: built without */

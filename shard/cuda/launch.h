@@ -78,6 +78,15 @@ struct wn_cuda_norm {
     bool rms;
 };
 
+/* The tree of transport/coll.h over n parts, `stride` floats apart; part `me` is at own unless that is NULL. */
+struct wn_cuda_sum {
+    float *out;
+    const float *parts, *own;
+    size_t stride, count;
+    uint32_t n, me;
+};
+
+int wn_cuda_run_sum_tree(const struct wn_cuda_sum *a, wn_cuda_stream st);
 int wn_cuda_run_norm(const struct wn_cuda_norm *a, wn_cuda_stream st);
 /* position [rows], freq [head_dim / 2]: device memory */
 int wn_cuda_run_rope(const struct wn_cuda_mat *x, const uint32_t *position, const float *freq, uint32_t head_dim,

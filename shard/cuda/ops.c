@@ -1,6 +1,7 @@
 /* The operations: checks, the choice of a kernel, the tables that it reads, and the launch. */
 #include "shard/cpu/check.h"
 #include "shard/cuda/cuda.h"
+#include "transport/device.h"
 
 static struct wn_cuda *cuda(struct wn_backend *be)
 {
@@ -278,4 +279,18 @@ wn_status wn_cuda_convert(struct wn_backend *be, const struct wn_mat *out, const
     wn_check_same_shape(out, in);
     if (out->rows == 0 || out->cols == 0) return WN_OK;
     return launched(wn_cuda_run_rows(&o, &i, NULL, NULL, out->rows, cuda(be)->stream), "convert");
+}
+
+wn_status wn_cuda_sum_parts(struct wn_backend *be, const struct wn_dev_sum *a)
+{
+    const struct wn_cuda_sum s = {.out = a->out,
+                                  .parts = a->parts,
+                                  .own = a->own,
+                                  .stride = a->stride,
+                                  .count = a->count,
+                                  .n = (uint32_t)a->n,
+                                  .me = (uint32_t)a->me};
+
+    WN_ASSERT(a->n >= 1 && a->n <= WN_DEV_GROUP_MAX);
+    return a->count ? launched(wn_cuda_run_sum_tree(&s, cuda(be)->stream), "sum") : WN_OK;
 }

@@ -1,6 +1,6 @@
 /* tests/cudasim/cuda_runtime_api.h - the part of the CUDA runtime that shard/cuda calls, over host memory; same names
- * and meanings. Everything is done at once: a stream is always idle. Device memory is malloc's, so that the address
- * sanitizer sees accesses beyond a buffer; it starts as NaNs. */
+ * and meanings. Work is done at once, but for what waits for other ranks (runtime.cpp). Device memory is malloc's, so
+ * that the address sanitizer sees accesses beyond a buffer; it starts as NaNs. WN_CUDASIM_DEVICES: how many devices. */
 #ifndef WN_TESTS_CUDASIM_CUDA_RUNTIME_API_H
 #define WN_TESTS_CUDASIM_CUDA_RUNTIME_API_H
 
@@ -51,6 +51,10 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *st, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t st);
 cudaError_t cudaStreamSynchronize(cudaStream_t st);
 cudaError_t cudaStreamQuery(cudaStream_t st);
+cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest);
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t *st, unsigned flags, int priority);
+cudaError_t cudaStreamWaitEvent(cudaStream_t st, cudaEvent_t e, unsigned flags);
+cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end);
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned flags);
 cudaError_t cudaEventDestroy(cudaEvent_t e);
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t st);

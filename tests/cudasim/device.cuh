@@ -50,6 +50,13 @@ extern sim_state sim;
 #define gridDim   sim.grid
 
 void sim_launch(dim3 grid, dim3 block, size_t shared, const std::function<void()> &kernel);
+void sim_push(cudaStream_t st, std::function<bool()> fn); /* queues work, which says whether it is done */
+/* Arguments are taken when the kernel is queued, as on the device. */
+template <typename K, typename... A>
+void sim_queue_kernel(cudaStream_t st, dim3 grid, dim3 block, size_t shared, K kernel, A... args)
+{
+    sim_push(st, [=] { return sim_launch(grid, block, shared, [=] { kernel(args...); }), true; });
+}
 void sim_block_barrier(void);
 /* All lanes of the warp put `bytes` in and get a table of what the 32 lanes put in, until the next call. */
 const unsigned char *sim_exchange(const void *mine, size_t bytes);
@@ -58,7 +65,7 @@ void sim_cp_commit(void);
 void sim_cp_wait(int left);
 
 #define WN_LAUNCH(kernel, grid, block, shared, stream, ...) \
-    ((void)(stream), sim_launch((grid), (block), (shared), [=] { (kernel)(__VA_ARGS__); }))
+    sim_queue_kernel((stream), (grid), (block), (shared), (kernel), __VA_ARGS__)
 #define WN_DYNAMIC_SHARED(name) unsigned char *const name = sim.shared
 
 template <typename K> static inline int wn_allow_shared(K, size_t bytes)

@@ -1,6 +1,6 @@
-/* shard/cuda/cuda_check.h - the one place where CUDA's codes become ours. */
-#ifndef WN_SHARD_CUDA_CHECK_H
-#define WN_SHARD_CUDA_CHECK_H
+/* transport/cuda_check.h - the one place where CUDA's codes become ours. For transport/ and shard/cuda/. */
+#ifndef WN_TRANSPORT_CUDA_CHECK_H
+#define WN_TRANSPORT_CUDA_CHECK_H
 
 #include <cuda_runtime_api.h>
 

@@ -1,0 +1,239 @@
+/* test_link_device threads | mpi [death]: device memory over NCCL, attached to the local link or to mpi.
+ *
+ * As test_link_cudasim it runs on the simulated device and the simulated NCCL of tests/cudasim; as test_link_device on
+ * GPUs, where threads and ranks take the devices in turn, and with one GPU each rank an NCCL_HOSTID of its own.
+ * threads: groups of 1 to 4, and what goes wrong. mpi: the processes that mpirun started; with death the last one ends
+ * in the middle of an all-reduce, and the others must end with code 17. */
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "tests/conform/link_device_suite.h"
+
+#define RANKS_MAX 4
+
+struct rank {
+    pthread_t thread;
+    struct wn_local_hub *hub;
+    int rank, size, device;
+    void (*run)(struct rank *r);
+    struct wn_link *link;
+    struct wn_backend *be;
+    struct link_suite_result result;
+};
+
+static void expect(struct rank *r, bool ok, const char *what)
+{
+    r->result.passed += ok;
+    if (ok) return;
+    r->result.failed++;
+    fprintf(stderr, "rank %d: %s\n", r->rank, what);
+}
+
+static int64_t soon(void)
+{
+    return wn_deadline_in_us(20000000);
+}
+
+static void run_suite(struct rank *r)
+{
+    r->result = link_device_suite_run(r->link, r->be, r->device);
+}
+
+/* The first attachment of the process: the library is not where WINNOW_NCCL says. */
+static void run_no_library(struct rank *r)
+{
+    const struct wn_nccl_opts o = link_device_opts(r->be, 0, NULL, -1, -1);
+    struct wn_err err = {0};
+
+    expect(r, wn_nccl_attach(r->link, &o, &err) == WN_EUNSUPP, "no library: the code");
+    expect(r, strstr(err.text, "/nowhere/libnccl.so") != NULL, err.text);
+    expect(r, !wn_link_has_device(r->link), "no library: nothing is attached");
+}
+
+/* Two ranks on one device of one host. */
+static void run_same_device(struct rank *r)
+{
+    const int ranks[] = {0, 1};
+    const struct wn_comm group = {.ranks = ranks, .n = 2, .me = r->rank};
+    const struct wn_nccl_opts o = link_device_opts(r->be, 0, &group, -1, -1);
+    struct wn_err err = {0};
+
+    expect(r, wn_nccl_attach(r->link, &o, &err) != WN_OK, "one device for two ranks: refused");
+    expect(r, strstr(err.text, "NCCL_HOSTID") != NULL, err.text);
+    expect(r, !wn_link_has_device(r->link), "one device for two ranks: nothing is attached");
+}
+
+/* One rank has no peer to be connected to: it never comes. */
+static void run_absent(struct rank *r)
+{
+    const int ranks[] = {0, 1};
+    const struct wn_comm group = {.ranks = ranks, .n = 2, .me = r->rank};
+    struct wn_nccl_opts o = link_device_opts(r->be, r->device, &group, -1, -1);
+    int64_t start = wn_now_us();
+    struct wn_err err = {0};
+
+    o.deadline_us = start + 300000;
+    if (r->rank == 1) {
+        usleep(600000);
+        return;
+    }
+    expect(r, wn_nccl_attach(r->link, &o, &err) == WN_ETIME, "a rank that does not come: the deadline");
+    expect(r, wn_now_us() - start < 2000000, "a rank that does not come: in time");
+}
+
+/* The last of three goes away while the others sum. */
+static void run_lost(struct rank *r)
+{
+    const int ranks[] = {0, 1, 2};
+    const struct wn_comm group = {.ranks = ranks, .n = 3, .me = r->rank};
+    const struct wn_nccl_opts o = link_device_opts(r->be, r->device, &group, -1, -1);
+    struct wn_buf dev = {0};
+    struct wn_err err = {0};
+    int64_t start;
+    wn_status rc;
+
+    expect(r, wn_nccl_attach(r->link, &o, &err) == WN_OK, err.text);
+    expect(r, r->be->ops->buf_alloc(r->be, 4000, &dev) == WN_OK, "buffer");
+    if (!wn_link_has_device(r->link)) return;
+    if (r->rank == 2) {
+        usleep(100000);
+        wn_link_cancel(r->link); /* ends its communicators without a word to the others */
+        wn_nccl_detach(r->link);
+    } else {
+        start = wn_now_us();
+        expect(r, wn_dev_allreduce_f32(r->link, dev.ptr, 1000) == WN_OK, "a sum is queued");
+        rc = wn_dev_sync(r->link, soon());
+        expect(r, rc == WN_EPEER, "a lost rank: the code");
+        expect(r, wn_now_us() - start < 5000000, "a lost rank: within 5 s");
+        expect(r, strstr(wn_link_error(r->link)->text, "remote process") != NULL, wn_link_error(r->link)->text);
+        expect(r, wn_dev_allreduce_f32(r->link, dev.ptr, 10) != WN_OK, "the link stays broken");
+        wn_nccl_detach(r->link);
+    }
+    r->be->ops->buf_free(r->be, &dev);
+}
+
+static void *rank_main(void *arg)
+{
+    struct rank *r = arg;
+    const struct wn_group group = {.rank = r->rank, .size = r->size, .hub = r->hub};
+    struct wn_err err = {0};
+    bool open = wn_link_open(&r->link, "local", &group, &err) == WN_OK &&
+                wn_backend_open(&r->be, "cuda", r->device, &err) == WN_OK;
+
+    expect(r, open, err.text);
+    WN_ASSERT(open);
+    r->run(r);
+    wn_link_close(r->link);
+    wn_backend_close(r->be);
+    return NULL;
+}
+
+static void run_threads(int size, void (*run)(struct rank *r), bool one_device, struct link_suite_result *sum)
+{
+    struct rank ranks[RANKS_MAX] = {0};
+    struct wn_local_hub *hub = NULL;
+
+    WN_ASSERT(wn_local_hub_create(&hub, size, NULL) == WN_OK);
+    for (int i = 0; i < size; i++) {
+        ranks[i] = (struct rank){.hub = hub, .rank = i, .size = size, .device = one_device ? 0 : i, .run = run};
+        WN_ASSERT(pthread_create(&ranks[i].thread, NULL, rank_main, &ranks[i]) == 0);
+    }
+    for (int i = 0; i < size; i++) {
+        pthread_join(ranks[i].thread, NULL);
+        if (i == 0) sum->passed += ranks[i].result.passed;
+        sum->failed += ranks[i].result.failed;
+    }
+    wn_local_hub_destroy(hub);
+}
+
+static int report(const char *name, struct link_suite_result sum)
+{
+    printf("%s: %d passed, %d failed\n", name, sum.passed, sum.failed);
+    return sum.failed || !sum.passed ? 1 : 0;
+}
+
+static int main_threads(void)
+{
+    struct link_suite_result sum = {0};
+
+    setenv("WINNOW_NCCL", "/nowhere/libnccl.so", 1);
+    run_threads(2, run_no_library, false, &sum);
+#ifdef WN_TEST_NCCL
+    setenv("WINNOW_NCCL", WN_TEST_NCCL, 1);
+#else
+    unsetenv("WINNOW_NCCL");
+#endif
+    for (int size = 1; size <= RANKS_MAX; size++) run_threads(size, run_suite, false, &sum);
+    run_threads(2, run_same_device, true, &sum);
+    run_threads(2, run_absent, false, &sum);
+    run_threads(3, run_lost, false, &sum);
+    return report("threads", sum);
+}
+
+/* The last rank ends while the others wait for its part; rank 0 must end with 17. */
+static int die(struct wn_link *link, struct wn_backend *be, int device)
+{
+    int ranks[16];
+    struct wn_comm all = {.ranks = ranks, .n = wn_link_size(link), .me = wn_link_rank(link)};
+    struct wn_nccl_opts o = link_device_opts(be, device, &all, -1, -1);
+    struct wn_buf dev = {0};
+    struct wn_err err = {0};
+    wn_status rc;
+
+    WN_ASSERT(all.n <= 16);
+    for (int i = 0; i < all.n; i++) ranks[i] = i;
+    if (wn_nccl_attach(link, &o, &err) != WN_OK || be->ops->buf_alloc(be, 4096, &dev) != WN_OK) {
+        fprintf(stderr, "%s\n", err.text);
+        return 1;
+    }
+    if (all.me == all.n - 1) _exit(3);
+    rc = wn_dev_allreduce_f32(link, dev.ptr, 1024);
+    if (rc == WN_OK) rc = wn_dev_sync(link, soon());
+    fprintf(stderr, "rank %d: %s\n", all.me, wn_link_error(link)->text);
+    wn_link_mpi_abort(rc == WN_EPEER || rc == WN_ETIME ? 17 : 1);
+}
+
+static int main_mpi(const char *mode)
+{
+    struct link_suite_result sum = {0};
+    struct wn_backend *be = NULL;
+    struct wn_link *link = NULL;
+    struct wn_err err = {0};
+    char host[32];
+    int n = 0, asked, device, rc = 1;
+
+#ifdef WN_TEST_NCCL
+    setenv("WINNOW_NCCL", WN_TEST_NCCL, 0);
+#endif
+    if (wn_link_open(&link, "mpi", &(struct wn_group){0}, &err) != WN_OK ||
+        wn_backend_devices("cuda", &n, &asked, &err) != WN_OK) {
+        fprintf(stderr, "%s\n", err.text);
+        return 1;
+    }
+    device = wn_link_rank(link) % (n > 0 ? n : 1);
+    snprintf(host, sizeof(host), "rank%d", wn_link_rank(link));
+    if (n < wn_link_size(link)) setenv("NCCL_HOSTID", host, 0); /* ranks on one device meet as if on two hosts */
+    if (wn_backend_open(&be, "cuda", device, &err) != WN_OK) {
+        fprintf(stderr, "%s\n", err.text);
+        return 1;
+    }
+    if (mode) return die(link, be, device);
+    sum = link_device_suite_run(link, be, device);
+    rc = wn_link_rank(link) == 0 ? report("mpi", sum) : sum.failed != 0;
+    wn_link_close(link);
+    wn_backend_close(be);
+    return rc;
+}
+
+int main(int argc, char **argv)
+{
+    setenv("WN_CUDASIM_DEVICES", "4", 0);
+    setenv("WINNOW_CUDA_KERNELS", "exact", 0);
+    if (argc > 1 && strcmp(argv[1], "threads") == 0) return main_threads();
+    if (argc > 1 && strcmp(argv[1], "mpi") == 0) return main_mpi(argc > 2 ? argv[2] : NULL);
+    fprintf(stderr, "usage: test_link_device threads | mpi [death]\n");
+    return 2;
+}

@@ -1,0 +1,308 @@
+/* The CUDA runtime's calls on the simulated device: memory, streams, events.
+ *
+ * A stream that is empty does its work at once. What cannot be done yet (a message of the simulated NCCL, a wait for an
+ * event) stays in its stream, and everything that follows it there, too; a thread of the device's own takes it up again,
+ * as GPU and network do without the host. One lock stands for the device: one operation at a time. */
+#include <chrono>
+#include <condition_variable>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "tests/cudasim/device.cuh"
+#include "tests/cudasim/sim_stream.h"
+
+struct CUstream_st {
+    std::deque<std::function<bool()>> work; /* each says whether it is done */
+};
+
+struct record {
+    uint64_t asked, done;
+    double at_ms;
+};
+
+struct CUevent_st {
+    std::shared_ptr<record> r;
+};
+
+namespace {
+
+/* Never destroyed: the device's thread may outlive main. */
+struct device_state {
+    std::recursive_mutex lock;
+    std::condition_variable_any more;
+    std::vector<cudaStream_t> streams;
+    bool running;
+};
+
+device_state &device(void)
+{
+    static device_state *d = new device_state();
+    return *d;
+}
+
+thread_local int current_device;
+
+/* True if nothing is left. */
+bool progress(void)
+{
+    device_state &d = device();
+    std::lock_guard<std::recursive_mutex> hold(d.lock);
+    bool idle = true;
+
+    for (cudaStream_t st : d.streams) {
+        while (!st->work.empty() && st->work.front()()) st->work.pop_front();
+        idle = idle && st->work.empty();
+    }
+    return idle;
+}
+
+void device_main(void)
+{
+    device_state &d = device();
+
+    while (true) {
+        if (progress()) {
+            std::unique_lock<std::recursive_mutex> hold(d.lock);
+            d.more.wait_for(hold, std::chrono::milliseconds(100));
+        } else {
+            std::this_thread::sleep_for(std::chrono::microseconds(30));
+        }
+    }
+}
+
+double now_ms(void)
+{
+    return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+bool stream_empty(cudaStream_t st)
+{
+    progress();
+    std::lock_guard<std::recursive_mutex> hold(device().lock);
+    return !st || st->work.empty();
+}
+
+} // namespace
+
+void sim_push(cudaStream_t st, std::function<bool()> fn)
+{
+    device_state &d = device();
+    std::lock_guard<std::recursive_mutex> hold(d.lock);
+
+    if ((!st || st->work.empty()) && fn()) return;
+    if (!st) abort(); /* the default stream never waits here */
+    st->work.push_back(std::move(fn));
+    if (!d.running) std::thread(device_main).detach();
+    d.running = true;
+    d.more.notify_one();
+}
+
+void sim_stream_push(cudaStream_t st, bool (*step)(void *ctx), void *ctx)
+{
+    sim_push(st, [=] { return step(ctx); });
+}
+
+int sim_current_device(void)
+{
+    return current_device;
+}
+
+const char *cudaGetErrorString(cudaError_t e)
+{
+    return e == cudaSuccess ? "no error" : e == cudaErrorMemoryAllocation ? "out of memory" : "simulated error";
+}
+
+cudaError_t cudaGetLastError(void)
+{
+    return cudaSuccess;
+}
+
+cudaError_t cudaGetDeviceCount(int *n)
+{
+    const char *wish = getenv("WN_CUDASIM_DEVICES");
+    *n = wish ? (int)strtol(wish, nullptr, 10) : 1;
+    return cudaSuccess;
+}
+
+cudaError_t cudaSetDevice(int device)
+{
+    int n;
+    cudaGetDeviceCount(&n);
+    if (device < 0 || device >= n) return cudaErrorInvalidDevice;
+    current_device = device;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int)
+{
+    *p = {};
+    strncpy(p->name, "simulated device", sizeof(p->name) - 1);
+    p->totalGlobalMem = (size_t)4 << 30;
+    p->sharedMemPerBlockOptin = 227 << 10;
+    p->major = 9;
+    p->multiProcessorCount = 132;
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetPCIBusId(char *id, int room, int device)
+{
+    snprintf(id, (size_t)room, "0000:%02x:00.0", device);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total)
+{
+    *free_bytes = *total = (size_t)4 << 30;
+    return cudaSuccess;
+}
+
+cudaError_t cudaMalloc(void **p, size_t bytes)
+{
+    if (posix_memalign(p, 256, bytes ? bytes : 1) != 0) return cudaErrorMemoryAllocation;
+    memset(*p, 0xff, bytes);
+    return cudaSuccess;
+}
+
+cudaError_t cudaFree(void *p)
+{
+    free(p);
+    return cudaSuccess;
+}
+
+cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned)
+{
+    *p = malloc(bytes);
+    return *p ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+
+cudaError_t cudaFreeHost(void *p)
+{
+    free(p);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind, cudaStream_t st)
+{
+    sim_push(st, [=] { return memmove(dst, src, bytes), true; });
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemcpy2DAsync(void *dst, size_t dst_step, const void *src, size_t src_step, size_t width, size_t height,
+                              cudaMemcpyKind, cudaStream_t st)
+{
+    sim_push(st, [=] {
+        for (size_t i = 0; i < height; i++) memcpy((char *)dst + i * dst_step, (const char *)src + i * src_step, width);
+        return true;
+    });
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t st)
+{
+    sim_push(st, [=] { return memset(p, value, bytes), true; });
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *st, unsigned)
+{
+    std::lock_guard<std::recursive_mutex> hold(device().lock);
+    *st = new CUstream_st();
+    device().streams.push_back(*st);
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest)
+{
+    *least = 0;
+    *greatest = -5;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t *st, unsigned flags, int)
+{
+    return cudaStreamCreateWithFlags(st, flags);
+}
+
+/* The device goes on with what is queued, as the real one does. */
+cudaError_t cudaStreamDestroy(cudaStream_t st)
+{
+    device_state &d = device();
+    std::lock_guard<std::recursive_mutex> hold(d.lock);
+
+    if (!st || !st->work.empty()) return cudaSuccess;
+    for (size_t i = 0; i < d.streams.size(); i++)
+        if (d.streams[i] == st) d.streams.erase(d.streams.begin() + (long)i--);
+    delete st;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t st)
+{
+    while (!stream_empty(st)) std::this_thread::sleep_for(std::chrono::microseconds(20));
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamQuery(cudaStream_t st)
+{
+    return stream_empty(st) ? cudaSuccess : cudaErrorNotReady;
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t st, cudaEvent_t e, unsigned)
+{
+    std::shared_ptr<record> r = e->r;
+    std::lock_guard<std::recursive_mutex> hold(device().lock);
+    uint64_t asked = r->asked; /* a later record is not waited for */
+
+    sim_push(st, [r, asked] { return r->done >= asked; });
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned)
+{
+    *e = new CUevent_st{std::make_shared<record>()};
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t e)
+{
+    delete e;
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t st)
+{
+    std::shared_ptr<record> r = e->r;
+    std::lock_guard<std::recursive_mutex> hold(device().lock);
+    uint64_t asked = ++r->asked;
+
+    sim_push(st, [r, asked] {
+        r->done = asked;
+        r->at_ms = now_ms();
+        return true;
+    });
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t e)
+{
+    std::shared_ptr<record> r = e->r;
+
+    while (true) {
+        progress();
+        {
+            std::lock_guard<std::recursive_mutex> hold(device().lock);
+            if (r->done >= r->asked) return cudaSuccess;
+        }
+        std::this_thread::sleep_for(std::chrono::microseconds(20));
+    }
+}
+
+cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end)
+{
+    std::lock_guard<std::recursive_mutex> hold(device().lock);
+    *ms = (float)(end->r->at_ms - start->r->at_ms);
+    return cudaSuccess;
+}

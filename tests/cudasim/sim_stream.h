@@ -1,0 +1,22 @@
+/* tests/cudasim/sim_stream.h - what the simulated NCCL asks of the simulated device. A program that lets the library be
+ * opened exports these two. */
+#ifndef WN_TESTS_CUDASIM_SIM_STREAM_H
+#define WN_TESTS_CUDASIM_SIM_STREAM_H
+
+#include <stdbool.h>
+
+#include "tests/cudasim/cuda_runtime_api.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Queues work: step is called, under the device's lock, until it says that the work is done. */
+void sim_stream_push(cudaStream_t st, bool (*step)(void *ctx), void *ctx);
+int sim_current_device(void); /* of this thread */
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
