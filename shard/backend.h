@@ -134,8 +134,15 @@ struct wn_backend_ops {
     wn_status (*convert)(struct wn_backend *be, const struct wn_mat *out, const struct wn_mat *in); /* rounds, widens */
     wn_status (*sync)(struct wn_backend *be, int64_t deadline_us);
     wn_status (*devices)(int *n, struct wn_err *err); /* that may be opened; NULL: the machine itself is the only one */
-    void *(*queue)(struct wn_backend *be); /* where its work is queued, for links: a cudaStream_t; NULL: host memory */
+    /* Where its work is queued, for links: a cudaStream_t, with all that a step has kept back; NULL: host memory. */
+    void *(*queue)(struct wn_backend *be);
     wn_status (*sum_parts)(struct wn_backend *be, const struct wn_dev_sum *s); /* with queue: see transport/device.h */
+    /* NULL where there is nothing to gain. Opens a step of `rows` rows, one for each of its sequences: until step_end,
+     * which follows whatever happens, calls may be kept back and go to the device together, at the latest for a sync,
+     * a download or queue; host tables that they name keep their contents. *padded, at most rows_max, is how many rows
+     * matrices had best have: the rows after the first `rows` are of no sequence, and what is in them is anything. */
+    wn_status (*step_begin)(struct wn_backend *be, uint32_t rows, uint32_t rows_max, uint32_t *padded);
+    wn_status (*step_end)(struct wn_backend *be);
 };
 
 /* Every backend starts with this, so that the wrappers below find its operations. */

@@ -78,8 +78,9 @@ static wn_status scratch_alloc(struct wn_stage *s, struct wn_err *err)
     s->index = calloc(rows, sizeof(*s->index));
     s->zeros = calloc(rows, sizeof(*s->zeros));
     s->position = calloc(rows, sizeof(*s->position));
+    s->wanted_rows = calloc(want ? want : 1, sizeof(*s->wanted_rows));
     s->slots = calloc(s->o.slots ? s->o.slots : 1, sizeof(*s->slots));
-    if (!s->index || !s->zeros || !s->position || !s->slots)
+    if (!s->index || !s->zeros || !s->position || !s->wanted_rows || !s->slots)
         return wn_fail(err, WN_ENOMEM, "stage %u: steps of %u rows", s->stage, rows);
     return WN_OK;
 }
@@ -229,6 +230,7 @@ void wn_stage_close(struct wn_stage *s)
     free(s->index);
     free(s->zeros);
     free(s->position);
+    free(s->wanted_rows);
     free(s->layers);
     free(s->bufs);
     free(s);

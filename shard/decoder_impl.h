@@ -52,6 +52,8 @@ struct wn_stage {
     struct wn_mat scores;         /* last: the same in float32; the same memory if that is the type */
     struct wn_mat all_scores;     /* last, tensor rank 0: [wanted_max * vocab], rank after rank */
     uint32_t *index, *zeros, *position; /* [rows_max] host */
+    uint32_t *wanted_rows;              /* [wanted_max] host */
+    uint32_t rows, wanted_n;            /* of the step that runs, with the rows that pad it */
     wn_op sending;                      /* the send to the next stage that `part` is lent to */
     struct wn_stage_waits waits;        /* since open */
     bool failed;                        /* a run failed: messages may be in flight */

@@ -77,14 +77,14 @@ static wn_status all_reduce(struct wn_stage *s, uint32_t rows, int64_t deadline_
 
 /* out = x * w^T where this rank holds some of w's columns: the sum over ranks, rounded to out's type. */
 static wn_status row_parallel(struct wn_stage *s, struct wn_mat out, struct wn_mat x, const struct wn_weight *w,
-                              int64_t deadline_us)
+                              uint32_t rows, int64_t deadline_us)
 {
     struct wn_mat sums = wn_mat_rows(s->sums, 0, out.rows);
     wn_status rc;
 
     if (s->plan.tensors == 1) return matmul(s, out, x, w, s->slices);
     rc = matmul(s, sums, x, w, s->slices);
-    if (rc == WN_OK) rc = all_reduce(s, out.rows, deadline_us);
+    if (rc == WN_OK) rc = all_reduce(s, rows, deadline_us);
     if (rc == WN_OK) rc = wn_be_convert(s->o.be, &out, &sums);
     return rc;
 }
@@ -143,11 +143,11 @@ static wn_status image_bias(struct wn_stage *s, const struct wn_step *step)
 /* Stage 0: tokens and features to the rows that enter layer 0. */
 static wn_status input_rows(struct wn_stage *s, const struct wn_step *step, int64_t deadline_us)
 {
-    struct wn_mat sums = wn_mat_rows(s->sums, 0, step->rows), x = wn_mat_rows(s->x, 0, step->rows);
+    struct wn_mat sums = wn_mat_rows(s->sums, 0, s->rows), x = wn_mat_rows(s->x, 0, s->rows);
     wn_status rc;
 
-    for (uint32_t i = 0; i < step->rows; i++) {
-        bool text = !step->slot || step->slot[i] == WN_SLOT_NONE;
+    for (uint32_t i = 0; i < s->rows; i++) {
+        bool text = i < step->rows && (!step->slot || step->slot[i] == WN_SLOT_NONE);
         /* Ids below the range wrap round to large numbers: all that is not held becomes zeros. */
         s->index[i] = text ? step->token[i] - s->vocab.first : UINT32_MAX;
     }
@@ -216,14 +216,14 @@ static wn_status attention(struct wn_stage *s, const struct wn_layer *y, const s
 {
     const struct wn_text_config *t = &s->plan.model.text;
     uint32_t hd = t->head_dim, q_cols = s->heads * hd, kv_cols = s->kv_heads * hd;
-    struct wn_mat normed = wn_mat_rows(s->normed, 0, step->rows), qkv = wn_mat_rows(s->qkv, 0, step->rows);
+    struct wn_mat normed = wn_mat_rows(s->normed, 0, s->rows), qkv = wn_mat_rows(s->qkv, 0, s->rows);
     struct wn_mat q = wn_mat_cols(qkv, 0, q_cols), k = wn_mat_cols(qkv, q_cols, kv_cols);
     struct wn_mat v = wn_mat_cols(qkv, q_cols + kv_cols, kv_cols);
     struct wn_kv kv = {.k = y->keys, .v = y->values, .page_tokens = s->o.page_tokens};
     struct wn_rope rope = {
         .x = wn_mat_cols(qkv, 0, q_cols + kv_cols), .position = s->position, .head_dim = hd, .theta = t->rope_theta};
     struct wn_kv_write write = {.k = k, .v = v, .kv = kv, .seqs = step->seqs, .seqs_n = step->seqs_n};
-    struct wn_attn_paged a = {.out = wn_mat_rows(s->attn, 0, step->rows),
+    struct wn_attn_paged a = {.out = wn_mat_rows(s->attn, 0, s->rows),
                               .q = q,
                               .kv = kv,
                               .seqs = step->seqs,
@@ -246,19 +246,19 @@ static wn_status run_layer(struct wn_stage *s, const struct wn_layer *y, const s
                            int64_t deadline_us)
 {
     struct wn_backend *be = s->o.be;
-    uint32_t n = step->rows;
+    uint32_t n = s->rows;
     struct wn_mat x = wn_mat_rows(s->x, 0, n), normed = wn_mat_rows(s->normed, 0, n);
     struct wn_mat gate = wn_mat_rows(s->gate, 0, n), up = wn_mat_rows(s->up, 0, n);
     wn_status rc = rms_norm(s, normed, x, y->norm1);
 
     if (rc == WN_OK) rc = attention(s, y, step);
-    if (rc == WN_OK) rc = row_parallel(s, normed, wn_mat_rows(s->attn, 0, n), y->o, deadline_us);
+    if (rc == WN_OK) rc = row_parallel(s, normed, wn_mat_rows(s->attn, 0, n), y->o, step->rows, deadline_us);
     if (rc == WN_OK) rc = wn_be_add(be, &x, &x, &normed);
     if (rc == WN_OK) rc = rms_norm(s, normed, x, y->norm2);
     if (rc == WN_OK) rc = matmul(s, gate, normed, y->gate, 1);
     if (rc == WN_OK) rc = matmul(s, up, normed, y->up, 1);
     if (rc == WN_OK) rc = wn_be_silu_mul(be, &gate, &gate, &up);
-    if (rc == WN_OK) rc = row_parallel(s, normed, gate, y->down, deadline_us);
+    if (rc == WN_OK) rc = row_parallel(s, normed, gate, y->down, step->rows, deadline_us);
     if (rc == WN_OK) rc = wn_be_add(be, &x, &x, &normed);
     return rc;
 }
@@ -280,14 +280,14 @@ static wn_status head(struct wn_stage *s, const struct wn_step *step, int64_t de
 {
     struct wn_backend *be = s->o.be;
     uint32_t n = step->wanted_n;
-    struct wn_mat rows = wn_mat_rows(s->wanted, 0, n), x = wn_mat_rows(s->x, 0, step->rows);
-    struct wn_mat scores = wn_mat_rows(s->scores, 0, n), rounded = wn_mat_rows(s->rounded, 0, n);
+    struct wn_mat rows = wn_mat_rows(s->wanted, 0, s->wanted_n), x = wn_mat_rows(s->x, 0, s->rows);
+    struct wn_mat scores = wn_mat_rows(s->scores, 0, s->wanted_n), rounded = wn_mat_rows(s->rounded, 0, s->wanted_n);
     size_t bytes_of[WN_TENSOR_MAX];
     int64_t since_us;
     wn_status rc;
 
     if (n == 0) return WN_OK;
-    rc = wn_be_gather_rows(be, &rows, &x, step->wanted);
+    rc = wn_be_gather_rows(be, &rows, &x, s->wanted_rows);
     if (rc == WN_OK) rc = rms_norm(s, rows, rows, s->norm);
     if (rc == WN_OK && s->vocab.n > 0) rc = matmul(s, rounded, rows, s->head, 1);
     if (rc == WN_OK && rounded.dtype != WN_F32) rc = wn_be_convert(be, &scores, &rounded);
@@ -306,8 +306,11 @@ static wn_status head(struct wn_stage *s, const struct wn_step *step, int64_t de
     return rc;
 }
 
-static void set_positions(struct wn_stage *s, const struct wn_step *step)
+/* What of a step the operations are told; rows that pad it have position 0, and are gathered from nowhere. */
+static void set_rows(struct wn_stage *s, const struct wn_step *step)
 {
+    for (uint32_t i = 0; i < s->wanted_n; i++) s->wanted_rows[i] = i < step->wanted_n ? step->wanted[i] : UINT32_MAX;
+    for (uint32_t i = step->rows; i < s->rows; i++) s->position[i] = 0;
     for (uint32_t i = 0; i < step->seqs_n; i++) {
         const struct wn_seq *q = &step->seqs[i];
         for (uint32_t r = 0; r < q->rows; r++)
@@ -320,23 +323,43 @@ struct wn_stage_waits wn_stage_waits(const struct wn_stage *s)
     return s->waits;
 }
 
+/* Says how many rows the matrices have: more than the step where a device replays steps of one size. With other ranks
+ * every step is told apart: what is kept back would have to go before each message. */
+static wn_status begin(struct wn_stage *s, const struct wn_step *step)
+{
+    const struct wn_backend_ops *ops = s->o.be->ops;
+    bool decode = ops->step_begin && s->plan.stages == 1 && s->plan.tensors == 1 && step->seqs_n == step->rows;
+    wn_status rc = WN_OK;
+
+    s->rows = step->rows;
+    s->wanted_n = step->wanted_n;
+    for (uint32_t i = 0; decode && step->slot && i < step->rows; i++) decode = step->slot[i] == WN_SLOT_NONE;
+    if (!decode) return WN_OK;
+    rc = ops->step_begin(s->o.be, step->rows, s->o.rows_max, &s->rows);
+    if (s->wanted_n > 0) s->wanted_n = s->rows < s->o.wanted_max ? s->rows : s->o.wanted_max;
+    return rc;
+}
+
 wn_status wn_stage_run(struct wn_stage *s, const struct wn_step *step, int64_t deadline_us, float *logits,
                        struct wn_err *err)
 {
-    wn_status rc = wn_stage_check(s, step, err);
+    wn_status rc = wn_stage_check(s, step, err), ended;
 
     if (rc == WN_OK && s->first) rc = check_features(s, step, err);
     if (rc != WN_OK) return rc;
     WN_ASSERT(logits || step->wanted_n == 0 || !wn_stage_is_last(s));
     if (s->failed)
         return wn_fail(err, WN_EPEER, "stage %u, tensor rank %u: a step failed before", s->stage, s->tensor);
-    set_positions(s, step);
-
+    if ((rc = begin(s, step)) != WN_OK) goto out;
+    set_rows(s, step);
     rc = s->first ? input_rows(s, step, deadline_us) : receive_rows(s, step->rows, deadline_us);
     for (uint32_t i = 0; rc == WN_OK && i < s->plan.layers[s->stage].n; i++)
         rc = run_layer(s, &s->layers[i], step, deadline_us);
     if (rc == WN_OK) rc = s->last ? head(s, step, deadline_us, logits) : send_rows(s, step->rows, deadline_us);
+    ended = s->o.be->ops->step_end ? s->o.be->ops->step_end(s->o.be) : WN_OK;
+    if (rc == WN_OK) rc = ended;
     if (rc == WN_OK) rc = s->o.be->ops->sync(s->o.be, deadline_us);
+out:
     if (rc == WN_OK) return WN_OK;
     s->failed = true;
     return wn_fail(err, rc, "stage %u, tensor rank %u: %s", s->stage, s->tensor,

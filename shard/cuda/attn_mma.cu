@@ -170,13 +170,15 @@ template <int HD, bool SPLIT> __global__ void __launch_bounds__(THREADS) mma_ker
     const uint32_t warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     const uint32_t rows_all = seq.rows * group; /* query rows of this kv head */
     const uint32_t rows_end = tile.row0 + 64 < rows_all ? tile.row0 + 64 : rows_all;
-    const uint32_t keys_all = a.causal ? seq.pos + (rows_end - 1) / group + 1 : seq.pos + seq.rows; /* of the block */
+    const uint32_t keys_all = rows_all == 0 ? 0
+                              : a.causal    ? seq.pos + (rows_end - 1) / group + 1
+                                            : seq.pos + seq.rows; /* of the block */
     const uint32_t first = SPLIT ? blockIdx.z * WN_CUDA_CHUNK : 0;
     const uint32_t last = SPLIT && first + WN_CUDA_CHUNK < keys_all ? first + WN_CUDA_CHUNK : keys_all;
     const uint16_t *q = (const uint16_t *)a.q.ptr, *k = (const uint16_t *)a.k.ptr, *v = (const uint16_t *)a.v.ptr;
     struct walk<HD> w;
 
-    if (first >= last) return; /* a split tile with fewer chunks: uniform over the block */
+    if (first >= last) return; /* a split tile with fewer chunks, or of no sequence: uniform over the block */
     w.total[0].max = w.total[1].max = -INFINITY;
     w.total[0].sum = w.total[1].sum = 0.0f;
 #pragma unroll

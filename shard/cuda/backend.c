@@ -111,6 +111,7 @@ void wn_cuda_load_rate(const struct wn_backend *be, uint64_t *bytes, uint64_t *u
 
 static void *cuda_queue(struct wn_backend *be)
 {
+    (void)!wn_cuda_flush((struct wn_cuda *)be); /* what fails there fails again at the next wait */
     return ((struct wn_cuda *)be)->stream;
 }
 
@@ -137,6 +138,8 @@ const struct wn_backend_ops wn_backend_cuda = {
     .gather_rows = wn_cuda_gather_rows,
     .convert = wn_cuda_convert,
     .sync = wn_cuda_sync,
+    .step_begin = wn_cuda_step_begin,
+    .step_end = wn_cuda_step_end,
     .devices = cuda_devices,
     .queue = cuda_queue,
     .sum_parts = wn_cuda_sum_parts,

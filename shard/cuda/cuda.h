@@ -1,22 +1,21 @@
 /* shard/cuda/cuda.h - the insides of the "cuda" backend: what a device holds beside the caller's buffers.
  *
  * One stream carries everything, in order. Host data reaches it in two ways: `staging` for contents (weights, pixels,
- * features), a ring of pinned chunks, so that the caller's memory is free again when upload returns; `meta` for the
- * small tables of a step (positions, page tables, row numbers). A step passes the same tables to every layer: meta
- * keeps the last few on the device and compares, so that a layer copies nothing.
+ * features), a ring of pinned chunks, so that the caller's memory is free again when upload returns; and queue.h's
+ * tables (positions, page tables, row numbers), which a step passes to every layer and which are copied once.
  *
  * Owns: stream, pinned memory, scratch. Scratch only grows, so that a step that has been seen allocates nothing. */
 #ifndef WN_SHARD_CUDA_CUDA_H
 #define WN_SHARD_CUDA_CUDA_H
 
 #include "shard/backend.h"
-#include "transport/cuda_check.h"
 #include "shard/cuda/geometry.h"
 #include "shard/cuda/launch.h"
+#include "shard/cuda/queue.h"
+#include "transport/cuda_check.h"
 
 #define WN_CUDA_STAGES      3u
 #define WN_CUDA_STAGE_BYTES ((size_t)16 << 20)
-#define WN_CUDA_METAS       8u
 
 struct wn_weight {
     void *ptr; /* [n, stride] of dtype, zero after column k */
@@ -26,13 +25,6 @@ struct wn_weight {
 
 struct wn_cuda_stage {
     void *pinned;
-    cudaEvent_t copied;
-};
-
-struct wn_cuda_meta {
-    uint32_t *host, *device; /* pinned; its copy */
-    size_t words, room;
-    uint64_t used; /* clock of the last use; 0: empty */
     cudaEvent_t copied;
 };
 
@@ -47,8 +39,7 @@ struct wn_cuda {
     cudaStream_t stream;
     struct wn_cuda_stage stages[WN_CUDA_STAGES];
     uint32_t stage; /* the next one */
-    struct wn_cuda_meta metas[WN_CUDA_METAS];
-    uint64_t clock;
+    struct wn_cuda_queue queue;
     uint32_t *words; /* host: a table being made */
     size_t words_room;
     struct wn_buf scratch[WN_CUDA_SCRATCH_N];
@@ -72,10 +63,8 @@ void wn_cuda_weight_destroy(struct wn_backend *be, struct wn_weight *w);
 wn_status wn_cuda_sync(struct wn_backend *be, int64_t deadline_us);
 /* Device memory of at least `bytes`, valid until the next call for the same purpose; NULL and a status otherwise. */
 wn_status wn_cuda_scratch(struct wn_cuda *c, int purpose, size_t bytes, void **out);
-/* Host words for a table that is then given to wn_cuda_meta. */
+/* Host words for a table that is then given to wn_cuda_table. */
 wn_status wn_cuda_words(struct wn_cuda *c, size_t words, uint32_t **out);
-/* The device copy of a host table, good for launches until WN_CUDA_METAS other tables were asked for. */
-wn_status wn_cuda_meta(struct wn_cuda *c, const uint32_t *host, size_t words, const uint32_t **out);
 
 /* ---- ops.c ---- */
 wn_status wn_cuda_matmul(struct wn_backend *be, const struct wn_matmul *a);

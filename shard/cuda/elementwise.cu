@@ -14,9 +14,9 @@ template <int OP> __device__ __forceinline__ float pair_op(float a, float b, uin
 }
 
 template <int OP, int W>
-__global__ void __launch_bounds__(THREADS) pair_kernel(struct wn_cuda_mat out, struct wn_cuda_mat a,
-                                                       struct wn_cuda_mat b)
+__global__ void __launch_bounds__(THREADS) pair_kernel(struct wn_cuda_pair p)
 {
+    const struct wn_cuda_mat out = p.out, a = p.a, b = p.b;
     const uint32_t row = blockIdx.x, c = (blockIdx.y * THREADS + threadIdx.x) * W;
     float x[W], y[W];
 
@@ -27,29 +27,25 @@ __global__ void __launch_bounds__(THREADS) pair_kernel(struct wn_cuda_mat out, s
     wn_put_n<W>(out.ptr, out.dtype, wn_at(out, row, c), x);
 }
 
-template <int OP>
-static int run_pair(const struct wn_cuda_mat *out, const struct wn_cuda_mat *a, const struct wn_cuda_mat *b,
-                    wn_cuda_stream st)
+template <int OP> static int run_pair(const struct wn_cuda_pair *p, wn_cuda_stream st)
 {
-    const bool wide = wn_wide(out) && wn_wide(a) && wn_wide(b);
+    const bool wide = wn_wide(&p->out) && wn_wide(&p->a) && wn_wide(&p->b);
     const uint32_t step = THREADS * (wide ? 8 : 1);
-    dim3 grid(out->rows, (out->cols + step - 1) / step);
+    dim3 grid(p->out.rows, (p->out.cols + step - 1) / step);
 
     if (wide)
-        WN_LAUNCH((pair_kernel<OP, 8>), grid, THREADS, 0, st, *out, *a, *b);
+        WN_LAUNCH((pair_kernel<OP, 8>), grid, THREADS, 0, st, *p);
     else
-        WN_LAUNCH((pair_kernel<OP, 1>), grid, THREADS, 0, st, *out, *a, *b);
+        WN_LAUNCH((pair_kernel<OP, 1>), grid, THREADS, 0, st, *p);
     return (int)cudaGetLastError();
 }
 
-int wn_cuda_run_add(const struct wn_cuda_mat *out, const struct wn_cuda_mat *a, const struct wn_cuda_mat *b,
-                    wn_cuda_stream st)
+int wn_cuda_run_add(const struct wn_cuda_pair *a, wn_cuda_stream st)
 {
-    return run_pair<ADD>(out, a, b, st);
+    return run_pair<ADD>(a, st);
 }
 
-int wn_cuda_run_silu_mul(const struct wn_cuda_mat *out, const struct wn_cuda_mat *gate, const struct wn_cuda_mat *up,
-                         wn_cuda_stream st)
+int wn_cuda_run_silu_mul(const struct wn_cuda_pair *a, wn_cuda_stream st)
 {
-    return run_pair<SILU_MUL>(out, gate, up, st);
+    return run_pair<SILU_MUL>(a, st);
 }

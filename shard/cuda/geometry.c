@@ -71,12 +71,34 @@ struct wn_cuda_attn_plan wn_cuda_plan_attn(const struct wn_seq *seqs, uint32_t s
     return p;
 }
 
+void wn_cuda_pad_attn(struct wn_cuda_attn_plan *p, const struct wn_seq *seqs, uint32_t seqs_n, uint32_t rows,
+                      uint32_t group, uint32_t page_tokens)
+{
+    uint32_t longest = 1, chunks = 1, pages;
+
+    WN_ASSERT(seqs_n <= rows && group <= WN_CUDA_TILE);
+    for (uint32_t s = 0; s < seqs_n; s++) {
+        WN_ASSERT(seqs[s].rows <= 1);
+        if (seqs[s].pos + seqs[s].rows > longest) longest = seqs[s].pos + seqs[s].rows;
+    }
+    while (chunks * WN_CUDA_CHUNK < longest) chunks *= 2;
+    pages = (chunks * WN_CUDA_CHUNK + page_tokens - 1) / page_tokens;
+    *p = (struct wn_cuda_attn_plan){
+        .split_tiles_n = rows, .chunks = chunks, .split_rows = group, .padded = true};
+    p->row_seq = (rows + 1) * (uint32_t)(sizeof(struct wn_cuda_seq) / 4); /* one more: the empty sequence */
+    p->tiles = p->split_tiles = p->row_seq + rows;
+    p->tables = p->split_tiles + 2 * rows;
+    p->words = p->tables + rows * pages;
+}
+
 void wn_cuda_fill_attn(const struct wn_cuda_attn_plan *plan, const struct wn_seq *seqs, uint32_t seqs_n, uint32_t rows,
                        uint32_t group, uint32_t page_tokens, uint32_t *out)
 {
     uint32_t table = 0, *tile = out + plan->tiles, *split = out + plan->split_tiles;
 
+    if (plan->padded) memset(out, 0, plan->words * sizeof(*out));
     for (uint32_t i = 0; i < rows; i++) out[plan->row_seq + i] = UINT32_MAX;
+    for (uint32_t i = 0; plan->padded && i < plan->split_tiles_n; i++) split[2 * i] = plan->split_tiles_n;
     for (uint32_t s = 0; s < seqs_n; s++) {
         const struct wn_seq *q = &seqs[s];
         struct wn_cuda_seq d = {.first_row = q->first_row, .rows = q->rows, .pos = q->pos, .table = table};
@@ -86,7 +108,7 @@ void wn_cuda_fill_attn(const struct wn_cuda_attn_plan *plan, const struct wn_seq
         for (uint32_t i = 0; i < q->rows; i++) out[plan->row_seq + q->first_row + i] = s;
         if (pages) memcpy(out + plan->tables + table, q->pages, pages * sizeof(*q->pages));
         table += pages;
-        if (q->rows && is_split(q, group)) {
+        if (q->rows && (plan->padded || is_split(q, group))) {
             *split++ = s;
             *split++ = 0;
             continue;

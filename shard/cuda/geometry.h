@@ -32,11 +32,17 @@ struct wn_cuda_attn_plan {
     uint32_t words;
     uint32_t seqs, row_seq, tiles, split_tiles, tables;
     uint32_t tiles_n, split_tiles_n, chunks, split_rows;
+    bool padded;
 };
 
 /* Sizes and offsets. group: query heads of a kv head. */
 struct wn_cuda_attn_plan wn_cuda_plan_attn(const struct wn_seq *seqs, uint32_t seqs_n, uint32_t rows, uint32_t group,
                                            uint32_t page_tokens);
+/* For a step of one row a sequence, of which `rows` leave room for more sequences than there are: makes the plan that
+ * of all steps of so many rows and of this power of two of chunks. Every sequence is split; empty tiles name one
+ * without rows. */
+void wn_cuda_pad_attn(struct wn_cuda_attn_plan *plan, const struct wn_seq *seqs, uint32_t seqs_n, uint32_t rows,
+                      uint32_t group, uint32_t page_tokens);
 /* Fills `out`, plan->words words. */
 void wn_cuda_fill_attn(const struct wn_cuda_attn_plan *plan, const struct wn_seq *seqs, uint32_t seqs_n, uint32_t rows,
                        uint32_t group, uint32_t page_tokens, uint32_t *out);

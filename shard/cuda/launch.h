@@ -2,7 +2,9 @@
  * nothing but device pointers, shapes and numbers, already checked by ops.c.
  *
  * A launcher returns a cudaError_t as an int (0 is success) for launches that the runtime refused; what a kernel does
- * wrong later is found by sync. Launchers allocate nothing and keep no state. Kernels read and write only their views.
+ * wrong later is found by sync. Launchers allocate nothing and keep no state; what they launch follows from their
+ * arguments alone, and argument structs have no padding: queue.h compares them. Kernels read and write only their
+ * views.
  *
  * Bits. A stored element depends on its own row, its own sequence and the weights: never on the other rows of the
  * call, on pages, or on the launch geometry that follows from them. wn_cuda_run_matmul_plain and _mma also make the
@@ -57,7 +59,7 @@ struct wn_cuda_attn {
     const struct wn_cuda_seq *seqs;
     const uint32_t *tables, *row_seq; /* row_seq [rows]: the sequence of each row; UINT32_MAX for none */
     uint32_t page_tokens, heads, kv_heads, head_dim;
-    bool causal; /* else every row of a sequence sees its pos + rows keys */
+    uint32_t causal; /* else every row of a sequence sees its pos + rows keys */
     float scale;
     /* tensor-core kernel */
     const struct wn_cuda_tile *tiles;       /* whole: one block walks over all keys */
@@ -75,7 +77,26 @@ struct wn_cuda_norm {
     struct wn_cuda_mat out, x;
     const float *weight, *bias;
     float eps;
-    bool rms;
+    uint32_t rms;
+};
+
+/* out[to[i]] = in[from[i]] for i < rows; NULL means i. A from beyond in's rows gives zeros; a to beyond out's rows is
+ * left out. */
+struct wn_cuda_rows {
+    struct wn_cuda_mat out, in;
+    const uint32_t *to, *from;
+    uint64_t rows;
+};
+
+struct wn_cuda_pair {
+    struct wn_cuda_mat out, a, b;
+};
+
+struct wn_cuda_rope {
+    struct wn_cuda_mat x;
+    const uint32_t *position; /* [rows] device memory */
+    const float *freq;        /* [head_dim / 2] device memory */
+    uint64_t head_dim;
 };
 
 /* The tree of transport/coll.h over n parts, `stride` floats apart; part `me` is at own unless that is NULL. */
@@ -88,16 +109,10 @@ struct wn_cuda_sum {
 
 int wn_cuda_run_sum_tree(const struct wn_cuda_sum *a, wn_cuda_stream st);
 int wn_cuda_run_norm(const struct wn_cuda_norm *a, wn_cuda_stream st);
-/* position [rows], freq [head_dim / 2]: device memory */
-int wn_cuda_run_rope(const struct wn_cuda_mat *x, const uint32_t *position, const float *freq, uint32_t head_dim,
-                     wn_cuda_stream st);
-/* out[to[i]] = in[from[i]]; NULL means i. A from beyond in's rows gives zeros; a to beyond out's rows is left out. */
-int wn_cuda_run_rows(const struct wn_cuda_mat *out, const struct wn_cuda_mat *in, const uint32_t *to,
-                     const uint32_t *from, uint32_t rows, wn_cuda_stream st);
-int wn_cuda_run_add(const struct wn_cuda_mat *out, const struct wn_cuda_mat *a, const struct wn_cuda_mat *b,
-                    wn_cuda_stream st);
-int wn_cuda_run_silu_mul(const struct wn_cuda_mat *out, const struct wn_cuda_mat *gate, const struct wn_cuda_mat *up,
-                         wn_cuda_stream st);
+int wn_cuda_run_rope(const struct wn_cuda_rope *a, wn_cuda_stream st);
+int wn_cuda_run_rows(const struct wn_cuda_rows *a, wn_cuda_stream st);
+int wn_cuda_run_add(const struct wn_cuda_pair *a, wn_cuda_stream st);
+int wn_cuda_run_silu_mul(const struct wn_cuda_pair *a, wn_cuda_stream st);
 int wn_cuda_run_matmul_plain(const struct wn_cuda_matmul *a, wn_cuda_stream st);
 /* bfloat16 x and w, 16-byte aligned rows, k / slices a multiple of 8 */
 int wn_cuda_run_matmul_mma(const struct wn_cuda_matmul *a, wn_cuda_stream st);

@@ -21,9 +21,7 @@ wn_status wn_cuda_memory_open(struct wn_cuda *c, struct wn_err *err)
         if (rc == WN_OK)
             rc = wn_cuda_check(cudaEventCreateWithFlags(&s->copied, cudaEventDisableTiming), "event", err);
     }
-    for (uint32_t i = 0; rc == WN_OK && i < WN_CUDA_METAS; i++)
-        rc = wn_cuda_check(cudaEventCreateWithFlags(&c->metas[i].copied, cudaEventDisableTiming), "event", err);
-    return rc;
+    return rc == WN_OK ? wn_cuda_queue_open(c, err) : rc;
 }
 
 void wn_cuda_memory_close(struct wn_cuda *c)
@@ -33,11 +31,7 @@ void wn_cuda_memory_close(struct wn_cuda *c)
         (void)cudaFreeHost(c->stages[i].pinned);
         if (c->stages[i].copied) (void)cudaEventDestroy(c->stages[i].copied);
     }
-    for (uint32_t i = 0; i < WN_CUDA_METAS; i++) {
-        (void)cudaFreeHost(c->metas[i].host);
-        (void)cudaFree(c->metas[i].device);
-        if (c->metas[i].copied) (void)cudaEventDestroy(c->metas[i].copied);
-    }
+    wn_cuda_queue_close(c);
     for (int i = 0; i < WN_CUDA_SCRATCH_N; i++) (void)cudaFree(c->scratch[i].ptr);
     (void)cudaFree(c->freq);
     if (c->stream) (void)cudaStreamDestroy(c->stream);
@@ -78,6 +72,7 @@ wn_status wn_cuda_buf_alloc(struct wn_backend *be, size_t bytes, struct wn_buf *
 
 void wn_cuda_buf_free(struct wn_backend *be, struct wn_buf *buf)
 {
+    (void)!wn_cuda_flush(cuda(be)); /* what fails there fails again at the next wait */
     (void)cudaStreamSynchronize(cuda(be)->stream); /* queued work may still use it */
     (void)cudaFree(buf->ptr);
     *buf = (struct wn_buf){0};
@@ -122,7 +117,7 @@ static wn_status upload_rows(struct wn_cuda *c, char *dst, size_t step, const ch
 wn_status wn_cuda_upload(struct wn_backend *be, void *dst, const void *host_src, size_t bytes)
 {
     struct wn_cuda *c = cuda(be);
-    wn_status rc = WN_OK;
+    wn_status rc = wn_cuda_flush(c);
 
     for (size_t at = 0; rc == WN_OK && at < bytes; at += WN_CUDA_STAGE_BYTES) {
         size_t len = bytes - at < WN_CUDA_STAGE_BYTES ? bytes - at : WN_CUDA_STAGE_BYTES;
@@ -135,9 +130,9 @@ wn_status wn_cuda_upload(struct wn_backend *be, void *dst, const void *host_src,
 wn_status wn_cuda_download(struct wn_backend *be, void *host_dst, const void *src, size_t bytes)
 {
     struct wn_cuda *c = cuda(be);
-    wn_status rc = WN_OK;
+    wn_status rc = wn_cuda_flush(c);
 
-    if (bytes)
+    if (rc == WN_OK && bytes)
         rc = wn_cuda_check(cudaMemcpyAsync(host_dst, src, bytes, cudaMemcpyDeviceToHost, c->stream), "download", NULL);
     return rc == WN_OK ? wn_cuda_check(cudaStreamSynchronize(c->stream), "download", NULL) : rc;
 }
@@ -155,13 +150,15 @@ static wn_status upload_converted(struct wn_cuda *c, struct wn_weight *w, const 
     rc = wn_cuda_scratch(c, WN_CUDA_SCRATCH_RAW, rows_max * width, &raw);
     for (uint32_t r = 0; rc == WN_OK && r < host->rows; r += rows_max) {
         uint32_t n = host->rows - r < rows_max ? host->rows - r : rows_max;
-        struct wn_cuda_mat in = {raw, (uint32_t)host->dtype, n, host->cols, host->cols};
-        struct wn_cuda_mat out = {(char *)w->ptr + (size_t)r * w->stride * wn_dtype_bytes(w->dtype),
-                                  (uint32_t)w->dtype, n, w->k, w->stride};
+        const struct wn_cuda_rows rows = {
+            .in = {raw, (uint32_t)host->dtype, n, host->cols, host->cols},
+            .out = {(char *)w->ptr + (size_t)r * w->stride * wn_dtype_bytes(w->dtype), (uint32_t)w->dtype, n, w->k,
+                    w->stride},
+            .rows = n};
         rc = upload_rows(c, raw, width, (const char *)host->ptr + (size_t)r * host->stride * e, host->stride * e, width,
                          n);
         if (rc == WN_OK)
-            rc = wn_cuda_check((cudaError_t)wn_cuda_run_rows(&out, &in, NULL, NULL, n, c->stream), "convert", NULL);
+            rc = wn_cuda_check((cudaError_t)wn_cuda_run_rows(&rows, c->stream), "convert", NULL);
     }
     return rc;
 }
@@ -211,7 +208,9 @@ void wn_cuda_weight_destroy(struct wn_backend *be, struct wn_weight *w)
 wn_status wn_cuda_sync(struct wn_backend *be, int64_t deadline_us)
 {
     struct wn_cuda *c = cuda(be);
+    wn_status rc = wn_cuda_flush(c);
 
+    if (rc != WN_OK) return rc;
     if (deadline_us == WN_NEVER) return wn_cuda_check(cudaStreamSynchronize(c->stream), "sync", NULL);
     for (uint32_t turn = 0;; turn++) {
         cudaError_t code = cudaStreamQuery(c->stream);
@@ -228,7 +227,8 @@ wn_status wn_cuda_scratch(struct wn_cuda *c, int purpose, size_t bytes, void **o
 
     if (b->bytes < bytes) {
         struct wn_buf grown = {0};
-        wn_status rc = wn_cuda_buf_alloc(&c->base, bytes + bytes / 4, &grown);
+        wn_status rc = wn_cuda_flush(c); /* launches that are kept name the old memory */
+        if (rc == WN_OK) rc = wn_cuda_buf_alloc(&c->base, bytes + bytes / 4, &grown);
         if (rc != WN_OK) return rc;
         if (b->ptr) wn_cuda_buf_free(&c->base, b);
         *b = grown;
@@ -246,59 +246,5 @@ wn_status wn_cuda_words(struct wn_cuda *c, size_t words, uint32_t **out)
         c->words_room = 2 * words;
     }
     *out = c->words;
-    return WN_OK;
-}
-
-static wn_status meta_grow(struct wn_cuda *c, struct wn_cuda_meta *m, size_t words)
-{
-    void *host = NULL, *device = NULL;
-    size_t room = 2 * words < 1024 ? 1024 : 2 * words;
-    wn_status rc = wn_cuda_check(cudaHostAlloc(&host, room * 4, cudaHostAllocDefault), "pinned table", NULL);
-
-    if (rc == WN_OK) rc = wn_cuda_check(cudaMalloc(&device, room * 4), "table", NULL);
-    if (rc == WN_OK) rc = wn_cuda_check(cudaStreamSynchronize(c->stream), "table", NULL); /* the old one is free */
-    if (rc != WN_OK) {
-        (void)cudaFreeHost(host);
-        (void)cudaFree(device);
-        return rc;
-    }
-    (void)cudaFreeHost(m->host);
-    (void)cudaFree(m->device);
-    m->host = host;
-    m->device = device;
-    m->room = room;
-    return WN_OK;
-}
-
-wn_status wn_cuda_meta(struct wn_cuda *c, const uint32_t *host, size_t words, const uint32_t **out)
-{
-    struct wn_cuda_meta *m = &c->metas[0];
-    wn_status rc = WN_OK;
-
-    c->clock++;
-    for (uint32_t i = 0; i < WN_CUDA_METAS; i++) {
-        struct wn_cuda_meta *t = &c->metas[i];
-        if (t->used && t->words == words && memcmp(t->host, host, words * 4) == 0) {
-            t->used = c->clock;
-            *out = t->device;
-            return WN_OK;
-        }
-        if (t->used < m->used) m = t; /* the one that was not wanted for longest */
-    }
-    m->used = 0;
-    if (words > m->room) rc = meta_grow(c, m, words);
-    /* The copy of what was here may not have left the pinned side yet. Kernels that read the device side are queued
-     * before the new copy. */
-    if (rc == WN_OK) rc = wn_cuda_check(cudaEventSynchronize(m->copied), "table", NULL);
-    if (rc != WN_OK) return rc;
-    if (words) memcpy(m->host, host, words * 4);
-    if (words)
-        rc = wn_cuda_check(cudaMemcpyAsync(m->device, m->host, words * 4, cudaMemcpyHostToDevice, c->stream), "table",
-                           NULL);
-    if (rc == WN_OK) rc = wn_cuda_check(cudaEventRecord(m->copied, c->stream), "table", NULL);
-    if (rc != WN_OK) return rc;
-    m->words = words;
-    m->used = c->clock;
-    *out = m->device;
     return WN_OK;
 }

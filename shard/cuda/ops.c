@@ -18,26 +18,40 @@ static wn_status launched(int code, const char *op)
     return wn_cuda_check((cudaError_t)code, op, NULL);
 }
 
+static struct wn_cuda_key key_of(const void *from, uint32_t purpose, uint32_t words)
+{
+    return (struct wn_cuda_key){.from = from, .purpose = purpose, .words = words};
+}
+
+/* out[to[i]] = in[from[i]]; in rows of out, or of in where rows are scattered. */
+static wn_status move_rows(struct wn_cuda *c, const struct wn_mat *out, const struct wn_mat *in, const uint32_t *to,
+                           const uint32_t *from)
+{
+    const struct wn_cuda_launch l = {
+        .op = WN_CUDA_OP_ROWS,
+        .as.rows = {.out = view(out), .in = view(in), .to = to, .from = from, .rows = to ? in->rows : out->rows}};
+    return wn_cuda_launch(c, &l);
+}
+
 static wn_status matmul_as(struct wn_cuda *c, const struct wn_matmul *a, struct wn_cuda_matmul m,
                            wn_cuda_matmul_kind kind)
 {
     size_t need = wn_cuda_matmul_parts(kind, a, m.w.n);
+    struct wn_cuda_launch l = {.op = 0};
     void *parts = NULL;
     wn_status rc = need ? wn_cuda_scratch(c, WN_CUDA_SCRATCH_PARTS, need * sizeof(float), &parts) : WN_OK;
 
     if (rc != WN_OK) return rc;
     m.parts = parts;
-    switch (kind) {
-    case WN_CUDA_MATMUL_LT:
+    if (kind == WN_CUDA_MATMUL_LT) { /* not for the rows of a step, so never kept */
         m.slices = 1;
+        if ((rc = wn_cuda_flush(c)) != WN_OK) return rc;
         rc = wn_cuda_lt_run(c->lt, &m, c->stream);
         return rc == WN_OK && parts ? launched(wn_cuda_run_matmul_finish(&m, c->stream), "matmul") : rc;
-    case WN_CUDA_MATMUL_MMA:
-        return launched(wn_cuda_run_matmul_mma(&m, c->stream), "matmul");
-    case WN_CUDA_MATMUL_PLAIN:
-        break;
     }
-    return launched(wn_cuda_run_matmul_plain(&m, c->stream), "matmul");
+    l.op = kind == WN_CUDA_MATMUL_MMA ? WN_CUDA_OP_MATMUL_MMA : WN_CUDA_OP_MATMUL_PLAIN;
+    l.as.matmul = m;
+    return wn_cuda_launch(c, &l);
 }
 
 wn_status wn_cuda_matmul(struct wn_backend *be, const struct wn_matmul *a)
@@ -66,11 +80,11 @@ wn_status wn_cuda_matmul(struct wn_backend *be, const struct wn_matmul *a)
 
 wn_status wn_cuda_norm(struct wn_backend *be, const struct wn_norm *a)
 {
-    struct wn_cuda_norm n = {view(&a->out), view(&a->x), a->weight, a->bias, a->eps, a->rms};
+    const struct wn_cuda_launch l = {
+        .op = WN_CUDA_OP_NORM, .as.norm = {view(&a->out), view(&a->x), a->weight, a->bias, a->eps, a->rms}};
 
     wn_check_norm(a);
-    if (a->x.rows == 0 || a->x.cols == 0) return WN_OK;
-    return launched(wn_cuda_run_norm(&n, cuda(be)->stream), "norm");
+    return a->x.rows == 0 || a->x.cols == 0 ? WN_OK : wn_cuda_launch(cuda(be), &l);
 }
 
 /* The frequencies of (head_dim, theta) on the device: a model has one pair of them. */
@@ -102,33 +116,43 @@ static wn_status rope_freq(struct wn_cuda *c, uint32_t head_dim, float theta)
 wn_status wn_cuda_rope(struct wn_backend *be, const struct wn_rope *a)
 {
     struct wn_cuda *c = cuda(be);
-    struct wn_cuda_mat x = view(&a->x);
-    const uint32_t *position = NULL;
+    struct wn_cuda_launch l = {.op = WN_CUDA_OP_ROPE, .as.rope = {.x = view(&a->x), .head_dim = a->head_dim}};
     wn_status rc;
 
     wn_check_rope(a);
     if (a->x.rows == 0 || a->x.cols == 0) return WN_OK;
     rc = rope_freq(c, a->head_dim, a->theta);
-    if (rc == WN_OK) rc = wn_cuda_meta(c, a->position, a->x.rows, &position);
-    if (rc != WN_OK) return rc;
-    return launched(wn_cuda_run_rope(&x, position, c->freq, a->head_dim, c->stream), "rope");
+    if (rc == WN_OK)
+        rc = wn_cuda_table(c, key_of(a->position, WN_CUDA_TABLE_POSITIONS, a->x.rows), a->position,
+                           &l.as.rope.position);
+    l.as.rope.freq = c->freq;
+    return rc == WN_OK ? wn_cuda_launch(c, &l) : rc;
+}
+
+/* The pool row of every row of the step, on the device. */
+static wn_status targets_of(struct wn_cuda *c, const struct wn_kv_write *a, const uint32_t **out)
+{
+    const struct wn_cuda_key key = key_of(a->seqs, WN_CUDA_TABLE_TARGETS, a->k.rows);
+    uint32_t *words = NULL;
+    wn_status rc;
+
+    if (wn_cuda_table_find(c, key, out)) return WN_OK;
+    if ((rc = wn_cuda_words(c, a->k.rows, &words)) != WN_OK) return rc;
+    wn_cuda_fill_targets(a->seqs, a->seqs_n, a->k.rows, a->kv.page_tokens, words);
+    return wn_cuda_table(c, key, words, out);
 }
 
 wn_status wn_cuda_kv_write(struct wn_backend *be, const struct wn_kv_write *a)
 {
     struct wn_cuda *c = cuda(be);
-    struct wn_cuda_mat k = view(&a->k), v = view(&a->v), keys = view(&a->kv.k), values = view(&a->kv.v);
-    uint32_t *words = NULL;
     const uint32_t *targets = NULL;
     wn_status rc;
 
     wn_check_kv_write(a);
     if (a->k.rows == 0 || a->k.cols == 0) return WN_OK;
-    if ((rc = wn_cuda_words(c, a->k.rows, &words)) != WN_OK) return rc;
-    wn_cuda_fill_targets(a->seqs, a->seqs_n, a->k.rows, a->kv.page_tokens, words);
-    if ((rc = wn_cuda_meta(c, words, a->k.rows, &targets)) != WN_OK) return rc;
-    rc = launched(wn_cuda_run_rows(&keys, &k, targets, NULL, k.rows, c->stream), "kv_write");
-    return rc == WN_OK ? launched(wn_cuda_run_rows(&values, &v, targets, NULL, v.rows, c->stream), "kv_write") : rc;
+    if ((rc = targets_of(c, a, &targets)) != WN_OK) return rc;
+    rc = move_rows(c, &a->kv.k, &a->k, targets, NULL);
+    return rc == WN_OK ? move_rows(c, &a->kv.v, &a->v, targets, NULL) : rc;
 }
 
 /* Fills in the tables and launches; d has matrices and shapes. */
@@ -137,15 +161,22 @@ static wn_status attention(struct wn_cuda *c, struct wn_cuda_attn *d, const stru
 {
     uint32_t group = d->heads / d->kv_heads, rows = d->q.rows;
     struct wn_cuda_attn_plan p = wn_cuda_plan_attn(seqs, seqs_n, rows, group, d->page_tokens);
-    size_t values = (size_t)p.chunks * rows * d->heads;
+    struct wn_cuda_launch l = {.op = tensor ? WN_CUDA_OP_ATTN_MMA : WN_CUDA_OP_ATTN_PLAIN};
+    struct wn_cuda_key key;
+    size_t values;
     uint32_t *words = NULL;
     const uint32_t *device = NULL;
     void *parts = NULL;
-    wn_status rc;
+    wn_status rc = WN_OK;
 
-    if ((rc = wn_cuda_words(c, p.words, &words)) != WN_OK) return rc;
-    wn_cuda_fill_attn(&p, seqs, seqs_n, rows, group, d->page_tokens, words);
-    if ((rc = wn_cuda_meta(c, words, p.words, &device)) != WN_OK) return rc;
+    if (c->queue.open) wn_cuda_pad_attn(&p, seqs, seqs_n, rows, group, d->page_tokens);
+    values = (size_t)p.chunks * rows * d->heads;
+    key = key_of(seqs, WN_CUDA_TABLE_ATTN, p.words);
+    if (!wn_cuda_table_find(c, key, &device)) {
+        if ((rc = wn_cuda_words(c, p.words, &words)) != WN_OK) return rc;
+        wn_cuda_fill_attn(&p, seqs, seqs_n, rows, group, d->page_tokens, words);
+        if ((rc = wn_cuda_table(c, key, words, &device)) != WN_OK) return rc;
+    }
     d->seqs = (const struct wn_cuda_seq *)(device + p.seqs);
     d->row_seq = device + p.row_seq;
     d->tables = device + p.tables;
@@ -155,12 +186,12 @@ static wn_status attention(struct wn_cuda *c, struct wn_cuda_attn *d, const stru
     d->split_tiles_n = p.split_tiles_n;
     d->chunks = p.chunks;
     d->split_rows = p.split_rows;
-    if (!tensor) return launched(wn_cuda_run_attn_plain(d, c->stream), "attention");
-    if (values) rc = wn_cuda_scratch(c, WN_CUDA_SCRATCH_ATTN, values * (d->head_dim + 2) * sizeof(float), &parts);
-    if (rc != WN_OK) return rc;
+    if (tensor && values)
+        rc = wn_cuda_scratch(c, WN_CUDA_SCRATCH_ATTN, values * (d->head_dim + 2) * sizeof(float), &parts);
     d->part_out = parts;
     d->part_ml = parts ? d->part_out + values * d->head_dim : NULL;
-    return launched(wn_cuda_run_attn_mma(d, c->stream), "attention");
+    l.as.attn = *d;
+    return rc == WN_OK ? wn_cuda_launch(c, &l) : rc;
 }
 
 wn_status wn_cuda_attn_paged(struct wn_backend *be, const struct wn_attn_paged *a)
@@ -199,6 +230,7 @@ static wn_status taps(struct wn_cuda *c, const struct wn_attn_full *a)
         wn_cuda_scratch(c, WN_CUDA_SCRATCH_TAPS, (size_t)a->q.rows * a->heads * 2 * sizeof(float), &stats);
 
     t.stats = stats;
+    if (rc == WN_OK) rc = wn_cuda_flush(c);
     return rc == WN_OK ? launched(wn_cuda_run_taps(&t, c->stream), "attention taps") : rc;
 }
 
@@ -235,30 +267,30 @@ wn_status wn_cuda_attn_full(struct wn_backend *be, const struct wn_attn_full *a)
     return rc;
 }
 
-wn_status wn_cuda_add(struct wn_backend *be, const struct wn_mat *out, const struct wn_mat *a, const struct wn_mat *b)
+static wn_status pair(struct wn_cuda *c, wn_cuda_op op, const struct wn_mat *out, const struct wn_mat *a,
+                      const struct wn_mat *b)
 {
-    struct wn_cuda_mat o = view(out), x = view(a), y = view(b);
+    const struct wn_cuda_launch l = {.op = op, .as.pair = {view(out), view(a), view(b)}};
 
     wn_check_elementwise(out, a, b);
-    if (out->rows == 0 || out->cols == 0) return WN_OK;
-    return launched(wn_cuda_run_add(&o, &x, &y, cuda(be)->stream), "add");
+    return out->rows == 0 || out->cols == 0 ? WN_OK : wn_cuda_launch(c, &l);
+}
+
+wn_status wn_cuda_add(struct wn_backend *be, const struct wn_mat *out, const struct wn_mat *a, const struct wn_mat *b)
+{
+    return pair(cuda(be), WN_CUDA_OP_ADD, out, a, b);
 }
 
 wn_status wn_cuda_silu_mul(struct wn_backend *be, const struct wn_mat *out, const struct wn_mat *gate,
                            const struct wn_mat *up)
 {
-    struct wn_cuda_mat o = view(out), g = view(gate), u = view(up);
-
-    wn_check_elementwise(out, gate, up);
-    if (out->rows == 0 || out->cols == 0) return WN_OK;
-    return launched(wn_cuda_run_silu_mul(&o, &g, &u, cuda(be)->stream), "silu_mul");
+    return pair(cuda(be), WN_CUDA_OP_SILU_MUL, out, gate, up);
 }
 
 wn_status wn_cuda_gather_rows(struct wn_backend *be, const struct wn_mat *out, const struct wn_mat *table,
                               const uint32_t *index)
 {
     struct wn_cuda *c = cuda(be);
-    struct wn_cuda_mat o = view(out), t = view(table);
     const uint32_t *device = NULL;
     wn_status rc;
 
@@ -266,19 +298,16 @@ wn_status wn_cuda_gather_rows(struct wn_backend *be, const struct wn_mat *out, c
     wn_check_source(table);
     WN_ASSERT(out->cols == table->cols && (index || out->rows == 0));
     if (out->rows == 0 || out->cols == 0) return WN_OK;
-    if ((rc = wn_cuda_meta(c, index, out->rows, &device)) != WN_OK) return rc;
-    return launched(wn_cuda_run_rows(&o, &t, NULL, device, out->rows, c->stream), "gather_rows");
+    rc = wn_cuda_table(c, key_of(index, WN_CUDA_TABLE_ROWS, out->rows), index, &device);
+    return rc == WN_OK ? move_rows(c, out, table, NULL, device) : rc;
 }
 
 wn_status wn_cuda_convert(struct wn_backend *be, const struct wn_mat *out, const struct wn_mat *in)
 {
-    struct wn_cuda_mat o = view(out), i = view(in);
-
     wn_check_mat(out);
     wn_check_source(in);
     wn_check_same_shape(out, in);
-    if (out->rows == 0 || out->cols == 0) return WN_OK;
-    return launched(wn_cuda_run_rows(&o, &i, NULL, NULL, out->rows, cuda(be)->stream), "convert");
+    return out->rows == 0 || out->cols == 0 ? WN_OK : move_rows(cuda(be), out, in, NULL, NULL);
 }
 
 wn_status wn_cuda_sum_parts(struct wn_backend *be, const struct wn_dev_sum *a)

@@ -18,15 +18,16 @@ __global__ void __launch_bounds__(THREADS) rope_kernel(struct wn_cuda_mat x, con
     wn_put(x.ptr, x.dtype, at + half, x1 * c + x0 * s);
 }
 
-int wn_cuda_run_rope(const struct wn_cuda_mat *x, const uint32_t *position, const float *freq, uint32_t head_dim,
-                     wn_cuda_stream st)
+int wn_cuda_run_rope(const struct wn_cuda_rope *a, wn_cuda_stream st)
 {
+    const struct wn_cuda_mat *x = &a->x;
+
     for (uint32_t first = 0; first < x->rows; first += 65535) { /* the most that a grid's y may be */
         struct wn_cuda_mat part = *x;
         part.ptr = (char *)x->ptr + wn_at(*x, first, 0) * (x->dtype == WN_CUDA_F32 ? 4 : 2);
         part.rows = x->rows - first < 65535 ? x->rows - first : 65535;
         dim3 grid((x->cols / 2 + THREADS - 1) / THREADS, part.rows);
-        WN_LAUNCH(rope_kernel, grid, THREADS, 0, st, part, position + first, freq, head_dim);
+        WN_LAUNCH(rope_kernel, grid, THREADS, 0, st, part, a->position + first, a->freq, (uint32_t)a->head_dim);
     }
     return (int)cudaGetLastError();
 }

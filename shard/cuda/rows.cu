@@ -5,10 +5,10 @@
 #define THREADS 256
 
 template <int W>
-__global__ void __launch_bounds__(THREADS) rows_kernel(struct wn_cuda_mat out, struct wn_cuda_mat in,
-                                                       const uint32_t *to, const uint32_t *from)
+__global__ void __launch_bounds__(THREADS) rows_kernel(struct wn_cuda_rows a)
 {
-    const uint32_t row = blockIdx.x, target = to ? to[row] : row, source = from ? from[row] : row;
+    const struct wn_cuda_mat out = a.out, in = a.in;
+    const uint32_t row = blockIdx.x, target = a.to ? a.to[row] : row, source = a.from ? a.from[row] : row;
     const bool inside = source < in.rows;
 
     if (target >= out.rows) return;
@@ -20,12 +20,13 @@ __global__ void __launch_bounds__(THREADS) rows_kernel(struct wn_cuda_mat out, s
     }
 }
 
-int wn_cuda_run_rows(const struct wn_cuda_mat *out, const struct wn_cuda_mat *in, const uint32_t *to,
-                     const uint32_t *from, uint32_t rows, wn_cuda_stream st)
+int wn_cuda_run_rows(const struct wn_cuda_rows *a, wn_cuda_stream st)
 {
-    if (wn_wide(out) && wn_wide(in))
-        WN_LAUNCH(rows_kernel<8>, rows, THREADS, 0, st, *out, *in, to, from);
+    const uint32_t rows = (uint32_t)a->rows;
+
+    if (wn_wide(&a->out) && wn_wide(&a->in))
+        WN_LAUNCH(rows_kernel<8>, rows, THREADS, 0, st, *a);
     else
-        WN_LAUNCH(rows_kernel<1>, rows, THREADS, 0, st, *out, *in, to, from);
+        WN_LAUNCH(rows_kernel<1>, rows, THREADS, 0, st, *a);
     return (int)cudaGetLastError();
 }

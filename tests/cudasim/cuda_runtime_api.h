@@ -1,6 +1,7 @@
 /* tests/cudasim/cuda_runtime_api.h - the part of the CUDA runtime that shard/cuda calls, over host memory; same names
- * and meanings. Work is done at once, but for what waits for other ranks (runtime.cpp). Device memory is malloc's, so
- * that the address sanitizer sees accesses beyond a buffer; it starts as NaNs. WN_CUDASIM_DEVICES: how many devices. */
+ * and meanings. Work is done at once, but for what waits for other ranks (runtime.cpp). While a stream is captured,
+ * launches are noted, and what would break the capture on the device fails. Device memory is malloc's, so that the
+ * address sanitizer sees accesses beyond a buffer; it starts as NaNs. WN_CUDASIM_DEVICES: how many devices. */
 #ifndef WN_TESTS_CUDASIM_CUDA_RUNTIME_API_H
 #define WN_TESTS_CUDASIM_CUDA_RUNTIME_API_H
 
@@ -17,10 +18,14 @@ typedef enum cudaError {
     cudaErrorInsufficientDriver = 35,
     cudaErrorNoDevice = 100,
     cudaErrorInvalidDevice = 101,
-    cudaErrorNotReady = 600
+    cudaErrorNotReady = 600,
+    cudaErrorStreamCaptureUnsupported = 900
 } cudaError_t;
 typedef struct CUstream_st *cudaStream_t;
 typedef struct CUevent_st *cudaEvent_t;
+typedef struct CUgraph_st *cudaGraph_t;
+typedef struct CUgraphExec_st *cudaGraphExec_t;
+typedef enum cudaStreamCaptureMode { cudaStreamCaptureModeRelaxed = 2 } cudaStreamCaptureMode;
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
 #define cudaStreamNonBlocking    1u
 #define cudaEventDisableTiming   2u
@@ -59,6 +64,19 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned flags);
 cudaError_t cudaEventDestroy(cudaEvent_t e);
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t st);
 cudaError_t cudaEventSynchronize(cudaEvent_t e);
+cudaError_t cudaStreamBeginCapture(cudaStream_t st, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t st, cudaGraph_t *graph);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long flags);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t st);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+
+/* What the program has asked of the device, for tests. */
+struct sim_counts {
+    unsigned long launches, captures, graph_launches; /* launches: of kernels, outside of graphs */
+    unsigned long allocations, copies, waits;         /* device and pinned memory; to and fro; for a stream */
+};
+extern struct sim_counts sim_counts;
 
 #ifdef __cplusplus
 }

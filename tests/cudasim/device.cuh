@@ -51,11 +51,12 @@ extern sim_state sim;
 
 void sim_launch(dim3 grid, dim3 block, size_t shared, const std::function<void()> &kernel);
 void sim_push(cudaStream_t st, std::function<bool()> fn); /* queues work, which says whether it is done */
+void sim_kernel(cudaStream_t st, std::function<bool()> fn); /* the same, or notes it in the graph that is captured */
 /* Arguments are taken when the kernel is queued, as on the device. */
 template <typename K, typename... A>
 void sim_queue_kernel(cudaStream_t st, dim3 grid, dim3 block, size_t shared, K kernel, A... args)
 {
-    sim_push(st, [=] { return sim_launch(grid, block, shared, [=] { kernel(args...); }), true; });
+    sim_kernel(st, [=] { return sim_launch(grid, block, shared, [=] { kernel(args...); }), true; });
 }
 void sim_block_barrier(void);
 /* All lanes of the warp put `bytes` in and get a table of what the 32 lanes put in, until the next call. */

@@ -14,9 +14,20 @@
 #include "tests/cudasim/device.cuh"
 #include "tests/cudasim/sim_stream.h"
 
+struct CUgraph_st {
+    std::vector<std::function<bool()>> nodes;
+};
+
+struct CUgraphExec_st {
+    std::vector<std::function<bool()>> nodes;
+};
+
 struct CUstream_st {
     std::deque<std::function<bool()>> work; /* each says whether it is done */
+    cudaGraph_t capture;                    /* not NULL: launches go there */
 };
+
+struct sim_counts sim_counts;
 
 struct record {
     uint64_t asked, done;
@@ -73,6 +84,9 @@ void device_main(void)
     }
 }
 
+/* Does this thread's stream note what it is given? Allocations and waits are forbidden meanwhile. */
+thread_local bool capturing;
+
 double now_ms(void)
 {
     return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -98,6 +112,16 @@ void sim_push(cudaStream_t st, std::function<bool()> fn)
     if (!d.running) std::thread(device_main).detach();
     d.running = true;
     d.more.notify_one();
+}
+
+void sim_kernel(cudaStream_t st, std::function<bool()> fn)
+{
+    if (st && st->capture) {
+        st->capture->nodes.push_back(std::move(fn));
+        return;
+    }
+    sim_counts.launches++;
+    sim_push(st, std::move(fn));
 }
 
 void sim_stream_push(cudaStream_t st, bool (*step)(void *ctx), void *ctx)
@@ -161,6 +185,8 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total)
 
 cudaError_t cudaMalloc(void **p, size_t bytes)
 {
+    if (capturing) return cudaErrorStreamCaptureUnsupported;
+    sim_counts.allocations++;
     if (posix_memalign(p, 256, bytes ? bytes : 1) != 0) return cudaErrorMemoryAllocation;
     memset(*p, 0xff, bytes);
     return cudaSuccess;
@@ -168,12 +194,15 @@ cudaError_t cudaMalloc(void **p, size_t bytes)
 
 cudaError_t cudaFree(void *p)
 {
+    if (capturing) return cudaErrorStreamCaptureUnsupported;
     free(p);
     return cudaSuccess;
 }
 
 cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned)
 {
+    if (capturing) return cudaErrorStreamCaptureUnsupported;
+    sim_counts.allocations++;
     *p = malloc(bytes);
     return *p ? cudaSuccess : cudaErrorMemoryAllocation;
 }
@@ -186,6 +215,8 @@ cudaError_t cudaFreeHost(void *p)
 
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind, cudaStream_t st)
 {
+    if (capturing) return cudaErrorStreamCaptureUnsupported;
+    sim_counts.copies++;
     sim_push(st, [=] { return memmove(dst, src, bytes), true; });
     return cudaSuccess;
 }
@@ -193,6 +224,8 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpy
 cudaError_t cudaMemcpy2DAsync(void *dst, size_t dst_step, const void *src, size_t src_step, size_t width, size_t height,
                               cudaMemcpyKind, cudaStream_t st)
 {
+    if (capturing) return cudaErrorStreamCaptureUnsupported;
+    sim_counts.copies++;
     sim_push(st, [=] {
         for (size_t i = 0; i < height; i++) memcpy((char *)dst + i * dst_step, (const char *)src + i * src_step, width);
         return true;
@@ -202,6 +235,7 @@ cudaError_t cudaMemcpy2DAsync(void *dst, size_t dst_step, const void *src, size_
 
 cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t st)
 {
+    if (capturing) return cudaErrorStreamCaptureUnsupported;
     sim_push(st, [=] { return memset(p, value, bytes), true; });
     return cudaSuccess;
 }
@@ -241,12 +275,15 @@ cudaError_t cudaStreamDestroy(cudaStream_t st)
 
 cudaError_t cudaStreamSynchronize(cudaStream_t st)
 {
+    if (capturing) return cudaErrorStreamCaptureUnsupported;
+    sim_counts.waits++;
     while (!stream_empty(st)) std::this_thread::sleep_for(std::chrono::microseconds(20));
     return cudaSuccess;
 }
 
 cudaError_t cudaStreamQuery(cudaStream_t st)
 {
+    if (capturing) return cudaErrorStreamCaptureUnsupported;
     return stream_empty(st) ? cudaSuccess : cudaErrorNotReady;
 }
 
@@ -274,6 +311,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t e)
 
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t st)
 {
+    if (capturing) return cudaErrorStreamCaptureUnsupported;
     std::shared_ptr<record> r = e->r;
     std::lock_guard<std::recursive_mutex> hold(device().lock);
     uint64_t asked = ++r->asked;
@@ -288,6 +326,7 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t st)
 
 cudaError_t cudaEventSynchronize(cudaEvent_t e)
 {
+    if (capturing) return cudaErrorStreamCaptureUnsupported;
     std::shared_ptr<record> r = e->r;
 
     while (true) {
@@ -304,5 +343,49 @@ cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end)
 {
     std::lock_guard<std::recursive_mutex> hold(device().lock);
     *ms = (float)(end->r->at_ms - start->r->at_ms);
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t st, cudaStreamCaptureMode)
+{
+    if (capturing) return cudaErrorStreamCaptureUnsupported;
+    capturing = true;
+    st->capture = new CUgraph_st();
+    sim_counts.captures++;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t st, cudaGraph_t *graph)
+{
+    if (!st->capture) return cudaErrorInvalidValue;
+    capturing = false;
+    *graph = st->capture;
+    st->capture = nullptr;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long)
+{
+    *exec = new CUgraphExec_st{graph->nodes};
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t st)
+{
+    if (capturing) return cudaErrorStreamCaptureUnsupported;
+    sim_counts.graph_launches++;
+    for (const std::function<bool()> &node : exec->nodes) sim_push(st, node);
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec)
+{
+    delete exec;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph)
+{
+    delete graph;
     return cudaSuccess;
 }

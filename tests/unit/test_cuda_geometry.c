@@ -93,9 +93,46 @@ static void attention_tables(void **state)
     free(w);
 }
 
+/* Decode steps of a bucket have the same layout, whatever they hold; what pads them names a sequence without rows. */
+static void padded_tables(void **state)
+{
+    static const uint32_t pages[40] = {5, 6, 7};
+    const struct wn_seq three[] = {{.first_row = 0, .rows = 1, .pos = 300, .pages = pages},
+                                   {.first_row = 1, .rows = 1, .pos = 3, .pages = pages},
+                                   {.first_row = 2, .rows = 1, .pos = 0, .pages = pages}};
+    const struct wn_seq one[] = {{.first_row = 0, .rows = 1, .pos = 511, .pages = pages}};
+    struct wn_cuda_attn_plan p, other;
+    const struct wn_cuda_seq *s;
+    const struct wn_cuda_tile *split;
+    uint32_t *w;
+    (void)state;
+
+    wn_cuda_pad_attn(&p, three, 3, 4, 2, 16);
+    wn_cuda_pad_attn(&other, one, 1, 4, 2, 16);
+    assert_memory_equal(&p, &other, sizeof(p));
+    assert_int_equal(p.split_tiles_n, 4);
+    assert_int_equal(p.tiles_n, 0);
+    assert_int_equal(p.chunks, 2);
+    assert_non_null(w = malloc((p.words + 1) * sizeof(*w)));
+    memset(w, 0xff, (p.words + 1) * sizeof(*w));
+    wn_cuda_fill_attn(&p, three, 3, 4, 2, 16, w);
+    assert_int_equal(w[p.words], UINT32_MAX);
+    s = (const struct wn_cuda_seq *)(w + p.seqs);
+    split = (const struct wn_cuda_tile *)(w + p.split_tiles);
+    assert_int_equal(split[1].seq, 1);
+    assert_int_equal(split[3].seq, 4);
+    assert_int_equal(s[4].rows, 0);
+    assert_int_equal(w[p.row_seq + 2], 2);
+    assert_int_equal(w[p.row_seq + 3], UINT32_MAX);
+    assert_int_equal(w[p.tables + s[1].table], 5);
+    free(w);
+    wn_cuda_pad_attn(&other, three, 2, 2, 2, 16); /* another bucket */
+    assert_int_not_equal(other.words, p.words);
+}
+
 int main(void)
 {
     static const struct CMUnitTest tests[] = {cmocka_unit_test(matmuls), cmocka_unit_test(parts),
-                                              cmocka_unit_test(attention_tables)};
+                                              cmocka_unit_test(attention_tables), cmocka_unit_test(padded_tables)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
