@@ -137,6 +137,11 @@ struct wn_backend_ops {
     /* Where its work is queued, for links: a cudaStream_t, with all that a step has kept back; NULL: host memory. */
     void *(*queue)(struct wn_backend *be);
     wn_status (*sum_parts)(struct wn_backend *be, const struct wn_dev_sum *s); /* with queue: see transport/device.h */
+    /* Two operations as one, with the same bits; NULL: the wrappers below call them one after the other.
+     * add_norm: n->x += y, then the norm; y may be n->out. rope_kv: r->x is queries and then w->k, rotated; what w->k
+     * holds afterwards is not said. */
+    wn_status (*add_norm)(struct wn_backend *be, const struct wn_mat *y, const struct wn_norm *n);
+    wn_status (*rope_kv)(struct wn_backend *be, const struct wn_rope *r, const struct wn_kv_write *w);
     /* NULL where there is nothing to gain. Opens a step of `rows` rows, one for each of its sequences: until step_end,
      * which follows whatever happens, calls may be kept back and go to the device together, at the latest for a sync,
      * a download or queue; host tables that they name keep their contents. *padded, at most rows_max, is how many rows
@@ -172,5 +177,23 @@ void wn_backend_close(struct wn_backend *be); /* NULL is fine */
 #define wn_be_silu_mul(be, o, g, u) ((be)->ops->silu_mul((be), (o), (g), (u)))
 #define wn_be_gather_rows(be, o, t, i) ((be)->ops->gather_rows((be), (o), (t), (i)))
 #define wn_be_convert(be, o, i)  ((be)->ops->convert((be), (o), (i)))
+
+static inline wn_status wn_be_add_norm(struct wn_backend *be, const struct wn_mat *y, const struct wn_norm *n)
+{
+    wn_status rc;
+
+    if (be->ops->add_norm) return be->ops->add_norm(be, y, n);
+    rc = be->ops->add(be, &n->x, &n->x, y);
+    return rc == WN_OK ? be->ops->norm(be, n) : rc;
+}
+
+static inline wn_status wn_be_rope_kv(struct wn_backend *be, const struct wn_rope *r, const struct wn_kv_write *w)
+{
+    wn_status rc;
+
+    if (be->ops->rope_kv) return be->ops->rope_kv(be, r, w);
+    rc = be->ops->rope(be, r);
+    return rc == WN_OK ? be->ops->kv_write(be, w) : rc;
+}
 
 #endif

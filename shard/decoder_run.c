@@ -144,13 +144,16 @@ static wn_status image_bias(struct wn_stage *s, const struct wn_step *step)
 static wn_status input_rows(struct wn_stage *s, const struct wn_step *step, int64_t deadline_us)
 {
     struct wn_mat sums = wn_mat_rows(s->sums, 0, s->rows), x = wn_mat_rows(s->x, 0, s->rows);
+    bool image = false;
     wn_status rc;
 
     for (uint32_t i = 0; i < s->rows; i++) {
         bool text = i < step->rows && (!step->slot || step->slot[i] == WN_SLOT_NONE);
         /* Ids below the range wrap round to large numbers: all that is not held becomes zeros. */
         s->index[i] = text ? step->token[i] - s->vocab.first : UINT32_MAX;
+        image |= i < step->rows && !text;
     }
+    if (s->plan.tensors == 1 && !image) return wn_be_gather_rows(s->o.be, &x, &s->embedding, s->index);
     rc = wn_be_gather_rows(s->o.be, &sums, &s->embedding, s->index);
     if (rc == WN_OK) rc = image_rows(s, step);
     if (rc == WN_OK) rc = all_reduce(s, step->rows, deadline_us);
@@ -236,30 +239,49 @@ static wn_status attention(struct wn_stage *s, const struct wn_layer *y, const s
 
     if (rc == WN_OK) rc = matmul(s, k, normed, y->k, 1);
     if (rc == WN_OK) rc = matmul(s, v, normed, y->v, 1);
-    if (rc == WN_OK) rc = wn_be_rope(s->o.be, &rope);
-    if (rc == WN_OK) rc = wn_be_kv_write(s->o.be, &write);
+    if (rc == WN_OK) rc = wn_be_rope_kv(s->o.be, &rope, &write);
     if (rc == WN_OK) rc = wn_be_attn_paged(s->o.be, &a);
     return rc;
 }
 
-static wn_status run_layer(struct wn_stage *s, const struct wn_layer *y, const struct wn_step *step,
-                           int64_t deadline_us)
+/* x += what the layer's half has added, and the norm of the next half, in `normed` both. */
+static wn_status add_norm(struct wn_stage *s, const float *weight)
+{
+    struct wn_norm n = {.out = wn_mat_rows(s->normed, 0, s->rows),
+                        .x = wn_mat_rows(s->x, 0, s->rows),
+                        .weight = weight,
+                        .eps = s->plan.model.text.eps,
+                        .rms = true};
+    return wn_be_add_norm(s->o.be, &n.out, &n);
+}
+
+/* `normed` holds the layer's normed input; next_norm: of the layer that follows in this stage, or NULL. */
+static wn_status run_layer(struct wn_stage *s, const struct wn_layer *y, const float *next_norm,
+                           const struct wn_step *step, int64_t deadline_us)
 {
     struct wn_backend *be = s->o.be;
     uint32_t n = s->rows;
     struct wn_mat x = wn_mat_rows(s->x, 0, n), normed = wn_mat_rows(s->normed, 0, n);
     struct wn_mat gate = wn_mat_rows(s->gate, 0, n), up = wn_mat_rows(s->up, 0, n);
-    wn_status rc = rms_norm(s, normed, x, y->norm1);
+    wn_status rc = attention(s, y, step);
 
-    if (rc == WN_OK) rc = attention(s, y, step);
     if (rc == WN_OK) rc = row_parallel(s, normed, wn_mat_rows(s->attn, 0, n), y->o, step->rows, deadline_us);
-    if (rc == WN_OK) rc = wn_be_add(be, &x, &x, &normed);
-    if (rc == WN_OK) rc = rms_norm(s, normed, x, y->norm2);
+    if (rc == WN_OK) rc = add_norm(s, y->norm2);
     if (rc == WN_OK) rc = matmul(s, gate, normed, y->gate, 1);
     if (rc == WN_OK) rc = matmul(s, up, normed, y->up, 1);
     if (rc == WN_OK) rc = wn_be_silu_mul(be, &gate, &gate, &up);
     if (rc == WN_OK) rc = row_parallel(s, normed, gate, y->down, step->rows, deadline_us);
-    if (rc == WN_OK) rc = wn_be_add(be, &x, &x, &normed);
+    if (rc != WN_OK) return rc;
+    return next_norm ? add_norm(s, next_norm) : wn_be_add(be, &x, &x, &normed);
+}
+
+static wn_status layers(struct wn_stage *s, const struct wn_step *step, int64_t deadline_us)
+{
+    const uint32_t n = s->plan.layers[s->stage].n;
+    wn_status rc = rms_norm(s, wn_mat_rows(s->normed, 0, s->rows), wn_mat_rows(s->x, 0, s->rows), s->layers[0].norm1);
+
+    for (uint32_t i = 0; rc == WN_OK && i < n; i++)
+        rc = run_layer(s, &s->layers[i], i + 1 < n ? s->layers[i + 1].norm1 : NULL, step, deadline_us);
     return rc;
 }
 
@@ -353,8 +375,7 @@ wn_status wn_stage_run(struct wn_stage *s, const struct wn_step *step, int64_t d
     if ((rc = begin(s, step)) != WN_OK) goto out;
     set_rows(s, step);
     rc = s->first ? input_rows(s, step, deadline_us) : receive_rows(s, step->rows, deadline_us);
-    for (uint32_t i = 0; rc == WN_OK && i < s->plan.layers[s->stage].n; i++)
-        rc = run_layer(s, &s->layers[i], step, deadline_us);
+    if (rc == WN_OK) rc = layers(s, step, deadline_us);
     if (rc == WN_OK) rc = s->last ? head(s, step, deadline_us, logits) : send_rows(s, step->rows, deadline_us);
     ended = s->o.be->ops->step_end ? s->o.be->ops->step_end(s->o.be) : WN_OK;
     if (rc == WN_OK) rc = ended;

@@ -74,7 +74,7 @@ struct wn_cuda_attn {
 #define WN_CUDA_SLICES_MAX 64u
 
 struct wn_cuda_norm {
-    struct wn_cuda_mat out, x;
+    struct wn_cuda_mat out, x, y; /* y.ptr not NULL: x += y first; then y is as wide as x and out are */
     const float *weight, *bias;
     float eps;
     uint32_t rms;
@@ -90,6 +90,15 @@ struct wn_cuda_rows {
 
 struct wn_cuda_pair {
     struct wn_cuda_mat out, a, b;
+};
+
+/* Rotates x's columns: the first q_cols in place, the rest into `keys`, and copies v into `values`; a row goes to row
+ * targets[row] of both, or nowhere if they have none such. */
+struct wn_cuda_rope_kv {
+    struct wn_cuda_mat x, v, keys, values;
+    const uint32_t *position, *targets; /* [rows] device memory */
+    const float *freq;
+    uint32_t head_dim, q_cols;
 };
 
 struct wn_cuda_rope {
@@ -110,6 +119,7 @@ struct wn_cuda_sum {
 int wn_cuda_run_sum_tree(const struct wn_cuda_sum *a, wn_cuda_stream st);
 int wn_cuda_run_norm(const struct wn_cuda_norm *a, wn_cuda_stream st);
 int wn_cuda_run_rope(const struct wn_cuda_rope *a, wn_cuda_stream st);
+int wn_cuda_run_rope_kv(const struct wn_cuda_rope_kv *a, wn_cuda_stream st);
 int wn_cuda_run_rows(const struct wn_cuda_rows *a, wn_cuda_stream st);
 int wn_cuda_run_add(const struct wn_cuda_pair *a, wn_cuda_stream st);
 int wn_cuda_run_silu_mul(const struct wn_cuda_pair *a, wn_cuda_stream st);

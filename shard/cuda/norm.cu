@@ -1,16 +1,27 @@
 /* Root-mean-square and layer norm: one block a row, two passes as in the reference. A thread reads only what it later
- * writes, so out may be x. */
+ * writes, so out may be x. With ADD x becomes x + y first, rounded to its type, so that the sums are those of add and
+ * norm one after the other; y may be out. */
 #include "shard/cuda/common.cuh"
 
 #define THREADS 256
 
-template <int W> __global__ void __launch_bounds__(THREADS) norm_kernel(struct wn_cuda_norm a)
+template <int W, bool ADD> __global__ void __launch_bounds__(THREADS) norm_kernel(struct wn_cuda_norm a)
 {
     __shared__ float room[32];
     const size_t in = wn_at(a.x, blockIdx.x, 0), to = wn_at(a.out, blockIdx.x, 0);
     const uint32_t cols = a.x.cols;
     float v[W], mean = 0.0f, square = 0.0f;
 
+    if (ADD) {
+        const size_t more = wn_at(a.y, blockIdx.x, 0);
+        float y[W];
+        for (uint32_t c = threadIdx.x * W; c < cols; c += THREADS * W) {
+            wn_get_n<W>(v, a.x.ptr, a.x.dtype, in + c);
+            wn_get_n<W>(y, a.y.ptr, a.y.dtype, more + c);
+            for (int j = 0; j < W; j++) v[j] += y[j];
+            wn_put_n<W>(a.x.ptr, a.x.dtype, in + c, v);
+        }
+    }
     if (!a.rms) {
         for (uint32_t c = threadIdx.x * W; c < cols; c += THREADS * W) {
             wn_get_n<W>(v, a.x.ptr, a.x.dtype, in + c);
@@ -34,11 +45,24 @@ template <int W> __global__ void __launch_bounds__(THREADS) norm_kernel(struct w
     }
 }
 
+template <bool ADD> static void launch(const struct wn_cuda_norm *a, bool wide, wn_cuda_stream st)
+{
+    if (wide)
+        WN_LAUNCH((norm_kernel<8, ADD>), a->x.rows, THREADS, 0, st, *a);
+    else
+        WN_LAUNCH((norm_kernel<1, ADD>), a->x.rows, THREADS, 0, st, *a);
+}
+
 int wn_cuda_run_norm(const struct wn_cuda_norm *a, wn_cuda_stream st)
 {
-    if (wn_wide(&a->x) && wn_wide(&a->out))
-        WN_LAUNCH(norm_kernel<8>, a->x.rows, THREADS, 0, st, *a);
+    const bool wide = wn_wide(&a->x) && wn_wide(&a->out);
+
+    /* The order of sums follows from the width: a y that is not wide makes two launches of it. */
+    if (!a->y.ptr)
+        launch<false>(a, wide, st);
+    else if (!wide || wn_wide(&a->y))
+        launch<true>(a, wide, st);
     else
-        WN_LAUNCH(norm_kernel<1>, a->x.rows, THREADS, 0, st, *a);
+        return (int)cudaErrorInvalidValue;
     return (int)cudaGetLastError();
 }

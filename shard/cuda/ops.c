@@ -78,10 +78,43 @@ wn_status wn_cuda_matmul(struct wn_backend *be, const struct wn_matmul *a)
     return matmul_as(c, a, m, wn_cuda_choose_matmul(WN_CUDA_EXACT, a, w->dtype, w->n, w->k));
 }
 
+static struct wn_cuda_norm norm_of(const struct wn_norm *a)
+{
+    return (struct wn_cuda_norm){.out = view(&a->out),
+                                 .x = view(&a->x),
+                                 .weight = a->weight,
+                                 .bias = a->bias,
+                                 .eps = a->eps,
+                                 .rms = a->rms};
+}
+
+/* Rows that are read eight elements at a time, as common.cuh says it. */
+static bool is_wide(const struct wn_mat *m)
+{
+    return m->cols % 8 == 0 && m->stride % 8 == 0 && (uintptr_t)m->ptr % 16 == 0;
+}
+
+wn_status wn_cuda_add_norm(struct wn_backend *be, const struct wn_mat *y, const struct wn_norm *a)
+{
+    struct wn_cuda_launch l = {.op = WN_CUDA_OP_NORM, .as.norm = norm_of(a)};
+    wn_status rc;
+
+    wn_check_norm(a);
+    wn_check_mat(y);
+    wn_check_same_shape(&a->x, y);
+    if (a->x.rows == 0 || a->x.cols == 0) return WN_OK;
+    if (is_wide(&a->x) && is_wide(&a->out) && !is_wide(y)) { /* would sum in another order */
+        rc = wn_cuda_add(be, &a->x, &a->x, y);
+        return rc == WN_OK ? wn_cuda_norm(be, a) : rc;
+    }
+    l.as.norm.y = view(y);
+    return wn_cuda_launch(cuda(be), &l);
+}
+
 wn_status wn_cuda_norm(struct wn_backend *be, const struct wn_norm *a)
 {
     const struct wn_cuda_launch l = {
-        .op = WN_CUDA_OP_NORM, .as.norm = {view(&a->out), view(&a->x), a->weight, a->bias, a->eps, a->rms}};
+        .op = WN_CUDA_OP_NORM, .as.norm = norm_of(a)};
 
     wn_check_norm(a);
     return a->x.rows == 0 || a->x.cols == 0 ? WN_OK : wn_cuda_launch(cuda(be), &l);
@@ -153,6 +186,31 @@ wn_status wn_cuda_kv_write(struct wn_backend *be, const struct wn_kv_write *a)
     if ((rc = targets_of(c, a, &targets)) != WN_OK) return rc;
     rc = move_rows(c, &a->kv.k, &a->k, targets, NULL);
     return rc == WN_OK ? move_rows(c, &a->kv.v, &a->v, targets, NULL) : rc;
+}
+
+wn_status wn_cuda_rope_kv(struct wn_backend *be, const struct wn_rope *r, const struct wn_kv_write *w)
+{
+    struct wn_cuda *c = cuda(be);
+    struct wn_cuda_launch l = {.op = WN_CUDA_OP_ROPE_KV,
+                               .as.rope_kv = {.x = view(&r->x),
+                                              .v = view(&w->v),
+                                              .keys = view(&w->kv.k),
+                                              .values = view(&w->kv.v),
+                                              .head_dim = r->head_dim,
+                                              .q_cols = r->x.cols - w->k.cols}};
+    wn_status rc;
+
+    wn_check_rope(r);
+    wn_check_kv_write(w);
+    WN_ASSERT(w->k.ptr == wn_mat_cols(r->x, r->x.cols - w->k.cols, w->k.cols).ptr && w->v.cols % 2 == 0);
+    if (r->x.rows == 0 || w->k.cols == 0) return WN_OK;
+    rc = rope_freq(c, r->head_dim, r->theta);
+    if (rc == WN_OK)
+        rc = wn_cuda_table(c, key_of(r->position, WN_CUDA_TABLE_POSITIONS, r->x.rows), r->position,
+                           &l.as.rope_kv.position);
+    if (rc == WN_OK) rc = targets_of(c, w, &l.as.rope_kv.targets);
+    l.as.rope_kv.freq = c->freq;
+    return rc == WN_OK ? wn_cuda_launch(c, &l) : rc;
 }
 
 /* Fills in the tables and launches; d has matrices and shapes. */

@@ -7,7 +7,8 @@
 #include "shard/cuda/cuda.h"
 
 /* Arguments are compared and copied as they lie in memory. */
-_Static_assert(sizeof(struct wn_cuda_norm) == 72 && sizeof(struct wn_cuda_rope) == 48 &&
+_Static_assert(sizeof(struct wn_cuda_norm) == 96 && sizeof(struct wn_cuda_rope) == 48 &&
+                   sizeof(struct wn_cuda_rope_kv) == 128 &&
                    sizeof(struct wn_cuda_rows) == 72 && sizeof(struct wn_cuda_pair) == 72 &&
                    sizeof(struct wn_cuda_matmul) == 96 && sizeof(struct wn_cuda_attn) == 192,
                "an argument struct has padding, or has grown");
@@ -20,6 +21,8 @@ static wn_status run(struct wn_cuda *c, const struct wn_cuda_launch *l)
         return wn_cuda_check((cudaError_t)wn_cuda_run_norm(&l->as.norm, c->stream), "norm", NULL);
     case WN_CUDA_OP_ROPE:
         return wn_cuda_check((cudaError_t)wn_cuda_run_rope(&l->as.rope, c->stream), "rope", NULL);
+    case WN_CUDA_OP_ROPE_KV:
+        return wn_cuda_check((cudaError_t)wn_cuda_run_rope_kv(&l->as.rope_kv, c->stream), "rope_kv", NULL);
     case WN_CUDA_OP_ROWS:
         return wn_cuda_check((cudaError_t)wn_cuda_run_rows(&l->as.rows, c->stream), "rows", NULL);
     case WN_CUDA_OP_ADD:

@@ -39,6 +39,7 @@ struct wn_cuda;
 typedef enum wn_cuda_op {
     WN_CUDA_OP_NORM,
     WN_CUDA_OP_ROPE,
+    WN_CUDA_OP_ROPE_KV,
     WN_CUDA_OP_ROWS,
     WN_CUDA_OP_ADD,
     WN_CUDA_OP_SILU_MUL,
@@ -54,6 +55,7 @@ struct wn_cuda_launch {
     union {
         struct wn_cuda_norm norm;
         struct wn_cuda_rope rope;
+        struct wn_cuda_rope_kv rope_kv;
         struct wn_cuda_rows rows;
         struct wn_cuda_pair pair;
         struct wn_cuda_matmul matmul;

@@ -18,6 +18,55 @@ __global__ void __launch_bounds__(THREADS) rope_kernel(struct wn_cuda_mat x, con
     wn_put(x.ptr, x.dtype, at + half, x1 * c + x0 * s);
 }
 
+__device__ __forceinline__ float as_stored(float v, uint32_t dtype)
+{
+    return dtype == WN_CUDA_BF16 ? wn_bf16_value(wn_bf16_round(v)) : v;
+}
+
+/* Pairs of x, then pairs of neighbours in v. */
+__global__ void __launch_bounds__(THREADS) rope_kv_kernel(struct wn_cuda_rope_kv a)
+{
+    const uint32_t half = a.head_dim / 2, pair = blockIdx.x * THREADS + threadIdx.x, row = blockIdx.y;
+    const uint32_t head = pair / half, i = pair % half, pairs = a.x.cols / 2;
+    const uint32_t target = a.targets[row], col = head * a.head_dim + i;
+
+    if (pair >= pairs + a.v.cols / 2 || (col >= a.q_cols && target >= a.keys.rows)) return;
+    if (pair >= pairs) {
+        for (uint32_t c = 2 * (pair - pairs), end = c + 2; c < end; c++)
+            wn_put(a.values.ptr, a.values.dtype, wn_at(a.values, target, c),
+                   wn_get(a.v.ptr, a.v.dtype, wn_at(a.v, row, c)));
+        return;
+    }
+    const float angle = (float)a.position[row] * a.freq[i], c = cosf(angle), s = sinf(angle);
+    const size_t at = wn_at(a.x, row, col);
+    const float x0 = wn_get(a.x.ptr, a.x.dtype, at), x1 = wn_get(a.x.ptr, a.x.dtype, at + half);
+    const float y0 = x0 * c - x1 * s, y1 = x1 * c + x0 * s;
+    if (col < a.q_cols) {
+        wn_put(a.x.ptr, a.x.dtype, at, y0);
+        wn_put(a.x.ptr, a.x.dtype, at + half, y1);
+    } else {
+        const size_t to = wn_at(a.keys, target, col - a.q_cols);
+        wn_put(a.keys.ptr, a.keys.dtype, to, as_stored(y0, a.x.dtype));
+        wn_put(a.keys.ptr, a.keys.dtype, to + half, as_stored(y1, a.x.dtype));
+    }
+}
+
+int wn_cuda_run_rope_kv(const struct wn_cuda_rope_kv *a, wn_cuda_stream st)
+{
+    const uint32_t blocks = (a->x.cols / 2 + a->v.cols / 2 + THREADS - 1) / THREADS;
+
+    for (uint32_t first = 0; first < a->x.rows; first += 65535) { /* the most that a grid's y may be */
+        struct wn_cuda_rope_kv part = *a;
+        part.x.ptr = (char *)a->x.ptr + wn_at(a->x, first, 0) * (a->x.dtype == WN_CUDA_F32 ? 4 : 2);
+        part.v.ptr = (char *)a->v.ptr + wn_at(a->v, first, 0) * (a->v.dtype == WN_CUDA_F32 ? 4 : 2);
+        part.position += first;
+        part.targets += first;
+        dim3 grid(blocks, a->x.rows - first < 65535 ? a->x.rows - first : 65535);
+        WN_LAUNCH(rope_kv_kernel, grid, THREADS, 0, st, part);
+    }
+    return (int)cudaGetLastError();
+}
+
 int wn_cuda_run_rope(const struct wn_cuda_rope *a, wn_cuda_stream st)
 {
     const struct wn_cuda_mat *x = &a->x;

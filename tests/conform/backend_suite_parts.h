@@ -39,5 +39,7 @@ void attn_paged_close(void **state);
 void attn_paged_bits(void **state);
 void attn_paged_shared(void **state);
 void attn_full_close(void **state);
+void fused_norm(void **state);
+void fused_rope(void **state);
 
 #endif
