@@ -13,7 +13,8 @@
 
 #include "daemon/launcher.h"
 #include "daemon/roles.h"
-#include "transport/coll.h"
+#include "daemon/worker.h"
+#include "transport/nccl.h"
 #include "winnow_version.h"
 
 #define DEADLINE_US 60000000
@@ -26,7 +27,9 @@ struct bench {
     char machine[64];
     struct wn_link *link;
     struct wn_comm all;
-    float *data, *back;
+    float *data, *back; /* host memory */
+    struct wn_backend *be; /* nccl: with the two below in its memory */
+    struct wn_buf dev, dev_back;
     double us[SAMPLES_MAX];
     bool failed;
 };
@@ -64,12 +67,26 @@ static void row(struct bench *b, const char *what, size_t bytes, int n, double b
     fflush(stdout);
 }
 
+static bool ping_gpus(struct bench *b, size_t bytes)
+{
+    const bool first = wn_link_rank(b->link) == 0;
+    wn_status rc = WN_OK;
+
+    if (first) rc = wn_dev_send(b->link, WN_TRAFFIC_ACTIVATION, b->dev.ptr, bytes);
+    if (rc == WN_OK) rc = wn_dev_recv(b->link, WN_TRAFFIC_ACTIVATION, b->dev_back.ptr, bytes);
+    if (rc == WN_OK && !first) rc = wn_dev_send(b->link, WN_TRAFFIC_ACTIVATION, b->dev_back.ptr, bytes);
+    if (rc == WN_OK) rc = wn_dev_reuse(b->link);
+    if (rc == WN_OK) rc = wn_dev_sync(b->link, soon());
+    return must(b, rc == WN_OK, "ping", bytes);
+}
+
 static bool ping_once(struct bench *b, size_t bytes)
 {
     const int rank = wn_link_rank(b->link);
     const struct wn_route peer = {.peer = 1 - rank, .tag = 1, .kind = WN_TRAFFIC_ACTIVATION};
     wn_status rc;
 
+    if (b->be) return ping_gpus(b, bytes);
     if (rank == 0) {
         rc = wn_link_send_now(b->link, peer, b->data, bytes, soon());
         if (rc == WN_OK) rc = wn_link_recv_now(b->link, peer, b->back, bytes, soon());
@@ -78,6 +95,27 @@ static bool ping_once(struct bench *b, size_t bytes)
         if (rc == WN_OK) rc = wn_link_send_now(b->link, peer, b->back, bytes, soon());
     }
     return must(b, rc == WN_OK, "ping", bytes);
+}
+
+/* Between host and GPU, where there is one. */
+static bool place(struct bench *b, struct wn_buf *to, const float *from, size_t bytes)
+{
+    return !b->be || must(b, b->be->ops->upload(b->be, to->ptr, from, bytes) == WN_OK, "upload", bytes);
+}
+
+static bool fetch(struct bench *b, float *to, const struct wn_buf *from, size_t bytes)
+{
+    return !b->be || must(b, b->be->ops->download(b->be, to, from->ptr, bytes) == WN_OK, "download", bytes);
+}
+
+static wn_status sum_n(struct bench *b, size_t count, int times)
+{
+    wn_status rc = WN_OK;
+
+    for (int k = 0; k < times && rc == WN_OK; k++)
+        rc = b->be ? wn_dev_allreduce_f32(b->link, b->dev.ptr, count)
+                   : wn_coll_allreduce_f32(b->link, &b->all, b->data, count, soon());
+    return rc == WN_OK && b->be ? wn_dev_sync(b->link, soon()) : rc;
 }
 
 /* Enough repetitions for a stable median, few enough for large messages. */
@@ -94,7 +132,7 @@ static void ping(struct bench *b, size_t bytes)
     if (rank > 1 || b->all.n < 2 || b->failed) return;
     for (size_t i = 0; i < bytes / sizeof(float); i++) b->data[i] = (float)i + 0.5f;
     memset(b->back, 0, bytes);
-    if (!ping_once(b, bytes)) return;
+    if (!place(b, &b->dev, b->data, bytes) || !ping_once(b, bytes) || !fetch(b, b->back, &b->dev_back, bytes)) return;
     if (rank == 0 && !must(b, memcmp(b->data, b->back, bytes) == 0, "ping", bytes)) return;
     for (int i = 0; i < n / 10 + 1; i++) {
         if (!ping_once(b, bytes)) return;
@@ -117,24 +155,26 @@ static void allreduce(struct bench *b, size_t bytes)
 
     if (b->failed) return;
     for (size_t i = 0; i < count; i++) b->data[i] = (float)(i % 1000) + (float)b->all.me;
-    if (!must(b, wn_coll_allreduce_f32(b->link, &b->all, b->data, count, soon()) == WN_OK, "allreduce", bytes)) return;
+    if (!place(b, &b->dev, b->data, bytes) || !must(b, sum_n(b, count, 1) == WN_OK, "allreduce", bytes)) return;
+    if (!fetch(b, b->data, &b->dev, bytes)) return;
     for (size_t i = 0; i < count && right; i++) { /* small whole numbers: exact */
         right = b->data[i] == (float)(i % 1000) * (float)b->all.n + (float)(b->all.n * (b->all.n - 1) / 2);
     }
     if (!must(b, right, "allreduce", bytes)) return;
     memset(b->data, 0, bytes); /* sums of zeros stay zeros */
+    if (!place(b, &b->dev, b->data, bytes)) return;
     for (int i = -(n / 10) - 1; i < n; i++) {
         int64_t start;
         wn_status rc = wn_coll_barrier(b->link, &b->all, soon());
         start = wn_now_us();
-        for (int k = 0; k < 4 && rc == WN_OK; k++) rc = wn_coll_allreduce_f32(b->link, &b->all, b->data, count, soon());
+        if (rc == WN_OK) rc = sum_n(b, count, 4);
         if (!must(b, rc == WN_OK, "allreduce", bytes)) return;
         if (i >= 0) b->us[i] = (double)(wn_now_us() - start) / 4.0;
     }
     if (wn_link_rank(b->link) == 0) row(b, "allreduce", bytes, n, 2.0 * (b->all.n - 1) / b->all.n);
 }
 
-static bool bench_run(const char *name, struct wn_link *link, size_t bytes_max)
+static bool bench_run(const char *name, struct wn_link *link, struct wn_backend *be, size_t bytes_max)
 {
     static const size_t sizes[] = {4,       1024,    4096,     10240,    65536,     65540,
                                    655360, 1 << 20, 5 << 20, 20 << 20, 100 << 20, 1 << 30};
@@ -146,12 +186,14 @@ static bool bench_run(const char *name, struct wn_link *link, size_t bytes_max)
     if (!b || !ranks) goto out;
     b->name = name;
     b->link = link;
+    b->be = be;
     gethostname(b->machine, sizeof(b->machine) - 1);
     for (int i = 0; i < wn_link_size(link); i++) ranks[i] = i;
     b->all = (struct wn_comm){.ranks = ranks, .n = wn_link_size(link), .me = wn_link_rank(link)};
     b->data = aligned_alloc(64, (bytes_max + 63) / 64 * 64);
     b->back = aligned_alloc(64, (bytes_max + 63) / 64 * 64);
     if (!b->data || !b->back) goto out;
+    if (be && (be->ops->buf_alloc(be, bytes_max, &b->dev) || be->ops->buf_alloc(be, bytes_max, &b->dev_back))) goto out;
     if (b->all.me == 0) {
         printf("commit,machine,link,ranks,what,bytes,n,min_us,p50_us,p99_us,algbw_bytes_s,busbw_bytes_s\n");
     }
@@ -161,6 +203,8 @@ static bool bench_run(const char *name, struct wn_link *link, size_t bytes_max)
     ok = !b->failed;
 out:
     if (b) {
+        if (b->dev.ptr) be->ops->buf_free(be, &b->dev);
+        if (b->dev_back.ptr) be->ops->buf_free(be, &b->dev_back);
         free(b->data);
         free(b->back);
     }
@@ -188,7 +232,7 @@ static void *local_rank(void *arg)
         fprintf(stderr, "winnow: bench link: %s\n", err.text);
         return NULL;
     }
-    r->ok = bench_run("local", link, r->bytes_max);
+    r->ok = bench_run("local", link, NULL, r->bytes_max);
     wn_link_close(link);
     return NULL;
 }
@@ -218,19 +262,53 @@ static bool run_threads(const struct wn_config *cfg)
     return ok;
 }
 
+/* All ranks are one tensor group, and the first two are neighbours both ways. */
+static wn_status open_gpus(const struct wn_config *cfg, struct wn_link *link, struct wn_backend **be,
+                           struct wn_err *err)
+{
+    const int rank = wn_link_rank(link), size = wn_link_size(link), peer = rank < 2 ? 1 - rank : -1;
+    const char *backend = strncmp(cfg->backend, "cuda", 4) == 0 ? cfg->backend : "cuda";
+    struct wn_config gpu = *cfg;
+    int ranks[WN_DEV_GROUP_MAX], device = 0;
+    const struct wn_comm all = {.ranks = ranks, .n = size, .me = rank};
+    struct wn_nccl_opts o = {.group = &all,
+                             .prev = peer,
+                             .next = peer,
+                             .fast_sums = cfg->allreduce == WN_CONFIG_ALLREDUCE_FAST,
+                             .deadline_us = soon()};
+    wn_status rc;
+
+    if (size > WN_DEV_GROUP_MAX) return wn_fail(err, WN_ELIMIT, "%d ranks (at most %d)", size, WN_DEV_GROUP_MAX);
+    for (int i = 0; i < size; i++) ranks[i] = i;
+    snprintf(gpu.backend, sizeof(gpu.backend), "%s", backend);
+    if ((rc = wn_worker_device(&gpu, (uint32_t)rank, (uint32_t)size, &device, err)) != WN_OK) return rc;
+    if ((rc = wn_backend_open(be, backend, device, err)) != WN_OK) return rc;
+    o.device = device;
+    o.queue = (*be)->ops->queue(*be);
+    o.sum = (*be)->ops->sum_parts;
+    o.backend = *be;
+    return wn_nccl_attach(link, &o, err);
+}
+
 static bool run_rank(const struct wn_config *cfg)
 {
+    const bool gpus = cfg->link == WN_CONFIG_LINK_NCCL;
     struct wn_link *link = NULL;
+    struct wn_backend *be = NULL;
     struct wn_err err = {0};
-    bool ok;
+    bool ok = false;
 
     if (wn_link_open(&link, "mpi", &(struct wn_group){0}, &err) != WN_OK) {
         fprintf(stderr, "winnow: bench link: %s\n", err.text);
         return false;
     }
-    ok = bench_run("mpi", link, cfg->bytes_max);
+    if (gpus && open_gpus(cfg, link, &be, &err) != WN_OK)
+        fprintf(stderr, "winnow: bench link: rank %d: %s\n", wn_link_rank(link), err.text);
+    else
+        ok = bench_run(!gpus ? "mpi" : cfg->allreduce ? "nccl-fast" : "nccl", link, be, cfg->bytes_max);
     if (!ok) wn_link_mpi_abort(1); /* the others wait for this rank */
     wn_link_close(link);
+    wn_backend_close(be);
     return true;
 }
 
@@ -269,9 +347,9 @@ int wn_cmd_bench_link(int argc, char **argv)
 {
     struct wn_config cfg;
     int code = wn_config_start(&cfg, argc, argv,
-                               "winnow bench link -tp RANKS [--link mpi|local]: latency and bandwidth of messages and "
-                               "all-reduces\n"
-                               "between ranks, by size, as CSV");
+                               "winnow bench link -tp RANKS [--link mpi|nccl|local]: latency and bandwidth of messages "
+                               "and\n"
+                               "all-reduces between ranks, by size, as CSV; nccl: between GPUs");
 
     if (code >= 0) return code;
     if (is_rank()) return run_rank(&cfg) ? 0 : 1;

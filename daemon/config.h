@@ -25,7 +25,8 @@
 enum wn_config_dtype { WN_CONFIG_DTYPE_AUTO, WN_CONFIG_DTYPE_FLOAT32, WN_CONFIG_DTYPE_BFLOAT16 };
 
 enum wn_config_launcher { WN_CONFIG_LAUNCHER_AUTO, WN_CONFIG_LAUNCHER_LOCAL, WN_CONFIG_LAUNCHER_SLURM };
-enum wn_config_link { WN_CONFIG_LINK_AUTO, WN_CONFIG_LINK_LOCAL, WN_CONFIG_LINK_MPI };
+enum wn_config_link { WN_CONFIG_LINK_AUTO, WN_CONFIG_LINK_LOCAL, WN_CONFIG_LINK_MPI, WN_CONFIG_LINK_NCCL };
+enum wn_config_allreduce { WN_CONFIG_ALLREDUCE_ORDERED, WN_CONFIG_ALLREDUCE_FAST };
 enum wn_config_position { WN_CONFIG_COMPACT, WN_CONFIG_ORIGINAL };
 
 typedef enum wn_config_source { WN_FROM_DEFAULT, WN_FROM_FILE, WN_FROM_ENV, WN_FROM_FLAG } wn_config_source;
@@ -38,7 +39,7 @@ struct wn_config {
     char pipeline_layers[WN_TEXT_LEN]; /* "0-9,10-39"; "": even */
     uint32_t replicas, vision_workers;
     uint32_t dtype; /* enum wn_config_dtype */
-    char backend[WN_NAME_LEN];
+    char backend[WN_NAME_LEN], vision_backend[WN_NAME_LEN]; /* vision_backend "": as backend */
     uint32_t threads; /* per process; 0: the machine's share */
     uint32_t max_model_len, max_num_seqs, max_num_batched_tokens; /* max_model_len 0: the model's */
     uint32_t kv_pages, block_size;                                /* kv_pages 0: enough for max_num_seqs */
@@ -78,7 +79,7 @@ struct wn_config {
     char run_dir[WN_PATH_LEN];              /* sockets and pid files; "": made under $XDG_RUNTIME_DIR or /tmp */
     char scheduler_endpoint[WN_TEXT_LEN];   /* where workers reach the scheduler; "": ipc://RUN_DIR/scheduler.sock */
     char features_endpoint[WN_TEXT_LEN];    /* where a leader receives features; "": ipc://RUN_DIR/NAME.sock */
-    uint32_t link;                          /* enum wn_config_link */
+    uint32_t link, allreduce;               /* enum wn_config_link, enum wn_config_allreduce */
     /* cluster */
     uint32_t launcher;                      /* enum wn_config_launcher */
     char layout[WN_PATH_LEN];               /* "auto", or a file: see layout.h */

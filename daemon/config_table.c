@@ -20,6 +20,7 @@ const struct wn_option wn_options[] = {
     U32("vision-workers", NULL, vision_workers, "1", 0, 256, "processes that encode images"),
     CHOICE("dtype", NULL, dtype, "auto", "auto|float32|bfloat16", "weights and activations; auto: the checkpoint's"),
     TEXT("backend", NULL, backend, "cpu", "what computes: cpu, cpu-reference (plain loops), cuda or cuda:N (a GPU)"),
+    TEXT("vision-backend", NULL, vision_backend, "", "the same for vision workers; empty: as backend"),
     U32("threads", NULL, threads, "0", 0, 1024, "compute threads of one process; 0: a fair share"),
     U32("max-model-len", NULL, max_model_len, "0", 0, 1 << 20, "tokens of prompt and answer; 0: the model's"),
     U32("max-num-seqs", NULL, max_num_seqs, "16", 1, 4096, "jobs in one step of a replica"),
@@ -98,7 +99,10 @@ const struct wn_option wn_options[] = {
     TEXT("run-dir", NULL, run_dir, "", "folder of sockets; empty: one is made"),
     TEXT("scheduler-endpoint", NULL, scheduler_endpoint, "", "where workers reach the scheduler"),
     TEXT("features-endpoint", NULL, features_endpoint, "", "where a leader receives visual tokens"),
-    CHOICE("link", NULL, link, "auto", "auto|local|mpi", "between ranks; local: threads, for bench link only"),
+    CHOICE("link", NULL, link, "auto", "auto|local|mpi|nccl",
+           "between ranks; auto: nccl for GPUs where the library is, else mpi; local: threads, for bench link only"),
+    CHOICE("allreduce", NULL, allreduce, "ordered", "ordered|fast",
+           "sums between GPUs; ordered: the same bits for every tensor-parallel-size; fast: NCCL's own order"),
 #undef GROUP
 #define GROUP "Tools"
     U32("prompt-tokens", NULL, prompt_tokens, "64", 1, 1 << 20, "plan: text tokens of the prompt"),

@@ -43,6 +43,8 @@ static wn_status open_preprocess(struct wn_encoder *e, const char *dir, struct w
 
 wn_status wn_encoder_open(struct wn_encoder **out, const struct wn_encoder_opts *opts, struct wn_err *err)
 {
+    const struct wn_config *cfg = opts->cfg;
+    const char *backend = cfg->vision_backend[0] ? cfg->vision_backend : cfg->backend;
     const struct wn_pool_opts po = {.threads = WN_ENCODE_BATCH_MAX - 1, .queue_max = 16};
     struct wn_encoder *e = calloc(1, sizeof(*e));
     struct wn_weights *weights = NULL;
@@ -62,7 +64,7 @@ wn_status wn_encoder_open(struct wn_encoder **out, const struct wn_encoder_opts 
     if (opts->cfg->vision_cache_bytes > 0 && e->model.vision.layers_run <= 64)
         e->kept_cls_layers = (uint64_t)1 << (e->model.vision.layers_run - 1);
     if ((rc = wn_pool_start(&e->pool, &po, err)) != WN_OK) goto out;
-    if ((rc = wn_backend_open(&e->be, opts->cfg->backend, 0, err)) != WN_OK) goto out;
+    if ((rc = wn_backend_open(&e->be, backend, 0, err)) != WN_OK) goto out;
     if ((rc = wn_weights_open(&weights, opts->cfg->model, err)) != WN_OK) goto out;
     rc = wn_vision_open(&e->tower, e->be, &e->model, weights, opts->dtype, WN_ENCODE_BATCH_MAX, err);
     if (rc != WN_OK) goto out;

@@ -46,6 +46,7 @@ int wn_cmd_plan(int argc, char **argv)
         .text_tokens = cfg.prompt_tokens,
         .image_rows = cfg.images * wn_prune_count(&budget, model.vision.patches),
         .new_tokens = 1,
+        .gpus = cfg.link == WN_CONFIG_LINK_NCCL,
         .chunk_tokens = cfg.max_num_batched_tokens,
     };
     if (!cfg.json) {

@@ -79,7 +79,7 @@ static bool find_interface(struct wn_probe *p)
 
     if (p->place != WN_PROBE_SCHEDULER) {
         rc = wn_worker_netif(&p->cfg, &p->net, &err);
-        if (rc == WN_OK) wn_worker_use_netif(&p->net);
+        if (rc == WN_OK) wn_worker_use_netif(&p->cfg, &p->net);
     } else {
         rc = wn_netif_choose(&p->net, p->cfg.scheduler_endpoint[0] ? p->cfg.interface : "", p->cfg.host, &err);
     }

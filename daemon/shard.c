@@ -82,6 +82,8 @@ static wn_status open_link(struct shard *s, struct wn_err *err)
 
     s->size = (int)ranks;
     if (ranks == 1) return WN_OK;
+    if (s->cfg.link == WN_CONFIG_LINK_LOCAL)
+        return wn_fail(err, WN_EINVAL, "--link local joins threads; the ranks of a replica are processes: use mpi");
     if ((rc = wn_link_open(&s->link, "mpi", &group, err)) != WN_OK) return rc;
     s->rank = wn_link_rank(s->link);
     if (wn_link_size(s->link) != (int)ranks)
@@ -106,6 +108,29 @@ static wn_status agree_memory(struct shard *s, struct wn_err *err)
     return wn_fit_agree(&s->limits, &fit, &s->refused, err);
 }
 
+/* GPUs speak to each other through NCCL, or by way of host memory and MPI. */
+static wn_status attach_gpus(struct shard *s, int device, struct wn_err *err)
+{
+    const bool gpu = s->be->ops->device_memory, fast = s->cfg.allreduce == WN_CONFIG_ALLREDUCE_FAST;
+    char host[64], id[96];
+    wn_status rc;
+
+    if (s->cfg.link == WN_CONFIG_LINK_NCCL && !gpu)
+        return wn_fail(err, WN_EINVAL, "--link nccl joins GPUs, and --backend %s has none", s->cfg.backend);
+    if (!s->link || !gpu || s->cfg.link == WN_CONFIG_LINK_MPI) return WN_OK;
+    if (strchr(s->cfg.backend, ':')) { /* all ranks of a host on one GPU, as was asked: NCCL takes them for hosts */
+        if (gethostname(host, sizeof(host) - 1) != 0) host[0] = '\0';
+        host[sizeof(host) - 1] = '\0';
+        snprintf(id, sizeof(id), "%s-rank%d", host, s->rank);
+        setenv("NCCL_HOSTID", id, 0);
+    }
+    rc = wn_stage_attach(s->link, s->be, &s->plan, (uint32_t)s->rank, device, fast,
+                         wn_deadline_in_us(STEP_TIMEOUT_US), err);
+    if (rc != WN_EUNSUPP || s->cfg.link == WN_CONFIG_LINK_NCCL) return rc;
+    wn_warn("shard", "%s; messages between GPUs go by way of host memory and MPI", err->text);
+    return WN_OK;
+}
+
 static wn_status open_replica(struct shard *s, struct wn_err *err)
 {
     struct wn_replica_opts ro;
@@ -117,6 +142,7 @@ static wn_status open_replica(struct shard *s, struct wn_err *err)
     if ((rc = wn_weights_open(&s->weights, s->cfg.model, err)) != WN_OK) return rc;
     if ((rc = wn_worker_device(&s->cfg, (uint32_t)s->rank, (uint32_t)s->size, &device, err)) != WN_OK) return rc;
     if ((rc = wn_backend_open(&s->be, s->cfg.backend, device, err)) != WN_OK) return rc;
+    if ((rc = attach_gpus(s, device, err)) != WN_OK) return rc; /* before memory is counted: NCCL takes some */
     if ((rc = wn_fit_step(&s->limits, &s->tokens_max, &s->cfg, &s->model, err)) != WN_OK) return rc;
     if ((rc = agree_memory(s, err)) != WN_OK) return rc;
     ro = (struct wn_replica_opts){
@@ -289,7 +315,7 @@ int wn_role_shard(int argc, char **argv)
 
     if (code >= 0) return code;
     rc = wn_worker_netif(&s.cfg, &s.net, &err);
-    wn_worker_use_netif(&s.net);
+    wn_worker_use_netif(&s.cfg, &s.net);
     if (rc == WN_OK) rc = open_link(&s, &err);
     set_signals(s.rank == 0);
     wn_worker_start("shard", &s.cfg, s.size > 1);

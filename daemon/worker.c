@@ -78,12 +78,17 @@ wn_status wn_worker_netif(const struct wn_config *cfg, struct wn_netif *out, str
     return wn_netif_choose(out, cfg->interface, host, err);
 }
 
-void wn_worker_use_netif(const struct wn_netif *net)
+void wn_worker_use_netif(const struct wn_config *cfg, const struct wn_netif *net)
 {
-    static const char *const names[] = {"OMPI_MCA_btl_tcp_if_include", "OMPI_MCA_oob_tcp_if_include",
-                                        "NCCL_SOCKET_IFNAME"};
+    const char *name = net->name[0] ? net->name : cfg->interface;
+    char exactly[WN_NAME_LEN + 1];
 
-    for (int i = 0; i < 3 && net->name[0]; i++) setenv(names[i], net->name, 0);
+    if (net->name[0]) {
+        setenv("OMPI_MCA_btl_tcp_if_include", name, 0);
+        setenv("OMPI_MCA_oob_tcp_if_include", name, 0);
+    }
+    snprintf(exactly, sizeof(exactly), "=%s", name); /* without "=", eth1 would be eth10 as well */
+    if (name[0]) setenv("NCCL_SOCKET_IFNAME", exactly, 0);
 }
 
 void wn_worker_threads(const struct wn_config *cfg, uint32_t share)

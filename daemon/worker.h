@@ -36,7 +36,7 @@ WN_NODISCARD wn_status wn_worker_netif(const struct wn_config *cfg, struct wn_ne
 
 /* Makes Open MPI and NCCL use it, too, by the variables that they read when they start; what the user has put there
  * stays. Before the link opens. */
-void wn_worker_use_netif(const struct wn_netif *net);
+void wn_worker_use_netif(const struct wn_config *cfg, const struct wn_netif *net);
 
 /* The same for rank `rank` of a replica of `size` ranks, and binds its threads to cores of their own where that is safe
  * (daemon/placement.h). With OMP_NUM_THREADS set, or in a Slurm step, cores are somebody else's affair. */

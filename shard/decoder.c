@@ -9,7 +9,6 @@
 #include "shard/decoder_impl.h"
 
 #define SCRATCH_BUFS     16
-#define CLOSE_US         5000000
 #define FEATURE_ROWS_MAX (1u << 20)
 
 static wn_status mat_alloc(struct wn_stage *s, struct wn_mat *out, uint32_t rows, uint32_t cols, wn_dtype dtype,
@@ -147,11 +146,6 @@ static wn_status check_opts(const struct wn_stage_opts *o, struct wn_err *err)
     if (o->rank >= ranks) return wn_fail(err, WN_EINVAL, "rank %u, but the plan has %u", o->rank, ranks);
     if (ranks > 1 && (!o->link || wn_link_size(o->link) < (int)ranks || wn_link_rank(o->link) != (int)o->rank))
         return wn_fail(err, WN_EINVAL, "rank %u of a plan of %u: the link does not fit", o->rank, ranks);
-    if (ranks > 1 && o->be->ops->device_memory)
-        return wn_fail(err, WN_EUNSUPP,
-                       "backend '%s' keeps its memory on the device, and no link reaches it: %u ranks are not "
-                       "supported; use -tp 1 -pp 1 --replicas %u",
-                       o->be->ops->name, ranks, ranks);
     if (o->rows_max == 0 || o->seqs_max == 0 || o->pages == 0 || o->page_tokens == 0 || o->wanted_max > o->rows_max ||
         (uint64_t)o->pages * o->page_tokens > UINT32_MAX / 2 || o->rows_max > 1u << 20)
         return wn_fail(err, WN_EINVAL, "stage: %u rows, %u sequences, %u wanted, %u pages of %u tokens", o->rows_max,
@@ -206,6 +200,7 @@ wn_status wn_stage_open(struct wn_stage **out, const struct wn_stage_opts *opts,
     if ((rc = wn_loader_plan(s->loader, s->o.weights, &s->plan, s->o.rank, err)) != WN_OK) goto out;
     if ((rc = scratch_alloc(s, err)) != WN_OK) goto out;
     if ((rc = kv_alloc(s, err)) != WN_OK) goto out;
+    if ((rc = wn_stage_links_open(s, err)) != WN_OK) goto out;
     bind(s);
     s->o.weights = NULL;
     *out = s;
@@ -218,10 +213,7 @@ out:
 void wn_stage_close(struct wn_stage *s)
 {
     if (!s) return;
-    /* After a failed run the link may be gone already, and what is in flight ends with it. */
-    if (!s->failed && s->sending != WN_OP_NONE &&
-        wn_link_wait(s->o.link, s->sending, NULL, wn_deadline_in_us(CLOSE_US)))
-        wn_warn("shard", "stage %u: the rows of the last step did not leave", s->stage);
+    wn_stage_links_close(s);
     for (uint32_t i = 0; s->slots && i < s->o.slots; i++)
         if (s->slots[i].buf.ptr) s->o.be->ops->buf_free(s->o.be, &s->slots[i].buf);
     for (uint32_t i = 0; i < s->bufs_n; i++) s->o.be->ops->buf_free(s->o.be, &s->bufs[i]);
@@ -335,15 +327,12 @@ wn_status wn_stage_features_share(struct wn_stage *s, uint32_t slot, const void 
                                   int64_t deadline_us, struct wn_err *err)
 {
     size_t bytes = (size_t)f->rows * f->width * wn_dtype_bytes(f->dtype);
-    int64_t since_us;
     wn_status rc;
 
     if (!s->first) return WN_OK;
     rc = s->tensor == 0 ? wn_stage_features_put(s, slot, data, f, err) : slot_prepare(s, slot, f, err);
     if (rc != WN_OK || s->plan.tensors == 1) return rc;
-    since_us = wn_now_us();
-    rc = wn_coll_broadcast(s->o.link, &s->comm, 0, WN_TRAFFIC_EMBEDDING, s->slots[slot].buf.ptr, bytes, deadline_us);
-    s->waits.link_us += (uint64_t)(wn_now_us() - since_us);
+    rc = wn_stage_spread(s, s->slots[slot].buf.ptr, data, bytes, deadline_us);
     if (rc != WN_OK) {
         s->failed = true;
         s->slots[slot].rows.ptr = NULL;

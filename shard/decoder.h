@@ -55,6 +55,13 @@ struct wn_stage_opts {
     uint32_t slots;                   /* feature matrices that stage 0 can hold */
 };
 
+/* Attaches NCCL to the replica's link, so that a stage on a GPU speaks to the others' memory (transport/nccl.h): the
+ * tensor ranks of its stage, and the neighbours of its own tensor rank. By all ranks, before wn_stage_open. Without it
+ * messages of a device backend go by way of host memory. fast_sums: see wn_dev_allreduce_f32. */
+WN_NODISCARD wn_status wn_stage_attach(struct wn_link *link, struct wn_backend *be, const struct wn_plan *plan,
+                                       uint32_t rank, int device, bool fast_sums, int64_t deadline_us,
+                                       struct wn_err *err);
+
 /* Loads this rank's weights and allocates its memory. *out is owned by the caller; on failure it is untouched. */
 WN_NODISCARD wn_status wn_stage_open(struct wn_stage **out, const struct wn_stage_opts *opts,
                                      struct wn_err *err);

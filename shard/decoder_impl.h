@@ -4,7 +4,9 @@
 
 #include "shard/decoder.h"
 #include "shard/loader.h"
-#include "transport/coll.h"
+#include "transport/device.h"
+
+#define WN_STAGE_CLOSE_US 5000000 /* for the last rows to leave */
 
 struct wn_layer {
     const float *norm1, *norm2;               /* [hidden] */
@@ -57,6 +59,25 @@ struct wn_stage {
     wn_op sending;                      /* the send to the next stage that `part` is lent to */
     struct wn_stage_waits waits;        /* since open */
     bool failed;                        /* a run failed: messages may be in flight */
+    bool device, staged;     /* matrices on a device: the link reaches it, or goes by way of the buffers below */
+    void *host, *host_part;  /* host memory of the largest message; host_part is lent to `sending` */
+    void *spread;            /* features on their way to the device; grows */
 };
+
+/* ---- decoder_link.c ---- */
+WN_NODISCARD wn_status wn_stage_links_open(struct wn_stage *s, struct wn_err *err); /* after the matrices */
+void wn_stage_links_close(struct wn_stage *s);
+WN_NODISCARD wn_status wn_stage_sync(struct wn_stage *s, int64_t deadline_us); /* the host waits for what is queued */
+/* `rows` rows of s->sums become the sums over the tensor ranks. */
+WN_NODISCARD wn_status wn_stage_sum(struct wn_stage *s, uint32_t rows, int64_t deadline_us);
+/* Later stages, into s->x: this rank's columns from the stage before, the others from the tensor ranks beside it. */
+WN_NODISCARD wn_status wn_stage_receive(struct wn_stage *s, uint32_t rows, int64_t deadline_us);
+/* Sends this rank's columns of s->x on and returns while they are on their way. */
+WN_NODISCARD wn_status wn_stage_send(struct wn_stage *s, uint32_t rows, int64_t deadline_us);
+/* Last stage: the scores of all tensor ranks to tensor rank 0's logits [wanted, vocab]. */
+WN_NODISCARD wn_status wn_stage_collect(struct wn_stage *s, uint32_t wanted, int64_t deadline_us, float *logits);
+/* Stage 0: tensor rank 0's features, which `data` has on the host too, to its tensor ranks' buffers. */
+WN_NODISCARD wn_status wn_stage_spread(struct wn_stage *s, void *features, const void *data, size_t bytes,
+                                       int64_t deadline_us);
 
 #endif

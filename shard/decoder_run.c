@@ -1,14 +1,10 @@
 /* shard/decoder_run.c - one step through a stage. All partial sums meet in float32 and are rounded once, to what the
  * whole matmul would have stored; so the path with one tensor rank and the path with several give the same bits.
- *
- * Links take host memory and the backends so far compute in host memory, so messages go from and to the matrices
- * themselves, after a sync. A backend with memory of its own will need a link with WN_LINK_CAP_DEVICE. */
+ * What crosses links is in decoder_link.c. */
 #include <string.h>
 
 #include "base/log.h"
 #include "shard/decoder_impl.h"
-
-#define TAG_ROWS 16 /* hidden rows, stage to stage */
 
 /* Rows [first, first + n) of a step that come from one feature slot. */
 struct run {
@@ -61,20 +57,6 @@ static wn_status rms_norm(struct wn_stage *s, struct wn_mat out, struct wn_mat x
     return wn_be_norm(s->o.be, &n);
 }
 
-static wn_status all_reduce(struct wn_stage *s, uint32_t rows, int64_t deadline_us)
-{
-    int64_t since_us;
-    wn_status rc;
-
-    if (s->plan.tensors == 1) return WN_OK;
-    rc = s->o.be->ops->sync(s->o.be, deadline_us);
-    if (rc != WN_OK) return rc;
-    since_us = wn_now_us();
-    rc = wn_coll_allreduce_f32(s->o.link, &s->comm, s->sums.ptr, (size_t)rows * s->sums.cols, deadline_us);
-    s->waits.link_us += (uint64_t)(wn_now_us() - since_us);
-    return rc;
-}
-
 /* out = x * w^T where this rank holds some of w's columns: the sum over ranks, rounded to out's type. */
 static wn_status row_parallel(struct wn_stage *s, struct wn_mat out, struct wn_mat x, const struct wn_weight *w,
                               uint32_t rows, int64_t deadline_us)
@@ -84,7 +66,7 @@ static wn_status row_parallel(struct wn_stage *s, struct wn_mat out, struct wn_m
 
     if (s->plan.tensors == 1) return matmul(s, out, x, w, s->slices);
     rc = matmul(s, sums, x, w, s->slices);
-    if (rc == WN_OK) rc = all_reduce(s, rows, deadline_us);
+    if (rc == WN_OK) rc = wn_stage_sum(s, rows, deadline_us);
     if (rc == WN_OK) rc = wn_be_convert(s->o.be, &out, &sums);
     return rc;
 }
@@ -156,62 +138,9 @@ static wn_status input_rows(struct wn_stage *s, const struct wn_step *step, int6
     if (s->plan.tensors == 1 && !image) return wn_be_gather_rows(s->o.be, &x, &s->embedding, s->index);
     rc = wn_be_gather_rows(s->o.be, &sums, &s->embedding, s->index);
     if (rc == WN_OK) rc = image_rows(s, step);
-    if (rc == WN_OK) rc = all_reduce(s, step->rows, deadline_us);
+    if (rc == WN_OK) rc = wn_stage_sum(s, step->rows, deadline_us);
     if (rc == WN_OK) rc = image_bias(s, step);
     if (rc == WN_OK) rc = wn_be_convert(s->o.be, &x, &sums);
-    return rc;
-}
-
-/* Later stages: this rank's columns come from the stage before, the others from the tensor ranks beside it. */
-static wn_status receive_rows(struct wn_stage *s, uint32_t rows, int64_t deadline_us)
-{
-    uint32_t cols = s->parts.cols, tensors = s->plan.tensors;
-    size_t bytes = (size_t)rows * cols * wn_dtype_bytes(s->plan.dtype), bytes_of[WN_TENSOR_MAX];
-    struct wn_route from = {.peer = (int)(s->o.rank - tensors), .tag = TAG_ROWS, .kind = WN_TRAFFIC_ACTIVATION};
-    char *parts = s->parts.ptr;
-    int64_t asked_us, came_us;
-    wn_status rc = s->o.be->ops->sync(s->o.be, deadline_us);
-
-    if (rc != WN_OK) return rc; /* else nothing queued uses the memory any more */
-    asked_us = wn_now_us();
-    rc = wn_link_await(s->o.link, from, deadline_us);
-    came_us = wn_now_us();
-    if (rc == WN_OK)
-        rc = wn_link_recv_now(s->o.link, from, tensors == 1 ? s->x.ptr : (void *)(parts + s->tensor * bytes), bytes,
-                              deadline_us);
-    for (uint32_t t = 0; t < tensors; t++) bytes_of[t] = bytes;
-    if (rc == WN_OK && tensors > 1)
-        rc = wn_coll_allgather(s->o.link, &s->comm, WN_TRAFFIC_ACTIVATION, parts + s->tensor * bytes, parts, bytes_of,
-                               deadline_us);
-    s->waits.step_us += (uint64_t)(came_us - asked_us);
-    s->waits.link_us += (uint64_t)(wn_now_us() - came_us);
-    if (tensors == 1) return rc;
-    for (uint32_t t = 0; rc == WN_OK && t < tensors; t++) {
-        struct wn_mat to = wn_mat_cols(wn_mat_rows(s->x, 0, rows), t * cols, cols),
-                      part = wn_mat_rows(s->parts, 0, rows);
-        part.ptr = parts + t * bytes;
-        rc = wn_be_convert(s->o.be, &to, &part);
-    }
-    return rc;
-}
-
-/* Sends this rank's columns on and returns while they are on their way. */
-static wn_status send_rows(struct wn_stage *s, uint32_t rows, int64_t deadline_us)
-{
-    uint32_t cols = s->part.cols;
-    struct wn_mat x = wn_mat_cols(wn_mat_rows(s->x, 0, rows), s->tensor * cols, cols),
-                  part = wn_mat_rows(s->part, 0, rows);
-    struct wn_route to = {.peer = (int)(s->o.rank + s->plan.tensors), .tag = TAG_ROWS, .kind = WN_TRAFFIC_ACTIVATION};
-    size_t bytes = (size_t)rows * cols * wn_dtype_bytes(s->plan.dtype);
-    const int64_t since_us = wn_now_us();
-    wn_status rc = wn_link_wait(s->o.link, s->sending, NULL, deadline_us);
-
-    s->waits.link_us += (uint64_t)(wn_now_us() - since_us);
-    if (rc != WN_OK) return rc;
-    s->sending = WN_OP_NONE;
-    rc = wn_be_convert(s->o.be, &part, &x);
-    if (rc == WN_OK) rc = s->o.be->ops->sync(s->o.be, deadline_us);
-    if (rc == WN_OK) rc = wn_link_send(s->o.link, to, part.ptr, bytes, &s->sending);
     return rc;
 }
 
@@ -285,18 +214,6 @@ static wn_status layers(struct wn_stage *s, const struct wn_step *step, int64_t 
     return rc;
 }
 
-/* Scores of rank after rank, [wanted, part of the vocabulary] each, to rows of the whole vocabulary. */
-static void lay_scores(const struct wn_stage *s, uint32_t wanted, float *logits)
-{
-    const float *from = s->all_scores.ptr;
-
-    for (uint32_t t = 0; t < s->plan.tensors; t++) {
-        struct wn_range part = wn_plan_vocab(&s->plan, t);
-        for (uint32_t r = 0; r < wanted; r++, from += part.n)
-            memcpy(logits + (size_t)r * s->plan.model.text.vocab + part.first, from, part.n * sizeof(float));
-    }
-}
-
 /* Last stage: scores of the wanted rows, whole on tensor rank 0. */
 static wn_status head(struct wn_stage *s, const struct wn_step *step, int64_t deadline_us, float *logits)
 {
@@ -304,8 +221,6 @@ static wn_status head(struct wn_stage *s, const struct wn_step *step, int64_t de
     uint32_t n = step->wanted_n;
     struct wn_mat rows = wn_mat_rows(s->wanted, 0, s->wanted_n), x = wn_mat_rows(s->x, 0, s->rows);
     struct wn_mat scores = wn_mat_rows(s->scores, 0, s->wanted_n), rounded = wn_mat_rows(s->rounded, 0, s->wanted_n);
-    size_t bytes_of[WN_TENSOR_MAX];
-    int64_t since_us;
     wn_status rc;
 
     if (n == 0) return WN_OK;
@@ -313,19 +228,7 @@ static wn_status head(struct wn_stage *s, const struct wn_step *step, int64_t de
     if (rc == WN_OK) rc = rms_norm(s, rows, rows, s->norm);
     if (rc == WN_OK && s->vocab.n > 0) rc = matmul(s, rounded, rows, s->head, 1);
     if (rc == WN_OK && rounded.dtype != WN_F32) rc = wn_be_convert(be, &scores, &rounded);
-    if (rc != WN_OK) return rc;
-    if (s->plan.tensors == 1)
-        return be->ops->download(be, logits, scores.ptr, (size_t)n * s->vocab.n * sizeof(float));
-    for (uint32_t t = 0; t < s->plan.tensors; t++)
-        bytes_of[t] = (size_t)n * wn_plan_vocab(&s->plan, t).n * sizeof(float);
-    rc = be->ops->sync(be, deadline_us);
-    since_us = wn_now_us();
-    if (rc == WN_OK)
-        rc = wn_coll_gather(s->o.link, &s->comm, 0, WN_TRAFFIC_LOGITS, scores.ptr,
-                            s->tensor == 0 ? s->all_scores.ptr : NULL, bytes_of, deadline_us);
-    s->waits.link_us += (uint64_t)(wn_now_us() - since_us);
-    if (rc == WN_OK && s->tensor == 0) lay_scores(s, n, logits);
-    return rc;
+    return rc == WN_OK ? wn_stage_collect(s, n, deadline_us, logits) : rc;
 }
 
 /* What of a step the operations are told; rows that pad it have position 0, and are gathered from nowhere. */
@@ -338,11 +241,6 @@ static void set_rows(struct wn_stage *s, const struct wn_step *step)
         for (uint32_t r = 0; r < q->rows; r++)
             s->position[q->first_row + r] = step->position ? step->position[q->first_row + r] : q->pos + r;
     }
-}
-
-struct wn_stage_waits wn_stage_waits(const struct wn_stage *s)
-{
-    return s->waits;
 }
 
 /* Says how many rows the matrices have: more than the step where a device replays steps of one size. With other ranks
@@ -374,12 +272,12 @@ wn_status wn_stage_run(struct wn_stage *s, const struct wn_step *step, int64_t d
         return wn_fail(err, WN_EPEER, "stage %u, tensor rank %u: a step failed before", s->stage, s->tensor);
     if ((rc = begin(s, step)) != WN_OK) goto out;
     set_rows(s, step);
-    rc = s->first ? input_rows(s, step, deadline_us) : receive_rows(s, step->rows, deadline_us);
+    rc = s->first ? input_rows(s, step, deadline_us) : wn_stage_receive(s, step->rows, deadline_us);
     if (rc == WN_OK) rc = layers(s, step, deadline_us);
-    if (rc == WN_OK) rc = s->last ? head(s, step, deadline_us, logits) : send_rows(s, step->rows, deadline_us);
+    if (rc == WN_OK) rc = s->last ? head(s, step, deadline_us, logits) : wn_stage_send(s, step->rows, deadline_us);
     ended = s->o.be->ops->step_end ? s->o.be->ops->step_end(s->o.be) : WN_OK;
     if (rc == WN_OK) rc = ended;
-    if (rc == WN_OK) rc = s->o.be->ops->sync(s->o.be, deadline_us);
+    if (rc == WN_OK) rc = wn_stage_sync(s, deadline_us);
 out:
     if (rc == WN_OK) return WN_OK;
     s->failed = true;

@@ -87,6 +87,7 @@ struct wn_plan_load {
     uint32_t new_tokens;   /* tokens generated; new_tokens - 1 decode steps follow the prefill */
     uint32_t chunk_tokens; /* prefill chunk (--max-num-batched-tokens) */
     bool projected;        /* features have the decoder's width already */
+    bool gpus;             /* the tensor ranks of a stage speak through NCCL, with ordered sums */
 };
 
 /* Payload bytes that rank `src` sends to rank `dst` for one prompt, by kind (base/traffic.h);

@@ -1,10 +1,10 @@
 /* shard/plan_bytes.c - the bytes that one prompt puts on each link; see plan.h. It follows the
- * calls of the decoder, and asks transport/coll.h what each collective sends. */
+ * calls of the decoder, and asks transport/coll.h and device.h what each collective sends. */
 #include <stdbool.h>
 #include <stddef.h>
 
 #include "shard/plan.h"
-#include "transport/coll.h"
+#include "transport/device.h"
 
 /* Steps of one size. */
 struct steps {
@@ -42,10 +42,17 @@ static uint64_t part_bytes(const struct wn_plan *p, uint64_t rows)
     return rows * (p->model.text.hidden / p->tensors) * wn_dtype_bytes(p->dtype);
 }
 
-/* An all-gather of equal parts is a ring: each member hands all parts but one to the next. */
-static uint64_t ring_bytes(uint32_t n, uint32_t from, uint32_t to, uint64_t part)
+/* An all-gather of equal parts is a ring: each member hands all parts but one to the next. Between GPUs each part
+ * counts once for every member that it goes to. */
+static uint64_t gather_bytes(uint32_t n, bool gpus, uint32_t from, uint32_t to, uint64_t part)
 {
+    if (gpus) return part;
     return to == (from + 1) % n ? part * (n - 1) : 0;
+}
+
+static uint64_t sum_bytes(int n, bool gpus, int from, int to, size_t floats)
+{
+    return gpus ? wn_dev_allreduce_bytes(n, false, from, to, floats) : wn_coll_allreduce_bytes(n, from, to, floats);
 }
 
 /* Between two tensor ranks of one stage. */
@@ -59,15 +66,16 @@ static uint64_t inside_stage(const struct wn_plan *p, const struct wn_plan_load 
     uint64_t bytes = 0;
 
     if (kind == WN_TRAFFIC_EMBEDDING && stage == 0)
-        return wn_coll_broadcast_bytes(n, 0, a, b, feature_bytes(p, load));
+        return load->gpus ? (a == 0 ? feature_bytes(p, load) : 0)
+                          : wn_coll_broadcast_bytes(n, 0, a, b, feature_bytes(p, load));
     list_steps(load, steps);
     for (int i = 0; i < STEP_SIZES; i++) {
         size_t floats = (size_t)steps[i].rows * p->model.text.hidden;
         if (kind == WN_TRAFFIC_ALLREDUCE)
-            bytes += wn_coll_allreduce_bytes(n, a, b, floats) * sums * steps[i].times;
+            bytes += sum_bytes(n, load->gpus, a, b, floats) * sums * steps[i].times;
         if (kind == WN_TRAFFIC_ACTIVATION && stage > 0)
-            bytes +=
-                ring_bytes(p->tensors, from, to, part_bytes(p, steps[i].rows)) * steps[i].times;
+            bytes += gather_bytes(p->tensors, load->gpus, from, to, part_bytes(p, steps[i].rows)) *
+                     steps[i].times;
         if (kind == WN_TRAFFIC_LOGITS && stage + 1 == p->stages && to == 0)
             bytes += steps[i].wanted * wn_plan_vocab(p, from).n * sizeof(float);
     }

@@ -4,425 +4,23 @@
  *   - pruned image rows that keep their positions, in any order, are near Transformers and have those same bits;
  *   - what each link counted is what wn_plan_link_bytes says, to the byte.
  * Without arguments: all plans, ranks are threads on the local link, and what goes wrong when a rank does not come.
- * Under mpirun with argument "mpi": the plans whose ranks are as many as the processes. */
-#include <math.h>
+ * With argument "gpus": plans of up to four ranks on the backend cuda, whose links are NCCL or, where that is not, host
+ * memory; a thread and a device for each rank (tests/cudasim has as many as it likes).
+ * Under mpirun with argument "mpi": the plans whose ranks are as many as the processes; "mpi gpus": on GPUs. */
 #include <pthread.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
-#include "shard/decoder.h"
-#include "shard/kvpool.h"
 #include "shard/loader.h"
-#include "tests/integration/golden.h"
-#include "transport/coll.h"
-
-#define TOLERANCE   1e-4
-#define NEAR        0.05 /* bfloat16 against float32: 8 bits of mantissa, rounded after each operation */
-#define PAGE_TOKENS 5    /* divides nothing here */
-#define PAGES       64
-#define ROWS_MAX    96
-#define PATIENCE_US 60000000
+#include "tests/integration/golden_rank.h"
 
 static const char *const names[] = {"llava-a", "llava-b"};
 static const struct {
     uint32_t stages, tensors;
 } plans[] = {{1, 1}, {1, 2}, {2, 1}, {3, 1}, {1, 4}, {2, 2}, {3, 2}, {2, 4}, {3, 4}};
 
-/* One rank's view of one plan. */
-struct rank {
-    const struct golden *g;
-    const char *backend;
-    struct wn_link *link;
-    uint32_t me;
-    struct wn_plan plan;
-    struct wn_backend *be;
-    struct wn_weights *w;
-    struct wn_stage *stage, *alone; /* alone: the whole decoder, on the rank that gets the logits */
-    struct wn_kvpool *pool;         /* deals pages in the same order on every rank */
-    bool root;
-    float *whole[GOLDEN_PROMPTS_MAX]; /* root: logits of prompt i in one step, [rows, vocab] */
-    float *got;                       /* root: [ROWS_MAX, vocab] */
-    double error;                     /* largest */
-    char failure[512];
-};
-
-static bool failed(struct rank *r, const char *fmt, ...) WN_PRINTF(2, 3);
-static bool failed(struct rank *r, const char *fmt, ...)
-{
-    va_list args;
-    int n = snprintf(r->failure, sizeof(r->failure), "%s %s P=%u T=%u rank %u: ", r->g->dir,
-                     wn_dtype_name(r->plan.dtype), r->plan.stages, r->plan.tensors, r->me);
-
-    va_start(args, fmt);
-    vsnprintf(r->failure + n, sizeof(r->failure) - (size_t)n, fmt, args);
-    va_end(args);
-    return false;
-}
-
-/* Rows [from, from + n) of a prompt and of the greedy tokens that follow it. */
-struct piece {
-    uint32_t prompt, from, n;
-    const uint32_t *pages;
-};
-
-struct filled {
-    struct wn_step step;
-    uint32_t token[ROWS_MAX], slot[ROWS_MAX], position[ROWS_MAX], wanted[ROWS_MAX];
-    struct wn_seq seqs[GOLDEN_PROMPTS_MAX];
-};
-
-static void fill_piece(const struct golden *g, struct filled *f, const struct piece *p)
-{
-    const struct golden_prompt *prompt = &g->prompt[p->prompt];
-    uint32_t row = 0, images = 0, patches = g->model.vision.patches, first = f->step.rows;
-
-    f->seqs[f->step.seqs_n++] = (struct wn_seq){.first_row = first, .rows = p->n, .pos = p->from, .pages = p->pages};
-    for (; row < p->from + p->n; row++) {
-        uint32_t id = row < prompt->rows ? prompt->tokens[row] : prompt->greedy[row - prompt->rows];
-        bool image = row < prompt->rows && id == g->model.image_token;
-        if (row >= p->from) {
-            f->slot[f->step.rows] = image ? prompt->image_first + images / patches : WN_SLOT_NONE;
-            f->token[f->step.rows] = image ? images % patches : id;
-            f->step.rows++;
-        }
-        if (image) images++;
-    }
-}
-
-/* Fills a step with pieces; all rows are wanted, or only the last of each piece. */
-static void fill(const struct golden *g, struct filled *f, const struct piece *p, uint32_t n, bool all)
-{
-    f->step = (struct wn_step){.token = f->token, .slot = f->slot, .seqs = f->seqs, .wanted = f->wanted};
-    for (uint32_t i = 0; i < n; i++) {
-        uint32_t first = f->step.rows;
-        fill_piece(g, f, &p[i]);
-        for (uint32_t r = first; r < f->step.rows; r++)
-            if (all || r + 1 == f->step.rows) f->wanted[f->step.wanted_n++] = r;
-    }
-}
-
-static bool run_step(struct rank *r, struct wn_stage *stage, const struct wn_step *step, float *logits)
-{
-    struct wn_err err = {0};
-
-    if (wn_stage_run(stage, step, wn_deadline_in_us(PATIENCE_US), logits, &err) == WN_OK) return true;
-    return failed(r, "%s", err.text);
-}
-
-static bool run(struct rank *r, struct wn_stage *stage, const struct piece *p, uint32_t n, bool all, float *logits)
-{
-    struct filled f;
-
-    fill(r->g, &f, p, n, all);
-    return run_step(r, stage, &f.step, logits);
-}
-
-static bool same_rows(struct rank *r, const char *what, uint32_t prompt, uint32_t row, const float *got, uint32_t n)
-{
-    size_t vocab = r->g->model.text.vocab;
-    uint32_t rows = r->g->prompt[prompt].rows, m = row >= rows ? 0 : n < rows - row ? n : rows - row;
-
-    if (memcmp(got, r->whole[prompt] + row * vocab, m * vocab * sizeof(float)) == 0) return true;
-    return failed(r, "prompt %u, rows %u to %u: %s: other bits than the whole prompt", prompt, row, row + m - 1,
-                  what);
-}
-
-/* Each prompt in one step: near Transformers, and the bits of one rank alone. */
-static bool check_whole(struct rank *r)
-{
-    size_t vocab = r->g->model.text.vocab;
-
-    for (uint32_t i = 0; i < r->g->prompts; i++) {
-        const struct golden_prompt *p = &r->g->prompt[i];
-        uint32_t pages[PAGES], n = wn_kvpool_need(p->rows, PAGE_TOKENS);
-        struct piece all = {i, 0, p->rows, pages};
-        if (wn_kvpool_take(r->pool, pages, n) != WN_OK) return failed(r, "out of pages");
-        if (r->root && !(r->whole[i] = malloc(p->rows * vocab * sizeof(float)))) return failed(r, "out of memory");
-        if (!run(r, r->stage, &all, 1, true, r->whole[i])) return false;
-        if (r->root && !run(r, r->alone, &all, 1, true, r->got)) return false;
-        if (r->root && !same_rows(r, "one rank alone", i, 0, r->got, p->rows)) return false;
-        if (r->root) {
-            double e = golden_error(r->whole[i], p->logits, p->rows, vocab);
-            double limit = r->plan.dtype == WN_F32 ? TOLERANCE : NEAR;
-            if (e > r->error) r->error = e;
-            if (!(e <= limit)) return failed(r, "prompt %u: relative error %g, limit %g", i, e, limit);
-        }
-        wn_kvpool_give(r->pool, pages, n);
-    }
-    return true;
-}
-
-static uint32_t largest(const float *x, uint32_t n)
-{
-    uint32_t best = 0;
-    for (uint32_t i = 1; i < n; i++)
-        if (x[i] > x[best]) best = i;
-    return best;
-}
-
-/* A prompt in chunks, then its greedy continuation one by one. */
-static bool check_chunks(struct rank *r, uint32_t prompt, uint32_t chunk)
-{
-    const struct golden_prompt *p = &r->g->prompt[prompt];
-    uint32_t vocab = r->g->model.text.vocab, pages[PAGES], rows = p->rows + r->g->new_tokens - 1;
-    uint32_t n = wn_kvpool_need(rows, PAGE_TOKENS);
-
-    if (wn_kvpool_take(r->pool, pages, n) != WN_OK) return failed(r, "out of pages");
-    for (uint32_t at = 0, len; at < rows; at += len) {
-        len = at < p->rows ? (chunk < p->rows - at ? chunk : p->rows - at) : 1;
-        struct piece part = {prompt, at, len, pages};
-        if (!run(r, r->stage, &part, 1, true, r->got)) return false;
-        if (r->root && !same_rows(r, "chunks", prompt, at, r->got, len)) return false;
-        if (r->root && r->plan.dtype == WN_F32 && at + len >= p->rows) {
-            uint32_t i = at + len - p->rows, id = largest(r->got + (size_t)(len - 1) * vocab, vocab);
-            if (id != p->greedy[i])
-                return failed(r, "prompt %u: new token %u is %u, expected %u", prompt, i, id, p->greedy[i]);
-        }
-    }
-    wn_kvpool_give(r->pool, pages, n);
-    return true;
-}
-
-/* Three sequences in the same steps: the end of one beside the start of another. */
-static bool check_mixed(struct rank *r)
-{
-    const struct golden *g = r->g;
-    uint32_t pages[3][PAGES], a = g->prompt[0].rows, b = g->prompt[1].rows, c = g->prompt[2].rows;
-    size_t vocab = g->model.text.vocab;
-    const struct piece steps[3][3] = {{{0, 0, 9, pages[0]}, {2, 0, 20, pages[2]}},
-                                      {{2, 20, c - 21, pages[2]}, {1, 0, b, pages[1]}, {0, 9, a - 10, pages[0]}},
-                                      {{0, a - 1, 1, pages[0]}, {2, c - 1, 1, pages[2]}}};
-    const uint32_t pieces[3] = {2, 3, 2};
-
-    for (uint32_t i = 0; i < 3; i++)
-        if (wn_kvpool_take(r->pool, pages[i], wn_kvpool_need(g->prompt[i].rows, PAGE_TOKENS)) != WN_OK)
-            return failed(r, "out of pages");
-    for (uint32_t i = 0; i < 3; i++) {
-        const float *got = r->got;
-        if (!run(r, r->stage, steps[i], pieces[i], true, r->got)) return false;
-        for (uint32_t j = 0; r->root && j < pieces[i]; j++) {
-            const struct piece *p = &steps[i][j];
-            if (!same_rows(r, "mixed steps", p->prompt, p->from, got, p->n)) return false;
-            got += p->n * vocab;
-        }
-    }
-    for (uint32_t i = 0; i < 3; i++)
-        wn_kvpool_give(r->pool, pages[i], wn_kvpool_need(g->prompt[i].rows, PAGE_TOKENS));
-    return true;
-}
-
-/* Features into a slot of every rank that wants them. */
-static bool share(struct rank *r, uint32_t slot, const float *from, const struct wn_features *shape)
-{
-    void *data = golden_as(from, (size_t)shape->rows * shape->width, shape->dtype);
-    struct wn_err err = {0};
-    wn_status rc = wn_stage_features_share(r->stage, slot, r->me == 0 ? data : NULL, shape,
-                                           wn_deadline_in_us(PATIENCE_US), &err);
-
-    if (rc == WN_OK && r->root) rc = wn_stage_features_put(r->alone, slot, data, shape, &err);
-    free(data);
-    return rc == WN_OK ? true : failed(r, "%s", err.text);
-}
-
-/* Images [first, first + n) into the slots of their numbers, as vision features or projected. */
-static bool share_images(struct rank *r, uint32_t first, uint32_t n, bool projected)
-{
-    const struct wn_model *m = &r->g->model;
-    const struct wn_features shape = {m->vision.patches, projected ? m->text.hidden : m->vision.hidden, r->plan.dtype,
-                                      projected};
-    const float *from = projected ? r->g->projected : r->g->features;
-    bool good = true;
-
-    for (uint32_t i = first; good && i < first + n; i++)
-        good = share(r, i, from + (size_t)i * shape.rows * shape.width, &shape);
-    return good;
-}
-
-/* Rows that come projected, beside some that do not: near Transformers, and the bits of one rank alone. */
-static bool check_projected(struct rank *r)
-{
-    const struct golden_prompt *p = &r->g->prompt[2];
-    uint32_t pages[PAGES], n = wn_kvpool_need(p->rows, PAGE_TOKENS), vocab = r->g->model.text.vocab;
-    size_t bytes = (size_t)p->rows * vocab * sizeof(float);
-    struct piece all = {2, 0, p->rows, pages};
-    float *want = malloc(bytes);
-    bool good = want != NULL && share_images(r, p->image_first, 1, true);
-
-    if (good && wn_kvpool_take(r->pool, pages, n) != WN_OK) good = failed(r, "out of pages");
-    good = good && run(r, r->stage, &all, 1, true, r->got);
-    if (good && r->root) {
-        double e = golden_error(r->got, p->logits, p->rows, vocab),
-               limit = r->plan.dtype == WN_F32 ? TOLERANCE : NEAR;
-        good = run(r, r->alone, &all, 1, true, want);
-        if (good && memcmp(want, r->got, bytes) != 0)
-            good = failed(r, "projected features: other bits than one rank alone");
-        if (good && !(e <= limit)) good = failed(r, "projected features: relative error %g, limit %g", e, limit);
-    }
-    if (good) wn_kvpool_give(r->pool, pages, n);
-    free(want);
-    return good && share_images(r, p->image_first, 1, false);
-}
-
-/* The kept rows of two images into slots 0 and 1. */
-static bool share_kept(struct rank *r)
-{
-    struct wn_features shape = {GOLDEN_KEPT_0, r->g->model.vision.hidden, r->plan.dtype, false};
-    const float *from = r->g->original.features;
-
-    if (!share(r, 0, from, &shape)) return false;
-    shape.rows = GOLDEN_KEPT_1;
-    return share(r, 1, from + (size_t)GOLDEN_KEPT_0 * shape.width, &shape);
-}
-
-/* Rows [from, from + n) of the prompt whose image rows keep their positions, and of its greedy tokens. */
-static bool run_original(struct rank *r, struct wn_stage *stage, uint32_t from, uint32_t n, const uint32_t *pages)
-{
-    const struct golden_original *o = &r->g->original;
-    const uint32_t last = GOLDEN_ORIGINAL_ROWS - 1;
-    uint32_t token[ROWS_MAX], slot[ROWS_MAX], position[ROWS_MAX], wanted[ROWS_MAX];
-    const struct wn_seq seq = {.rows = n, .pos = from, .pages = pages};
-    const struct wn_step step = {n, token, slot, position, 1, &seq, n, wanted};
-
-    for (uint32_t i = 0; i < n; i++) {
-        const uint32_t at = from + i;
-        const struct golden_row *row = &o->rows[at < last ? at : last];
-        slot[i] = at <= last && row->image != UINT32_MAX ? row->image : WN_SLOT_NONE;
-        token[i] = at > last ? o->greedy[at - last - 1] : slot[i] == WN_SLOT_NONE ? row->token : row->row;
-        position[i] = row->position + (at > last ? at - last : 0);
-        wanted[i] = i;
-    }
-    return run_step(r, stage, &step, r->got);
-}
-
-/* Positions that jump, fall and repeat: near Transformers, in one step, in chunks and on one rank alone. */
-static bool check_original(struct rank *r)
-{
-    const struct golden_original *o = &r->g->original;
-    const uint32_t rows = GOLDEN_ORIGINAL_ROWS, all = rows + r->g->new_tokens - 1, vocab = r->g->model.text.vocab;
-    const size_t row_bytes = vocab * sizeof(float);
-    uint32_t pages[PAGES], n = wn_kvpool_need(all, PAGE_TOKENS);
-    float *whole = malloc(rows * row_bytes);
-    bool good = whole && share_kept(r);
-
-    if (good && wn_kvpool_take(r->pool, pages, n) != WN_OK) good = failed(r, "out of pages");
-    good = good && run_original(r, r->stage, 0, rows, pages);
-    if (good && r->root) {
-        double e = golden_error(r->got, o->logits, rows, vocab), limit = r->plan.dtype == WN_F32 ? TOLERANCE : NEAR;
-        memcpy(whole, r->got, rows * row_bytes);
-        if (!(e <= limit)) good = failed(r, "original positions: relative error %g, limit %g", e, limit);
-        good = good && run_original(r, r->alone, 0, rows, pages);
-        if (good && memcmp(whole, r->got, rows * row_bytes) != 0)
-            good = failed(r, "original positions: other bits than one rank alone");
-    }
-    for (uint32_t at = 0, len; good && at < all; at += len) {
-        len = at + 4 <= rows ? 4 : 1;
-        good = run_original(r, r->stage, at, len, pages);
-        if (!good || !r->root) continue;
-        if (at + len <= rows && memcmp(r->got, whole + (size_t)at * vocab, len * row_bytes) != 0)
-            good = failed(r, "original positions: rows from %u: other bits in chunks", at);
-        if (good && at + len >= rows && r->plan.dtype == WN_F32 &&
-            largest(r->got + (size_t)(len - 1) * vocab, vocab) != o->greedy[at + len - rows])
-            good = failed(r, "original positions: new token %u is another", at + len - rows);
-    }
-    if (good) wn_kvpool_give(r->pool, pages, n);
-    free(whole);
-    return good && share_images(r, 0, r->g->images, false);
-}
-
-/* A prompt with an image in chunks, and a few tokens: count what this rank sends, link by link. */
-static bool check_bytes(struct rank *r)
-{
-    const wn_traffic kinds[] = {WN_TRAFFIC_EMBEDDING, WN_TRAFFIC_ACTIVATION, WN_TRAFFIC_ALLREDUCE, WN_TRAFFIC_LOGITS};
-    const struct golden_prompt *p = &r->g->prompt[0];
-    uint32_t ranks = r->plan.stages * r->plan.tensors, pages[PAGES], new_tokens = 4, chunk = 10;
-    uint32_t image_rows = p->images * r->g->model.vision.patches, rows = p->rows + new_tokens - 1;
-    struct wn_plan_load load = {p->rows - image_rows, image_rows, new_tokens, chunk, false};
-    struct wn_traffic_table before[16] = {0}, after[16] = {0};
-
-    if (ranks == 1) return true;
-    if (wn_kvpool_take(r->pool, pages, wn_kvpool_need(rows, PAGE_TOKENS)) != WN_OK) return failed(r, "out of pages");
-    for (uint32_t i = 0; i < ranks; i++)
-        if (i != r->me) wn_link_traffic(r->link, (int)i, &before[i]);
-    if (!share_images(r, p->image_first, p->images, false)) return false;
-    for (uint32_t at = 0, len; at < rows; at += len) {
-        struct filled f;
-        len = at < p->rows ? (chunk < p->rows - at ? chunk : p->rows - at) : 1;
-        struct piece part = {0, at, len, pages};
-        fill(r->g, &f, &part, 1, false);
-        if (at + len < p->rows) f.step.wanted_n = 0; /* only the end of the prompt is sampled from */
-        if (!run_step(r, r->stage, &f.step, r->got)) return false;
-    }
-    for (uint32_t i = 0; i < ranks; i++) {
-        if (i == r->me) continue;
-        wn_link_traffic(r->link, (int)i, &after[i]);
-        for (size_t k = 0; k < sizeof(kinds) / sizeof(kinds[0]); k++) {
-            uint64_t sent = after[i].of[kinds[k]].sent_bytes - before[i].of[kinds[k]].sent_bytes;
-            uint64_t want = wn_plan_link_bytes(&r->plan, &load, r->me, i, kinds[k]);
-            if (sent != want)
-                return failed(r, "%s bytes to rank %u: %llu, the plan says %llu", wn_traffic_name(kinds[k]), i,
-                              (unsigned long long)sent, (unsigned long long)want);
-        }
-    }
-    wn_kvpool_give(r->pool, pages, wn_kvpool_need(rows, PAGE_TOKENS));
-    return true;
-}
-
-static bool open_all(struct rank *r)
-{
-    struct wn_err err = {0};
-    struct wn_plan one;
-    struct wn_stage_opts o;
-
-    if (wn_backend_open(&r->be, r->backend, 0, &err) || wn_weights_open(&r->w, r->g->dir, &err) ||
-        wn_kvpool_create(&r->pool, PAGES, &err))
-        return failed(r, "%s", err.text);
-    o = (struct wn_stage_opts){.be = r->be,
-                               .link = r->link,
-                               .plan = &r->plan,
-                               .weights = r->w,
-                               .rank = r->me,
-                               .pages = PAGES,
-                               .page_tokens = PAGE_TOKENS,
-                               .rows_max = ROWS_MAX,
-                               .seqs_max = GOLDEN_PROMPTS_MAX,
-                               .wanted_max = ROWS_MAX,
-                               .slots = r->g->images};
-    if (wn_stage_open(&r->stage, &o, &err)) return failed(r, "%s", err.text);
-    r->root = wn_stage_is_last(r->stage);
-    if (!r->root) return true;
-    o.link = NULL;
-    o.plan = &one;
-    o.rank = 0;
-    if (wn_plan_make(&one, &r->g->model, 1, 1, NULL, r->plan.dtype, &err) || wn_stage_open(&r->alone, &o, &err))
-        return failed(r, "%s", err.text);
-    r->got = malloc((size_t)ROWS_MAX * r->g->model.text.vocab * sizeof(float));
-    return r->got ? true : failed(r, "out of memory");
-}
-
-static void close_all(struct rank *r)
-{
-    wn_stage_close(r->stage);
-    wn_stage_close(r->alone);
-    wn_kvpool_destroy(r->pool);
-    wn_weights_close(r->w);
-    wn_backend_close(r->be);
-    for (uint32_t i = 0; i < GOLDEN_PROMPTS_MAX; i++) free(r->whole[i]);
-    free(r->got);
-}
-
-/* All checks of one rank. The stage is closed by the caller, after the link if this failed. */
-static bool check_rank(struct rank *r)
-{
-    if (!open_all(r) || !share_images(r, 0, r->g->images, false)) return false;
-    if (!check_whole(r) || !check_mixed(r) || !check_projected(r) || !check_original(r) ||
-        !check_bytes(r))
-        return false;
-    for (uint32_t i = 0; i < r->g->prompts; i++)
-        if (!check_chunks(r, i, 7)) return false;
-    return check_chunks(r, 0, 1);
-}
+static enum { NONE, NCCL, STAGED } gpus; /* how the ranks of a device backend speak */
+static bool everything;                  /* every check, also where a simulated device makes it slow */
 
 static struct rank rank_of(const struct golden *g, size_t plan, wn_dtype dtype, const char *backend)
 {
@@ -445,6 +43,7 @@ static void *thread_main(void *arg)
     if (r->link) {
         if (!good) wn_link_cancel(r->link);
         wn_link_close(r->link);
+        r->link = NULL;
     }
     if (!good) close_all(r);
     return NULL;
@@ -467,6 +66,9 @@ static bool local_plan(const struct golden *g, size_t plan, wn_dtype dtype, cons
         struct wn_group group = {.rank = (int)i, .size = (int)n, .hub = hub};
         ranks[i] = rank_of(g, plan, dtype, backend);
         ranks[i].me = i;
+        ranks[i].device = gpus == NONE ? 0 : i;
+        ranks[i].nccl = gpus == NCCL;
+        ranks[i].quick = gpus != NONE && !everything;
         if (n > 1 && wn_link_open(&ranks[i].link, "local", &group, &err)) failed(&ranks[i], "%s", err.text);
     }
     for (uint32_t i = 0; i < n; i++) pthread_create(&threads[i], NULL, thread_main, &ranks[i]);
@@ -479,6 +81,34 @@ static bool local_plan(const struct golden *g, size_t plan, wn_dtype dtype, cons
     printf("%-6s %s %s %s P=%u T=%u: error %.2e\n", good ? "ok" : "FAILED", g->dir, wn_dtype_name(dtype), backend,
            plans[plan].stages, plans[plan].tensors, ranks[n - plans[plan].tensors].error);
     return good;
+}
+
+/* Ranks on GPUs: as on CPUs, but that messages go from device to device, or (staged) by way of host memory. */
+static bool gpu_plan(const struct golden *g, size_t plan, wn_dtype dtype, bool staged)
+{
+    gpus = staged ? STAGED : NCCL;
+    return local_plan(g, plan, dtype, "cuda");
+}
+
+static int gpus_main(void)
+{
+    struct golden g;
+    struct wn_err err = {0};
+    int bad = 0;
+
+    if (golden_open(&g, names[0], &err)) {
+        fprintf(stderr, "%s\n", err.text);
+        return 1;
+    }
+    for (size_t p = 1; p < sizeof(plans) / sizeof(plans[0]); p++) {
+        uint32_t n = plans[p].stages * plans[p].tensors;
+        if (n > 4 || plans[p].stages == 3) continue;
+        bad += !gpu_plan(&g, p, n == 2 ? WN_F32 : WN_BF16, false);
+        if (n == 4 && plans[p].stages == 2) bad += !gpu_plan(&g, p, WN_F32, true);
+    }
+    golden_close(&g);
+    printf("%d failed\n", bad);
+    return bad != 0;
 }
 
 /* What a rank loads is what the plan says that it holds, for every rank of every plan. */
@@ -656,12 +286,19 @@ static int mpi_main(void)
     struct wn_group group = {0};
     struct wn_link *link = NULL;
     struct wn_err err = {0};
-    int passed = 0, all[WN_TENSOR_MAX];
+    int passed = 0, all[WN_TENSOR_MAX], devices = 0, asked;
+    char host[32];
 
     if (wn_link_open(&link, "mpi", &group, &err)) {
         fprintf(stderr, "%s\n", err.text);
         return 1;
     }
+    if (gpus && wn_backend_devices("cuda", &devices, &asked, &err)) {
+        fprintf(stderr, "%s\n", err.text);
+        wn_link_mpi_abort(1);
+    }
+    snprintf(host, sizeof(host), "rank%d", wn_link_rank(link));
+    if (devices < wn_link_size(link)) setenv("NCCL_HOSTID", host, 0); /* ranks on one device meet as if on two hosts */
     for (int i = 0; i < wn_link_size(link); i++) all[i] = i;
     for (size_t m = 0; m < sizeof(names) / sizeof(names[0]); m++) {
         struct golden g;
@@ -672,10 +309,12 @@ static int mpi_main(void)
         for (size_t p = 0; p < sizeof(plans) / sizeof(plans[0]); p++) {
             if ((int)(plans[p].stages * plans[p].tensors) != wn_link_size(link)) continue;
             for (int t = 0; t < 2; t++) {
-                struct rank r = rank_of(&g, p, t ? WN_BF16 : WN_F32, wn_backends[0]->name);
+                struct rank r = rank_of(&g, p, t ? WN_BF16 : WN_F32, gpus ? "cuda" : wn_backends[0]->name);
                 struct wn_comm comm = {all, wn_link_size(link), wn_link_rank(link)};
                 r.link = link;
                 r.me = (uint32_t)wn_link_rank(link);
+                r.device = devices ? r.me % (uint32_t)devices : 0;
+                r.nccl = gpus == NCCL;
                 if (!check_rank(&r)) {
                     fprintf(stderr, "FAILED %s\n", r.failure);
                     wn_link_mpi_abort(1);
@@ -696,5 +335,15 @@ static int mpi_main(void)
 
 int main(int argc, char **argv)
 {
-    return argc > 1 && strcmp(argv[1], "mpi") == 0 ? mpi_main() : local_main();
+    setenv("WN_CUDASIM_DEVICES", "4", 0);
+    if (argc > 1 && strcmp(argv[argc - 1], "gpus") == 0) {
+        setenv("WINNOW_CUDA_KERNELS", "exact", 0); /* rows have to keep their bits here */
+        gpus = NCCL;
+        everything = getenv("WN_TEST_EVERYTHING") != NULL;
+    }
+#ifdef WN_TEST_NCCL
+    setenv("WINNOW_NCCL", WN_TEST_NCCL, 0);
+#endif
+    if (argc > 1 && strcmp(argv[1], "mpi") == 0) return mpi_main();
+    return gpus == NONE ? local_main() : gpus_main();
 }
