@@ -243,14 +243,6 @@ static bool admit(struct wn_batcher *b, struct wn_gen_job *job, struct wn_step_r
     return true;
 }
 
-static void admit_ready(struct wn_batcher *b, struct wn_step_record *rec)
-{
-    for (struct wn_gen_job *j = b->jobs; j; j = j->next) {
-        if (j->life.state != WN_GEN_READY && j->life.state != WN_GEN_PREEMPTED) continue;
-        if (j->life.flying || !admit(b, j, rec)) break; /* in order: nobody overtakes the one that waits for room */
-    }
-}
-
 /* ---- preemption ---- */
 
 static struct wn_gen_job *youngest(const struct wn_batcher *b)
@@ -311,7 +303,7 @@ static void add_rows(struct wn_batcher *b, struct wn_step_record *rec, struct wn
     }
     job->pos += n;
     job->computed_rows += n;
-    /* Later steps follow this one on every rank, so what it fills may be read from now on. */
+    /* Sequences after this one, and later steps, find the rows in their places on every rank. */
     for (; (job->published + 1) * b->step.page_tokens <= job->pos; job->published++) {
         wn_gen_job_keys(job, b->step.page_tokens, job->published + 1);
         wn_prefix_publish(b->prefix, job->pages[job->published], &job->keys[job->published]);
@@ -339,13 +331,30 @@ static void add_decodes(struct wn_batcher *b, struct wn_step_record *rec)
         if (j->life.state == WN_GEN_DECODE && !j->life.flying && find_page(b, j)) add_rows(b, rec, j, 1);
 }
 
+/* As many rows of the prompt as there is room for; none if all are on their way. */
+static void add_prompt(struct wn_batcher *b, struct wn_step_record *rec, struct wn_gen_job *job)
+{
+    const uint32_t room = b->step.rows_max - rec->rows_n, left = job->rows_n - job->pos;
+    const uint32_t n = room < left ? room : left;
+
+    if (n) add_rows(b, rec, job, n);
+}
+
 static void add_prompts(struct wn_batcher *b, struct wn_step_record *rec)
 {
-    for (struct wn_gen_job *j = b->jobs; j; j = j->next) {
-        uint32_t room = b->step.rows_max - rec->rows_n;
-        if (j->life.state != WN_GEN_PREFILL) continue;
-        if (room > j->rows_n - j->pos) room = j->rows_n - j->pos;
-        if (room) add_rows(b, rec, j, room);
+    for (struct wn_gen_job *j = b->jobs; j; j = j->next)
+        if (j->life.state == WN_GEN_PREFILL) add_prompt(b, rec, j);
+}
+
+/* Lets in who fits, each with its rows, so that the next one finds the pages that these fill: a layer writes the
+ * rows of all sequences of a step before it attends to any. Without room for a row nobody is let in: a step later
+ * there may be more to find. In order: nobody overtakes the one that waits for room. */
+static void admit_ready(struct wn_batcher *b, struct wn_step_record *rec)
+{
+    for (struct wn_gen_job *j = b->jobs; j && rec->rows_n < b->step.rows_max; j = j->next) {
+        if (j->life.state != WN_GEN_READY && j->life.state != WN_GEN_PREEMPTED) continue;
+        if (j->life.flying || !admit(b, j, rec)) break;
+        add_prompt(b, rec, j);
     }
 }
 
@@ -359,8 +368,8 @@ void wn_batcher_fill(struct wn_batcher *b, struct wn_step_record *rec)
     memcpy(rec->drops, b->drops, b->drops_n * sizeof(*b->drops));
     rec->drops_n = b->drops_n;
     b->closes_n = b->drops_n = 0;
+    add_prompts(b, rec); /* who runs is older than who waits */
     if (b->preemptions == preemptions) admit_ready(b, rec);
-    add_prompts(b, rec);
 }
 
 bool wn_batcher_is_idle(const struct wn_step_record *rec)

@@ -1,13 +1,15 @@
 /* daemon/batcher.h - who gets into the next step, and what a job holds meanwhile: a slot, KV pages, feature slots.
  *
- * Each step takes one row of every sequence that decodes, and fills up to --max-num-batched-tokens with prompt rows of
- * the oldest jobs. A job enters a slot when its features are here and there are pages for its rows and one more for
- * each job that runs, in order of arrival; nobody overtakes, so a long prompt does not starve. Further pages are taken
- * row by row. When they run out the youngest job is preempted: it gives back what it holds and waits in its place, by
- * arrival, until there are pages for its prompt and the tokens so far, which it computes again (what is still in the
- * prefix cache it finds there). So the oldest job always goes on, and as results do not depend on chunks, neighbours or
- * page numbers, no answer changes. Every rank runs the records in order: what a job gives back while rows of it are
- * still on their way may be lent again in the next record.
+ * Each step takes one row of every sequence that decodes, and fills up to --max-num-batched-tokens with prompt rows
+ * of the oldest jobs. A job enters a slot when its features are here, there is room for a row of it, and there are
+ * pages for its rows and one more for each job that runs, in order of arrival; nobody overtakes, so a long prompt
+ * does not starve. Prompts that begin alike share the pages of their beginning, also when they come together, as
+ * the answers of one request do. Further pages are taken row by row. When they run out the youngest job is
+ * preempted: it gives back what it holds and waits in its place, by arrival, until there are pages for its prompt
+ * and the tokens so far, which it computes again (what is still in the prefix cache it finds there). So the oldest
+ * job always goes on, and as results do not depend on chunks, neighbours or page numbers, no answer changes. Every
+ * rank runs the records in order: what a job gives back while rows of it are still on their way may be lent again
+ * in the next record.
  *
  * Bookkeeping only: no message, no replica. The engine ships the records and says what their tokens mean.
  *

@@ -175,6 +175,31 @@ static void several_answers(void **state)
     }
 }
 
+/* The answers of one request compute its prompt once, in whatever order their features come. */
+static void answers_share_the_prompt(void **state)
+{
+    struct winnow_request q = about_the_picture(4);
+    struct winnow_event ev;
+    int shared = 0;
+    uint64_t job;
+
+    (void)state;
+    q.temperature = 1;
+    q.n = 3;
+    q.quiet = 1;
+    q.pruning_method = "uniform"; /* nobody has asked so before */
+    q.pruning_keep = 201;
+    assert_int_equal(winnow_submit(conn, &q, &job), WINNOW_OK);
+    for (int done = 0; done < 3;) {
+        if (winnow_next(conn, &ev, 60000) != WINNOW_OK) fail_msg("%s", winnow_error(conn));
+        if (ev.type == WINNOW_EVENT_ACCEPTED) continue;
+        assert_int_equal(ev.type, WINNOW_EVENT_DONE);
+        shared += ev.usage.cached_tokens >= 192;
+        done++;
+    }
+    assert_int_equal(shared, 2);
+}
+
 /* Waits until the replica says that it holds nothing: no job, no page. */
 static void expect_idle(void)
 {
@@ -244,8 +269,12 @@ static void deadline(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(stops),   cmocka_unit_test(logprobs), cmocka_unit_test(several_answers),
-        cmocka_unit_test(cancels), cmocka_unit_test(deadline),
+        cmocka_unit_test(stops),
+        cmocka_unit_test(logprobs),
+        cmocka_unit_test(several_answers),
+        cmocka_unit_test(answers_share_the_prompt),
+        cmocka_unit_test(cancels),
+        cmocka_unit_test(deadline),
     };
 
     return cmocka_run_group_tests(tests, start_service, stop_service);

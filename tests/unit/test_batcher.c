@@ -473,6 +473,39 @@ static void test_preempted_job_finds_its_pages(void **state)
     close_bed(&d);
 }
 
+/* Prompts that begin alike and come together: the first one's rows are computed once, in one step or in several. */
+static void together(uint32_t rows_max)
+{
+    struct bed d;
+    uint32_t computed = 0;
+
+    open_bed(&d, 40, 1, SEQS_MAX, rows_max);
+    d.asks_n = 4;
+    for (uint32_t i = 0; i < 4; i++) {
+        struct ask *a = &d.asks[i];
+        *a = (struct ask){.text_n = 30, .max_new = 3};
+        for (uint32_t k = 0; k < a->text_n; k++) a->text[k] = k < 29 ? k : 100 + i;
+        order(&d, a);
+        features(&d, a);
+    }
+    for (int k = 0; k < 40; k++) {
+        begin(&d);
+        for (uint32_t i = 0; i < d.rec.seqs_n; i++) computed += d.rec.seqs[i].rows;
+        wn_step_record_clear(&d.rec);
+        land(&d);
+    }
+    for (uint32_t i = 0; i < 4; i++) assert_int_equal(d.asks[i].got_n, 3);
+    assert_int_equal(computed, 30 + 3 * (30 - 29 / PAGE * PAGE) + 4 * 2);
+    close_bed(&d);
+}
+
+static void test_jobs_that_come_together_share(void **state)
+{
+    (void)state;
+    together(64);
+    together(12);
+}
+
 static void test_too_large_is_refused(void **state)
 {
     struct bed d;
@@ -494,6 +527,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_too_large_is_refused),
         cmocka_unit_test(test_long_prompt_does_not_starve),
         cmocka_unit_test(test_preempted_job_finds_its_pages),
+        cmocka_unit_test(test_jobs_that_come_together_share),
         cmocka_unit_test(test_every_order_from_the_start),
         cmocka_unit_test(test_every_order_under_pressure),
         cmocka_unit_test(test_random),
