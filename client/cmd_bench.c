@@ -32,6 +32,7 @@ static const struct cli_opt opts[] = {
     {"request-rate", "R", "requests a second, as a Poisson process; inf: all at once [inf]"},
     {"max-concurrency", "C", "requests at the server at a time; 0: no limit [0]"},
     {"max-tokens", "N", "length of an answer [64]"},
+    {"ignore-eos", NULL, "every answer has that length"},
     {"pruning", "METHOD[:K]", "visual tokens kept: a count (64) or a share removed (0.5)"},
     CLI_PRUNING_OPTS,
     {"seed", "N", "of arrivals and order [0]"},
@@ -50,6 +51,7 @@ enum {
     O_RATE,
     O_CONCURRENCY,
     O_TOKENS,
+    O_IGNORE_EOS,
     O_PRUNING,
     O_CAP,
     O_SEED = O_CAP + CLI_PRUNING_N,
@@ -371,6 +373,9 @@ static bool take_option(struct bench *b, int option, const char *value)
         return cli_u32("max-concurrency", value, PROMPTS_MAX, &b->r.concurrency);
     case O_TOKENS:
         return cli_u32("max-tokens", value, WN_EMITTED_MAX, &b->r.max_tokens);
+    case O_IGNORE_EOS:
+        b->base.ignore_eos = 1;
+        return true;
     case O_PRUNING:
         b->r.pruning = value;
         b->base.pruning_method = b->method;

@@ -1,5 +1,5 @@
 /* tests/integration/test_asks.c - what a request may ask of the real service: stop texts and tokens, log-probabilities,
- * several answers, a deadline, an end at any point. */
+ * several answers, a deadline, an end at any point; and what it costs when nobody asks. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -266,6 +266,42 @@ static void deadline(void **state)
     expect_idle();
 }
 
+/* Processor time that the service's processes have used, in seconds. */
+static double used_s(void)
+{
+    pid_t pids[32];
+    const int n = service_pids(&service, NULL, pids, 32);
+    unsigned long ticks = 0;
+
+    assert_true(n >= 5); /* supervisor, scheduler, vision worker, two ranks */
+    for (int i = 0; i < n; i++) {
+        char path[64], line[1024] = "", *at;
+        unsigned long user = 0, system = 0;
+        FILE *f;
+        snprintf(path, sizeof(path), "/proc/%d/stat", (int)pids[i]);
+        if (!(f = fopen(path, "r"))) continue;
+        if (fgets(line, sizeof(line), f) && (at = strrchr(line, ')')) != NULL &&
+            sscanf(at + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &system) == 2)
+            ticks += user + system;
+        fclose(f);
+    }
+    return (double)ticks / (double)sysconf(_SC_CLK_TCK);
+}
+
+/* Nobody asks: no role waits with the processor, the ranks of MPI neither. */
+static void idle_costs_nothing(void **state)
+{
+    double before, used;
+
+    (void)state;
+    expect_idle();
+    before = used_s();
+    usleep(2000000);
+    used = used_s() - before;
+    print_message("idle: %.1f %% of a core\n", used / 2 * 100);
+    assert_true(used < 0.1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -275,6 +311,7 @@ int main(void)
         cmocka_unit_test(answers_share_the_prompt),
         cmocka_unit_test(cancels),
         cmocka_unit_test(deadline),
+        cmocka_unit_test(idle_costs_nothing),
     };
 
     return cmocka_run_group_tests(tests, start_service, stop_service);

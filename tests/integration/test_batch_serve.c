@@ -317,7 +317,7 @@ static void bench(const char *load, const char *value)
     const char *args[] = {"winnow",      "bench",     "serve",       "--dataset",    QUESTIONS, "--num-prompts",
                           "8",           load,        value,         "--max-tokens", "4",       "--pruning",
                           "cls-topk:64", "--goodput", "ttft:100000", "e2e:100000",   "--csv",   csv,
-                          "--plot",      png,         NULL};
+                          "--plot",      png,         "--ignore-eos", NULL};
     char *said;
     const int code = finish_winnow(start_winnow(args));
     size_t n;
@@ -327,6 +327,7 @@ static void bench(const char *load, const char *value)
     said = read_file(err, &n);
     assert_non_null(strstr(said, "8 (0 failed, 0 refused as busy)"));
     assert_non_null(strstr(said, "512 of 4608 kept"));
+    assert_non_null(strstr(said, "in 32 tokens")); /* none ended by itself */
     assert_non_null(strstr(said, "8 of 8 within the objective"));
     free(said);
 }
