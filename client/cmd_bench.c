@@ -13,6 +13,7 @@
 #include "client/batch.h"
 #include "client/bench.h"
 #include "client/cli.h"
+#include "client/wire.h"
 #include "winnow_version.h"
 
 #define PROMPTS_MAX  1000000u
@@ -492,11 +493,14 @@ static int bench_serve(int argc, char **argv)
 int cmd_bench(int argc, char **argv)
 {
     if (argc > 1 && strcmp(argv[1], "serve") == 0) return bench_serve(argc - 1, argv + 1);
+    if (argc > 1 && strcmp(argv[1], "wire") == 0) return bench_wire(argc - 1, argv + 1);
     if (argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
-        puts("Usage: winnow bench serve|link [OPTION]...\nserve: measures a running server under load. link: latency "
-             "and bandwidth between ranks.\nEach has its options: winnow bench serve --help.");
+        puts("Usage: winnow bench serve|link|wire [OPTION]...\n"
+             "serve: measures a running server under load. link: latency and bandwidth between ranks.\n"
+             "wire: what the network costs a running server's requests.\n"
+             "Each has its options: winnow bench serve --help.");
         return CLI_OK;
     }
-    fprintf(stderr, "winnow: bench wants what to measure: serve or link\n");
+    fprintf(stderr, "winnow: bench wants what to measure: serve, link or wire\n");
     return CLI_USAGE;
 }

@@ -376,6 +376,7 @@ static void send_features(struct vision_worker *v, struct work *w)
     memcpy(to.address, w->e->leader_endpoint, strlen(w->e->leader_endpoint) + 1);
     wn_front_send(v->front, &to, WN__ENVELOPE__BODY_FEATURES, &f, WN_TRAFFIC_EMBEDDING, item->rows, bytes, free_rows,
                   NULL);
+    atomic_fetch_add(&wn_front_load(v->front)->sent_bytes[WN_TRAFFIC_EMBEDDING], bytes);
     item->rows = NULL; /* moved */
     list_put(&v->sent, w);
 }

@@ -17,7 +17,7 @@
 
 #include "base/clock.h"
 #include "shard/vision.h"
-#include "tests/bench/random_tower.h"
+#include "tests/bench/random_weights.h"
 #include "tests/unit/prune_case.h"
 #include "winnow_version.h"
 
@@ -227,7 +227,7 @@ static void measure_encode(int64_t us[2])
 
     must(pixels && mkdtemp(dir), "encode", "memory or /tmp");
     for (size_t i = 0; i < floats; i++) pixels[i] = 4.0f * random_noise();
-    good = random_tower_write(dir, &model.vision) && !wn_weights_open(&w, dir, &err);
+    good = random_weights_write(dir, &model.vision, NULL) && !wn_weights_open(&w, dir, &err);
     snprintf(path, sizeof(path), "%s/model.safetensors", dir);
     unlink(path); /* what is mapped stays */
     rmdir(dir);

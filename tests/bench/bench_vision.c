@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 #include "shard/vision.h"
-#include "tests/bench/random_tower.h"
+#include "tests/bench/random_weights.h"
 #include "tests/integration/golden.h"
 
 #define RUNS_MAX 200
@@ -138,7 +138,7 @@ static void measure_random(const char *shape, struct wn_vision_config c)
     struct wn_err err = {0};
 
     must(mkdtemp(dir) != NULL, "scratch folder", "");
-    must(random_tower_write(dir, &c), dir, "write");
+    must(random_weights_write(dir, &c, NULL), dir, "write");
     must(!wn_weights_open(&w, dir, &err), shape, err.text);
     measure(shape, &model, w, 1);
     measure(shape, &model, w, 4);
