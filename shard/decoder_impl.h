@@ -48,7 +48,8 @@ struct wn_stage {
     struct wn_mat sums;      /* [rows_max, hidden] float32: partial sums, for the all-reduce */
     struct wn_mat image, image_mid; /* stage 0: [rows_max, vision hidden], [rows_max, hidden / T] */
     struct wn_mat image_sums;       /* stage 0: [rows_max, hidden] float32 */
-    struct wn_mat part, parts; /* [rows_max, hidden / T] to send; T of them one after the other */
+    struct wn_mat part, next; /* [rows_max, hidden / T] to send; to receive, for the next step */
+    struct wn_mat parts;      /* T > 1: [rows_max * T, hidden / T], part after part */
     struct wn_mat wanted;         /* last: [wanted_max, hidden] */
     struct wn_mat rounded;        /* last: [wanted_max, vocab.n], what the head stores */
     struct wn_mat scores;         /* last: the same in float32; the same memory if that is the type */
@@ -59,15 +60,21 @@ struct wn_stage {
     wn_op sending;                      /* the send to the next stage that `part` is lent to */
     struct wn_stage_waits waits;        /* since open */
     bool failed;                        /* a run failed: messages may be in flight */
-    bool device, staged;     /* matrices on a device: the link reaches it, or goes by way of the buffers below */
-    void *host, *host_part;  /* host memory of the largest message; host_part is lent to `sending` */
-    void *spread;            /* features on their way to the device; grows */
+    bool device, staged; /* matrices on a device: the link reaches it, or goes by way of the buffers below */
+    void *host, *host_part, *host_next; /* host memory of the largest message; host_part is lent to `sending` */
+    void *spread;                       /* features on their way to the device; grows */
+    size_t sending_bytes;
+    wn_op coming;     /* the receive of the next step's rows that `next`, or host_next, is lent to */
+    bool came, large; /* they are whole; the last ones were a large message */
+    size_t came_bytes;
 };
 
 /* ---- decoder_link.c ---- */
 WN_NODISCARD wn_status wn_stage_links_open(struct wn_stage *s, struct wn_err *err); /* after the matrices */
 void wn_stage_links_close(struct wn_stage *s);
 WN_NODISCARD wn_status wn_stage_sync(struct wn_stage *s, int64_t deadline_us); /* the host waits for what is queued */
+/* Moves the rows on that leave and that come: between two matmuls. */
+WN_NODISCARD wn_status wn_stage_drive(struct wn_stage *s);
 /* `rows` rows of s->sums become the sums over the tensor ranks. */
 WN_NODISCARD wn_status wn_stage_sum(struct wn_stage *s, uint32_t rows, int64_t deadline_us);
 /* Later stages, into s->x: this rank's columns from the stage before, the others from the tensor ranks beside it. */

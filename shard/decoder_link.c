@@ -10,7 +10,9 @@
 #include "shard/decoder_impl.h"
 #include "transport/nccl.h"
 
-#define TAG_ROWS 16 /* hidden rows, stage to stage */
+#define TAG_ROWS  16              /* hidden rows, stage to stage */
+#define TAG_BEGUN 17              /* an empty message ahead of them: the stage before is done with its share */
+#define LARGE     ((size_t)16384) /* bytes; smaller messages travel by themselves */
 
 wn_status wn_stage_attach(struct wn_link *link, struct wn_backend *be, const struct wn_plan *plan, uint32_t rank,
                           int device, bool fast_sums, int64_t deadline_us, struct wn_err *err)
@@ -50,7 +52,10 @@ wn_status wn_stage_links_open(struct wn_stage *s, struct wn_err *err)
     most = sums > scores ? sums : scores;
     s->host = malloc(most);
     s->host_part = malloc(most);
-    return s->host && s->host_part ? WN_OK : wn_fail(err, WN_ENOMEM, "stage %u: host buffers of messages", s->stage);
+    s->host_next = malloc(most);
+    return s->host && s->host_part && s->host_next ? WN_OK
+                                                   : wn_fail(err, WN_ENOMEM, "stage %u: host buffers of messages",
+                                                             s->stage);
 }
 
 void wn_stage_links_close(struct wn_stage *s)
@@ -63,8 +68,11 @@ void wn_stage_links_close(struct wn_stage *s)
     if (!s->failed && s->device)
         left = wn_dev_reuse(s->o.link) == WN_OK && wn_dev_sync(s->o.link, deadline_us) == WN_OK;
     if (!left) wn_warn("shard", "stage %u: the rows of the last step did not leave", s->stage);
+    if (!s->failed && wn_link_withdraw(s->o.link, s->coming, deadline_us) != WN_OK)
+        wn_warn("shard", "stage %u: rows came that no step was for", s->stage);
     free(s->host);
     free(s->host_part);
+    free(s->host_next);
     free(s->spread);
 }
 
@@ -105,33 +113,79 @@ wn_status wn_stage_sum(struct wn_stage *s, uint32_t rows, int64_t deadline_us)
     return rc == WN_OK ? to_device(s, s->sums.ptr, sums, floats * sizeof(float)) : rc;
 }
 
+/* Large messages move on in pieces, each while a call of the link runs: so the rows of the last step leave, and those of
+ * the next one come, while this one computes. */
+wn_status wn_stage_drive(struct wn_stage *s)
+{
+    bool done;
+    wn_status rc = WN_OK;
+
+    if (s->sending != WN_OP_NONE && s->sending_bytes > LARGE) {
+        rc = wn_link_test(s->o.link, s->sending, &done, NULL);
+        if (done) s->sending = WN_OP_NONE;
+    }
+    if (rc == WN_OK && s->coming != WN_OP_NONE && s->large) {
+        rc = wn_link_test(s->o.link, s->coming, &s->came, &s->came_bytes);
+        if (s->came) s->coming = WN_OP_NONE;
+    }
+    return rc;
+}
+
+/* Posts the receive of the next step's rows, so that they may come while this one computes. */
+static wn_status expect_rows(struct wn_stage *s)
+{
+    const struct wn_route from = {
+        .peer = (int)(s->o.rank - s->plan.tensors), .tag = TAG_ROWS, .kind = WN_TRAFFIC_ACTIVATION};
+
+    return wn_link_recv(s->o.link, from, s->staged ? s->host_next : s->next.ptr,
+                        (size_t)s->next.rows * s->next.cols * wn_dtype_bytes(s->plan.dtype), &s->coming);
+}
+
+/* Waits for `bytes` of rows; says apart how long for the stage before and how long for the network. */
+static wn_status await_rows(struct wn_stage *s, size_t bytes, int64_t deadline_us)
+{
+    const struct wn_route begun = {
+        .peer = (int)(s->o.rank - s->plan.tensors), .tag = TAG_BEGUN, .kind = WN_TRAFFIC_CONTROL};
+    const int64_t asked_us = wn_now_us();
+    int64_t begun_us;
+    wn_status rc = wn_link_recv_now(s->o.link, begun, NULL, 0, deadline_us);
+
+    begun_us = wn_now_us();
+    s->waits.step_us += (uint64_t)(begun_us - asked_us);
+    if (rc == WN_OK && !s->came) {
+        rc = wn_link_wait(s->o.link, s->coming, &s->came_bytes, deadline_us);
+        if (rc == WN_OK) s->coming = WN_OP_NONE;
+    }
+    s->came = false;
+    s->waits.link_us += (uint64_t)(wn_now_us() - begun_us);
+    return rc == WN_OK && s->came_bytes != bytes ? WN_EPROTO : rc;
+}
+
 /* The parts of the tensor ranks, this rank's from the stage before, `bytes` each. */
 static wn_status receive_parts(struct wn_stage *s, char *parts, size_t bytes, int64_t deadline_us)
 {
-    const uint32_t tensors = s->plan.tensors;
-    const struct wn_route from = {
-        .peer = (int)(s->o.rank - tensors), .tag = TAG_ROWS, .kind = WN_TRAFFIC_ACTIVATION};
     size_t bytes_of[WN_TENSOR_MAX];
-    int64_t asked_us, came_us;
+    int64_t since_us;
     wn_status rc = wn_stage_sync(s, deadline_us);
 
     if (rc != WN_OK) return rc; /* else nothing queued uses the memory any more */
-    asked_us = wn_now_us();
-    rc = wn_link_await(s->o.link, from, deadline_us);
-    came_us = wn_now_us();
-    if (rc == WN_OK) rc = wn_link_recv_now(s->o.link, from, parts + s->tensor * bytes, bytes, deadline_us);
-    for (uint32_t t = 0; t < tensors; t++) bytes_of[t] = bytes;
-    if (rc == WN_OK && tensors > 1)
-        rc = wn_coll_allgather(s->o.link, &s->comm, WN_TRAFFIC_ACTIVATION, parts + s->tensor * bytes, parts, bytes_of,
-                               deadline_us);
-    s->waits.step_us += (uint64_t)(came_us - asked_us);
-    s->waits.link_us += (uint64_t)(wn_now_us() - came_us);
+    if (s->coming == WN_OP_NONE && !s->came) rc = expect_rows(s);
+    if (rc == WN_OK) rc = await_rows(s, bytes, deadline_us);
+    if (rc != WN_OK) return rc;
+    memcpy(parts + s->tensor * bytes, s->staged ? s->host_next : s->next.ptr, bytes);
+    s->large = bytes > LARGE;
+    if ((rc = expect_rows(s)) != WN_OK || s->plan.tensors == 1) return rc;
+    for (uint32_t t = 0; t < s->plan.tensors; t++) bytes_of[t] = bytes;
+    since_us = wn_now_us();
+    rc = wn_coll_allgather(s->o.link, &s->comm, WN_TRAFFIC_ACTIVATION, parts + s->tensor * bytes, parts, bytes_of,
+                           deadline_us);
+    s->waits.link_us += (uint64_t)(wn_now_us() - since_us);
     return rc;
 }
 
 wn_status wn_stage_receive(struct wn_stage *s, uint32_t rows, int64_t deadline_us)
 {
-    const uint32_t cols = s->parts.cols, tensors = s->plan.tensors;
+    const uint32_t cols = s->next.cols, tensors = s->plan.tensors;
     const size_t bytes = (size_t)rows * cols * wn_dtype_bytes(s->plan.dtype);
     char *parts = tensors == 1 ? s->x.ptr : s->parts.ptr, *mine = parts + s->tensor * bytes;
     wn_status rc;
@@ -160,6 +214,7 @@ wn_status wn_stage_send(struct wn_stage *s, uint32_t rows, int64_t deadline_us)
                         part = wn_mat_rows(s->part, 0, rows);
     const struct wn_route to = {
         .peer = (int)(s->o.rank + s->plan.tensors), .tag = TAG_ROWS, .kind = WN_TRAFFIC_ACTIVATION};
+    const struct wn_route begun = {.peer = to.peer, .tag = TAG_BEGUN, .kind = WN_TRAFFIC_CONTROL};
     const size_t bytes = (size_t)rows * cols * wn_dtype_bytes(s->plan.dtype);
     const int64_t since_us = wn_now_us();
     void *from = part.ptr;
@@ -177,7 +232,10 @@ wn_status wn_stage_send(struct wn_stage *s, uint32_t rows, int64_t deadline_us)
     rc = wn_be_convert(s->o.be, &part, &x);
     if (rc == WN_OK) rc = wn_stage_sync(s, deadline_us);
     if (rc == WN_OK) rc = to_host(s, s->host_part, &from, bytes);
-    return rc == WN_OK ? wn_link_send(s->o.link, to, from, bytes, &s->sending) : rc;
+    if (rc == WN_OK) rc = wn_link_send_now(s->o.link, begun, NULL, 0, deadline_us);
+    if (rc == WN_OK) rc = wn_link_send(s->o.link, to, from, bytes, &s->sending);
+    s->sending_bytes = bytes;
+    return rc;
 }
 
 /* Scores of rank after rank, [wanted, part of the vocabulary] each, to rows of the whole vocabulary. */

@@ -48,7 +48,9 @@ static wn_status matmul(struct wn_stage *s, struct wn_mat out, struct wn_mat x, 
                         uint32_t slices)
 {
     struct wn_matmul m = {.out = out, .x = x, .w = w, .slices = slices};
-    return wn_be_matmul(s->o.be, &m);
+    wn_status rc = wn_stage_drive(s);
+
+    return rc == WN_OK ? wn_be_matmul(s->o.be, &m) : rc;
 }
 
 static wn_status rms_norm(struct wn_stage *s, struct wn_mat out, struct wn_mat x, const float *weight)

@@ -14,7 +14,7 @@ static uint64_t step_bytes(const struct wn_plan *p, uint32_t rank, const struct 
     if (first || p->tensors > 1) row += 4ull * t->hidden;
     if (first) row += e * (p->model.vision.hidden + part) + 4ull * t->hidden;
     if (!last) row += e * part;
-    if (!first) row += e * part * p->tensors;
+    if (!first) row += e * part * (p->tensors > 1 ? p->tensors + 1 : 1);
     bytes = rows * row;
     if (last) bytes += l->wanted_max * (e * (t->hidden + vocab) + (p->dtype != WN_F32 ? 4 * vocab : 0));
     if (last && tensor == 0 && p->tensors > 1) bytes += 4ull * l->wanted_max * t->vocab;

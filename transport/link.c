@@ -15,7 +15,8 @@ wn_status wn_link_open(struct wn_link **out, const char *name, const struct wn_g
 
     for (int i = 0; wn_links[i]; i++) {
         const struct wn_link_ops *ops = wn_links[i];
-        WN_ASSERT(ops->name && ops->open && ops->close && ops->send && ops->recv && ops->wait && ops->await);
+        WN_ASSERT(ops->name && ops->open && ops->close && ops->send && ops->recv && ops->wait &&
+                  ops->withdraw);
         if (strcmp(ops->name, name) == 0) return ops->open(out, group, err);
         size_t used = strlen(known);
         snprintf(known + used, sizeof(known) - used, "%s%s", i ? ", " : "", ops->name);
@@ -122,11 +123,9 @@ wn_status wn_link_test(struct wn_link *link, wn_op op, bool *done, size_t *bytes
     return rc == WN_ETIME ? WN_OK : rc;
 }
 
-wn_status wn_link_await(struct wn_link *link, struct wn_route from, int64_t deadline_us)
+wn_status wn_link_withdraw(struct wn_link *link, wn_op op, int64_t deadline_us)
 {
-    wn_status rc = link_check(link, from, NULL, 0);
-
-    return rc == WN_OK ? link->ops->await(link, from, deadline_us) : rc;
+    return op == WN_OP_NONE ? WN_OK : link->ops->withdraw(link, op, deadline_us);
 }
 
 wn_status wn_link_send_now(struct wn_link *link, struct wn_route to, const void *data, size_t bytes,

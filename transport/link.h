@@ -60,7 +60,7 @@ struct wn_link_ops {
     wn_status (*recv)(struct wn_link *link, struct wn_route from, void *data, size_t room,
                       wn_op *op);
     wn_status (*wait)(struct wn_link *link, wn_op op, size_t *bytes, int64_t deadline_us);
-    wn_status (*await)(struct wn_link *link, struct wn_route from, int64_t deadline_us);
+    wn_status (*withdraw)(struct wn_link *link, wn_op op, int64_t deadline_us);
     void (*wake)(struct wn_link *link); /* after the cancel flag was set; NULL: wait polls the flag */
 };
 
@@ -112,9 +112,9 @@ WN_NODISCARD wn_status wn_link_wait(struct wn_link *link, wn_op op, size_t *byte
 /* Like wait with a deadline that has passed, but says so without an error: *done is false. Drives sends on, too. */
 WN_NODISCARD wn_status wn_link_test(struct wn_link *link, wn_op op, bool *done, size_t *bytes);
 
-/* Waits until a message on this route, for which no receive is posted, has begun to arrive: what a receive waits for
- * after that is the network, what this waits for is the sender. */
-WN_NODISCARD wn_status wn_link_await(struct wn_link *link, struct wn_route from, int64_t deadline_us);
+/* Takes back a receive that nothing will come for: its memory is the caller's again. If something has come it is lost.
+ * WN_OP_NONE is fine. WN_ETIME: a message is still on its way into that memory. */
+WN_NODISCARD wn_status wn_link_withdraw(struct wn_link *link, wn_op op, int64_t deadline_us);
 
 /* Send or receive, and wait. recv_now wants exactly `bytes`; another size is WN_EPROTO. After WN_ETIME the operation
  * is still in flight with the caller's memory: close the link before that memory goes. */

@@ -264,7 +264,6 @@ static wn_status local_send(struct wn_link *link, struct wn_route to, const void
     *m = (struct message){.sender = op->done ? NULL : op, .tag = to.tag, .kind = to.kind, .bytes = bytes};
     *pair->end = m;
     pair->end = &m->next;
-    notify(l->hub, to.peer);
 out:
     pthread_mutex_unlock(&l->hub->lock);
     if (rc == WN_OK) {
@@ -273,15 +272,6 @@ out:
         wn_op_table_give(&l->table, index);
     }
     return rc;
-}
-
-/* Where the first message with this tag and kind hangs in the queue; *at is NULL if there is none. */
-static struct message **pair_find(struct pair *pair, struct wn_route from)
-{
-    struct message **at = &pair->first;
-
-    while (*at && ((*at)->tag != from.tag || (*at)->kind != from.kind)) at = &(*at)->next;
-    return at;
 }
 
 static wn_status local_recv(struct wn_link *link, struct wn_route from, void *data, size_t room, wn_op *out)
@@ -296,7 +286,9 @@ static wn_status local_recv(struct wn_link *link, struct wn_route from, void *da
     if (handle == WN_OP_NONE) return wn_link_op_failed(link, WN_EBUSY, from, false, "too many operations in flight");
     *op = (struct local_op){.route = from, .to = data, .bytes = room};
     pthread_mutex_lock(&l->hub->lock);
-    at = pair_find(pair, from);
+    for (at = &pair->first; *at; at = &(*at)->next) {
+        if ((*at)->tag == from.tag && (*at)->kind == from.kind) break;
+    }
     if (*at) {
         struct message *m = *at;
         *at = m->next;
@@ -397,26 +389,18 @@ static wn_status local_wait(struct wn_link *link, wn_op handle, size_t *bytes, i
     return rc;
 }
 
-static wn_status local_await(struct wn_link *link, struct wn_route from, int64_t deadline_us)
+static wn_status local_withdraw(struct wn_link *link, wn_op handle, int64_t deadline_us)
 {
     struct local_link *l = (struct local_link *)link;
-    struct pair *pair = pair_of(l->hub, from.peer, link->rank);
-    bool spun = false;
-    wn_status rc = WN_OK;
+    const uint32_t index = wn_op_table_index(&l->table, handle);
 
+    (void)deadline_us; /* a message comes whole */
+    WN_ASSERT(!l->ops[index].send);
     pthread_mutex_lock(&l->hub->lock);
-    while (!*pair_find(pair, from)) {
-        if (atomic_load(&link->cancelled))
-            rc = wn_link_op_failed(link, WN_ECANCEL, from, false, "cancelled");
-        else if (l->hub->places[from.peer].left)
-            rc = wn_link_op_failed(link, WN_EPEER, from, false, "that rank has left");
-        else if (wn_deadline_passed(deadline_us))
-            rc = wn_link_op_failed(link, WN_ETIME, from, false, "the deadline passed");
-        if (rc != WN_OK) break;
-        wait_change(l, deadline_us, &spun);
-    }
+    op_withdraw(l, &l->ops[index]);
     pthread_mutex_unlock(&l->hub->lock);
-    return rc;
+    wn_op_table_give(&l->table, index);
+    return WN_OK;
 }
 
 const struct wn_link_ops wn_link_local = {
@@ -427,6 +411,6 @@ const struct wn_link_ops wn_link_local = {
     .send = local_send,
     .recv = local_recv,
     .wait = local_wait,
-    .await = local_await,
+    .withdraw = local_withdraw,
     .wake = local_wake,
 };

@@ -26,7 +26,7 @@ struct mpi_link {
     struct wn_link base;
     MPI_Comm comm; /* ours alone */
     struct wn_op_table table;
-    uint32_t large_n; /* large operations in flight: a wait must not sleep, since it moves their pieces */
+    uint32_t large_n; /* large sends in flight: a wait must not sleep, since it moves their pieces */
     struct mpi_op ops[WN_LINK_OPS_MAX];
 };
 
@@ -152,7 +152,7 @@ static wn_status mpi_start_op(struct mpi_link *l, const struct mpi_op *what, voi
         wn_op_table_give(&l->table, index);
         return wn_mpi_check(&l->base.error, code, op->send ? "mpi link: MPI_Isend" : "mpi link: MPI_Irecv");
     }
-    if (op->bytes > LARGE_BYTES) l->large_n++;
+    if (op->send && op->bytes > LARGE_BYTES) l->large_n++;
     *out = handle;
     return WN_OK;
 }
@@ -178,7 +178,7 @@ static wn_status mpi_end(struct mpi_link *l, wn_op handle, int code, const MPI_S
     int count = 0;
 
     wn_op_table_give(&l->table, index);
-    if (op.bytes > LARGE_BYTES) l->large_n--;
+    if (op.send && op.bytes > LARGE_BYTES) l->large_n--;
     if (rc == WN_EPROTO) {
         return wn_link_op_failed(&l->base, rc, op.route, op.send, "the message is larger than the buffer");
     }
@@ -202,6 +202,7 @@ static wn_status mpi_wait(struct wn_link *link, wn_op handle, size_t *bytes, int
 {
     struct mpi_link *l = (struct mpi_link *)link;
     struct mpi_op *op = &l->ops[wn_op_table_index(&l->table, handle)];
+    const bool may_sleep = op->send || op->bytes <= LARGE_BYTES; /* else it moves the pieces that it waits for */
     struct wn_backoff backoff = wn_backoff_start();
     MPI_Status status;
 
@@ -216,26 +217,29 @@ static wn_status mpi_wait(struct wn_link *link, wn_op handle, size_t *bytes, int
         if (wn_deadline_passed(deadline_us)) {
             return wn_link_op_failed(link, WN_ETIME, op->route, op->send, "the deadline passed");
         }
-        wn_backoff_pause(&backoff, deadline_us, l->large_n == 0);
+        wn_backoff_pause(&backoff, deadline_us, may_sleep && l->large_n == 0);
     }
 }
 
-static wn_status mpi_await(struct wn_link *link, struct wn_route from, int64_t deadline_us)
+static wn_status mpi_withdraw(struct wn_link *link, wn_op handle, int64_t deadline_us)
 {
     struct mpi_link *l = (struct mpi_link *)link;
+    struct mpi_op *op = &l->ops[wn_op_table_index(&l->table, handle)];
     struct wn_backoff backoff = wn_backoff_start();
+    MPI_Status status;
+    size_t bytes = 0;
+    int done = 0, code = MPI_Cancel(&op->request), cancelled = 0;
 
-    while (true) {
-        int here = 0, code;
-        if (atomic_load_explicit(&link->cancelled, memory_order_relaxed))
-            return wn_link_op_failed(link, WN_ECANCEL, from, false, "cancelled");
-        code = MPI_Iprobe(from.peer, mpi_tag(from), l->comm, &here, MPI_STATUS_IGNORE);
-        if (code != MPI_SUCCESS) return wn_mpi_check(&link->error, code, "mpi link: MPI_Iprobe");
-        if (here) return WN_OK;
+    WN_ASSERT(!op->send);
+    while (code == MPI_SUCCESS && (code = MPI_Test(&op->request, &done, &status)) == MPI_SUCCESS && !done) {
         if (wn_deadline_passed(deadline_us))
-            return wn_link_op_failed(link, WN_ETIME, from, false, "the deadline passed");
-        wn_backoff_pause(&backoff, deadline_us, l->large_n == 0);
+            return wn_link_op_failed(link, WN_ETIME, op->route, false, "a message comes while it is withdrawn");
+        wn_backoff_pause(&backoff, deadline_us, false);
     }
+    if (code == MPI_SUCCESS) code = MPI_Test_cancelled(&status, &cancelled);
+    if (!cancelled) return mpi_end(l, handle, code, &status, &bytes);
+    wn_op_table_give(&l->table, wn_op_table_index(&l->table, handle));
+    return WN_OK;
 }
 
 void wn_link_mpi_abort(int code)
@@ -256,5 +260,5 @@ const struct wn_link_ops wn_link_mpi = {
     .send = mpi_send,
     .recv = mpi_recv,
     .wait = mpi_wait,
-    .await = mpi_await,
+    .withdraw = mpi_withdraw,
 };

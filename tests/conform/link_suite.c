@@ -235,29 +235,50 @@ static void case_deadline(struct suite *s)
     }
 }
 
-/* Await ends when the message comes, not before, whatever its size, and leaves it to a receive; its deadline holds. */
-static void case_await(struct suite *s)
+/* A receive that is taken back leaves its memory and the messages that come later alone. */
+static void case_withdraw(struct suite *s)
 {
-    const size_t sizes[] = {0, 8, s->huge_bytes};
-    unsigned char *data = need(s->huge_bytes);
+    uint32_t word = 0, other = 0;
+    wn_op op;
 
-    for (size_t i = 0; s->size > 1 && s->rank < 2 && i < sizeof(sizes) / sizeof(sizes[0]); i++) {
-        const int64_t start = wn_now_us();
-        if (s->rank == 0) {
-            sleep_us(60000);
-            fill(data, sizes[i], i);
-            CHECK_OK(s, wn_link_send_now(s->link, route(1, 20), data, sizes[i], soon()));
-            CHECK_OK(s, wn_link_recv_now(s->link, route(1, 21), NULL, 0, soon())); /* in step again */
-            continue;
-        }
-        CHECK(s, wn_link_await(s->link, route(0, 20), start + 10000) == WN_ETIME);
-        CHECK(s, wn_now_us() - start >= 10000);
-        CHECK_OK(s, wn_link_await(s->link, route(0, 20), soon()));
-        CHECK(s, wn_now_us() - start >= 40000);
-        CHECK_OK(s, wn_link_await(s->link, route(0, 20), soon())); /* it is still there */
-        CHECK_OK(s, wn_link_recv_now(s->link, route(0, 20), data, sizes[i], soon()));
-        CHECK(s, filled(data, sizes[i], i));
+    if (s->size < 2 || s->rank > 1) return;
+    CHECK_OK(s, wn_link_withdraw(s->link, WN_OP_NONE, soon()));
+    if (s->rank == 1) {
+        CHECK_OK(s, wn_link_recv(s->link, route(0, 20), &word, sizeof(word), &op));
+        CHECK_OK(s, wn_link_withdraw(s->link, op, soon()));
         CHECK_OK(s, wn_link_send_now(s->link, route(0, 21), NULL, 0, soon()));
+        CHECK_OK(s, wn_link_recv_now(s->link, route(0, 20), &other, sizeof(other), soon()));
+        CHECK(s, word == 0 && other == 9);
+    } else {
+        word = 9;
+        CHECK_OK(s, wn_link_recv_now(s->link, route(1, 21), NULL, 0, soon()));
+        CHECK_OK(s, wn_link_send_now(s->link, route(1, 20), &word, sizeof(word), soon()));
+    }
+}
+
+/* A large receive that is posted and not waited for does not keep other waits awake. */
+static void case_posted(struct suite *s)
+{
+    const size_t bytes = s->huge_bytes;
+    unsigned char *data = need(bytes);
+    struct timespec before, after;
+    int64_t used_us;
+    wn_op op;
+
+    if (s->size > 1 && s->rank == 0) {
+        sleep_us(300000);
+        fill(data, bytes, 3);
+        CHECK_OK(s, wn_link_send_now(s->link, route(1, 23), NULL, 0, soon()));
+        CHECK_OK(s, wn_link_send_now(s->link, route(1, 22), data, bytes, soon()));
+    } else if (s->rank == 1) {
+        CHECK_OK(s, wn_link_recv(s->link, route(0, 22), data, bytes, &op));
+        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &before);
+        CHECK_OK(s, wn_link_recv_now(s->link, route(0, 23), NULL, 0, soon()));
+        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &after);
+        used_us = (after.tv_sec - before.tv_sec) * 1000000 + (after.tv_nsec - before.tv_nsec) / 1000;
+        CHECK(s, used_us < 80000);
+        CHECK_OK(s, wn_link_wait(s->link, op, NULL, soon()));
+        CHECK(s, filled(data, bytes, 3));
     }
     free(data);
 }
@@ -604,7 +625,8 @@ static const struct {
     {"allreduce", case_allreduce, false}, {"broadcast", case_broadcast, false},
     {"gather", case_gather, false},       {"status", case_status, false},
     {"barrier", case_barrier, false},     {"comm refusals", case_comm_refusals, false},
-    {"await", case_await, false},         {"idle", case_idle, false},
+    {"withdraw", case_withdraw, false},   {"posted", case_posted, false},
+    {"idle", case_idle, false},
     {"cancel", case_cancel, true},
 };
 
