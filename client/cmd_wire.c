@@ -1,7 +1,6 @@
 /* client/cmd_wire.c - `winnow bench wire`: what the network costs a request, at several rates and budgets of visual
  * tokens. The part that measures a running service; the part that makes the network slow is another program's, which
  * --shape names, since it needs root and knows the network. */
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -54,14 +53,6 @@ struct wire {
     struct wire_counters counters; /* after the last cell */
     struct wire_report report;
 };
-
-static volatile sig_atomic_t interrupted;
-
-static void on_signal(int signal_number)
-{
-    (void)signal_number;
-    interrupted = 1;
-}
 
 /* ---- options ---- */
 
@@ -313,7 +304,7 @@ static bool measure(struct wire *b)
         good = shape(b, rate) && read_counters(b, &b->counters) &&
                measure_rate(b, rate, i * b->budgets_n * b->requests);
     }
-    return good && b->runner.errors == 0 && !interrupted;
+    return good && b->runner.errors == 0 && !cli_stopped;
 }
 
 /* What there is, also after a failure. */
@@ -331,7 +322,6 @@ static bool report(struct wire *b)
 
 int bench_wire(int argc, char **argv)
 {
-    const struct sigaction action = {.sa_handler = on_signal};
     struct wire *b = calloc(1, sizeof(*b));
     int code;
 
@@ -343,7 +333,7 @@ int bench_wire(int argc, char **argv)
     b->requests = 4;
     b->report.method = "cls-topk";
     b->report.commit = WN_COMMIT;
-    b->runner = (struct eval_runner){.concurrency = 1, .max_tokens = 8, .timeout_s = 300, .stop = &interrupted};
+    b->runner = (struct eval_runner){.concurrency = 1, .max_tokens = 8, .timeout_s = 300};
     if ((code = parse(b, argc, argv)) >= 0) goto out;
     code = CLI_FAILED;
     b->report.concurrency = b->runner.concurrency;
@@ -352,8 +342,7 @@ int bench_wire(int argc, char **argv)
     if (!eval_set_load(&b->set, b->set_path, 0) || !thin_out(b)) goto out;
     if (!(b->runner.w = cli_connect(b->endpoint))) goto out;
     plan(b);
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    cli_catch_signals();
     if (measure(b)) code = CLI_OK;
     if (!report(b)) code = CLI_FAILED;
 out:

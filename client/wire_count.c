@@ -67,7 +67,10 @@ bool wire_cell_fill(struct wire_cell *cell, const struct eval_set *set, const st
     struct eval_row row = {0};
     double *part = cell->part_ms;
 
-    if (!eval_summarise(&row, set, out)) return false;
+    if (!eval_summarise(&row, set, out)) {
+        free(row.right_q);
+        return false;
+    }
     cell->answered = row.answered;
     cell->failed = row.failed;
     cell->cache_hits = row.cache_hits;
@@ -86,6 +89,7 @@ bool wire_cell_fill(struct wire_cell *cell, const struct eval_set *set, const st
     part[WIRE_OTHER] = cell->ttft_ms - part[WIRE_ENCODE] - part[WIRE_WIRE] - part[WIRE_PREFILL];
     for (int k = 0; k < WIRE_KINDS_N; k++)
         cell->bytes[k] = row.answered ? (after->bytes[k] - before->bytes[k]) / row.answered : 0;
+    free(row.right_q);
     return true;
 }
 
