@@ -54,16 +54,26 @@ void wn_ring_destroy(struct wn_ring *ring, void (*drop)(void *item))
     free(ring);
 }
 
-bool wn_ring_put(struct wn_ring *ring, void *item)
+bool wn_ring_push(struct wn_ring *ring, void *item)
 {
     const uint32_t tail = atomic_load_explicit(&ring->tail, memory_order_relaxed);
-    const uint64_t one = 1;
 
     if (tail - atomic_load_explicit(&ring->head, memory_order_acquire) > ring->mask) return false;
     ring->items[tail & ring->mask] = item;
     atomic_store_explicit(&ring->tail, tail + 1, memory_order_release);
-    (void)!write(ring->fd, &one,
-                 sizeof(one)); /* EAGAIN: the counter is at its end, so the reader is awake */
+    return true;
+}
+
+void wn_ring_wake(struct wn_ring *ring)
+{
+    const uint64_t one = 1;
+    (void)!write(ring->fd, &one, sizeof(one)); /* EAGAIN: the counter is at its end, so the reader is awake */
+}
+
+bool wn_ring_put(struct wn_ring *ring, void *item)
+{
+    if (!wn_ring_push(ring, item)) return false;
+    wn_ring_wake(ring);
     return true;
 }
 

@@ -22,6 +22,10 @@ void wn_ring_destroy(struct wn_ring *ring, void (*drop)(void *item));
 /* Moves item into the ring and wakes the reader; false (item stays yours) when it is full. */
 WN_NODISCARD bool wn_ring_put(struct wn_ring *ring, void *item);
 
+/* Put in two steps, so that several items cost one wake-up: moves an item, and wakes the reader for all that were. */
+WN_NODISCARD bool wn_ring_push(struct wn_ring *ring, void *item);
+void wn_ring_wake(struct wn_ring *ring);
+
 /* The oldest item, now yours, or NULL. */
 void *wn_ring_take(struct wn_ring *ring);
 

@@ -97,10 +97,12 @@ static wn_status collect(struct wn_engine *e, struct wn_err *err)
 
     if (rc != WN_OK) return rc;
     f = wn_batcher_landed(e->batcher);
+    if (tokens_n) wn_front_hold(e->opts.front);
     for (uint32_t i = 0; i < tokens_n; i++) {
         struct wn_gen_job *job = f->order[e->tokens[i].seq];
         if (wn_gen_apply(&job->life, WN_GEN_TOKEN)) wn_engine_take_token(e, job, i);
     }
+    if (tokens_n) wn_front_release(e->opts.front);
     if (f->flags & WN_STEP_STATS) report_stats(e, &stats);
     return WN_OK;
 }

@@ -305,8 +305,22 @@ void wn_front_send(struct wn_front *f, const struct wn_party *to, Wn__Envelope__
     if (!m) return;
     m->traffic = traffic;
     if (to->side == WN_SIDE_SCHEDULER) note_about(m, kind, body);
-    while (!wn_ring_put(f->outbound, m))
-        sched_yield(); /* the front never waits for this thread, so room comes */
+    while (!wn_ring_push(f->outbound, m)) { /* the front never waits for this thread, so room comes */
+        wn_ring_wake(f->outbound);
+        sched_yield();
+    }
+    if (!f->held) wn_ring_wake(f->outbound);
+}
+
+void wn_front_hold(struct wn_front *f)
+{
+    f->held = true;
+}
+
+void wn_front_release(struct wn_front *f)
+{
+    f->held = false;
+    wn_ring_wake(f->outbound);
 }
 
 void wn_front_send_error(struct wn_front *f, const struct wn_party *to, Wn__JobRef *job,

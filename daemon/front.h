@@ -112,6 +112,10 @@ void wn_front_send(struct wn_front *f, const struct wn_party *to, Wn__Envelope__
                    wn_traffic traffic, void *payload, size_t payload_bytes, void (*free_fn)(void *, void *),
                    void *hint);
 
+/* Between hold and release what is sent waits, and its thread wakes once for all of it: a step's tokens. */
+void wn_front_hold(struct wn_front *f);
+void wn_front_release(struct wn_front *f);
+
 /* An Error about a job (NULL: none) to a party, from *err. */
 void wn_front_send_error(struct wn_front *f, const struct wn_party *to, Wn__JobRef *job, const struct wn_err *err,
                          bool retriable);

@@ -30,6 +30,7 @@ struct wn_front {
     struct wn_front_leader leaders[WN_FRONT_LEADERS_MAX];
     char features_address[WN_ADDRESS_MAX];
     struct wn_ring *inbound, *outbound;
+    bool held; /* the main thread's: outbound is not told yet */
     struct wn_front_msg *pending, **pending_end; /* outbound that found a full queue, in order */
     struct wn_front_load load;
     int64_t beat_us, next_beat_us, lease_us, heard_us;

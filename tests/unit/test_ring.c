@@ -41,6 +41,12 @@ static void test_wake(void **state)
     wn_ring_clear_wake(ring);
     assert_int_equal(poll(&p, 1, 0), 0);
     assert_ptr_equal(wn_ring_take(ring), item(1)); /* clearing the wake-up loses nothing */
+    assert_true(wn_ring_push(ring, item(2)) && wn_ring_push(ring, item(3)));
+    assert_int_equal(poll(&p, 1, 0), 0);
+    wn_ring_wake(ring);
+    assert_int_equal(poll(&p, 1, 0), 1);
+    assert_ptr_equal(wn_ring_take(ring), item(2));
+    assert_ptr_equal(wn_ring_take(ring), item(3));
     wn_ring_destroy(ring, NULL);
 }
 
