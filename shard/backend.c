@@ -83,3 +83,12 @@ void wn_backend_close(struct wn_backend *be)
 {
     if (be) be->ops->close(be);
 }
+
+wn_status wn_be_matmuls(struct wn_backend *be, const struct wn_matmul *a, uint32_t n)
+{
+    wn_status rc = WN_OK;
+
+    if (be->ops->matmuls) return be->ops->matmuls(be, a, n);
+    for (uint32_t i = 0; rc == WN_OK && i < n; i++) rc = wn_be_matmul(be, &a[i]);
+    return rc;
+}

@@ -119,6 +119,7 @@ struct wn_backend_ops {
     wn_status (*weight_create)(struct wn_backend *be, struct wn_weight **out, const struct wn_mat *host, wn_dtype as);
     void (*weight_destroy)(struct wn_backend *be, struct wn_weight *w);
     wn_status (*matmul)(struct wn_backend *be, const struct wn_matmul *a);
+    wn_status (*matmuls)(struct wn_backend *be, const struct wn_matmul *a, uint32_t n); /* NULL: one by one */
     wn_status (*norm)(struct wn_backend *be, const struct wn_norm *a);
     wn_status (*rope)(struct wn_backend *be, const struct wn_rope *a);
     wn_status (*kv_write)(struct wn_backend *be, const struct wn_kv_write *a);
@@ -167,6 +168,8 @@ WN_NODISCARD wn_status wn_backend_open(struct wn_backend **out, const char *name
 WN_NODISCARD wn_status wn_backend_devices(const char *name, int *n, int *asked, struct wn_err *err);
 void wn_backend_close(struct wn_backend *be); /* NULL is fine */
 
+/* n <= 4 products of the same x in as many parts: to the bit what they are one by one, in less time. */
+WN_NODISCARD wn_status wn_be_matmuls(struct wn_backend *be, const struct wn_matmul *a, uint32_t n);
 #define wn_be_matmul(be, a)      ((be)->ops->matmul((be), (a)))
 #define wn_be_norm(be, a)        ((be)->ops->norm((be), (a)))
 #define wn_be_rope(be, a)        ((be)->ops->rope((be), (a)))

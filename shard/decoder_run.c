@@ -53,6 +53,13 @@ static wn_status matmul(struct wn_stage *s, struct wn_mat out, struct wn_mat x, 
     return rc == WN_OK ? wn_be_matmul(s->o.be, &m) : rc;
 }
 
+static wn_status matmuls(struct wn_stage *s, const struct wn_matmul *a, uint32_t n)
+{
+    wn_status rc = wn_stage_drive(s);
+
+    return rc == WN_OK ? wn_be_matmuls(s->o.be, a, n) : rc;
+}
+
 static wn_status rms_norm(struct wn_stage *s, struct wn_mat out, struct wn_mat x, const float *weight)
 {
     struct wn_norm n = {.out = out, .x = x, .weight = weight, .eps = s->plan.model.text.eps, .rms = true};
@@ -166,10 +173,11 @@ static wn_status attention(struct wn_stage *s, const struct wn_layer *y, const s
                               .kv_heads = s->kv_heads,
                               .head_dim = hd,
                               .scale = 1.0f / __builtin_sqrtf((float)hd)};
-    wn_status rc = matmul(s, q, normed, y->q, 1);
+    const struct wn_matmul products[] = {{.out = q, .x = normed, .w = y->q, .slices = 1},
+                                         {.out = k, .x = normed, .w = y->k, .slices = 1},
+                                         {.out = v, .x = normed, .w = y->v, .slices = 1}};
+    wn_status rc = matmuls(s, products, 3);
 
-    if (rc == WN_OK) rc = matmul(s, k, normed, y->k, 1);
-    if (rc == WN_OK) rc = matmul(s, v, normed, y->v, 1);
     if (rc == WN_OK) rc = wn_be_rope_kv(s->o.be, &rope, &write);
     if (rc == WN_OK) rc = wn_be_attn_paged(s->o.be, &a);
     return rc;
@@ -194,12 +202,13 @@ static wn_status run_layer(struct wn_stage *s, const struct wn_layer *y, const f
     uint32_t n = s->rows;
     struct wn_mat x = wn_mat_rows(s->x, 0, n), normed = wn_mat_rows(s->normed, 0, n);
     struct wn_mat gate = wn_mat_rows(s->gate, 0, n), up = wn_mat_rows(s->up, 0, n);
+    const struct wn_matmul products[] = {{.out = gate, .x = normed, .w = y->gate, .slices = 1},
+                                         {.out = up, .x = normed, .w = y->up, .slices = 1}};
     wn_status rc = attention(s, y, step);
 
     if (rc == WN_OK) rc = row_parallel(s, normed, wn_mat_rows(s->attn, 0, n), y->o, step->rows, deadline_us);
     if (rc == WN_OK) rc = add_norm(s, y->norm2);
-    if (rc == WN_OK) rc = matmul(s, gate, normed, y->gate, 1);
-    if (rc == WN_OK) rc = matmul(s, up, normed, y->up, 1);
+    if (rc == WN_OK) rc = matmuls(s, products, 2);
     if (rc == WN_OK) rc = wn_be_silu_mul(be, &gate, &gate, &up);
     if (rc == WN_OK) rc = row_parallel(s, normed, gate, y->down, step->rows, deadline_us);
     if (rc != WN_OK) return rc;

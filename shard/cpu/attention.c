@@ -19,7 +19,7 @@
 #define FULL_ROWS  24u     /* query rows whose scores over all keys are held at once */
 #define TOGETHER   24u     /* query rows of sequences that read the same pages in one task */
 #define KEYS       256u    /* values swept while a panel of them is in the first-level cache */
-#define SMALL_WORK 50000u  /* multiply-adds that are not worth waking threads for: 5 microseconds */
+#define SMALL_WORK 400000u /* multiply-adds that are not worth waking threads for: 40 microseconds */
 
 static size_t round_up(size_t n)
 {

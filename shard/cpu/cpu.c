@@ -101,6 +101,7 @@ const struct wn_backend_ops wn_backend_cpu = {
     .weight_create = wn_cpu_weight_create,
     .weight_destroy = wn_cpu_weight_destroy,
     .matmul = wn_cpu_matmul,
+    .matmuls = wn_cpu_matmuls,
     .norm = wn_cpu_norm,
     .rope = wn_cpu_rope,
     .kv_write = wn_cpu_kv_write,

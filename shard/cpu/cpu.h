@@ -100,6 +100,7 @@ int wn_cpu_thread(void);  /* which of them this is */
 wn_status wn_cpu_weight_create(struct wn_backend *be, struct wn_weight **out, const struct wn_mat *host, wn_dtype as);
 void wn_cpu_weight_destroy(struct wn_backend *be, struct wn_weight *w);
 wn_status wn_cpu_matmul(struct wn_backend *be, const struct wn_matmul *a);
+wn_status wn_cpu_matmuls(struct wn_backend *be, const struct wn_matmul *a, uint32_t n);
 wn_status wn_cpu_attn_paged(struct wn_backend *be, const struct wn_attn_paged *a);
 wn_status wn_cpu_attn_full(struct wn_backend *be, const struct wn_attn_full *a);
 wn_status wn_cpu_norm(struct wn_backend *be, const struct wn_norm *a);

@@ -15,7 +15,9 @@
 #define MB         768u        /* most rows of a task */
 #define STRIP      8u          /* panels of a task with many rows */
 #define FEW_ROWS   WN_CPU_ROWS /* up to here a panel is read once, top to bottom */
-#define SMALL_MACS 60000u      /* less work than this is not worth waking threads for */
+#define SMALL_MACS 300000u     /* less work than this is not worth waking threads for */
+#define SMALL_COPY 32768u      /* floats of x that one thread copies sooner than two meet */
+#define TOGETHER   4u          /* products of the same x in one call */
 
 struct mm {
     const struct wn_cpu_isa *isa;
@@ -24,7 +26,7 @@ struct mm {
     size_t x_ld, block_stride;
     uint32_t m, rows, strip, slice_len, kc, blocks_per_slice;
     uint32_t levels;
-    size_t area, task_floats; /* floats of one level of sums; of a thread's scratch */
+    size_t area; /* floats of one level of sums */
 };
 
 static uint32_t min_u32(uint32_t a, uint32_t b)
@@ -153,55 +155,86 @@ static void copy_x_row(const struct mm *p, float *to, uint32_t row)
     }
 }
 
-wn_status wn_cpu_matmul(struct wn_backend *be, const struct wn_matmul *a)
+/* How x lies, which is the same for all products of it. Returns the floats of its copy; 0: it is read as it is. */
+static size_t lay_x(struct mm *p, const struct wn_matmul *a)
+{
+    const uint32_t k = a->w->k;
+    size_t floats;
+
+    p->m = a->x.rows;
+    p->slice_len = k / a->slices;
+    p->levels = 1 + (uint32_t)__builtin_ctz(a->slices);
+    if (p->m <= FEW_ROWS) {
+        p->rows = p->m;
+        p->kc = p->slice_len;
+        p->x_ld = a->x.dtype == WN_F32 ? a->x.stride : k;
+        floats = a->x.dtype == WN_F32 ? 0 : (size_t)p->m * k;
+    } else {
+        p->rows = div_up(div_up(p->m, div_up(p->m, MB)), WN_CPU_ROWS) * WN_CPU_ROWS;
+        p->kc = KC;
+        p->x_ld = KC;
+        p->block_stride = (size_t)p->m * KC;
+        floats = (size_t)a->slices * div_up(p->slice_len, KC) * p->block_stride;
+    }
+    p->blocks_per_slice = p->slice_len ? div_up(p->slice_len, p->kc) : 1;
+    return (floats + 15) / 16 * 16;
+}
+
+wn_status wn_cpu_matmuls(struct wn_backend *be, const struct wn_matmul *a, uint32_t n)
 {
     struct wn_cpu *cpu = (struct wn_cpu *)be;
-    const struct wn_weight *w = a->w;
-    uint32_t panels = div_up(w->n, WN_CPU_COLS), row_blocks, tasks;
+    struct mm p[TOGETHER] = {{.isa = cpu->isa, .a = a}};
+    uint32_t tasks[TOGETHER], row_blocks, all = 0;
+    size_t x_floats, task_floats = 0;
+    uint64_t macs = 0;
     int threads = wn_cpu_threads();
-    size_t x_floats = 0;
+    bool alone;
     float *x, *scratch;
-    struct mm p = {.isa = cpu->isa, .a = a, .m = a->x.rows};
 
-    wn_check_matmul(a, w->n, w->k);
-    if (p.m == 0 || w->n == 0) return WN_OK;
-    if ((uint64_t)p.m * w->n * w->k < SMALL_MACS) threads = 1;
-    p.slice_len = w->k / a->slices;
-    p.levels = 1 + (uint32_t)__builtin_ctz(a->slices);
-    if (p.m <= FEW_ROWS) {
-        p.rows = p.m;
-        p.strip = 1;
-        p.kc = p.slice_len;
-        p.x_ld = a->x.dtype == WN_F32 ? a->x.stride : w->k;
-        if (a->x.dtype != WN_F32) x_floats = (size_t)p.m * w->k;
-    } else {
-        row_blocks = div_up(p.m, MB);
-        p.rows = div_up(div_up(p.m, row_blocks), WN_CPU_ROWS) * WN_CPU_ROWS;
-        p.strip = min_u32(STRIP, div_up(panels, 4 * (uint32_t)threads));
-        p.kc = KC;
-        p.x_ld = KC;
-        p.block_stride = (size_t)p.m * KC;
-        x_floats = (size_t)a->slices * div_up(p.slice_len, KC) * p.block_stride;
+    WN_ASSERT(n > 0 && n <= TOGETHER);
+    for (uint32_t i = 0; i < n; i++) {
+        wn_check_matmul(&a[i], a[i].w->n, a[i].w->k);
+        WN_ASSERT(a[i].x.ptr == a[0].x.ptr && a[i].x.rows == a[0].x.rows && a[i].slices == a[0].slices);
+        macs += (uint64_t)a[i].x.rows * a[i].w->n * a[i].w->k;
     }
-    row_blocks = div_up(p.m, p.rows);
-    p.blocks_per_slice = p.slice_len ? div_up(p.slice_len, p.kc) : 1;
-    p.area = (size_t)p.strip * p.rows * WN_CPU_COLS;
-    p.task_floats = p.levels * p.area;
-    x_floats = (x_floats + 15) / 16 * 16;
-    x = wn_cpu_scratch(cpu, (x_floats + (size_t)threads * p.task_floats) * sizeof(float));
+    if (a->x.rows == 0) return WN_OK;
+    if (macs < SMALL_MACS) threads = 1;
+    x_floats = lay_x(&p[0], a);
+    alone = x_floats < SMALL_COPY;
+    row_blocks = div_up(p[0].m, p[0].rows);
+    for (uint32_t i = 0; i < n; i++) {
+        const uint32_t panels = div_up(a[i].w->n, WN_CPU_COLS);
+        p[i] = p[0];
+        p[i].a = &a[i];
+        p[i].strip = p[i].m <= FEW_ROWS || panels == 0 ? 1 : min_u32(STRIP, div_up(panels, 4 * (uint32_t)threads));
+        p[i].area = (size_t)p[i].strip * p[i].rows * WN_CPU_COLS;
+        if (task_floats < p[i].levels * p[i].area) task_floats = p[i].levels * p[i].area;
+        tasks[i] = div_up(panels, p[i].strip) * row_blocks;
+        all += tasks[i];
+    }
+    x = wn_cpu_scratch(cpu, (x_floats + (size_t)threads * task_floats) * sizeof(float));
     if (!x) return WN_ENOMEM;
     scratch = x + x_floats;
-    p.x = x_floats ? x : a->x.ptr;
-    tasks = div_up(panels, p.strip) * row_blocks;
+    for (uint32_t i = 0; i < n; i++) p[i].x = x_floats ? x : a->x.ptr;
+    for (uint32_t r = 0; x_floats && alone && r < p[0].m; r++) copy_x_row(&p[0], x, r);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        float *mine = scratch + (size_t)wn_cpu_thread() * p.task_floats;
-        if (x_floats) {
+        float *mine = scratch + (size_t)wn_cpu_thread() * task_floats;
+        if (!alone) {
 #pragma omp for schedule(static)
-            for (uint32_t r = 0; r < p.m; r++) copy_x_row(&p, x, r);
+            for (uint32_t r = 0; r < p[0].m; r++) copy_x_row(&p[0], x, r);
         }
 #pragma omp for schedule(dynamic)
-        for (uint32_t t = 0; t < tasks; t++) mm_task(&p, t, row_blocks, mine);
+        for (uint32_t t = 0; t < all; t++) {
+            uint32_t i = 0, at = t;
+            while (at >= tasks[i]) at -= tasks[i++];
+            mm_task(&p[i], at, row_blocks, mine);
+        }
     }
     return WN_OK;
+}
+
+wn_status wn_cpu_matmul(struct wn_backend *be, const struct wn_matmul *a)
+{
+    return wn_cpu_matmuls(be, a, 1);
 }

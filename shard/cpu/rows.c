@@ -8,7 +8,7 @@
 #include "shard/cpu/memory.h"
 
 #define CHUNK          1024u  /* elements of a row taken at a time where a row has no sums */
-#define SMALL_ELEMENTS 4096u  /* less work than this is not worth waking threads for */
+#define SMALL_ELEMENTS 16384u /* less work than this is not worth waking threads for */
 #define ROPE_ROWS_MAX  (1u << 20)
 
 static int threads_for(size_t rows, size_t cols)

@@ -50,6 +50,11 @@ static wn_status t_matmul(struct wn_backend *b, const struct wn_matmul *a)
     TIMED(MATMUL, real->matmul(b, a));
 }
 
+static wn_status t_matmuls(struct wn_backend *b, const struct wn_matmul *a, uint32_t n)
+{
+    TIMED(MATMUL, real->matmuls(b, a, n));
+}
+
 static wn_status t_attn(struct wn_backend *b, const struct wn_attn_paged *a)
 {
     TIMED(ATTENTION, real->attn_paged(b, a));
@@ -253,6 +258,7 @@ int main(int argc, char **argv)
     real = be->ops;
     timed = *real;
     timed.matmul = t_matmul;
+    timed.matmuls = t_matmuls;
     timed.attn_paged = t_attn;
     timed.norm = t_norm;
     timed.rope = t_rope;

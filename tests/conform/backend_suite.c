@@ -138,12 +138,9 @@ void check_bits(const char *what, const float *got, const float *want, size_t n)
 
 /* ---- matmul ---- */
 
-/* Rows [first, first + rows) of the case; out is dense [rows, n]. */
-static void run_matmul(struct wn_backend *b, const struct case_matmul *c, uint32_t first, uint32_t rows, float *out)
+static struct wn_weight *make_weight(struct wn_backend *b, const struct case_matmul *c)
 {
-    struct case_mat xc = case_matmul_x(c), wc = case_matmul_w(c);
-    struct dev x = dev_rows(b, &xc, first, rows), o = dev_out(b, c->out, rows, c->n, c->pad);
-    struct dev bias = dev_vector(b, 3, c->n);
+    struct case_mat wc = case_matmul_w(c);
     struct wn_mat host = {.dtype = c->w, .rows = c->n, .cols = c->k, .stride = c->k + c->pad};
     struct wn_weight *w;
 
@@ -153,6 +150,16 @@ static void run_matmul(struct wn_backend *b, const struct case_matmul *c, uint32
         for (uint32_t k = 0; k < c->k; k++) put(host.ptr, c->w, (size_t)j * host.stride + k, case_value(&wc, j, k));
     assert_int_equal(b->ops->weight_create(b, &w, &host, c->w), WN_OK);
     free(host.ptr);
+    return w;
+}
+
+/* Rows [first, first + rows) of the case; out is dense [rows, n]. */
+static void run_matmul(struct wn_backend *b, const struct case_matmul *c, uint32_t first, uint32_t rows, float *out)
+{
+    struct case_mat xc = case_matmul_x(c);
+    struct dev x = dev_rows(b, &xc, first, rows), o = dev_out(b, c->out, rows, c->n, c->pad);
+    struct dev bias = dev_vector(b, 3, c->n);
+    struct wn_weight *w = make_weight(b, c);
     struct wn_matmul a = {
         .out = o.m, .x = x.m, .w = w, .bias = c->bias ? bias.buf.ptr : NULL, .slices = c->slices, .act = c->act};
     assert_int_equal(wn_be_matmul(b, &a), WN_OK);
@@ -245,6 +252,41 @@ static void tree_add(float *p, uint32_t ranks, size_t n)
 }
 
 /* Ranks that hold K/T columns each, and an all-reduce in the same tree, give the bits of the whole. */
+/* Products of the same x in one call: the bits of one call each. */
+static void matmul_together(void **state)
+{
+    static const uint32_t rows[] = {1, 5, 40, 200}, cols[] = {33, 16, 300};
+    (void)state;
+    for (size_t i = 0; i < 2 * COUNT(rows); i++) {
+        struct case_matmul c = {rows[i / 2], 0, i & 1 ? 768 : 332, 4, WN_ACT_NONE, false,
+                                i & 1 ? WN_BF16 : WN_F32, WN_BF16, WN_BF16, 8};
+        struct case_mat xc = case_matmul_x(&c);
+        struct dev x = dev_rows(be, &xc, 0, c.m), o[COUNT(cols)];
+        struct wn_matmul a[COUNT(cols)];
+        struct wn_weight *w[COUNT(cols)];
+        for (size_t j = 0; j < COUNT(cols); j++) {
+            c.n = cols[j];
+            o[j] = dev_out(be, c.out, c.m, c.n, c.pad);
+            w[j] = make_weight(be, &c);
+            a[j] = (struct wn_matmul){.out = o[j].m, .x = x.m, .w = w[j], .slices = c.slices};
+        }
+        assert_int_equal(wn_be_matmuls(be, a, COUNT(cols)), WN_OK);
+        for (size_t j = 0; j < COUNT(cols); j++) {
+            const size_t n = (size_t)c.m * cols[j];
+            float *got = floats(n), *want = floats(n);
+            dev_read(be, &o[j], got);
+            assert_int_equal(wn_be_matmul(be, &a[j]), WN_OK);
+            dev_read(be, &o[j], want);
+            check_bits("matmuls together", got, want, n);
+            be->ops->weight_destroy(be, w[j]);
+            dev_free(be, &o[j]);
+            free(got);
+            free(want);
+        }
+        dev_free(be, &x);
+    }
+}
+
 static void matmul_slices(void **state)
 {
     enum { M = 9, N = 50 };
@@ -583,7 +625,7 @@ int wn_backend_suite_run(const char *name, const struct wn_suite_opts *o)
         cmocka_unit_test(matmul_close),    cmocka_unit_test(matmul_rows),     cmocka_unit_test(matmul_slices),
         cmocka_unit_test(weight_types),    cmocka_unit_test(norm_close),      cmocka_unit_test(rope_close),
         cmocka_unit_test(elementwise),     cmocka_unit_test(convert_half),    cmocka_unit_test(attn_paged_close),
-        cmocka_unit_test(attn_paged_shared),
+        cmocka_unit_test(attn_paged_shared), cmocka_unit_test(matmul_together),
         cmocka_unit_test(attn_paged_bits), cmocka_unit_test(attn_full_close), cmocka_unit_test(threads_bits),
         cmocka_unit_test(fused_norm),      cmocka_unit_test(fused_rope),      cmocka_unit_test(nothing_to_do),
         cmocka_unit_test(unknown_names),
