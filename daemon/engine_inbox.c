@@ -40,6 +40,7 @@ static void take_features(struct wn_engine *e, struct wn_front_msg *m)
             return;
         }
         if (wn_gen_job_features(job, m, &e->opts.gen, &err) == WN_OK) {
+            wn_front_claim(m);
             job_ready(e, job);
             return;
         }

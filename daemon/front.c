@@ -21,12 +21,31 @@ static void msg_drop(void *item)
 
 /* ---- receiving ---- */
 
+/* The worker gets its credit back, and has the scheduler order them again. */
+static void refuse_features(struct wn_front *f, struct wn_front_msg *m)
+{
+    Wn__FeaturesAck ack = WN__FEATURES_ACK__INIT;
+
+    if (m->env->body_case == WN__ENVELOPE__BODY_FEATURES) {
+        ack.job = m->env->features->job;
+        ack.image = m->env->features->image;
+        ack.code = WN_EBUSY;
+        ack.text = "the leader has too many features waiting";
+        wn_front_put(f, wn_front_msg_pack(&m->party, WN__ENVELOPE__BODY_FEATURES_ACK, &ack, NULL, 0, NULL, NULL));
+    }
+    wn_front_msg_free(m);
+}
+
 static void answer_busy(struct wn_front *f, struct wn_front_msg *m)
 {
     const Wn__Envelope *e = m->env;
     Wn__JobRef *job = NULL;
     struct wn_err err = {0};
 
+    if (e->body_case == WN__ENVELOPE__BODY_FEATURES) {
+        refuse_features(f, m);
+        return;
+    }
     if (e->body_case == WN__ENVELOPE__BODY_ENCODE) job = e->encode->job;
     if (e->body_case == WN__ENVELOPE__BODY_GENERATE) job = e->generate->job;
     wn_fail(&err, WN_EBUSY, "%s has too many messages waiting", f->opts.name);
@@ -37,9 +56,19 @@ static void answer_busy(struct wn_front *f, struct wn_front_msg *m)
         body.code = (uint32_t)err.code;
         body.text = err.text;
         body.retriable = true;
-        wn_front_queue(f, wn_front_msg_pack(&m->party, WN__ENVELOPE__BODY_ERROR, &body, NULL, 0, NULL, NULL));
+        wn_front_put(f, wn_front_msg_pack(&m->party, WN__ENVELOPE__BODY_ERROR, &body, NULL, 0, NULL, NULL));
     }
     wn_front_msg_free(m);
+}
+
+/* What workers bring and the main thread has not claimed yet is bounded, whatever credit they think they have. */
+static bool hold_payload(struct wn_front *f, struct wn_front_msg *m)
+{
+    if (m->party.side != WN_SIDE_WORKER || !m->payload) return true;
+    if (atomic_load(&f->unclaimed_bytes) + m->payload_bytes > f->opts.unclaimed_max) return false;
+    atomic_fetch_add(&f->unclaimed_bytes, m->payload_bytes);
+    m->unclaimed_bytes = &f->unclaimed_bytes;
+    return true;
 }
 
 static void receive(struct wn_front *f, struct wn_endpoint *ep, const struct wn_party *from)
@@ -78,6 +107,8 @@ static void receive(struct wn_front *f, struct wn_endpoint *ep, const struct wn_
         }
         if (wn_front_hear(f, m))
             wn_front_msg_free(m);
+        else if (!hold_payload(f, m))
+            refuse_features(f, m);
         else if (!wn_ring_put(f->inbound, m))
             answer_busy(f, m);
     }
@@ -106,14 +137,14 @@ static void take_outbound(struct wn_front *f)
         if (m->party.side == WN_SIDE_SELF || note_answer(f, m)) /* of our own only the wake-up counts */
             wn_front_msg_free(m);
         else
-            wn_front_queue(f, m);
+            wn_front_put(f, m);
     }
 }
 
-static void turn(struct wn_front *f)
+/* true: all is out. */
+static bool turn(struct wn_front *f, bool retry)
 {
-    struct wn_poll_item items[3 + WN_FRONT_LEADERS_MAX] = {{.ep = f->scheduler},
-                                                  {.fd = wn_ring_fd(f->outbound)}};
+    struct wn_poll_item items[3 + WN_FRONT_LEADERS_MAX] = {{.ep = f->scheduler}, {.fd = wn_ring_fd(f->outbound)}};
     struct wn_front_leader *who[3 + WN_FRONT_LEADERS_MAX] = {0};
     size_t n = 2, features_at = 0;
     int64_t deadline_us = f->next_beat_us;
@@ -128,8 +159,7 @@ static void turn(struct wn_front *f)
         who[n] = &f->leaders[i];
         items[n++].ep = f->leaders[i].ep;
     }
-    if (f->pending && deadline_us > wn_now_us() + RETRY_MS * 1000)
-        deadline_us = wn_now_us() + RETRY_MS * 1000;
+    if (retry && deadline_us > wn_now_us() + RETRY_MS * 1000) deadline_us = wn_now_us() + RETRY_MS * 1000;
     if (wn_endpoint_poll(items, n, deadline_us) == WN_OK) {
         if (items[0].readable) receive(f, f->scheduler, &from);
         if (features_at && items[features_at].readable) {
@@ -146,21 +176,22 @@ static void turn(struct wn_front *f)
     wn_front_watch_leaders(f);
     take_outbound(f);
     wn_front_beat(f);
-    wn_front_send_queued(f);
+    return wn_front_send_queued(f);
 }
 
 static void *front_main(void *arg)
 {
     struct wn_front *f = arg;
     int64_t flush_until;
+    bool all = true;
 
-    while (!atomic_load(&f->stop)) turn(f);
+    while (!atomic_load(&f->stop)) all = turn(f, !all);
     flush_until = wn_deadline_in_us((int64_t)atomic_load(&f->flush_ms) * 1000);
     do {
         take_outbound(f);
-        wn_front_send_queued(f);
-        if (f->pending) usleep(2000);
-    } while (f->pending && !wn_deadline_passed(flush_until));
+        all = wn_front_send_queued(f);
+        if (!all) usleep(2000);
+    } while (!all && !wn_deadline_passed(flush_until));
     wn_front_close_sockets(f);
     return NULL;
 }
@@ -196,7 +227,6 @@ wn_status wn_front_start(struct wn_front **out, const struct wn_front_opts *opts
 
     if (!f) return wn_fail(err, WN_ENOMEM, "front");
     f->opts = *opts;
-    f->pending_end = &f->pending;
     if (gethostname(f->host, sizeof(f->host) - 1) != 0) snprintf(f->host, sizeof(f->host), "?");
     if ((rc = wn_net_create(&f->net, err)) != WN_OK) goto out;
     if ((rc = wn_ledger_create(&f->ledger, err)) != WN_OK) goto out;
@@ -236,11 +266,6 @@ void wn_front_stop(struct wn_front *f, int flush_ms)
                 wn_front_msg_free(wake); /* full: the thread is awake */
         }
         pthread_join(f->thread, NULL);
-    }
-    while (f->pending) {
-        struct wn_front_msg *next = f->pending->next;
-        wn_front_msg_free(f->pending);
-        f->pending = next;
     }
     wn_ring_destroy(f->inbound, msg_drop);
     wn_ring_destroy(f->outbound, msg_drop);

@@ -57,8 +57,10 @@ struct wn_front_msg {
     const void *payload;  /* inbound: the payload frame, inside msg; NULL if there is none */
     size_t payload_bytes;
     bool link_lost;       /* without env: the connection to this leader was lost, and what was on its way with it */
+    bool unreachable;     /* without env: this leader was not connected for two leases; what was for it was dropped */
     bool lease_lost;      /* from WN_SIDE_SELF: the scheduler was away too long, what it ordered is given up */
     struct wn_msg msg;    /* the frames */
+    atomic_size_t *unclaimed_bytes; /* inbound: where the payload counts until it is claimed or freed; NULL: nowhere */
     wn_traffic traffic;   /* outbound only: what it counts as */
     struct wn_front_about about; /* outbound only */
     struct wn_front_msg *next;
@@ -86,7 +88,8 @@ struct wn_front_opts {
     size_t ranks_n;
     struct wn_link *link; /* leader of several ranks: cancelled when one is silent for a lease (daemon/pulse.h) */
     uint32_t lease_ms;    /* that lease */
-    size_t payload_max; /* largest payload frame to receive */
+    size_t payload_max;   /* largest payload frame to receive */
+    size_t unclaimed_max; /* leader: bytes of features taken in that wn_front_claim has not been called for */
     const struct wn_key *key; /* the workers', borrowed until stop; NULL: plain text */
     bool insecure;            /* plain text even to other machines */
 };
@@ -102,6 +105,10 @@ const char *wn_front_features_address(const struct wn_front *f); /* leader; vali
 /* The oldest inbound message, now the caller's, or NULL. */
 struct wn_front_msg *wn_front_take(struct wn_front *f);
 void wn_front_msg_free(struct wn_front_msg *m); /* NULL is fine */
+
+/* The features of this message belong to a job from now on, and are bounded by the number of jobs: they make room for
+ * others. */
+void wn_front_claim(struct wn_front_msg *m);
 
 /* Waits until something is inbound or the deadline passes; false then. */
 bool wn_front_wait(struct wn_front *f, int64_t deadline_us);

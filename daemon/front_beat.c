@@ -28,7 +28,7 @@ static void say_again(void *arg, const void *frame, size_t bytes)
     m->party.side = WN_SIDE_SCHEDULER;
     m->traffic = WN_TRAFFIC_TOKENS;
     if (wn_msg_add_copy(&m->msg, frame, bytes) == WN_OK)
-        wn_front_queue(f, m);
+        wn_front_put(f, m);
     else
         wn_front_msg_free(m); /* the gap is seen, and the job replayed */
 }
@@ -73,7 +73,7 @@ static void send_hello(struct wn_front *f)
     h.tokens_max = f->opts.tokens_max;
     h.ranks = f->opts.ranks;
     h.n_ranks = f->opts.ranks_n;
-    wn_front_queue(f, wn_front_msg_pack(&to, WN__ENVELOPE__BODY_HELLO, &h, NULL, 0, NULL, NULL));
+    wn_front_put(f, wn_front_msg_pack(&to, WN__ENVELOPE__BODY_HELLO, &h, NULL, 0, NULL, NULL));
 }
 
 static void send_heartbeat(struct wn_front *f)
@@ -109,7 +109,7 @@ static void send_heartbeat(struct wn_front *f)
     h.sent = &sent;
     h.ranks = f->opts.ranks;
     h.n_ranks = f->opts.ranks_n;
-    wn_front_queue(f, wn_front_msg_pack(&to, WN__ENVELOPE__BODY_HEARTBEAT, &h, NULL, 0, NULL, NULL));
+    wn_front_put(f, wn_front_msg_pack(&to, WN__ENVELOPE__BODY_HEARTBEAT, &h, NULL, 0, NULL, NULL));
 }
 
 /* A leader ends the group when a rank is silent. */
@@ -133,7 +133,7 @@ void wn_front_beat(struct wn_front *f)
     if (f->away_us && now - f->away_us >= (int64_t)f->opts.grace_ms * 1000) give_up(f);
     if (f->welcome) wn_ledger_expire(f->ledger, now - 2 * f->lease_us);
     f->next_beat_us = now + f->beat_us;
-    if (f->pending && f->pending->party.side == WN_SIDE_SCHEDULER) return; /* no use in piling up */
+    if (f->to_scheduler.first) return; /* no use in piling up */
     if (f->welcome)
         send_heartbeat(f);
     else
@@ -178,7 +178,7 @@ static bool hear_rank(struct wn_front *f, const struct wn_front_msg *m)
 
     if (m->party.side != WN_SIDE_WORKER || m->env->body_case != WN__ENVELOPE__BODY_HEARTBEAT) return false;
     if (wn_roll_heard(&f->roll, m->env->heartbeat, wn_now_us()))
-        wn_front_queue(f, wn_front_msg_pack(&m->party, WN__ENVELOPE__BODY_HEARTBEAT, &answer, NULL, 0, NULL, NULL));
+        wn_front_put(f, wn_front_msg_pack(&m->party, WN__ENVELOPE__BODY_HEARTBEAT, &answer, NULL, 0, NULL, NULL));
     return true;
 }
 

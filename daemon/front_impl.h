@@ -11,11 +11,19 @@
 
 #define WN_FRONT_LEADERS_MAX 16 /* connections of a vision worker; the longest unused one makes room */
 
+/* Messages that found no room in a socket, in order. */
+struct wn_front_queue {
+    struct wn_front_msg *first, *last;
+    uint32_t n;
+};
+
 struct wn_front_leader {
     struct wn_endpoint *ep; /* NULL: free place */
     char address[WN_ADDRESS_MAX];
-    int64_t used_us;
-    uint64_t losses; /* of its connection, that were told */
+    struct wn_front_queue queue;
+    int64_t used_us, down_us; /* down_us: since when it is not connected */
+    uint64_t losses;          /* of its connection, that were seen */
+    bool up;
 };
 
 struct wn_front {
@@ -31,8 +39,9 @@ struct wn_front {
     char features_address[WN_ADDRESS_MAX];
     struct wn_ring *inbound, *outbound;
     bool held; /* the main thread's: outbound is not told yet */
-    struct wn_front_msg *pending, **pending_end; /* outbound that found a full queue, in order */
+    struct wn_front_queue to_scheduler, to_workers;
     struct wn_front_load load;
+    atomic_size_t unclaimed_bytes;
     int64_t beat_us, next_beat_us, lease_us, heard_us;
     bool welcome;      /* the scheduler knows this worker */
     int64_t away_us;   /* when it was missed; 0: it was not, or its jobs were given up */
@@ -58,11 +67,15 @@ struct wn_front_msg *wn_front_msg_pack(const struct wn_party *to, Wn__Envelope__
 WN_NODISCARD wn_status wn_front_open_sockets(struct wn_front *f, struct wn_err *err);
 void wn_front_close_sockets(struct wn_front *f);
 
-/* Takes a message (NULL is fine) for its party; it goes out at the next wn_front_send_queued that finds room for it. */
-void wn_front_queue(struct wn_front *f, struct wn_front_msg *m);
-void wn_front_send_queued(struct wn_front *f);
+/* Takes a message (NULL is fine) for its party. What waits for the scheduler is bounded by the lease, for then the
+ * ledger keeps what counts; a worker that does not read, and a leader that cannot be reached, lose what is for them. */
+void wn_front_put(struct wn_front *f, struct wn_front_msg *m);
 
-/* Tells the worker when a connection to a leader is lost: credit and features on their way are gone with it. */
+/* Sends what there is room for. false: something waits. */
+bool wn_front_send_queued(struct wn_front *f);
+
+/* Tells the worker when a connection to a leader is lost, for credit and features on their way are gone with it, and
+ * when a leader cannot be reached: it is forgotten then. */
 void wn_front_watch_leaders(struct wn_front *f);
 
 /* ---- front_beat.c ---- */

@@ -11,9 +11,16 @@ struct wn_front_msg *wn_front_msg_new(void)
     return m;
 }
 
+void wn_front_claim(struct wn_front_msg *m)
+{
+    if (m->unclaimed_bytes) atomic_fetch_sub(m->unclaimed_bytes, m->payload_bytes);
+    m->unclaimed_bytes = NULL;
+}
+
 void wn_front_msg_free(struct wn_front_msg *m)
 {
     if (!m) return;
+    wn_front_claim(m);
     wn_codec_free(m->env);
     wn_msg_clear(&m->msg);
     free(m);

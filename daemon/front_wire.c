@@ -6,9 +6,60 @@
 #include "daemon/front_impl.h"
 #include "daemon/worker.h"
 
-#define RECONNECT_MAX_MS 250 /* a scheduler that was started again is found soon */
+#define RECONNECT_MAX_MS  250 /* a scheduler that was started again is found soon */
+#define LEADER_QUEUED_MAX 256 /* messages that wait for one leader; features among them have its credit */
+#define FEATURES_QUEUED   8
 
-static struct wn_endpoint *leader_connect(struct wn_front *f, const char *address)
+static void put(struct wn_front_queue *q, struct wn_front_msg *m)
+{
+    m->next = NULL;
+    if (q->last) q->last->next = m;
+    else q->first = m;
+    q->last = m;
+    q->n++;
+}
+
+static void drop_first(struct wn_front_queue *q)
+{
+    struct wn_front_msg *m = q->first;
+
+    q->first = m->next;
+    if (!q->first) q->last = NULL;
+    q->n--;
+    wn_front_msg_free(m);
+}
+
+static void drop_all(struct wn_front_queue *q)
+{
+    while (q->first) drop_first(q);
+}
+
+/* ---- leaders, at a vision worker ---- */
+
+/* false: the worker has too many messages waiting, and will be told later. */
+static bool tell(struct wn_front *f, const struct wn_front_leader *l, bool unreachable)
+{
+    struct wn_front_msg *m = wn_front_msg_new();
+
+    if (!m) return false;
+    m->party.side = WN_SIDE_LEADER;
+    snprintf(m->party.address, sizeof(m->party.address), "%s", l->address);
+    m->link_lost = !unreachable;
+    m->unreachable = unreachable;
+    if (wn_ring_put(f->inbound, m)) return true;
+    wn_front_msg_free(m);
+    return false;
+}
+
+static void leader_close(struct wn_front_leader *l)
+{
+    drop_all(&l->queue);
+    wn_endpoint_close(l->ep);
+    *l = (struct wn_front_leader){0};
+}
+
+/* The leader's place, with a socket; NULL: there can be none. */
+static struct wn_front_leader *leader_connect(struct wn_front *f, const char *address)
 {
     struct wn_front_leader *place = &f->leaders[0];
     struct wn_err err = {0};
@@ -21,93 +72,87 @@ static struct wn_endpoint *leader_connect(struct wn_front *f, const char *addres
 
     for (int i = 0; i < WN_FRONT_LEADERS_MAX; i++) {
         struct wn_front_leader *l = &f->leaders[i];
-        if (l->ep && strcmp(l->address, address) == 0) {
-            l->used_us = wn_now_us();
-            return l->ep;
-        }
+        if (l->ep && strcmp(l->address, address) == 0) return l;
         if (!l->ep || (place->ep && l->used_us < place->used_us)) place = l;
     }
-    wn_endpoint_close(place->ep);
-    place->ep = NULL;
-    if (wn_endpoint_open(&place->ep, f->net, &eo, &err) != WN_OK) {
-        wn_warn("front", "leader %s: %s", address, err.text);
-        return NULL;
-    }
+    if (place->ep) (void)tell(f, place, true);
+    leader_close(place);
     snprintf(place->address, sizeof(place->address), "%s", address);
-    place->used_us = wn_now_us();
-    place->losses = 0;
-    return place->ep;
+    place->down_us = wn_now_us();
+    if (wn_endpoint_open(&place->ep, f->net, &eo, &err) == WN_OK) return place;
+    wn_warn("front", "leader %s: %s", address, err.text);
+    (void)tell(f, place, true);
+    leader_close(place);
+    return NULL;
 }
 
-/* Tries to send; WN_EBUSY: m is still the caller's, and worth another try. Anything else: m is gone. */
-static wn_status send_one(struct wn_front *f, struct wn_front_msg *m)
+static void put_for_leader(struct wn_front *f, struct wn_front_msg *m)
 {
-    struct wn_endpoint *ep = m->party.side == WN_SIDE_SCHEDULER ? f->scheduler
-                             : m->party.side == WN_SIDE_WORKER
-                                 ? f->features
-                                 : leader_connect(f, m->party.address);
-    wn_status rc;
+    struct wn_front_leader *l = leader_connect(f, m->party.address);
 
-    if (!ep) {
+    if (!l || l->queue.n >= LEADER_QUEUED_MAX) {
         wn_front_msg_free(m);
-        return WN_EPEER;
+        return;
     }
-    if (m->party.side == WN_SIDE_WORKER) m->msg.peer = m->party.peer;
-    rc = wn_endpoint_send(ep, &m->msg, m->traffic);
-    if (rc == WN_EBUSY) return rc;
-    if (rc != WN_OK) wn_debug("front", "a message was lost: its peer is gone");
-    wn_front_msg_free(m);
-    return rc;
-}
-
-static bool same_party(const struct wn_party *a, const struct wn_party *b)
-{
-    return a->side == b->side && wn_peer_equal(&a->peer, &b->peer) && strcmp(a->address, b->address) == 0;
-}
-
-/* Sends the queue. A message waits behind an earlier one to the same party, not behind others. */
-void wn_front_send_queued(struct wn_front *f)
-{
-    struct wn_front_msg *m = f->pending, *kept = NULL, **kept_end = &kept;
-
-    while (m) {
-        struct wn_front_msg *next = m->next, *k = kept;
-        m->next = NULL;
-        while (k && !same_party(&k->party, &m->party)) k = k->next;
-        if (k || send_one(f, m) == WN_EBUSY) {
-            *kept_end = m;
-            kept_end = &m->next;
-        }
-        m = next;
-    }
-    f->pending = kept;
-    f->pending_end = kept ? kept_end : &f->pending;
-}
-
-void wn_front_queue(struct wn_front *f, struct wn_front_msg *m)
-{
-    if (!m) return;
-    m->next = NULL;
-    *f->pending_end = m;
-    f->pending_end = &m->next;
+    l->used_us = wn_now_us();
+    put(&l->queue, m);
 }
 
 void wn_front_watch_leaders(struct wn_front *f)
 {
+    const int64_t now = wn_now_us();
+
     for (int i = 0; i < WN_FRONT_LEADERS_MAX; i++) {
         struct wn_front_leader *l = &f->leaders[i];
         struct wn_endpoint_stats stats;
-        struct wn_front_msg *m;
         if (!l->ep) continue;
         wn_endpoint_stats_get(l->ep, &stats);
-        if (stats.disconnected == l->losses || !(m = wn_front_msg_new())) continue;
+        if (stats.disconnected != l->losses && l->up && !tell(f, l, false)) continue;
+        if (stats.up || l->up) l->down_us = now;
         l->losses = stats.disconnected;
-        m->party.side = WN_SIDE_LEADER;
-        snprintf(m->party.address, sizeof(m->party.address), "%s", l->address);
-        m->link_lost = true;
-        if (!wn_ring_put(f->inbound, m)) wn_front_msg_free(m);
+        l->up = stats.up;
+        if (!l->up && now - l->down_us > 2 * f->lease_us && tell(f, l, true)) leader_close(l);
     }
 }
+
+/* ---- what goes out ---- */
+
+void wn_front_put(struct wn_front *f, struct wn_front_msg *m)
+{
+    if (!m) return;
+    if (m->party.side == WN_SIDE_LEADER) put_for_leader(f, m);
+    else put(m->party.side == WN_SIDE_SCHEDULER ? &f->to_scheduler : &f->to_workers, m);
+}
+
+/* false: the socket has no room for the first of the queue. */
+static bool send_first(struct wn_endpoint *ep, struct wn_front_queue *q)
+{
+    struct wn_front_msg *m = q->first;
+    wn_status rc;
+
+    if (m->party.side == WN_SIDE_WORKER) m->msg.peer = m->party.peer;
+    rc = wn_endpoint_send(ep, &m->msg, m->traffic);
+    if (rc == WN_EBUSY && m->party.side != WN_SIDE_WORKER) return false;
+    if (rc != WN_OK) wn_debug("front", "a message was lost: its peer is gone, or reads nothing");
+    drop_first(q);
+    return true;
+}
+
+bool wn_front_send_queued(struct wn_front *f)
+{
+    bool all = true;
+
+    while (f->to_workers.first) (void)send_first(f->features, &f->to_workers);
+    while (all && f->to_scheduler.first) all = send_first(f->scheduler, &f->to_scheduler);
+    for (int i = 0; i < WN_FRONT_LEADERS_MAX; i++) {
+        struct wn_front_leader *l = &f->leaders[i];
+        while (l->queue.first && send_first(l->ep, &l->queue)) continue;
+        all = all && !l->queue.first;
+    }
+    return all;
+}
+
+/* ---- sockets ---- */
 
 wn_status wn_front_open_sockets(struct wn_front *f, struct wn_err *err)
 {
@@ -124,6 +169,7 @@ wn_status wn_front_open_sockets(struct wn_front *f, struct wn_err *err)
     if (rc != WN_OK || !f->opts.features_bind) return rc;
     eo.type = WN_ENDPOINT_ROUTER;
     eo.bind = true;
+    eo.recv_queue_max = FEATURES_QUEUED; /* of each connection, in ZeroMQ */
     eo.address = f->opts.features_bind;
     if (f->opts.key)
         eo.curve = (struct wn_curve_opts){.server = true, .secret_key = f->opts.key->secret_key,
@@ -137,7 +183,9 @@ wn_status wn_front_open_sockets(struct wn_front *f, struct wn_err *err)
 
 void wn_front_close_sockets(struct wn_front *f)
 {
+    drop_all(&f->to_scheduler);
+    drop_all(&f->to_workers);
     wn_endpoint_close(f->scheduler);
     wn_endpoint_close(f->features);
-    for (int i = 0; i < WN_FRONT_LEADERS_MAX; i++) wn_endpoint_close(f->leaders[i].ep);
+    for (int i = 0; i < WN_FRONT_LEADERS_MAX; i++) leader_close(&f->leaders[i]);
 }

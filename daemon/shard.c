@@ -24,6 +24,7 @@
     (300 * 1000000ll) /* the longest step: a prefill chunk of a large model on slow cores */
 #define STOP_FLUSH_MS   1000
 #define TAG_ADDRESS     8 /* of the leader's features endpoint, on its way to the other ranks */
+#define FEATURES_UNCLAIMED 64 /* images of the largest kind that wait for their jobs at a leader */
 #define DEFAULT_NEW_MAX 512 /* answer length when the job names none */
 
 struct shard {
@@ -268,6 +269,7 @@ static wn_status lead(struct shard *s, struct wn_err *err)
     if ((rc = wn_path_join(path, s->cfg.model, "tokenizer.json", err)) != WN_OK) return rc;
     if ((rc = wn_tokenizer_open(&s->tokenizer, path, err)) != WN_OK) return rc;
     wn_role_scheduler_address(&s->cfg, scheduler);
+    fo.unclaimed_max = FEATURES_UNCLAIMED * fo.payload_max;
     features_address(s, bind);
     fo.ranks = s->info_list;
     fo.ranks_n = (size_t)s->size;

@@ -2,7 +2,8 @@
  *
  * The front thread owns the sockets; this thread decodes, encodes and prunes. An order waits in a bounded
  * queue; its features wait for the leader's credit, one image each, and are gone from here as soon as they are
- * sent. The order stays until the leader has taken them: when the connection is lost before, they are made again. */
+ * sent. The order stays until the leader has taken them: when the connection is lost before, they are made again.
+ * A leader that gives no credit holds half of the places at most, and one that cannot be reached none. */
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +17,7 @@
 #include "daemon/worker.h"
 
 #define LEADERS_MAX       16
+#define CREDIT_MAX        64               /* images on their way to one leader, whatever it says */
 #define CREDIT_WAIT_US    (60 * 1000000ll) /* features that a leader does not want are given up */
 #define IDLE_WAIT_US      500000ll
 
@@ -98,6 +100,15 @@ static void work_free(struct work *w)
 static void list_clear(struct list *l)
 {
     while (l->first) work_free(list_take(l, &l->first));
+}
+
+/* Of this leader; how many there are. */
+static uint32_t list_count(const struct list *l, const char *leader)
+{
+    uint32_t n = 0;
+
+    for (const struct work *w = l->first; w; w = w->next) n += strcmp(w->e->leader_endpoint, leader) == 0;
+    return n;
 }
 
 static void list_cancel(struct list *l, const Wn__JobRef *job)
@@ -188,9 +199,29 @@ static void lose_link(struct vision_worker *v, struct leader *l)
 
 static void take_credit(struct vision_worker *v, struct leader *l, uint32_t images)
 {
-    l->credit = images; /* the first word of a connection: nothing is on its way */
+    l->credit = images < CREDIT_MAX ? images : CREDIT_MAX; /* the first word of a connection: nothing is on its way */
     if (l->lost_us) end_sent(v, l->address, true);
     l->lost_us = 0;
+}
+
+static void fail_list(struct vision_worker *v, struct list *l, const char *leader, const struct wn_err *err)
+{
+    for (struct work **at = &l->first; *at;) {
+        if (strcmp((*at)->e->leader_endpoint, leader) == 0) fail_work(v, list_take(l, at), err, true);
+        else at = &(*at)->next;
+    }
+}
+
+/* Gives up all that is for a leader, and forgets it. The scheduler may ask another worker, or choose another leader. */
+static void leave_leader(struct vision_worker *v, struct leader *l, const char *why)
+{
+    struct wn_err err = {0};
+
+    wn_fail(&err, WN_EPEER, "leader at %s %s", l->address, why);
+    fail_list(v, &v->queue, l->address, &err);
+    fail_list(v, &v->outbox, l->address, &err);
+    end_sent(v, l->address, false);
+    *l = (struct leader){0};
 }
 
 /* The leader's entry; a new one is greeted. */
@@ -202,8 +233,7 @@ static struct leader *meet_leader(struct vision_worker *v, const char *address)
         for (int i = 0; i < LEADERS_MAX; i++)
             if (v->leaders[i].used_us < place->used_us) place = &v->leaders[i];
         l = place;
-        if (l->address[0]) end_sent(v, l->address, false);
-        *l = (struct leader){0};
+        if (l->address[0]) leave_leader(v, l, "made room for others");
         memcpy(l->address, address, strlen(address) + 1);
         greet(v, address);
     }
@@ -235,10 +265,31 @@ static void take_order(struct vision_worker *v, struct wn_front_msg *m)
     } else if (!e->leader_endpoint[0] || strlen(e->leader_endpoint) >= WN_ADDRESS_MAX) {
         wn_fail(&err, WN_EPROTO, "an order without the address of a leader");
         fail_work(v, w, &err, false);
+    } else if (list_count(&v->queue, e->leader_endpoint) + list_count(&v->outbox, e->leader_endpoint) >=
+               v->cfg.vision_queue) {
+        wn_fail(&err, WN_EBUSY, "%s has not taken the images that it has here", e->leader_name);
+        fail_work(v, w, &err, true);
     } else {
         meet_leader(v, e->leader_endpoint);
         list_put(&v->queue, w);
     }
+}
+
+/* BUSY: the leader would take them later; others are known to the scheduler, or nobody waits for them. */
+static void take_ack(struct vision_worker *v, struct leader *l, const Wn__FeaturesAck *ack)
+{
+    struct work *w = take_sent(v, l->address, ack);
+    struct wn_err err = {0};
+
+    if (!w) return; /* of a connection before this one */
+    l->credit++;
+    if (ack->code) wn_fail(&err, WN_EBUSY, "refused by %s: %s", w->e->leader_name, ack->text);
+    if (ack->code == WN_EBUSY && !w->cancelled) {
+        fail_work(v, w, &err, true);
+        return;
+    }
+    if (ack->code) wn_info("vision", "%s image %u %s", ack->job->job_id, ack->image, err.text);
+    work_free(w);
 }
 
 static void take_message(struct vision_worker *v, struct wn_front_msg *m)
@@ -252,6 +303,8 @@ static void take_message(struct vision_worker *v, struct wn_front_msg *m)
         cancel_sent(v, NULL);
     } else if (m->link_lost) {
         if (l) lose_link(v, l);
+    } else if (m->unreachable) {
+        if (l) leave_leader(v, l, "cannot be reached");
     } else if (m->party.side == WN_SIDE_SCHEDULER && env->body_case == WN__ENVELOPE__BODY_ENCODE) {
         take_order(v, m);
         return;
@@ -264,12 +317,7 @@ static void take_message(struct vision_worker *v, struct wn_front_msg *m)
     } else if (l && env->body_case == WN__ENVELOPE__BODY_CREDIT) {
         take_credit(v, l, env->credit->images);
     } else if (l && env->body_case == WN__ENVELOPE__BODY_FEATURES_ACK) {
-        struct work *w = take_sent(v, l->address, env->features_ack);
-        if (w) l->credit++; /* else of a connection before this one */
-        work_free(w);
-        if (env->features_ack->code)
-            wn_info("vision", "%s image %u refused: %s", env->features_ack->job->job_id,
-                    env->features_ack->image, env->features_ack->text);
+        take_ack(v, l, env->features_ack);
     } else if (env->body_case == WN__ENVELOPE__BODY_ERROR) {
         wn_warn("vision", "%s", env->error->text);
     } else {
@@ -385,15 +433,14 @@ static void send_outbox(struct vision_worker *v)
 {
     for (int i = 0; i < LEADERS_MAX; i++) {
         struct leader *l = &v->leaders[i];
-        if (!l->lost_us || wn_now_us() - l->lost_us < CREDIT_WAIT_US) continue;
-        end_sent(v, l->address, false);
-        *l = (struct leader){0};
+        if (l->lost_us && wn_now_us() - l->lost_us >= CREDIT_WAIT_US) leave_leader(v, l, "does not give credit again");
     }
     for (struct work **at = &v->outbox.first; *at;) {
-        struct leader *l = meet_leader(v, (*at)->e->leader_endpoint);
+        struct leader *l = find_leader(v, (*at)->e->leader_endpoint); /* there, or it would not have work here */
         struct wn_err err = {0};
-        if (l->credit > 0) {
+        if (l && l->credit > 0) {
             l->credit--;
+            l->used_us = wn_now_us();
             send_features(v, list_take(&v->outbox, at));
         } else if (wn_deadline_passed((*at)->until_us)) {
             wn_fail(&err, WN_ETIME, "leader %s took no features for %lld s", (*at)->e->leader_name,

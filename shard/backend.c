@@ -92,3 +92,21 @@ wn_status wn_be_matmuls(struct wn_backend *be, const struct wn_matmul *a, uint32
     for (uint32_t i = 0; rc == WN_OK && i < n; i++) rc = wn_be_matmul(be, &a[i]);
     return rc;
 }
+
+wn_status wn_be_add_norm(struct wn_backend *be, const struct wn_mat *y, const struct wn_norm *n)
+{
+    wn_status rc;
+
+    if (be->ops->add_norm) return be->ops->add_norm(be, y, n);
+    rc = be->ops->add(be, &n->x, &n->x, y);
+    return rc == WN_OK ? be->ops->norm(be, n) : rc;
+}
+
+wn_status wn_be_rope_kv(struct wn_backend *be, const struct wn_rope *r, const struct wn_kv_write *w)
+{
+    wn_status rc;
+
+    if (be->ops->rope_kv) return be->ops->rope_kv(be, r, w);
+    rc = be->ops->rope(be, r);
+    return rc == WN_OK ? be->ops->kv_write(be, w) : rc;
+}

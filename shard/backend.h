@@ -138,7 +138,7 @@ struct wn_backend_ops {
     /* Where its work is queued, for links: a cudaStream_t, with all that a step has kept back; NULL: host memory. */
     void *(*queue)(struct wn_backend *be);
     wn_status (*sum_parts)(struct wn_backend *be, const struct wn_dev_sum *s); /* with queue: see transport/device.h */
-    /* Two operations as one, with the same bits; NULL: the wrappers below call them one after the other.
+    /* Two operations as one, with the same bits; NULL: the functions below call them one after the other.
      * add_norm: n->x += y, then the norm; y may be n->out. rope_kv: r->x is queries and then w->k, rotated; what w->k
      * holds afterwards is not said. */
     wn_status (*add_norm)(struct wn_backend *be, const struct wn_mat *y, const struct wn_norm *n);
@@ -170,6 +170,10 @@ void wn_backend_close(struct wn_backend *be); /* NULL is fine */
 
 /* n <= 4 products of the same x in as many parts: to the bit what they are one by one, in less time. */
 WN_NODISCARD wn_status wn_be_matmuls(struct wn_backend *be, const struct wn_matmul *a, uint32_t n);
+/* Two operations, as one where the backend has it. */
+WN_NODISCARD wn_status wn_be_add_norm(struct wn_backend *be, const struct wn_mat *y, const struct wn_norm *n);
+WN_NODISCARD wn_status wn_be_rope_kv(struct wn_backend *be, const struct wn_rope *r, const struct wn_kv_write *w);
+
 #define wn_be_matmul(be, a)      ((be)->ops->matmul((be), (a)))
 #define wn_be_norm(be, a)        ((be)->ops->norm((be), (a)))
 #define wn_be_rope(be, a)        ((be)->ops->rope((be), (a)))
@@ -180,23 +184,5 @@ WN_NODISCARD wn_status wn_be_matmuls(struct wn_backend *be, const struct wn_matm
 #define wn_be_silu_mul(be, o, g, u) ((be)->ops->silu_mul((be), (o), (g), (u)))
 #define wn_be_gather_rows(be, o, t, i) ((be)->ops->gather_rows((be), (o), (t), (i)))
 #define wn_be_convert(be, o, i)  ((be)->ops->convert((be), (o), (i)))
-
-static inline wn_status wn_be_add_norm(struct wn_backend *be, const struct wn_mat *y, const struct wn_norm *n)
-{
-    wn_status rc;
-
-    if (be->ops->add_norm) return be->ops->add_norm(be, y, n);
-    rc = be->ops->add(be, &n->x, &n->x, y);
-    return rc == WN_OK ? be->ops->norm(be, n) : rc;
-}
-
-static inline wn_status wn_be_rope_kv(struct wn_backend *be, const struct wn_rope *r, const struct wn_kv_write *w)
-{
-    wn_status rc;
-
-    if (be->ops->rope_kv) return be->ops->rope_kv(be, r, w);
-    rc = be->ops->rope(be, r);
-    return rc == WN_OK ? be->ops->kv_write(be, w) : rc;
-}
 
 #endif

@@ -113,8 +113,8 @@ wn_status wn_stage_sum(struct wn_stage *s, uint32_t rows, int64_t deadline_us)
     return rc == WN_OK ? to_device(s, s->sums.ptr, sums, floats * sizeof(float)) : rc;
 }
 
-/* Large messages move on in pieces, each while a call of the link runs: so the rows of the last step leave, and those of
- * the next one come, while this one computes. */
+/* Large messages move on in pieces, each while a call of the link runs: so the rows of the last step leave, and those
+ * of the next one come, while this one computes. */
 wn_status wn_stage_drive(struct wn_stage *s)
 {
     bool done;

@@ -444,8 +444,10 @@ static void read_events(struct wn_endpoint *ep)
         memcpy(&what, event, sizeof(what));
         if (what == ZMQ_EVENT_HANDSHAKE_SUCCEEDED) {
             ep->stats.connected++;
+            ep->stats.up = true;
         } else if (what == ZMQ_EVENT_DISCONNECTED) {
             ep->stats.disconnected++;
+            ep->stats.up = false;
         } else if (what != ZMQ_EVENT_MONITOR_STOPPED) {
             ep->stats.handshake_failed++;
             ep->stats.keys_refused += what == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH;

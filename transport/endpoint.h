@@ -80,6 +80,7 @@ struct wn_msg {
 
 struct wn_endpoint_stats {
     uint64_t connected, disconnected; /* connections ready, and lost */
+    bool up;                          /* DEALER: it is connected */
     uint64_t handshake_failed;        /* wrong key, wrong protocol, or gone before it was ready; a client with none
                                        * connected and some failed was refused, and may not be tried again */
     uint64_t keys_refused;            /* of those: a server turned away a key that is not in its list */
