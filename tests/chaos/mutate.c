@@ -1,6 +1,6 @@
 /* tests/chaos/mutate.c - malformed input against every live role, while a normal client goes on asking.
  *
- *   mutate WINNOW WINNOWD [--frames N] [--seconds S] [--seed S] [--only ROLE]
+ *   mutate WINNOW WINNOWD [--frames N] [--seconds S] [--seed S] [--only ROLE] [--csv FILE]
  *
  * Starts a service with keys and sends N damaged frames, or as many as S seconds allow, to each of: the clients' port
  * ("clients"), the workers' port ("workers"), a leader's features port ("features"); to the clients' port below ZeroMQ
@@ -30,6 +30,7 @@
 
 #include "base/clock.h"
 #include "proto/codec.h"
+#include "winnow_version.h"
 
 #define MODEL        "models/tiny-llava"
 #define GROWTH_MAX   ((long)96 << 20)
@@ -135,6 +136,9 @@ void report(const char *role, uint32_t frames, uint64_t replies, int64_t began_u
     printf("%-9s %9u frames %9.0f /s %9llu replies   slowest answer %6.2f s   +%ld KiB\n", role, frames,
            frames / s, (unsigned long long)replies, slowest, grown >> 10);
     fflush(stdout);
+    if (m.csv)
+        fprintf(m.csv, "%s,%s,%u,%.0f,%llu,%.2f,%ld,%s\n", WN_COMMIT, role, frames, frames / s,
+                (unsigned long long)replies, slowest, grown >> 10, m.failed ? "FAILED" : "passed");
     if (slowest > ANSWER_MAX_S) complain("%s: an answer took %.1f s", role, slowest);
     atomic_store(&normal.slowest_us, 0);
 }
@@ -544,6 +548,7 @@ static void remove_keys(void)
 
 int main(int argc, char **argv)
 {
+    const char *csv = NULL;
     uint64_t seed = 1;
 
     m.frames = 20000;
@@ -553,12 +558,19 @@ int main(int argc, char **argv)
         else if (i + 1 < argc && strcmp(argv[i], "--seconds") == 0) m.limit_us = strtoll(argv[++i], NULL, 10) * 1000000;
         else if (i + 1 < argc && strcmp(argv[i], "--seed") == 0) seed = strtoull(argv[++i], NULL, 10);
         else if (i + 1 < argc && strcmp(argv[i], "--only") == 0) m.only = argv[++i];
+        else if (i + 1 < argc && strcmp(argv[i], "--csv") == 0) csv = argv[++i];
         else argc = 0;
     }
     if (argc < 3) {
-        fprintf(stderr, "Usage: mutate WINNOW WINNOWD [--frames N] [--seconds S] [--seed S] [--only ROLE]\n");
+        fprintf(stderr, "Usage: mutate WINNOW WINNOWD [--frames N] [--seconds S] [--seed S] [--only ROLE] "
+                        "[--csv FILE]\n");
         return 2;
     }
+    if (csv && !(m.csv = fopen(csv, "w"))) {
+        fprintf(stderr, "mutate: %s: %s\n", csv, strerror(errno));
+        return 2;
+    }
+    if (m.csv) fprintf(m.csv, "commit,role,frames,frames_per_s,replies,slowest_answer_s,grown_kib,result\n");
     signal(SIGPIPE, SIG_IGN);
     m.winnow = argv[1];
     m.winnowd = argv[2];
@@ -576,6 +588,7 @@ int main(int argc, char **argv)
     seeds_free(&m.seeds);
     free(m.picture);
     free(normal.expected);
+    if (m.csv && fclose(m.csv) != 0) complain("%s was not written", csv);
     printf("%s\n", m.failed ? "FAILED" : "passed");
     return m.failed ? 1 : 0;
 }

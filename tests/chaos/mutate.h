@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <setjmp.h>
+#include <stdio.h>
 #include <cmocka.h>
 
 #include "base/key.h"
@@ -26,6 +27,7 @@ struct mutate {
     void *zmq, *picture;
     size_t picture_bytes;
     bool failed;
+    FILE *csv; /* NULL: none */
 };
 extern struct mutate m;
 

@@ -1,5 +1,6 @@
 /* tests/chaos/mutate_wire.c - the clients' port below ZeroMQ: noise, old handshakes, connections that never end. */
 #include <arpa/inet.h>
+#include <errno.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <string.h>
@@ -12,7 +13,8 @@
 #include "base/clock.h"
 #include "tests/chaos/mutate.h"
 
-#define SLOW 200 /* connections that never finish */
+#define SLOW         200       /* connections that never finish */
+#define HANDSHAKE_US 10000000ll /* after which the server drops one (transport/endpoint.c) */
 
 static int tcp_connect(void)
 {
@@ -58,11 +60,12 @@ static size_t record_handshake(uint8_t *said, size_t room)
     client = dealer(address, m.client, m.client->server_key);
     (void)!zmq_send(client, "hello", 5, 0);
     fd = accept(door, NULL, NULL);
-    for (int quiet = 0; quiet < 5;) {
+    for (int quiet = 0, gone = 0; quiet < 5 && !gone;) {
         struct pollfd p[2] = {{.fd = fd, .events = POLLIN}, {.fd = server, .events = POLLIN}};
         quiet = poll(p, 2, 100) > 0 ? 0 : quiet + 1;
         for (int i = 0; i < 2; i++) {
             const ssize_t got = p[i].revents ? recv(p[i].fd, data, sizeof(data), 0) : -1;
+            gone += got == 0;
             if (got <= 0) continue;
             (void)!send(p[1 - i].fd, data, (size_t)got, MSG_NOSIGNAL);
             if (i == 0 && n + (size_t)got <= room) {
@@ -109,6 +112,22 @@ static void wire_noise(const uint8_t *said, size_t said_n)
     close(fd);
 }
 
+/* A connection has so long to say who it is, however slowly it talks. */
+static void expect_dropped(const int *slow, int64_t since_us)
+{
+    int open = 0;
+
+    for (int k = 0; k < SLOW; k++) {
+        uint8_t data[4096];
+        ssize_t got = 1;
+        while (got > 0) got = recv(slow[k], data, sizeof(data), 0);
+        open += got < 0 && errno == EAGAIN;
+    }
+    if (since_us > HANDSHAKE_US * 3 / 2 && open > 0)
+        complain("%d of %d connections that never finish were still open after %lld s", open, SLOW,
+                 (long long)since_us / 1000000);
+}
+
 void attack_wire(void)
 {
     const struct census before = count_processes();
@@ -128,6 +147,7 @@ void attack_wire(void)
         (void)!send(slow[at], said + i % 64, 1, MSG_NOSIGNAL); /* one byte now and then */
         if (i % 200 == 0) replay(said, said_n);
     }
+    expect_dropped(slow, wn_now_us() - began);
     for (int k = 0; k < SLOW; k++) close(slow[k]);
     after = count_processes();
     report("wire", i, 0, began, compare("wire", &before, &after));
