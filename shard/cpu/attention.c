@@ -7,9 +7,6 @@
  * memory is read in long pieces; sequences that begin with the same pages (a prefix from the cache) read those once for
  * all of them. Many tokens of one sequence share a widened copy. All make the same chains of multiply-adds, so the same
  * bits. */
-#include <math.h>
-#include <stdlib.h>
-
 #include "shard/cpu/check.h"
 #include "shard/cpu/cpu.h"
 #include "shard/cpu/kv.h"
@@ -248,10 +245,16 @@ static void decode_task(const struct paged *p, const struct paged_task *t, float
         }
 }
 
-static int by_value(const void *a, const void *b)
+/* Shell's: qsort takes memory for more than a few, and a step takes none. */
+static void sort(uint64_t *v, uint32_t n)
 {
-    const uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-    return (x > y) - (x < y);
+    for (uint32_t gap = n / 2; gap > 0; gap /= 2)
+        for (uint32_t i = gap; i < n; i++) {
+            const uint64_t x = v[i];
+            uint32_t j = i;
+            for (; j >= gap && v[j - gap] > x; j -= gap) v[j] = v[j - gap];
+            v[j] = x;
+        }
 }
 
 static bool decodes(const struct paged *p, const struct wn_seq *seq)
@@ -279,7 +282,7 @@ static void make_tasks(struct paged *p, uint32_t threads)
                     .first = s, .head = h, .heads = 1, .t0 = t0, .t1 = min_u32(t0 + p->tokens_max, seq->rows)};
         }
     }
-    qsort(p->order, order_n, sizeof(p->order[0]), by_value);
+    sort(p->order, order_n);
     /* all heads of a sequence in one task, unless there are too few sequences */
     heads = order_n >= 4 * threads || threads == 1 ? a->kv_heads : a->kv_heads * order_n / (4 * threads);
     if (heads == 0) heads = 1;
