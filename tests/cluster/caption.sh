@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# tests/cluster/caption.sh DIR BIN [PICTURES [long]] - the shipped array of jobs that captions a folder, on three hosts
+# under a real Slurm: a task that is cancelled in its middle and queued again goes on, and every picture has been
+# answered exactly once. long: another task is told that its time is nearly over, and queues itself again.
+set -uo pipefail
+dir=$(readlink -m "$1") n=${3:-40} long=${4:-}
+. tests/cluster/lib.sh
+fresh "$2"
+mkdir "$dir/pictures"
+for f in $(find tests/eval/images -name '*.jpg' | sort | head -n "$n"); do cp "$f" "$dir/pictures/" || fail "pictures"; done
+mv "$dir/pictures/000.jpg" "$dir/pictures/a \"quoted\" \\ name.jpg"
+$cluster up "$dir/box" --hosts 3 --share "$dir" || exit $?
+
+array=$(QUESTION='How many "things" are there?' on head sbatch --parsable --array=0-1 -o "$dir/captions-%a.log" \
+    scripts/slurm/caption-folder.sbatch "$PWD/$model" "$dir/pictures" "$dir/out" -pp 2 --log-level info) || fail "sbatch"
+show() { tail -n 20 "$dir"/captions-*.log; fail "$@"; }
+state() { on head scontrol show job "${array}_$1" | sed -n 's/.*JobState=\([A-Z]*\).*/\1/p'; } # TASK
+
+wait_for 120 "answers of task 0" lines_of "$dir/out/0.jsonl" 4
+lines_of "$dir/out/0.jsonl" $((n / 2)) && show "task 0 was too quick to be cancelled in its middle"
+on head scancel "${array}_0"
+cancelled() { [ "$(state 0)" = CANCELLED ]; }
+wait_for 60 "end of task 0" cancelled
+on head scontrol requeue "${array}_0" || show "requeue"
+if [ -n "$long" ]; then
+    wait_for 120 "answers of task 1" lines_of "$dir/out/1.jsonl" 3
+    on head scancel --batch --signal=USR1 "${array}_1"
+fi
+complete() { [ "$(state 0)$(state 1)" = COMPLETEDCOMPLETED ]; }
+wait_for 240 "end of both tasks" complete
+
+restarts() { on head scontrol show job "${array}_$1" | sed -n 's/.*Restarts=\([0-9]*\).*/\1/p'; } # TASK
+[ "$(restarts 0)" = 1 ] || show "task 0 was not queued again"
+[ -z "$long" ] || [ "$(restarts 1)" = 1 ] || show "task 1 did not queue itself again"
+ids() { sed -E 's/.*"custom_id": ?"(([^"\\]|\\.)*)".*/\1/' "$@" | sort; }
+[ "$(cat "$dir"/out/*.jsonl | wc -l)" = "$n" ] && [ "$(ids "$dir"/out/*.jsonl | uniq | wc -l)" = "$n" ] ||
+    show "not every picture exactly once"
+cmp <(ids "$dir"/out/*.in) <(ids "$dir"/out/*.jsonl) || show "not these pictures"
+grep -L '"status_code": *200' "$dir"/out/*.jsonl | grep . && show "an answer failed"
+grep -q 'with the journal in' "$dir/captions-0.log" || show "the journal was not resumed"
+[ -z "$(ls "$HOME/.winnow/slurm" 2>/dev/null)" ] || show "a job's file is left"
+echo "$n pictures were captioned once, through a requeue"
+echo passed
