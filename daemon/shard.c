@@ -323,8 +323,8 @@ int wn_role_shard(int argc, char **argv)
     wn_worker_start("shard", &s.cfg, s.size > 1);
     if (s.size > 1) wn_log_role("%s/%d", s.cfg.name[0] ? s.cfg.name : "shard", s.rank);
     if (s.net.name[0])
-        wn_info("shard", "interface %s (%s): features, and %s where Open MPI uses TCP", s.net.name, s.net.address,
-                getenv("OMPI_MCA_btl_tcp_if_include"));
+        wn_info("shard", "interface %s (%s): features; Open MPI's TCP %s, NCCL's sockets %s", s.net.name, s.net.address,
+                getenv("OMPI_MCA_btl_tcp_if_include"), getenv("NCCL_SOCKET_IFNAME"));
     if (s.net.name[0])
         wn_worker_threads(&s.cfg, wn_slurm_local_tasks());
     else
