@@ -4,6 +4,9 @@
 #   scripts/device_checks.sh pack          here: builds the programs for sm_90 and gathers them with the libraries that
 #                                          they need into .device/ (ignored by git; about 20 MB)
 #   scripts/device_checks.sh run OUT       on the machine with the GPU: runs the checks, writes OUT/*.txt and OUT/*.csv
+#   scripts/device_checks.sh links OUT     the same for what ranks say to each other: NCCL between two and four ranks that
+#                                          share the GPU as hosts would share a network (NCCL_HOSTID), services on them, a
+#                                          rank killed, bench link, and the 13B shape cut in two; less than eight minutes
 #
 # The machine with the GPU needs a driver and cuBLASLt, and no network. It runs what was packed; if that does not start
 # there, the kernels and their tests are built from this checkout with its own nvcc and gcc (.device holds cmocka), and
@@ -11,7 +14,8 @@
 # The last lines are a summary; the exit code is the number of steps that failed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-programs=(test_backend_cuda test_golden test_vision test_tiny_llava bench_gpu)
+programs=(test_backend_cuda test_golden test_vision test_tiny_llava bench_gpu bench_gpu_ranks test_link_device
+    test_serve winnowd winnow)
 
 pack() {
     local jobs; jobs=$(nproc)
@@ -30,9 +34,32 @@ pack() {
             grep -vE '/(libc|libm|libdl|librt|libpthread|libresolv|libcuda|ld-linux[^/]*)\.so' |
             xargs -r cp -nL -t .device/lib
     done
+    pack_mpi
     cp -L /usr/include/cmocka*.h .device/include/
     git rev-parse --short HEAD >.device/commit
     du -sh .device
+}
+
+# mpirun and the plugins of Open MPI and PMIx; the machine with the GPU may have none.
+pack_mpi() {
+    local libs=/usr/lib/x86_64-linux-gnu f
+    mkdir -p .device/mpi/bin .device/mpi/pmix
+    cp -L "$(command -v mpirun)" .device/mpi/bin/mpirun
+    cp -rL "$libs/openmpi/lib/openmpi3" .device/mpi/plugins
+    cp -rL /usr/share/openmpi .device/mpi/share
+    cp -rL "$libs"/pmix2/lib/pmix/* .device/mpi/pmix/
+    cp -rL "$libs"/pmix2/share/pmix .device/mpi/pmix-share 2>/dev/null || true
+    for f in .device/mpi/bin/mpirun .device/mpi/plugins/*.so .device/mpi/pmix/*.so; do
+        ldd "$f" 2>/dev/null | awk '$2 == "=>" && $3 ~ /^\// { print $3 }'
+    done | sort -u | grep -vE '/(libc|libm|libdl|librt|libpthread|libresolv|libcuda|ld-linux[^/]*)\.so' |
+        xargs -r cp -nL -t .device/lib
+}
+
+use_mpi() {
+    local mpi=$PWD/.device/mpi
+    export PATH="$mpi/bin:$PATH" OPAL_PKGLIBDIR="$mpi/plugins" OPAL_PKGDATADIR="$mpi/share" OPAL_SYSCONFDIR="$mpi/share"
+    export PMIX_PKGLIBDIR="$mpi/pmix" PMIX_PKGDATADIR="$mpi/pmix-share" OMPI_MCA_mca_base_component_path="$mpi/plugins"
+    export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 }
 
 # Kernels, CPU backends and the conformance suite with nothing but gcc, nvcc and cmocka.
@@ -119,8 +146,58 @@ run() {
     return "$failed"
 }
 
+# Issue of links: everything runs on one card, so times are those of processes that share it.
+links() {
+    out=$1
+    mkdir -p "$out"
+    local cuda=${CUDA_HOME:-/usr/local/cuda} nccl bin=$PWD/.device/bin ranks
+    export LD_LIBRARY_PATH="$PWD/.device/lib:$cuda/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+    export WINNOW_LOG_LEVEL=info OMP_NUM_THREADS=4 WINNOW_CUDA_KERNELS=exact NCCL_SOCKET_IFNAME=lo
+    use_mpi
+    nccl=$(ls "$cuda"/lib*/libnccl.so.2 "$cuda"/targets/*/lib/libnccl.so.2 /usr/lib/x86_64-linux-gnu/libnccl.so.2 2>/dev/null | head -1)
+    [ -n "$nccl" ] || nccl=$(python3 -c 'import nvidia, glob; print(next(glob.iglob(list(nvidia.__path__)[0] + "/nccl/lib/libnccl.so.2")))' 2>/dev/null)
+    [ -n "$nccl" ] && export WINNOW_NCCL=$nccl
+    {
+        nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
+        echo "NCCL: ${nccl:-not found}; packed at $(cat .device/commit 2>/dev/null)"
+    } >"$out/machine.txt" 2>&1
+    local run="mpirun --oversubscribe --bind-to none --mca plm isolated --mca btl self,vader"
+    run+=" --mca btl_vader_single_copy_mechanism none -np"
+    for ranks in 2 4; do # the conformance suite, and golden logits of every plan of so many ranks
+        step "link_np$ranks" 45 $run $ranks "$bin/test_link_device" mpi
+        step "golden_np$ranks" 30 $run $ranks "$bin/test_golden" mpi gpus
+    done
+    step link_death 20 tests/conform/link_mpi_lost.sh death 10 3 $run 3 "$bin/test_link_device"
+    step bench_nccl 30 $run 2 "$bin/winnowd" bench-link --link nccl --backend cuda:0 --bytes-max 5M
+    step bench_mpi 15 $run 2 "$bin/winnowd" bench-link --link mpi --bytes-max 5M
+    # services: the vision worker on the CPU, the language model's ranks on the card; answers, then a rank killed
+    export WN_TEST_WINNOWD="$bin/winnowd" WINNOW_BACKEND=cuda:0 WINNOW_VISION_BACKEND=cpu WINNOW_LINK=nccl
+    for ranks in "2 1" "1 2" "2 2"; do
+        step "serve_${ranks/ /x}" 25 "$bin/test_serve" answers $ranks 10
+    done
+    step deaths 45 "$bin/test_serve" deaths
+    unset WINNOW_BACKEND WINNOW_VISION_BACKEND WINNOW_LINK WINNOW_CUDA_KERNELS
+    # LLaVA-1.5-13B's shapes with random weights, by tensor and by stage: logits, bytes, times
+    local shapes=tests/golden/config/llava-1.5-13b.json folder=/dev/shm/winnow-bench
+    mkdir -p "$folder"
+    step write_13b 45 "$bin/bench_gpu" "$shapes" "$folder" cuda write
+    for kernels in exact fast; do
+        step "13b_tp2_$kernels" 25 env WINNOW_CUDA_KERNELS=$kernels $run 2 "$bin/bench_gpu_ranks" "$shapes" "$folder" 1 2
+        step "13b_pp2_$kernels" 25 env WINNOW_CUDA_KERNELS=$kernels $run 2 "$bin/bench_gpu_ranks" "$shapes" "$folder" 2 1
+    done
+    rm -rf "$folder"
+    {
+        cat "$out/machine.txt"
+        printf '%s\n' "${summary[@]}"
+        grep -hE '^[0-9a-f]+,|^(ranks|bytes),' "$out"/bench_*.txt "$out"/13b_*.txt 2>/dev/null
+        echo "$SECONDS s in all, $failed failed"
+    } | tee "$out/summary.txt"
+    return "$failed"
+}
+
 case ${1:-} in
 pack) pack ;;
+links) [ -n "${2:-}" ] || { echo "usage: scripts/device_checks.sh links OUT" >&2; exit 2; }; links "$2" ;;
 run) [ -n "${2:-}" ] || { echo "usage: scripts/device_checks.sh run OUT" >&2; exit 2; }; run "$2" ;;
-*) echo "usage: scripts/device_checks.sh pack | run OUT" >&2; exit 2 ;;
+*) echo "usage: scripts/device_checks.sh pack | run OUT | links OUT" >&2; exit 2 ;;
 esac

@@ -1,10 +1,11 @@
-/* bench_gpu CONFIG FOLDER [backend] - a whole model of CONFIG's shapes (config.json) with random weights on one device:
- * load, vision encode, prefill and decode, as CSV on standard output.
+/* bench_gpu CONFIG FOLDER [backend [write]] - a whole model of CONFIG's shapes (config.json) with random weights on one
+ * device: load, vision encode, prefill and decode, as CSV on standard output.
  *
- * FOLDER gets a model.safetensors of random bfloat16 (26 GB for LLaVA-1.5-13B; /dev/shm is a good place), which goes
- * again at the end: so the load is the real one. Yardsticks are measured in the same run: a device-to-device copy, and
- * a large matmul through the backend. floor_us is the least time that the bytes or the operations of a case take at
- * those rates; ratio is floor to time. Results are checked to be finite, and the same in a second run. */
+ * FOLDER gets a model.safetensors of random bfloat16 (26 GB for LLaVA-1.5-13B; /dev/shm is a good place), so that the
+ * load is the real one; it goes again at the end. write: that file only, for bench_gpu_ranks. Yardsticks are measured
+ * in the same run: a device-to-device copy, and a large matmul through the backend. floor_us is the least time that the
+ * bytes or the operations of a case take at those rates; ratio is floor to time. Results are checked to be finite, and
+ * the same in a second run. */
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -347,11 +348,16 @@ int main(int argc, char **argv)
     char path[512];
 
     if (argc < 3) {
-        fprintf(stderr, "usage: bench_gpu CONFIG FOLDER [backend]\n");
+        fprintf(stderr, "usage: bench_gpu CONFIG FOLDER [backend [write]]\n");
         return 2;
     }
     must(wn_model_open(&model, argv[1], &err), "model");
     must(wn_plan_make(&plan, &model, 1, 1, NULL, WN_BF16, &err), "plan");
+    snprintf(path, sizeof(path), "%s/model.safetensors", argv[2]);
+    if (argc > 4 && strcmp(argv[4], "write") == 0) {
+        write_checkpoint(path, &plan);
+        return 0;
+    }
     must(wn_backend_open(&be, argc > 3 ? argv[3] : "cuda", 0, &err), "backend");
     float *logits = malloc((size_t)SEQS_MAX * model.text.vocab * sizeof(float)),
           *again = malloc((size_t)SEQS_MAX * model.text.vocab * sizeof(float));
@@ -359,7 +365,6 @@ int main(int argc, char **argv)
     for (uint32_t i = 0; i < pages_n; i++) pages[i] = (i * 7u + 3u) % pages_n; /* 7 and pages_n share no factor */
     printf("what,shape,p50_us,min_us,floor_us,ratio,tflops,gbytes_s\n");
     yardsticks(model.text.hidden >= 4096 ? 8192 : 256, model.text.hidden >= 4096 ? (size_t)2 << 30 : (size_t)8 << 20);
-    snprintf(path, sizeof(path), "%s/model.safetensors", argv[2]);
     write_checkpoint(path, &plan);
     must(wn_weights_open(&weights, argv[2], &err), "weights");
     bench_vision(weights);
