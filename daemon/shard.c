@@ -83,8 +83,7 @@ static wn_status open_link(struct shard *s, struct wn_err *err)
 
     s->size = (int)ranks;
     if (ranks == 1) return WN_OK;
-    if (s->cfg.link == WN_CONFIG_LINK_LOCAL)
-        return wn_fail(err, WN_EINVAL, "--link local joins threads; the ranks of a replica are processes: use mpi");
+    if ((rc = wn_worker_links(&s->cfg, err)) != WN_OK) return rc;
     if ((rc = wn_link_open(&s->link, "mpi", &group, err)) != WN_OK) return rc;
     s->rank = wn_link_rank(s->link);
     if (wn_link_size(s->link) != (int)ranks)
@@ -116,8 +115,6 @@ static wn_status attach_gpus(struct shard *s, int device, struct wn_err *err)
     char host[64], id[96];
     wn_status rc;
 
-    if (s->cfg.link == WN_CONFIG_LINK_NCCL && !gpu)
-        return wn_fail(err, WN_EINVAL, "--link nccl joins GPUs, and --backend %s has none", s->cfg.backend);
     if (!s->link || !gpu || s->cfg.link == WN_CONFIG_LINK_MPI) return WN_OK;
     if (strchr(s->cfg.backend, ':')) { /* all ranks of a host on one GPU, as was asked: NCCL takes them for hosts */
         if (gethostname(host, sizeof(host) - 1) != 0) host[0] = '\0';

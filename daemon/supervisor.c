@@ -70,6 +70,7 @@ static wn_status check_model(struct supervisor *s, struct wn_err *err)
     wn_status rc = wn_worker_model(&s->cfg, &s->model, id, err);
 
     if (rc != WN_OK || (rc = wn_worker_plan(&s->cfg, &s->model, &s->plan, err)) != WN_OK) return rc;
+    if ((rc = wn_worker_links(&s->cfg, err)) != WN_OK) return rc;
     wn_pruning_complete(&pruning, NULL, &s->cfg);
     if ((rc = wn_pruning_ask(&pruning, &method, &ask, err)) != WN_OK) return rc;
     if ((rc = wn_weights_open(&weights, s->cfg.model, err)) != WN_OK) return rc;

@@ -159,6 +159,15 @@ wn_status wn_worker_device(const struct wn_config *cfg, uint32_t rank, uint32_t 
     return WN_OK;
 }
 
+wn_status wn_worker_links(const struct wn_config *cfg, struct wn_err *err)
+{
+    if (cfg->link == WN_CONFIG_LINK_LOCAL)
+        return wn_fail(err, WN_EINVAL, "--link local joins threads; the ranks of a replica are processes: use mpi");
+    if (cfg->link == WN_CONFIG_LINK_NCCL && strncmp(cfg->backend, "cuda", 4) != 0)
+        return wn_fail(err, WN_EINVAL, "--link nccl joins GPUs, and --backend %s has none", cfg->backend);
+    return WN_OK;
+}
+
 void wn_worker_start(const char *role, const struct wn_config *cfg, bool read_by_peers)
 {
     wn_log_role("%s", cfg->name[0] ? cfg->name : role);

@@ -46,6 +46,9 @@ void wn_worker_place(const struct wn_config *cfg, uint32_t rank, uint32_t size);
 WN_NODISCARD wn_status wn_worker_device(const struct wn_config *cfg, uint32_t rank, uint32_t size, int *device,
                                         struct wn_err *err);
 
+/* Can the ranks of a replica speak as --link says? */
+WN_NODISCARD wn_status wn_worker_links(const struct wn_config *cfg, struct wn_err *err);
+
 /* Asks the kernel to end this process when its parent dies, gives up what it does not need (daemon/harden.h), and names
  * it in the log. */
 void wn_worker_start(const char *role, const struct wn_config *cfg, bool read_by_peers);

@@ -269,6 +269,7 @@ void wn_nccl_lend(struct wn_link *l, void *data, size_t bytes)
         void *handle = NULL;
         if (!n->comms[i]) continue;
         LOCKED(n, i, code, n->lib->ncclCommRegister(n->comms[i], data, bytes, &handle));
+        if (code == ncclInProgress && wn_nccl_settle(l, i, code, "a registration") == WN_OK) code = ncclSuccess;
         if (code != ncclSuccess) wn_debug("nccl", "a buffer of %zu bytes is not registered: %d", bytes, (int)code);
     }
 }

@@ -1,8 +1,9 @@
 /* mpirun -np P*T bench_gpu_ranks CONFIG FOLDER P T [backend] - a whole model of CONFIG's shapes cut over ranks, against
  * one rank alone: the same logits, the plan's bytes on every link, and times as they are, as CSV on standard output.
  *
- * FOLDER holds a model.safetensors that `bench_gpu CONFIG FOLDER BACKEND write` has written. Ranks take GPUs in turn; with
- * one GPU they meet over sockets, as two hosts would, and their times are those of one card that two processes share. */
+ * FOLDER holds a model.safetensors that `bench_gpu CONFIG FOLDER BACKEND write` has written. Ranks take GPUs in turn;
+ * with one GPU they meet over sockets, as two hosts would, and their times are those of one card that two processes
+ * share. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

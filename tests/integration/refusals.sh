@@ -38,6 +38,8 @@ refuse 1 "no such checkpoint" "$winnowd" serve "$dir/nowhere"
 refuse 2 "--tensor-paralel-size" "$winnowd" serve $model --tensor-paralel-size 2
 refuse 2 "--port" "$winnowd" serve $model --port 70000
 refuse 1 "tensor" "$winnowd" serve $model -tp 3
+refuse 1 "joins GPUs" "$winnowd" serve $model -tp 2 --link nccl
+refuse 1 "joins threads" "$winnowd" serve $model -tp 2 --link local
 refuse 1 "sharpen" "$winnowd" serve $model --image-pruning-method sharpen
 refuse 1 "layers" "$winnowd" serve $model -pp 2 --pipeline-layers 0-1,3-5
 
