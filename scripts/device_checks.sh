@@ -7,15 +7,20 @@
 #   scripts/device_checks.sh links OUT     the same for what ranks say to each other: NCCL between two and four ranks that
 #                                          share the GPU as hosts would share a network (NCCL_HOSTID), services on them, a
 #                                          rank killed, bench link, and the 13B shape cut in two; less than eight minutes
+#   scripts/device_checks.sh dry-run       here: says what run would do, and whether all that it needs is there
+#   scripts/device_checks.sh keep OUT      here, with what came back: the tables go to tests/bench/results
 #
 # The machine with the GPU needs a driver and cuBLASLt, and no network. It runs what was packed; if that does not start
 # there, the kernels and their tests are built from this checkout with its own nvcc and gcc (.device holds cmocka), and
-# what needs more libraries is left out and said so. Each step has a time limit, and the next runs whatever became of it.
-# The last lines are a summary; the exit code is the number of steps that failed.
+# what needs more libraries is left out and said so. Each step has a time limit, and the next runs whatever became of it
+# while there is time: all of it ends after DEADLINE seconds. The last lines are a summary; the exit code is the number of
+# steps that failed or did not get their turn.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 programs=(test_backend_cuda test_golden test_vision test_tiny_llava bench_gpu bench_gpu_ranks test_link_device
     test_serve winnowd winnow)
+DEADLINE=470
+CONFIG=tests/golden/config/llava-1.5-13b.json
 
 pack() {
     local jobs; jobs=$(nproc)
@@ -38,6 +43,7 @@ pack() {
     cp -L /usr/include/cmocka*.h .device/include/
     git rev-parse --short HEAD >.device/commit
     du -sh .device
+    [ "$(du -sm .device | cut -f1)" -le 60 ] || { echo "more than 60 MiB: it will not travel" >&2; return 1; }
 }
 
 # mpirun and the plugins of Open MPI and PMIx; the machine with the GPU may have none.
@@ -84,10 +90,39 @@ build_there() {
 
 summary=()
 failed=0
+dry='' total=0
+
+# Every word of a command that names a file of ours must be there (programs: built here, when this is a dry run).
+needs() {
+    local word
+    for word in "$@"; do
+        case $word in
+        */.device/bin/* | tests/* | scripts/*)
+            [ -e "$word" ] || { echo "        missing: $word"; failed=$((failed + 1)); } ;;
+        esac
+    done
+}
+
+# The folder with the most room: a checkpoint of 26 GB goes there.
+roomy() {
+    local folder
+    for folder in /dev/shm /tmp; do
+        echo "$(df --output=avail "$folder" 2>/dev/null | tail -1) $folder"
+    done | sort -rn | awk 'NR == 1 { print $2 }'
+}
+
 # step NAME SECONDS command...: output to OUT/NAME.txt
 step() {
-    local name=$1 limit=$2 rc start=$SECONDS
+    local name=$1 limit=$2 rc start=$SECONDS left=$((DEADLINE - SECONDS))
     shift 2
+    if [ -n "$dry" ]; then
+        total=$((total + limit))
+        printf '%4d s  %-12s %s\n' "$limit" "$name" "$*"
+        needs "$@"
+        return
+    fi
+    [ "$left" -ge 5 ] || { summary+=("NO TIME  $name"); failed=$((failed + 1)); return; }
+    [ "$limit" -le "$left" ] || limit=$left
     timeout "$limit" "$@" >"$out/$name.txt" 2>&1
     rc=$?
     case $rc in
@@ -100,7 +135,7 @@ step() {
 
 run() {
     out=$1
-    mkdir -p "$out"
+    [ -n "$dry" ] || mkdir -p "$out"
     cuda=${CUDA_HOME:-/usr/local/cuda}
     # cuBLASLt is where CUDA is, or in a Python package
     local lt
@@ -110,7 +145,9 @@ run() {
     local theirs=${LD_LIBRARY_PATH:-} # Python keeps to the machine's own libraries
     export LD_LIBRARY_PATH="$PWD/.device/lib${lt:+:$lt}${theirs:+:$theirs}"
     export WINNOW_LOG=info OMP_NUM_THREADS=8
-    local bin=$PWD/.device/bin
+    local bin=$PWD/.device/bin scratch
+    scratch=$(roomy)/winnow-bench
+    [ -n "$dry" ] && { steps; return; }
     {
         nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem --format=csv
         nvcc --version | tail -1
@@ -123,6 +160,19 @@ run() {
         build_there "$bin" >"$out/build.txt" 2>&1
         summary+=("note     the packed programs do not start here ($(tail -1 "$out/start.txt" | cut -c1-100)): built on the spot")
     fi
+    steps
+    grep -E '^[a-z]+,' "$out/bench.txt" >"$out/bench.csv" 2>/dev/null
+    grep -E '^hf_[a-z_]+,' "$out/transformers.txt" >"$out/transformers.csv" 2>/dev/null
+    {
+        cat "$out/machine.txt"
+        printf '%s\n' "${summary[@]}"
+        cat "$out/bench.csv" "$out/transformers.csv" 2>/dev/null
+        echo "$SECONDS s in all, $failed failed"
+    } | tee "$out/summary.txt"
+    return "$failed"
+}
+
+steps() {
     step conform 90 "$bin/test_backend_cuda"
     export WINNOW_CUDA_KERNELS=exact
     step golden 30 "$bin/test_golden"
@@ -131,19 +181,28 @@ run() {
     WN_TEST_BACKEND=cuda step tiny_llava 40 "$bin/test_tiny_llava" 20
     step memcheck 50 compute-sanitizer --tool memcheck --error-exitcode 9 "$bin/test_backend_cuda" 'attn_paged_close'
     step racecheck 40 compute-sanitizer --tool racecheck --error-exitcode 9 "$bin/test_backend_cuda" 'weight_types'
-    mkdir -p /dev/shm/winnow-bench
-    step bench 110 "$bin/bench_gpu" tests/golden/config/llava-1.5-13b.json /dev/shm/winnow-bench
-    rm -rf /dev/shm/winnow-bench
-    grep -E '^[a-z]+,' "$out/bench.txt" >"$out/bench.csv" 2>/dev/null
-    step transformers 80 env LD_LIBRARY_PATH="$theirs" python3 scripts/golden/hf_bench.py tests/golden/config/llava-1.5-13b.json
+    [ -n "$dry" ] || mkdir -p "$scratch"
+    step bench 110 "$bin/bench_gpu" "$CONFIG" "$scratch"
+    [ -n "$dry" ] || rm -rf "$scratch"
+    step transformers 80 env LD_LIBRARY_PATH="$theirs" python3 scripts/golden/hf_bench.py "$CONFIG"
+}
+
+# Rows of both tables with commit and machine before them, as in the other files there.
+keep() {
+    local out=$1 name machine commit rows
+    name=$(awk -F, 'NR == 2 { print tolower($1) }' "$out/machine.txt" | sed 's/nvidia//; s/[^a-z0-9]\+/-/g; s/^-//; s/-$//')
+    commit=$(sed -n 's/^packed at //p' "$out/machine.txt")
+    machine=$(sed -n 2p "$out/machine.txt")
+    [ -n "$name" ] && [ -s "$out/bench.csv" ] || { echo "$out: no table of a GPU" >&2; return 1; }
+    rows=tests/bench/results/$name.csv
     {
-        cat "$out/machine.txt"
-        printf '%s\n' "${summary[@]}"
-        cat "$out/bench.csv" 2>/dev/null
-        grep -E '^[a-z]+,' "$out/transformers.txt" 2>/dev/null
-        echo "$SECONDS s in all, $failed failed"
-    } | tee "$out/summary.txt"
-    return "$failed"
+        echo "# scripts/device_checks.sh run: $machine"
+        echo "# LLaVA-1.5-13B's shapes, random weights; floor_us: bytes or operations at the rates of copy and matmul, same run"
+        echo "commit,machine,what,shape,p50_us,min_us,floor_us,ratio,tflops,gbytes_s"
+        grep -hvE '^what,' "$out/bench.csv" "$out/transformers.csv" |
+            awk -F, -v OFS=, -v first="$commit,$name" '{ $8 = $8; print first, $0 }'
+    } >"$rows"
+    echo "$rows"
 }
 
 # Issue of links: everything runs on one card, so times are those of processes that share it.
@@ -199,5 +258,12 @@ case ${1:-} in
 pack) pack ;;
 links) [ -n "${2:-}" ] || { echo "usage: scripts/device_checks.sh links OUT" >&2; exit 2; }; links "$2" ;;
 run) [ -n "${2:-}" ] || { echo "usage: scripts/device_checks.sh run OUT" >&2; exit 2; }; run "$2" ;;
-*) echo "usage: scripts/device_checks.sh pack | run OUT | links OUT" >&2; exit 2 ;;
+dry-run)
+    dry=1
+    run /nowhere
+    echo "$total s at most, and $DEADLINE s in all; $failed missing"
+    [ "$failed" -eq 0 ]
+    ;;
+keep) [ -n "${2:-}" ] || { echo "usage: scripts/device_checks.sh keep OUT" >&2; exit 2; }; keep "$2" ;;
+*) echo "usage: scripts/device_checks.sh pack | run OUT | links OUT | dry-run | keep OUT" >&2; exit 2 ;;
 esac

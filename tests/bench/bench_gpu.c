@@ -287,11 +287,12 @@ static void bench_step(struct wn_stage *s, const struct wn_plan *plan, uint32_t 
     for (uint32_t r = 0; r < rows; r++) sees += (double)seqs * (pos + r + 1);
     flops = 2.0 * (params * seqs * rows + head * seqs) + 4.0 * sees * t->heads * t->head_dim * t->layers;
     bytes = 2.0 * (params + head) + (double)wn_plan_kv_bytes_per_token(plan, 0) * seqs * (pos + rows);
+    c.logits = again; /* the first run launches one by one, later ones of a decode step replay a graph */
+    run_step(&c);
+    c.logits = logits;
     median = time_it(run_step, &c, 2.0, &best);
     for (size_t i = 0; i < values; i++)
         if (!isfinite(logits[i])) must(WN_EDEVICE, "logits are not finite");
-    c.logits = again;
-    run_step(&c);
     if (memcmp(logits, again, values * sizeof(float)) != 0) must(WN_EDEVICE, "two runs of a step differ");
     snprintf(shape, sizeof(shape), "B%u_P%u_R%u_I%u", seqs, pos, rows, image);
     report(rows == 1 ? "decode" : "prefill", shape, median, best, floor_of(flops, bytes), flops, bytes);
