@@ -11,6 +11,7 @@
 
 #define APPLICATION_ID   0x574e4a4c /* "WNJL" */
 #define IMAGES_BYTES_MAX ((uint64_t)256 << 20)
+#define ATTEMPTS_MAX     ((int64_t)1 << 20) /* each restart of the scheduler may add one to what the options allow */
 
 /* migrations[v] brings a database of schema v to v + 1. */
 static const char *const migrations[WN_JOURNAL_SCHEMA] = {
@@ -414,16 +415,18 @@ static wn_status read_row(struct wn_journal_db *db, struct wn_journal_job *job, 
     sqlite3_stmt *st = db->st[LOAD];
     const int state = sqlite3_column_int(st, 2);
     const int ids_bytes = sqlite3_column_bytes(st, 7);
+    const int64_t attempt = sqlite3_column_int64(st, 3), attempts_max = sqlite3_column_int64(st, 4);
 
     job->id = (const char *)sqlite3_column_text(st, 1);
     if (!job->id || !wn_job_id_valid(job->id) || state < 0 || state >= WN_JOB_STATES || ids_bytes % 4 != 0 ||
         ids_bytes / 4 > WN_EMITTED_MAX || sqlite3_column_bytes(st, 8) != ids_bytes ||
-        (size_t)sqlite3_column_bytes(st, 9) > WN_ANSWER_BYTES_MAX)
+        (size_t)sqlite3_column_bytes(st, 9) > WN_ANSWER_BYTES_MAX || attempt < 0 || attempt > attempts_max ||
+        attempts_max > ATTEMPTS_MAX)
         return wn_fail(err, WN_EFORMAT, "journal %s: row %lld is damaged", db->path,
                        (long long)sqlite3_column_int64(st, 0));
     s->life.state = (wn_job_state)state;
-    s->life.attempt = (uint32_t)sqlite3_column_int64(st, 3);
-    s->life.attempts_max = (uint32_t)sqlite3_column_int64(st, 4);
+    s->life.attempt = (uint32_t)attempt;
+    s->life.attempts_max = (uint32_t)attempts_max;
     job->submitted_us = sqlite3_column_int64(st, 5);
     s->ended_us = sqlite3_column_int64(st, 6);
     s->ids = sqlite3_column_blob(st, 7);

@@ -247,6 +247,26 @@ static void revive(struct wn_scheduler *s, struct wn_job *job, const struct wn_e
     job->dirty = true;
 }
 
+/* The parts of a row against each other. Images come with jobs that have not ended, unless they are damaged. */
+static wn_status check_row(const struct wn_journal_job *r, const struct wn_journal_state *st,
+                           const Wn__Envelope *request, const struct wn_err *damage, struct wn_err *err)
+{
+    const Wn__Submit *submit = request->body_case == WN__ENVELOPE__BODY_SUBMIT ? request->submit : NULL;
+
+    if (!submit || submit->n_image_bytes > WN_IMAGES_MAX) return wn_fail(err, WN_EFORMAT, "not a request");
+    if (wn_job_ended(&st->life) != (st->ended_us != 0))
+        return wn_fail(err, WN_EFORMAT, "it is %s, and %s", wn_job_state_name(st->life.state),
+                       st->ended_us ? "has ended" : "has not ended");
+    if (st->ended_us || damage->code != WN_OK) return WN_OK;
+    if (r->images_n != submit->n_image_bytes)
+        return wn_fail(err, WN_EFORMAT, "%u images of %zu", r->images_n, submit->n_image_bytes);
+    for (uint32_t i = 0; i < r->images_n; i++)
+        if (r->image_bytes[i] != submit->image_bytes[i])
+            return wn_fail(err, WN_EFORMAT, "image %u has %llu bytes of %llu", i, (unsigned long long)r->image_bytes[i],
+                           (unsigned long long)submit->image_bytes[i]);
+    return WN_OK;
+}
+
 static wn_status load_job(void *arg, const struct wn_journal_job *r, const struct wn_journal_state *st,
                           const struct wn_err *damage, struct wn_err *err)
 {
@@ -257,10 +277,7 @@ static wn_status load_job(void *arg, const struct wn_journal_job *r, const struc
     wn_status rc;
 
     if ((rc = wn_codec_unpack(&request, r->request, r->request_bytes, err)) != WN_OK) goto out;
-    if (request->body_case != WN__ENVELOPE__BODY_SUBMIT || request->submit->n_image_bytes > WN_IMAGES_MAX) {
-        rc = wn_fail(err, WN_EFORMAT, "not a request");
-        goto out;
-    }
+    if ((rc = check_row(r, st, request, damage, err)) != WN_OK) goto out;
     for (uint32_t i = 0; i < r->images_n; i++) bytes += (size_t)r->image_bytes[i];
     if ((rc = wn_sched_job_create(s, &job, request, r->id, r->images, bytes, err)) != WN_OK) goto out;
     request = NULL;

@@ -172,6 +172,55 @@ static void worker_messages(void)
     emit("credit", WN__ENVELOPE__BODY_CREDIT, &credit, false);
 }
 
+/* Short ones. */
+static void small_messages(void)
+{
+    Wn__JobRef ref = WN__JOB_REF__INIT;
+    Wn__Acknowledge ack = WN__ACKNOWLEDGE__INIT;
+    Wn__Accepted accepted = WN__ACCEPTED__INIT;
+    Wn__Busy busy = WN__BUSY__INIT;
+    Wn__Error error = WN__ERROR__INIT;
+    Wn__Encoded encoded = WN__ENCODED__INIT;
+    Wn__FeaturesHello hello = WN__FEATURES_HELLO__INIT;
+    Wn__FeaturesAck features = WN__FEATURES_ACK__INIT;
+    Wn__RankInfo rank = WN__RANK_INFO__INIT, *ranks[] = {&rank};
+    Wn__Heartbeat beat = WN__HEARTBEAT__INIT;
+    Wn__Drain drain = WN__DRAIN__INIT;
+
+    ref.job_id = job_id;
+    ref.attempt = 1;
+    ack.job_id = job_id;
+    emit("acknowledge", WN__ENVELOPE__BODY_ACKNOWLEDGE, &ack, true);
+    accepted.job_id = job_id;
+    accepted.client_tag = "1";
+    emit("accepted", WN__ENVELOPE__BODY_ACCEPTED, &accepted, true);
+    busy.client_tag = "1";
+    busy.reason = "the queue is full";
+    emit("busy", WN__ENVELOPE__BODY_BUSY, &busy, true);
+    error.job = &ref;
+    error.code = 6;
+    error.text = "the vision worker is leaving";
+    error.retriable = true;
+    emit("error", WN__ENVELOPE__BODY_ERROR, &error, true);
+    encoded.job = &ref;
+    encoded.rows = 64;
+    encoded.rows_before = 576;
+    emit("encoded", WN__ENVELOPE__BODY_ENCODED, &encoded, true);
+    hello.name = "vision-0";
+    hello.model_id = "0123";
+    emit("features-hello", WN__ENVELOPE__BODY_FEATURES_HELLO, &hello, true);
+    features.job = &ref;
+    features.code = 5;
+    features.text = "no such job";
+    emit("features-ack", WN__ENVELOPE__BODY_FEATURES_ACK, &features, true);
+    rank.rank = 3;
+    rank.pid = 4711;
+    beat.ranks = ranks;
+    beat.n_ranks = 1;
+    emit("heartbeat", WN__ENVELOPE__BODY_HEARTBEAT, &beat, true);
+    emit("drain", WN__ENVELOPE__BODY_DRAIN, &drain, false);
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 2) return 2;
@@ -179,6 +228,7 @@ int main(int argc, char **argv)
     client_messages();
     answers();
     worker_messages();
+    small_messages();
     write_file("empty", "", 0);
     write_file("version-9", "\x08\x09\x6a\x00", 4);
     write_file("two-bodies", "\x08\x01\x6a\x00\x6a\x00", 6);

@@ -2,6 +2,8 @@
  * is full. */
 #include "sched_bed.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <ftw.h>
 #include <sched.h>
 #include <signal.h>
@@ -165,35 +167,70 @@ static void other_ends(void **state)
     bed_stop(&b);
 }
 
-/* No file may grow, as on a full disk: new jobs are refused by name, the running one is finished, and when there is
- * room again, all of it is on record. */
-static void full_disk(void **state)
+/* A disk on which the journal's files cannot grow for some time. */
+static struct {
+    struct rlimit before;
+    char ballast[300];
+    const char *says; /* what a refusal has in it */
+} disk;
+
+static void limit_files(const struct bed *b)
 {
-    struct bed b;
+    struct rlimit small;
+
+    (void)b;
+    getrlimit(RLIMIT_FSIZE, &disk.before);
+    small = disk.before;
+    small.rlim_cur = 8192;
+    setrlimit(RLIMIT_FSIZE, &small);
+    disk.says = "journal.db: disk I/O error";
+}
+
+static void unlimit_files(void)
+{
+    setrlimit(RLIMIT_FSIZE, &disk.before);
+}
+
+static void fill_disk(const struct bed *b)
+{
+    static const char zeros[4096];
+    int fd;
+
+    snprintf(disk.ballast, sizeof(disk.ballast), "%s/ballast", b->cfg.journal);
+    fd = open(disk.ballast, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    assert_true(fd >= 0);
+    while (write(fd, zeros, sizeof(zeros)) > 0) continue;
+    assert_int_equal(errno, ENOSPC);
+    close(fd);
+    disk.says = "journal.db: database or disk is full";
+}
+
+static void empty_disk(void)
+{
+    assert_int_equal(unlink(disk.ballast), 0);
+}
+
+/* New jobs are refused by name, the running one is finished, and when there is room again, all of it is on record. */
+static void disk_fills_up(struct bed *bed, void (*fill)(const struct bed *b), void (*make_room)(void))
+{
     struct end client, leader;
-    struct rlimit before, small;
     struct order o;
     char id[32];
     Wn__Envelope *env;
     bool accepted = false;
 
-    (void)state;
-    bed_journal(&b);
-    bed_start(&b);
-    client = end_open(&b, false);
-    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 1);
+    bed_start(bed);
+    client = end_open(bed, false);
+    leader = worker_open(bed, WN__ROLE__ROLE_LEADER, "replica-0", 1);
     submit(&client, "one", NULL, "1");
     expect_accepted(&client, false, id);
     o = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
     usleep(300000); /* that it runs is on record, too */
-    getrlimit(RLIMIT_FSIZE, &before);
-    small = before;
-    small.rlim_cur = 8192;
-    setrlimit(RLIMIT_FSIZE, &small);
+    fill(bed);
     for (int i = 0; i < 2; i++) { /* found out, then known */
         submit(&client, "two", NULL, "2");
         env = end_expect(&client, WN__ENVELOPE__BODY_BUSY);
-        if (!strstr(env->busy->reason, "journal.db: disk I/O error")) fail_msg("%s", env->busy->reason);
+        if (!strstr(env->busy->reason, disk.says)) fail_msg("%s", env->busy->reason);
         assert_string_equal(env->busy->client_tag, "7");
         wn_codec_free(env);
     }
@@ -201,7 +238,7 @@ static void full_disk(void **state)
     expect_tokens(&client, 0, 1, "yes");
     give_done(&leader, &o, 5);
     wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, "yes"));
-    setrlimit(RLIMIT_FSIZE, &before);
+    make_room();
     for (int i = 0; i < 50 && !accepted; i++) {
         submit(&client, "two", NULL, "2");
         env = end_recv(&client, 5000);
@@ -214,13 +251,34 @@ static void full_disk(void **state)
     usleep(1500000); /* the next turn of what could not be recorded */
     end_close(&client);
     end_close(&leader);
-    again(&b);
-    client = end_open(&b, false);
+    again(bed);
+    client = end_open(bed, false);
     attach(&client, id, UINT32_MAX);
     expect_accepted(&client, true, NULL);
     wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, "yes"));
     end_close(&client);
-    bed_stop(&b);
+    bed_stop(bed);
+}
+
+static void no_file_grows(void **state)
+{
+    struct bed b;
+
+    (void)state;
+    bed_journal(&b);
+    disk_fills_up(&b, limit_files, unlimit_files);
+}
+
+static void full_file_system(void **state)
+{
+    struct bed b;
+
+    (void)state;
+    bed_journal(&b);
+    (void)!mkdir(b.cfg.journal, 0700);
+    if (mount("tmpfs", b.cfg.journal, "tmpfs", 0, "size=1m") != 0) skip(); /* not allowed here */
+    disk_fills_up(&b, fill_disk, empty_disk);
+    assert_int_equal(umount2(b.cfg.journal, MNT_DETACH), 0);
 }
 
 /* Images cannot be written any more, as on a file system that turned read-only: jobs with images are refused by name,
@@ -310,7 +368,8 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_running_job_goes_on),
         cmocka_unit_test(other_ends),
-        cmocka_unit_test(full_disk),
+        cmocka_unit_test(no_file_grows),
+        cmocka_unit_test(full_file_system),
         cmocka_unit_test(read_only),
         cmocka_unit_test(torn_image),
     };
