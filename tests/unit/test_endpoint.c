@@ -55,6 +55,17 @@ static struct wn_endpoint *open_ep(const struct wn_endpoint_opts *opts)
     return ep;
 }
 
+/* Where an endpoint was closed a moment ago: ZeroMQ lets go of an address some time later. */
+static struct wn_endpoint *open_again(const struct wn_endpoint_opts *opts)
+{
+    const int64_t deadline = wn_deadline_in_us(TIMEOUT_US);
+    struct wn_endpoint *ep = NULL;
+
+    while (wn_endpoint_open(&ep, net, opts, NULL) != WN_OK && !wn_deadline_passed(deadline)) usleep(1000);
+    assert_non_null(ep);
+    return ep;
+}
+
 static struct wn_endpoint *open_router(const char *address)
 {
     struct wn_endpoint_opts opts = router_opts(address);
@@ -462,9 +473,9 @@ static void test_restart(void **state)
     peer = msg.peer;
 
     wn_endpoint_close(router);
-    assert_int_equal(stats_until(dealer, has_lost).disconnected, 1);
+    assert_true(stats_until(dealer, has_lost).disconnected >= 1); /* more: it came back while ZeroMQ was letting go */
     opts.address = address;
-    router = open_ep(&opts);
+    router = open_again(&opts);
     assert_int_equal(send_to(router, &nobody, "who?", 4, NULL, 0), WN_EPEER);
     assert_int_equal(send_to(dealer, NULL, "two", 3, NULL, 0), WN_OK);
     assert_int_equal(recv_from(router, &msg, TIMEOUT_US), WN_OK);
