@@ -68,7 +68,7 @@ extern const uint32_t wire_plans[WIRE_PLANS_N]; /* 2, 4 */
 
 void wire_print(FILE *f, const struct wire_report *r);
 bool wire_write_csv(const char *path, const struct wire_report *r); /* appends; a heading first if the file is new */
-/* Rate, budget, pictures and times of all rows about r->model, in place of r's cells: several runs together. */
+/* Rate, budget, pictures and times of all rows about r->model, in place of r's cells: several runs together, sorted. */
 bool wire_read_csv(const char *path, struct wire_report *r);
 bool wire_write_plot(const char *path, const struct wire_report *r);
 

@@ -108,6 +108,17 @@ static int split(char *line, char *fields[COLUMNS_READ])
     return n;
 }
 
+/* Groups of the plot lie together: by the name of the rate, new pictures first, most tokens first. */
+static int by_group(const void *a, const void *b)
+{
+    const struct wire_cell *x = a, *y = b;
+    const int rate = strcmp(x->rate, y->rate);
+
+    if (rate) return rate;
+    if (x->encoded_before != y->encoded_before) return x->encoded_before ? 1 : -1;
+    return (x->keep < y->keep) - (x->keep > y->keep);
+}
+
 bool wire_read_csv(const char *path, struct wire_report *r)
 {
     FILE *f = fopen(path, "r");
@@ -126,6 +137,7 @@ bool wire_read_csv(const char *path, struct wire_report *r)
         for (int p = 0; p < WIRE_PARTS_N; p++) c->part_ms[p] = strtod(field[C_PARTS + p], NULL);
         r->cells_n++;
     }
+    qsort(r->cells, r->cells_n, sizeof(*r->cells), by_group);
     free(line);
     if (f) fclose(f);
     if (!good) fprintf(stderr, "winnow: %s is no file of this benchmark\n", path);

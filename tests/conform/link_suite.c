@@ -256,6 +256,27 @@ static void case_withdraw(struct suite *s)
     }
 }
 
+/* A look now and then, on both sides, moves a large message: nobody has to wait for it. */
+static void case_drive(struct suite *s)
+{
+    unsigned char *data = need(s->huge_bytes);
+    wn_op op = WN_OP_NONE;
+    bool done = s->size < 2 || s->rank > 1;
+
+    if (!done && s->rank == 0) {
+        fill(data, s->huge_bytes, 5);
+        CHECK_OK(s, wn_link_send(s->link, route(1, 24), data, s->huge_bytes, &op));
+    } else if (!done) {
+        CHECK_OK(s, wn_link_recv(s->link, route(0, 24), data, s->huge_bytes, &op));
+    }
+    for (int64_t end = soon(); !done && wn_now_us() < end;) {
+        sleep_us(1000);
+        if (wn_link_test(s->link, op, &done, NULL) != WN_OK) break;
+    }
+    CHECK(s, done && (s->rank != 1 || filled(data, s->huge_bytes, 5)));
+    free(data);
+}
+
 /* A large receive that is posted and not waited for does not keep other waits awake. */
 static void case_posted(struct suite *s)
 {
@@ -626,6 +647,7 @@ static const struct {
     {"gather", case_gather, false},       {"status", case_status, false},
     {"barrier", case_barrier, false},     {"comm refusals", case_comm_refusals, false},
     {"withdraw", case_withdraw, false},   {"posted", case_posted, false},
+    {"drive", case_drive, false},
     {"idle", case_idle, false},
     {"cancel", case_cancel, true},
 };
