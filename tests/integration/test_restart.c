@@ -80,6 +80,8 @@ static void free_port(void)
     close(fd);
 }
 
+static atomic_bool scheduler_over;
+
 static void *killer(void *arg)
 {
     unsigned state = seed;
@@ -95,6 +97,7 @@ static void *killer(void *arg)
         start_scheduler();
         atomic_fetch_add(&kills_done, 1);
     }
+    while (!atomic_load(&scheduler_over)) usleep(10000); /* the scheduler dies with the thread that forked it */
     return NULL;
 }
 
@@ -429,13 +432,14 @@ static void killed_again_and_again(void **state)
     w = connect_client();
     assert_int_equal(pthread_create(&thread, NULL, killer, NULL), 0);
     load(w);
-    pthread_join(thread, NULL);
     winnow_close(w);
     ask_again();
     atomic_store(&stop_workers, true);
     for (int i = 0; i <= LEADERS; i++) pthread_join(workers[i].thread, NULL);
     kill(scheduler, SIGTERM);
     waitpid(scheduler, &status, 0);
+    atomic_store(&scheduler_over, true);
+    pthread_join(thread, NULL);
     assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
     assert_int_equal(atomic_load(&wrong_orders), 0);
     look_inside();
