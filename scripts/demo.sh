@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 
 bash scripts/setup.sh
 build=build/demo
+mkdir -p build
 if [ ! -x $build/bin/winnowd ] || [ "${1:-}" = rebuild ]; then
     echo "building (about a minute)"
 fi
