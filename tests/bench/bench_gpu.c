@@ -14,6 +14,7 @@
 
 #include "shard/decoder.h"
 #include "shard/vision.h"
+#include "tests/order.h"
 
 #define PAGE      16u
 #define CONTEXT   640u /* positions a sequence may have */
@@ -31,12 +32,6 @@ static void must(wn_status rc, const char *what)
     if (rc == WN_OK) return;
     fprintf(stderr, "bench_gpu: %s: %s\n", what, err.text[0] ? err.text : wn_status_name(rc));
     exit(1);
-}
-
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
 }
 
 /* ---- the checkpoint ---- */
@@ -164,7 +159,7 @@ static double time_it(run_fn fn, void *arg, double seconds, double *best)
         clock_gettime(CLOCK_MONOTONIC, &b);
         us[n++] = (double)(b.tv_sec - a.tv_sec) * 1e6 + (double)(b.tv_nsec - a.tv_nsec) * 1e-3;
     }
-    qsort(us, n, sizeof(us[0]), by_value);
+    qsort(us, n, sizeof(us[0]), order_double);
     *best = us[0];
     return us[n / 2];
 }

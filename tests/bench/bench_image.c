@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "shard/image.h"
 #include "shard/preprocess.h"
+#include "tests/order.h"
 
 #define DIR    "tests/golden/image/"
 #define WIDTH  1632
@@ -91,12 +92,6 @@ static int verify(const struct wn_preprocess *pp)
     return ok;
 }
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 int main(int argc, char **argv)
 {
     long n = argc > 1 ? strtol(argv[1], NULL, 10) : 40;
@@ -135,8 +130,8 @@ int main(int argc, char **argv)
         }
         wn_image_fini(&img);
     }
-    qsort(decode, (size_t)n, sizeof(*decode), by_value);
-    qsort(both, (size_t)n, sizeof(*both), by_value);
+    qsort(decode, (size_t)n, sizeof(*decode), order_double);
+    qsort(both, (size_t)n, sizeof(*both), order_double);
     gethostname(host, sizeof(host) - 1);
     printf("bench,machine,shape,n,decode_min_ms,decode_p50_ms,all_min_ms,all_p50_ms,images_per_s,"
            "min_ratio,p50_ratio\n");

@@ -18,6 +18,7 @@
 #include "base/log.h"
 #include "daemon/journal.h"
 #include "daemon/scheduler.h"
+#include "tests/order.h"
 #include "transport/endpoint.h"
 #include "winnow_version.h"
 
@@ -137,12 +138,6 @@ static long accepted(struct wn_endpoint *ep)
     return n;
 }
 
-static int by_value(const void *a, const void *b)
-{
-    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
-    return x < y ? -1 : x > y;
-}
-
 static int64_t cpu_us(void)
 {
     struct timespec ts;
@@ -153,7 +148,7 @@ static int64_t cpu_us(void)
 
 static void row(const char *what, unsigned window, unsigned n, int64_t us, int64_t cpu, int64_t *each)
 {
-    qsort(each, n, sizeof(*each), by_value);
+    qsort(each, n, sizeof(*each), order_int64);
     printf("%s,%s,journal,%s,window=%u,%u,%.1f,%.1f,%.1f,%lld,%lld,%lld\n", WN_COMMIT, machine, what, window, n,
            (double)n / (double)us * 1e6, (double)us / n, (double)cpu / n, (long long)each[0], (long long)each[n / 2],
            (long long)each[(size_t)n * 99 / 100]);

@@ -18,6 +18,7 @@
 #include "base/clock.h"
 #include "shard/vision.h"
 #include "tests/bench/random_weights.h"
+#include "tests/order.h"
 #include "tests/unit/prune_case.h"
 #include "winnow_version.h"
 
@@ -166,12 +167,6 @@ static int64_t cpu_us(void)
     return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
 }
 
-static int by_value(const void *a, const void *b)
-{
-    const int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
-    return (x > y) - (x < y);
-}
-
 static void measure(const char *machine, int64_t encode_us, struct prune_case *pictures, uint32_t images, size_t r)
 {
     const struct wn_prune_method *m = wn_prune_find(rows[r].method, NULL);
@@ -191,7 +186,7 @@ static void measure(const char *machine, int64_t encode_us, struct prune_case *p
         for (uint32_t i = 0; i < images; i++) run_once(&pictures[i], m);
         us[n++] = cpu_us() - t;
     }
-    qsort(us, n, sizeof(*us), by_value);
+    qsort(us, n, sizeof(*us), order_int64);
     if (encode_us > 0) snprintf(ratio, sizeof(ratio), "%.5f", (double)us[0] / (double)encode_us);
     printf("%s,%s,%s%s,576x1024,%u,%u,%u,%u,%lld,%lld,%lld,%lld,%s\n", WN_COMMIT, machine, m->name,
            rows[r].setting == WN_PRUNE_PAPER ? " paper" : "", rows[r].keep, pictures[0].out.rows, images, n,

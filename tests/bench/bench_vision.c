@@ -14,6 +14,7 @@
 #include "shard/vision.h"
 #include "tests/bench/random_weights.h"
 #include "tests/integration/golden.h"
+#include "tests/order.h"
 
 #define RUNS_MAX 200
 
@@ -26,12 +27,6 @@ static void must(bool ok, const char *what, const char *why)
     if (ok) return;
     fprintf(stderr, "bench_vision: %s %s\n", what, why);
     exit(1);
-}
-
-static int by_value(const void *a, const void *b)
-{
-    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
-    return (x > y) - (x < y);
 }
 
 /* --- verify, measure --- */
@@ -121,7 +116,7 @@ static void measure(const char *shape, const struct wn_model *model, const struc
         must(!wn_vision_encode(v, pixels, images, NULL, WN_NEVER, &out, &err), shape, err.text);
         us[n++] = wn_now_us() - t;
     }
-    qsort(us, n, sizeof(us[0]), by_value);
+    qsort(us, n, sizeof(us[0]), order_int64);
     printf("%s,%s,%s,%s,%u,%u,%lld,%lld,%lld,%.1f,%.1f,%.3f\n", commit, machine, be->ops->name,
            shape, images, n, (long long)us[0], (long long)us[n / 2], (long long)us[n * 99 / 100],
            flops / (double)us[0] * 1e-3, peak * 1e-9, flops / (double)us[0] * 1e6 / peak);

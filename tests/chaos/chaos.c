@@ -20,6 +20,7 @@
 #include "base/clock.h"
 #include "tests/chaos/faults.h"
 #include "tests/chaos/load.h"
+#include "tests/order.h"
 #include "winnow_version.h"
 
 #define PORT       "5599"
@@ -206,12 +207,6 @@ static bool storm(struct load *l)
 
 /* ---- the table ---- */
 
-static int by_value(const void *a, const void *b)
-{
-    const int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
-    return (x > y) - (x < y);
-}
-
 struct recovery {
     unsigned n;
     int64_t p50, p95, max; /* us */
@@ -227,7 +222,7 @@ static struct recovery recovery_of(fault kind)
         if ((kind == FAULTS || strikes[i].kind == kind) && strikes[i].recovery_us >= 0)
             us[r.n++] = strikes[i].recovery_us;
     if (r.n == 0) return r;
-    qsort(us, r.n, sizeof(*us), by_value);
+    qsort(us, r.n, sizeof(*us), order_int64);
     r.p50 = us[(r.n - 1) / 2];
     r.p95 = us[(r.n * 95 + 99) / 100 - 1];
     r.max = us[r.n - 1];
