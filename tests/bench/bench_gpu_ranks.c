@@ -11,6 +11,8 @@
 #include <unistd.h>
 
 #include "shard/decoder.h"
+#include "tests/one_seq.h"
+#include "tests/order.h"
 #include "transport/nccl.h"
 
 #define PAGE     16u
@@ -39,17 +41,8 @@ static int64_t soon(void)
 static struct wn_stage *open_stage(struct wn_backend *be, const struct wn_plan *plan, const struct wn_weights *weights,
                                    struct wn_link *with, uint32_t rank)
 {
-    const struct wn_stage_opts o = {.be = be,
-                                    .link = with,
-                                    .plan = plan,
-                                    .weights = weights,
-                                    .rank = rank,
-                                    .pages = ROWS_MAX / PAGE,
-                                    .page_tokens = PAGE,
-                                    .rows_max = ROWS_MAX,
-                                    .seqs_max = 1,
-                                    .wanted_max = 1,
-                                    .slots = 1};
+    const struct wn_stage_opts o = {
+        .be = be, .link = with, .plan = plan, .weights = weights, .rank = rank, ONE_SEQ(ROWS_MAX, PAGE)};
     struct wn_stage *s = NULL;
 
     must(wn_stage_open(&s, &o, &err), "stage");
@@ -98,12 +91,6 @@ static void check_bytes(const struct wn_plan *plan, const struct wn_traffic_tabl
         }
     }
     fflush(stdout);
-}
-
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
 }
 
 static struct wn_backend *open_gpu(const char *name, const struct wn_plan *plan, bool *gpus)
@@ -175,8 +162,8 @@ int main(int argc, char **argv)
     }
     check_bytes(&plan, before, gpus);
     if (root) {
-        qsort(us + 1, DECODES, sizeof(us[0]), by_value);
-        qsort(alone_us + 1, DECODES, sizeof(us[0]), by_value);
+        qsort(us + 1, DECODES, sizeof(us[0]), order_double);
+        qsort(alone_us + 1, DECODES, sizeof(us[0]), order_double);
         printf("ranks,P%u_T%u,%.0f,%.0f,%.0f,%.0f,%.2e,%u/%u\n", plan.stages, plan.tensors, us[0], us[1 + DECODES / 2],
                alone_us[0], alone_us[1 + DECODES / 2], worst, equal, DECODES + 1);
         if (worst > 0.05) must(WN_EDEVICE, "logits are not those of one rank alone");

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "shard/decoder.h"
+#include "tests/one_seq.h"
 #include "transport/link.h"
 
 #define PAGE_TOKENS 16u
@@ -86,16 +87,8 @@ static void *rank_main(void *arg)
     struct wn_backend *be = NULL;
     struct wn_stage *stage = NULL;
     float *logits = calloc(r->plan->model.text.vocab, sizeof(float));
-    struct wn_stage_opts opts = {.link = r->link,
-                                 .plan = r->plan,
-                                 .weights = r->weights,
-                                 .rank = r->rank,
-                                 .pages = PAGES,
-                                 .page_tokens = PAGE_TOKENS,
-                                 .rows_max = ROWS_MAX,
-                                 .seqs_max = 1,
-                                 .wanted_max = 1,
-                                 .slots = 1};
+    struct wn_stage_opts opts = {.link = r->link, .plan = r->plan, .weights = r->weights, .rank = r->rank,
+                                 ONE_SEQ(ROWS_MAX, PAGE_TOKENS)};
     wn_status rc = wn_backend_open(&be, "cpu-reference", 0, &r->err);
 
     opts.be = be;

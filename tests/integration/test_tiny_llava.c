@@ -21,6 +21,7 @@
 #include "shard/prompt.h"
 #include "shard/sample.h"
 #include "shard/vision.h"
+#include "tests/one_seq.h"
 #include "transport/link.h"
 
 #define MODEL       "models/tiny-llava"
@@ -173,17 +174,9 @@ static void lay_out(struct rows *r, const struct question *q)
 static wn_status stage_open(struct wn_stage **out, const struct wn_plan *plan, uint32_t rank, struct wn_link *link,
                             struct wn_backend *backend, struct wn_err *err)
 {
-    struct wn_stage_opts o = {.be = backend,
-                              .link = link,
-                              .plan = plan,
-                              .weights = weights,
-                              .rank = rank,
-                              .pages = ROWS_MAX / PAGE_TOKENS,
-                              .page_tokens = PAGE_TOKENS,
-                              .rows_max = ROWS_MAX,
-                              .seqs_max = 1,
-                              .wanted_max = 1,
-                              .slots = 1};
+    const struct wn_stage_opts o = {.be = backend, .link = link, .plan = plan, .weights = weights, .rank = rank,
+                                    ONE_SEQ(ROWS_MAX, PAGE_TOKENS)};
+
     return wn_stage_open(out, &o, err);
 }
 
