@@ -17,9 +17,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "tests/bench/serving.h"
 #include "tests/integration/service.h"
 #include "winnow_version.h"
 
@@ -28,13 +28,6 @@
 #define TOKENS_MAX 512
 #define STAGES     16
 #define REPORTED_US 1500000 /* until a heartbeat has the stages' last times */
-
-static double now_s(void)
-{
-    struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
-}
 
 struct times {
     double *v;
@@ -51,17 +44,9 @@ static void add(struct times *t, double v)
     t->v[t->n++] = v;
 }
 
-static int compare(const void *a, const void *b)
+static double quantile_ms(const struct times *t, double q)
 {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double quantile_ms(struct times *t, double q)
-{
-    if (!t->n) return 0;
-    qsort(t->v, t->n, sizeof(double), compare);
-    return t->v[(size_t)(q * (double)(t->n - 1) + 0.5)] * 1e3;
+    return serving_quantile_ms(t->v, t->n, q);
 }
 
 struct job {
@@ -75,6 +60,7 @@ static void *pictures[PICTURES];
 static size_t pictures_bytes[PICTURES];
 static char *answers[PICTURES]; /* each question's answer when it is alone */
 static uint32_t new_tokens = 64;
+static struct serving_flags flags;
 
 static void submit(struct winnow *w, struct job *j, int picture)
 {
@@ -105,8 +91,8 @@ static void print_bubble(struct winnow *w, const struct stage_time *before)
     fflush(stdout);
 }
 
-static void run_level(struct winnow *w, int concurrent, int jobs, const char *machine,
-                      const char *flags, double ready_s, double *first_rate)
+static void run_level(struct winnow *w, int concurrent, int jobs, const char *machine, double ready_s,
+                      double *first_rate)
 {
     struct job *running = calloc((size_t)concurrent, sizeof(*running));
     struct times ttft = {0}, itl = {0};
@@ -151,7 +137,7 @@ static void run_level(struct winnow *w, int concurrent, int jobs, const char *ma
     if (machine) {
         if (*first_rate <= 0) *first_rate = rate;
         printf("%s,%s,\"%s\",%d,%d,%llu,%.2f,%.2f,%.1f,%.1f,%.2f,%.2f,%.1f,%.2f,%.2f", WN_COMMIT,
-               machine, flags, concurrent, jobs, (unsigned long long)tokens, seconds, ready_s,
+               machine, flags.text, concurrent, jobs, (unsigned long long)tokens, seconds, ready_s,
                quantile_ms(&ttft, .5), quantile_ms(&ttft, .95), quantile_ms(&itl, .5),
                quantile_ms(&itl, .95), rate, (double)jobs / seconds, rate / *first_rate);
         print_bubble(w, before);
@@ -183,7 +169,7 @@ static double first_token_ms(struct winnow *w, int p, const char *method, uint32
 }
 
 /* Each picture pruned first, so that its encode is cached; then whole, twice: without and with its pages. */
-static void run_prefix(struct winnow *w, const char *machine, const char *flags)
+static void run_prefix(struct winnow *w, const char *machine)
 {
     struct times cold = {0}, hit = {0};
     struct winnow_usage usage, again;
@@ -199,7 +185,7 @@ static void run_prefix(struct winnow *w, const char *machine, const char *flags)
     cold_ms = quantile_ms(&cold, .5);
     hit_ms = quantile_ms(&hit, .5);
     printf("commit,machine,flags,pictures,prompt_tokens,cached_tokens,ttft_cold_p50_ms,ttft_hit_p50_ms,ratio\n");
-    printf("%s,%s,\"%s\",%d,%u,%u,%.1f,%.1f,%.1f\n", WN_COMMIT, machine, flags, PICTURES, again.prompt_tokens,
+    printf("%s,%s,\"%s\",%d,%u,%u,%.1f,%.1f,%.1f\n", WN_COMMIT, machine, flags.text, PICTURES, again.prompt_tokens,
            again.cached_tokens, cold_ms, hit_ms, cold_ms / hit_ms);
     free(cold.v);
     free(hit.v);
@@ -207,49 +193,28 @@ static void run_prefix(struct winnow *w, const char *machine, const char *flags)
 
 static bool prefix_only;
 static int levels[LEVELS] = {1, 4, 16}, levels_n = 3, jobs_n = 16;
-static const char *serve_flags[32];
-static char flags_text[512];
-
-static void machine_name(char *out, size_t room)
-{
-    FILE *f = fopen("/proc/cpuinfo", "r");
-    char line[256];
-    snprintf(out, room, "cpu");
-    while (f && fgets(line, sizeof(line), f)) {
-        char *at = strchr(line, ':');
-        if (strncmp(line, "model name", 10) != 0 || !at) continue;
-        at[strcspn(at, "\n")] = '\0';
-        snprintf(out, room, "%s x%ld", at + 2, sysconf(_SC_NPROCESSORS_ONLN));
-        break;
-    }
-    if (f) fclose(f);
-}
-
 static void bench(void **state)
 {
     struct service s;
     struct winnow *w = NULL;
-    char path[64], machine[160];
+    char machine[160];
     double first_rate = 0;
     (void)state;
 
-    machine_name(machine, sizeof(machine));
-    for (int i = 0; i < PICTURES; i++) {
-        snprintf(path, sizeof(path), "tests/eval/images/%03d.jpg", i);
-        pictures[i] = read_file(path, &pictures_bytes[i]);
-    }
-    service_start(&s, "models/tiny-llava", serve_flags);
+    serving_machine(machine, sizeof(machine));
+    serving_pictures(pictures, pictures_bytes, PICTURES);
+    service_start(&s, "models/tiny-llava", flags.list);
     assert_int_equal(winnow_connect(&w, s.endpoint, NULL), WINNOW_OK);
     if (prefix_only)
-        run_prefix(w, machine, flags_text);
+        run_prefix(w, machine);
     else
-        run_level(w, 1, PICTURES, NULL, flags_text, 0, NULL); /* answers alone; warm-up */
+        run_level(w, 1, PICTURES, NULL, 0, NULL); /* answers alone; warm-up */
     if (!prefix_only)
         printf("commit,machine,flags,concurrent,jobs,tokens,seconds,ready_s,ttft_p50_ms,ttft_p95_ms,"
            "itl_p50_ms,itl_p95_ms,"
            "tokens_s,jobs_s,ratio,bubble\n");
     for (int i = 0; i < levels_n && !prefix_only; i++)
-        run_level(w, levels[i], jobs_n, machine, flags_text, s.ready_s, &first_rate);
+        run_level(w, levels[i], jobs_n, machine, s.ready_s, &first_rate);
     winnow_close(w);
     assert_int_equal(service_stop(&s), 0);
     for (int i = 0; i < PICTURES; i++) {
@@ -261,7 +226,7 @@ static void bench(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(bench)};
-    int opt, n = 0;
+    int opt;
 
     while ((opt = getopt(argc, argv, "n:c:t:p")) != -1) {
         if (opt == 'p') prefix_only = true;
@@ -274,11 +239,7 @@ int main(int argc, char **argv)
         }
         if (opt == '?') return 2;
     }
-    for (int i = optind; i < argc && n < 30; i++) {
-        serve_flags[n++] = argv[i];
-        snprintf(flags_text + strlen(flags_text), sizeof(flags_text) - strlen(flags_text), "%s%s",
-                 n > 1 ? " " : "", argv[i]);
-    }
+    serving_flags_take(&flags, argv + optind, argc - optind);
     if (new_tokens > TOKENS_MAX || jobs_n < 1 || levels_n < 1) return 2;
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -19,9 +19,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "tests/bench/serving.h"
 #include "tests/integration/service.h"
 #include "winnow_version.h"
 
@@ -49,29 +49,7 @@ static struct way ways[WAYS];
 static int ways_n, levels[LEVELS] = {1, 8, 32}, levels_n = 3, jobs_n = PICTURES;
 static bool cold;
 static uint32_t new_tokens = 16;
-static const char *serve_flags[32];
-static char flags_text[512];
-
-static double now_s(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
-}
-
-static int compare(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-
-    return (x > y) - (x < y);
-}
-
-static double quantile_ms(double *v, int n, double q)
-{
-    qsort(v, (size_t)n, sizeof(*v), compare);
-    return n ? v[(size_t)(q * (n - 1) + 0.5)] * 1e3 : 0;
-}
+static struct serving_flags flags;
 
 static void submit(struct winnow *w, const struct way *way, struct job *j, int picture)
 {
@@ -131,26 +109,10 @@ static struct outcome run(struct winnow *w, struct way *way, int concurrent, int
     }
     o.seconds = now_s() - began;
     o.jobs_s = jobs / o.seconds;
-    o.ttft_p50_ms = quantile_ms(ttft, ttft_n, .5);
-    o.ttft_p95_ms = quantile_ms(ttft, ttft_n, .95);
+    o.ttft_p50_ms = serving_quantile_ms(ttft, (size_t)ttft_n, .5);
+    o.ttft_p95_ms = serving_quantile_ms(ttft, (size_t)ttft_n, .95);
     free(ttft);
     return o;
-}
-
-static void machine_name(char *out, size_t room)
-{
-    FILE *f = fopen("/proc/cpuinfo", "r");
-    char line[256];
-
-    snprintf(out, room, "cpu");
-    while (f && fgets(line, sizeof(line), f)) {
-        char *at = strchr(line, ':');
-        if (strncmp(line, "model name", 10) != 0 || !at) continue;
-        at[strcspn(at, "\n")] = '\0';
-        snprintf(out, room, "%s x%ld", at + 2, sysconf(_SC_NPROCESSORS_ONLN));
-        break;
-    }
-    if (f) fclose(f);
 }
 
 /* The vision cache gets the pictures with what this method reads. */
@@ -170,7 +132,7 @@ static void bench_level(int concurrent, const char *machine)
     struct winnow *w = NULL;
     double none = 0;
 
-    service_start(&s, "models/tiny-llava", serve_flags);
+    service_start(&s, "models/tiny-llava", flags.list);
     assert_int_equal(winnow_connect(&w, s.endpoint, NULL), WINNOW_OK);
     for (int i = 0; i < ways_n; i++) {
         struct way *way = &ways[i];
@@ -179,7 +141,7 @@ static void bench_level(int concurrent, const char *machine)
         if (!way->alone[0] && concurrent > 1) run(w, way, 1, VERIFIED);
         o = run(w, way, concurrent, jobs_n);
         if (i == 0) none = o.jobs_s;
-        printf("%s,%s,\"%s\",%s,%s,%d,%d,%llu,%llu,%.2f,%.1f,%.1f,%.1f,%.2f,%.2f\n", WN_COMMIT, machine, flags_text,
+        printf("%s,%s,\"%s\",%s,%s,%d,%d,%llu,%llu,%.2f,%.1f,%.1f,%.1f,%.2f,%.2f\n", WN_COMMIT, machine, flags.text,
                cold ? "none" : "warm", way->text, concurrent, jobs_n, (unsigned long long)o.image_tokens,
                (unsigned long long)o.tokens, o.seconds, o.ttft_p50_ms, o.ttft_p95_ms, (double)o.tokens / o.seconds,
                o.jobs_s, o.jobs_s / none);
@@ -191,14 +153,11 @@ static void bench_level(int concurrent, const char *machine)
 
 static void bench(void **state)
 {
-    char path[64], machine[160];
+    char machine[160];
 
     (void)state;
-    machine_name(machine, sizeof(machine));
-    for (int i = 0; i < PICTURES; i++) {
-        snprintf(path, sizeof(path), "tests/eval/images/%03d.jpg", i);
-        pictures[i] = read_file(path, &pictures_bytes[i]);
-    }
+    serving_machine(machine, sizeof(machine));
+    serving_pictures(pictures, pictures_bytes, PICTURES);
     printf("commit,machine,flags,vision_cache,pruning,concurrent,jobs,image_tokens,tokens,seconds,ttft_p50_ms,"
            "ttft_p95_ms,tokens_s,jobs_s,over_none\n");
     for (int l = 0; l < levels_n; l++) bench_level(levels[l], machine);
@@ -226,7 +185,7 @@ static void add_ways(const char *list)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(bench)};
-    int opt, n = 0;
+    int opt;
 
     add_ways("cls-topk:288,cls-topk:64,prumerge:64,prumerge+,visionzip:64,vispruner:288,divprune:288,divprune:64,"
              "hiprune:64");
@@ -244,12 +203,8 @@ int main(int argc, char **argv)
         }
         if (opt == '?') return 2;
     }
-    for (int i = optind; i < argc && n < 30; i++) {
-        serve_flags[n++] = argv[i];
-        snprintf(flags_text + strlen(flags_text), sizeof(flags_text) - strlen(flags_text), "%s%s", n > 1 ? " " : "",
-                 argv[i]);
-    }
-    if (cold) serve_flags[n] = "--vision-cache-bytes=0";
+    serving_flags_take(&flags, argv + optind, argc - optind);
+    if (cold) flags.list[flags.n] = "--vision-cache-bytes=0";
     if (new_tokens < 1 || jobs_n < VERIFIED || jobs_n > PICTURES || levels_n < 1) return 2;
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -20,7 +20,7 @@
 #define READY_S 60
 #define STOP_S  40
 
-static double now_s(void)
+double now_s(void)
 {
     struct timespec ts;
     clock_gettime(CLOCK_MONOTONIC, &ts);

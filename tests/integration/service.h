@@ -34,6 +34,9 @@ struct stage_time {
 /* Returns how many stages have reported. */
 int service_stages(struct winnow *w, struct stage_time *out, int max);
 
+/* Seconds of a clock that only goes on. */
+double now_s(void);
+
 /* Whole file; *bytes is its size; fails the test if it cannot be read. free() it. */
 void *read_file(const char *path, size_t *bytes);
 
