@@ -45,9 +45,18 @@ static void emit(const char *name, Wn__Envelope__BodyCase kind, const void *body
     free(data);
 }
 
-static void client_messages(void)
+static Wn__JobRef the_job(uint32_t attempt)
 {
     Wn__JobRef ref = WN__JOB_REF__INIT;
+
+    ref.job_id = job_id;
+    ref.attempt = attempt;
+    return ref;
+}
+
+static void client_messages(void)
+{
+    Wn__JobRef ref = the_job(0);
     Wn__Sampling sampling = WN__SAMPLING__INIT;
     Wn__Pruning pruning = WN__PRUNING__INIT;
     Wn__Submit submit = WN__SUBMIT__INIT;
@@ -57,7 +66,6 @@ static void client_messages(void)
     char *stop[] = {"\n\n", "USER:"};
     uint64_t images[] = {1000, 70000};
 
-    ref.job_id = job_id;
     sampling.max_tokens = 64;
     sampling.temperature = 0.7f;
     sampling.top_p = 0.9f;
@@ -82,7 +90,7 @@ static void client_messages(void)
 
 static void answers(void)
 {
-    Wn__JobRef ref = WN__JOB_REF__INIT;
+    Wn__JobRef ref = the_job(2);
     Wn__Tokens tokens = WN__TOKENS__INIT;
     Wn__LinkBytes link = WN__LINK_BYTES__INIT;
     Wn__Usage usage = WN__USAGE__INIT;
@@ -92,8 +100,6 @@ static void answers(void)
     Wn__Status status = WN__STATUS__INIT;
     uint32_t ids[] = {1, 300, 70000};
 
-    ref.job_id = job_id;
-    ref.attempt = 2;
     tokens.job = &ref;
     tokens.ids = ids;
     tokens.n_ids = 3;
@@ -119,7 +125,7 @@ static void answers(void)
 
 static void worker_messages(void)
 {
-    Wn__JobRef ref = WN__JOB_REF__INIT, *running[] = {&ref};
+    Wn__JobRef ref = the_job(1), *running[] = {&ref};
     Wn__RankInfo rank = WN__RANK_INFO__INIT, *ranks[] = {&rank, &rank};
     Wn__Hello hello = WN__HELLO__INIT;
     Wn__Welcome welcome = WN__WELCOME__INIT;
@@ -133,8 +139,6 @@ static void worker_messages(void)
 
     for (uint32_t i = 0; i < 200; i++) emitted[i] = i * 37;
     memset(hash, 0xab, sizeof(hash));
-    ref.job_id = job_id;
-    ref.attempt = 1;
     hello.role = WN__ROLE__ROLE_LEADER;
     hello.name = "replica-0";
     hello.features_endpoint = "ipc:///tmp/x";
@@ -175,7 +179,7 @@ static void worker_messages(void)
 /* Short ones. */
 static void small_messages(void)
 {
-    Wn__JobRef ref = WN__JOB_REF__INIT;
+    Wn__JobRef ref = the_job(1);
     Wn__Acknowledge ack = WN__ACKNOWLEDGE__INIT;
     Wn__Accepted accepted = WN__ACCEPTED__INIT;
     Wn__Busy busy = WN__BUSY__INIT;
@@ -187,8 +191,6 @@ static void small_messages(void)
     Wn__Heartbeat beat = WN__HEARTBEAT__INIT;
     Wn__Drain drain = WN__DRAIN__INIT;
 
-    ref.job_id = job_id;
-    ref.attempt = 1;
     ack.job_id = job_id;
     emit("acknowledge", WN__ENVELOPE__BODY_ACKNOWLEDGE, &ack, true);
     accepted.job_id = job_id;
