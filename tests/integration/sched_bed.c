@@ -230,14 +230,21 @@ struct order take_order(struct end *e, Wn__Envelope__BodyCase kind)
     return o;
 }
 
-static void give(struct end *e, const struct order *o, uint32_t first, uint32_t id, const char *text,
-                 ProtobufCBinaryData *logprobs)
+static Wn__JobRef ref_of(const struct order *o)
 {
     Wn__JobRef ref = WN__JOB_REF__INIT;
-    Wn__Tokens t = WN__TOKENS__INIT;
 
     ref.job_id = (char *)(uintptr_t)o->id;
     ref.attempt = o->attempt;
+    return ref;
+}
+
+static void give(struct end *e, const struct order *o, uint32_t first, uint32_t id, const char *text,
+                 ProtobufCBinaryData *logprobs)
+{
+    Wn__JobRef ref = ref_of(o);
+    Wn__Tokens t = WN__TOKENS__INIT;
+
     t.job = &ref;
     t.first = first;
     t.ids = &id;
@@ -275,13 +282,11 @@ void give_token_with_logprobs(struct end *e, const struct order *o, uint32_t fir
 
 void give_done(struct end *e, const struct order *o, uint32_t prompt_tokens)
 {
-    Wn__JobRef ref = WN__JOB_REF__INIT;
+    Wn__JobRef ref = ref_of(o);
     Wn__Done d = WN__DONE__INIT;
     Wn__Usage u = WN__USAGE__INIT;
     Wn__LinkBytes lb = WN__LINK_BYTES__INIT;
 
-    ref.job_id = (char *)(uintptr_t)o->id;
-    ref.attempt = o->attempt;
     lb.activation = 1000;
     u.prompt_tokens = prompt_tokens;
     /* as a leader says it; what a worker said may still be on its way */
@@ -297,11 +302,9 @@ void give_done(struct end *e, const struct order *o, uint32_t prompt_tokens)
 
 void give_encoded(struct end *e, const struct order *o)
 {
-    Wn__JobRef ref = WN__JOB_REF__INIT;
+    Wn__JobRef ref = ref_of(o);
     Wn__Encoded d = WN__ENCODED__INIT;
 
-    ref.job_id = (char *)(uintptr_t)o->id;
-    ref.attempt = o->attempt;
     d.job = &ref;
     d.image = o->image;
     d.rows = d.rows_before = 576;
@@ -312,11 +315,9 @@ void give_encoded(struct end *e, const struct order *o)
 
 void give_error(struct end *e, const struct order *o, wn_status code, bool retriable, const char *text)
 {
-    Wn__JobRef ref = WN__JOB_REF__INIT;
+    Wn__JobRef ref = ref_of(o);
     Wn__Error d = WN__ERROR__INIT;
 
-    ref.job_id = (char *)(uintptr_t)o->id;
-    ref.attempt = o->attempt;
     d.job = &ref;
     d.code = (uint32_t)code;
     d.text = (char *)(uintptr_t)text;
@@ -337,6 +338,25 @@ void submit(struct end *e, const char *prompt, const char *image, const char *ke
     r.image_bytes = &n;
     r.n_image_bytes = image ? 1 : 0;
     end_send(e, WN__ENVELOPE__BODY_SUBMIT, &r, image, n);
+}
+
+void attach(struct end *e, const char *id, uint32_t from)
+{
+    Wn__Attach a = WN__ATTACH__INIT;
+
+    a.job_id = (char *)(uintptr_t)id;
+    a.from_token = from;
+    end_send(e, WN__ENVELOPE__BODY_ATTACH, &a, NULL, 0);
+}
+
+void cancel(struct end *e, const char *id)
+{
+    Wn__JobRef ref = WN__JOB_REF__INIT;
+    Wn__Cancel c = WN__CANCEL__INIT;
+
+    ref.job_id = (char *)(uintptr_t)id;
+    c.job = &ref;
+    end_send(e, WN__ENVELOPE__BODY_CANCEL, &c, NULL, 0);
 }
 
 void expect_accepted(struct end *e, bool existed, char id[32])

@@ -73,8 +73,12 @@ void give_done(struct end *e, const struct order *o, uint32_t prompt_tokens);
 void give_encoded(struct end *e, const struct order *o);
 void give_error(struct end *e, const struct order *o, wn_status code, bool retriable, const char *text);
 
-/* Sends only; image and key may be NULL and "". The answers: */
+/* Send only; image and key may be NULL and "". */
 void submit(struct end *e, const char *prompt, const char *image, const char *key);
+void attach(struct end *e, const char *id, uint32_t from);
+void cancel(struct end *e, const char *id);
+
+/* The answers. */
 void expect_accepted(struct end *e, bool existed, char id[32]);
 void expect_tokens(struct end *e, uint32_t first, size_t n, const char *text);
 Wn__Envelope *expect_done(struct end *e, Wn__FinishReason reason, const char *text);

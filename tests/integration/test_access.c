@@ -65,24 +65,6 @@ static Wn__Envelope *status_as(struct end *e)
     return end_expect(e, WN__ENVELOPE__BODY_STATUS);
 }
 
-static void cancel(struct end *e, const char *id)
-{
-    Wn__JobRef ref = WN__JOB_REF__INIT;
-    Wn__Cancel c = WN__CANCEL__INIT;
-
-    ref.job_id = (char *)(uintptr_t)id;
-    c.job = &ref;
-    end_send(e, WN__ENVELOPE__BODY_CANCEL, &c, NULL, 0);
-}
-
-static void attach(struct end *e, const char *id)
-{
-    Wn__Attach a = WN__ATTACH__INIT;
-
-    a.job_id = (char *)(uintptr_t)id;
-    end_send(e, WN__ENVELOPE__BODY_ATTACH, &a, NULL, 0);
-}
-
 /* A job belongs to the key that submitted it, whatever the client writes about that; only an admin has all of them. */
 static void test_owner(void **state)
 {
@@ -95,11 +77,11 @@ static void test_owner(void **state)
 
     submit(&client, "mine", NULL, "same-key");
     expect_accepted(&client, false, id);
-    attach(&alice, id);
+    attach(&alice, id, 0);
     end_expect_error(&alice, WN_EAUTH, "another key");
     cancel(&alice, id);
     end_expect_error(&alice, WN_EAUTH, "another key");
-    attach(&twin, id); /* another connection with the same key */
+    attach(&twin, id, 0); /* another connection with the same key */
     expect_accepted(&twin, true, NULL);
     submit(&alice, "hers", NULL, "same-key"); /* the key of another client's job: another job */
     expect_accepted(&alice, false, second);

@@ -37,15 +37,6 @@ static void again(struct bed *b)
     start_again(b);
 }
 
-static void attach(struct end *e, const char *id, uint32_t from)
-{
-    Wn__Attach a = WN__ATTACH__INIT;
-
-    a.job_id = (char *)(uintptr_t)id;
-    a.from_token = from;
-    end_send(e, WN__ENVELOPE__BODY_ATTACH, &a, NULL, 0);
-}
-
 static void a_running_job_goes_on(void **state)
 {
     struct bed b;
@@ -117,8 +108,6 @@ static void other_ends(void **state)
     struct end client, leader;
     struct order o;
     char failed[32], cancelled[32], queued[32];
-    Wn__JobRef ref = WN__JOB_REF__INIT;
-    Wn__Cancel c = WN__CANCEL__INIT;
 
     (void)state;
     bed_journal(&b);
@@ -132,9 +121,7 @@ static void other_ends(void **state)
     expect_accepted(&client, false, cancelled);
     submit(&client, "three", NULL, "3");
     expect_accepted(&client, false, queued);
-    ref.job_id = cancelled;
-    c.job = &ref;
-    end_send(&client, WN__ENVELOPE__BODY_CANCEL, &c, NULL, 0);
+    cancel(&client, cancelled);
     wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_CANCELLED, ""));
     give_error(&leader, &o, WN_ELIMIT, false, "too long");
     end_expect_error(&client, WN_ELIMIT, "too long");

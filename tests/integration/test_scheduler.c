@@ -248,9 +248,6 @@ static void cancel_and_attach(void **state)
     struct bed b;
     struct end client, other, leader;
     struct order gen;
-    Wn__JobRef ref = WN__JOB_REF__INIT;
-    Wn__Cancel cancel = WN__CANCEL__INIT;
-    Wn__Attach attach = WN__ATTACH__INIT;
     char id[32];
 
     (void)state;
@@ -266,9 +263,7 @@ static void cancel_and_attach(void **state)
     end_close(&client); /* its client goes away; the job does not */
 
     other = end_open(&b, false);
-    attach.job_id = id;
-    attach.from_token = 1;
-    end_send(&other, WN__ENVELOPE__BODY_ATTACH, &attach, NULL, 0);
+    attach(&other, id, 1);
     expect_accepted(&other, true, NULL);
     expect_tokens(&other, 1, 2, "bc");
     submit(&other, "q", NULL, "key-1"); /* the same key: the same job, from its beginning */
@@ -278,21 +273,17 @@ static void cancel_and_attach(void **state)
         assert_string_equal(same, id);
     }
     expect_tokens(&other, 0, 3, "abc");
-    ref.job_id = id;
-    cancel.job = &ref;
-    end_send(&other, WN__ENVELOPE__BODY_CANCEL, &cancel, NULL, 0);
+    cancel(&other, id);
     assert_string_equal(take_order(&leader, WN__ENVELOPE__BODY_CANCEL).id, id);
     wn_codec_free(expect_done(&other, WN__FINISH_REASON__FINISH_CANCELLED, "abc"));
     give_tokens(&leader, &gen, 3, 33, "late");
-    end_send(&other, WN__ENVELOPE__BODY_ATTACH, &attach, NULL, 0); /* the result is kept */
+    attach(&other, id, 1); /* the result is kept */
     expect_accepted(&other, true, NULL);
     expect_tokens(&other, 1, 2, "bc");
     wn_codec_free(expect_done(&other, WN__FINISH_REASON__FINISH_CANCELLED, "abc"));
-    attach.job_id = "01ARZ3NDEKTSV4RRFFQ69G5FAV";
-    end_send(&other, WN__ENVELOPE__BODY_ATTACH, &attach, NULL, 0);
+    attach(&other, "01ARZ3NDEKTSV4RRFFQ69G5FAV", 1);
     end_expect_error(&other, WN_ENOENT, "not known");
-    ref.job_id = "01ARZ3NDEKTSV4RRFFQ69G5FAV";
-    end_send(&other, WN__ENVELOPE__BODY_CANCEL, &cancel, NULL, 0);
+    cancel(&other, "01ARZ3NDEKTSV4RRFFQ69G5FAV");
     end_expect_error(&other, WN_ENOENT, "not known");
     end_close(&other);
     end_close(&leader);

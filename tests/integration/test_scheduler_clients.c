@@ -120,14 +120,9 @@ static void rate_and_bytes(void **state)
     bed_stop(&b);
 }
 
-static void cancel(struct end *client, const char *id)
+static void cancel_and_hear(struct end *client, const char *id)
 {
-    Wn__JobRef ref = WN__JOB_REF__INIT;
-    Wn__Cancel c = WN__CANCEL__INIT;
-
-    ref.job_id = (char *)(uintptr_t)id;
-    c.job = &ref;
-    end_send(client, WN__ENVELOPE__BODY_CANCEL, &c, NULL, 0);
+    cancel(client, id);
     wn_codec_free(end_expect(client, WN__ENVELOPE__BODY_DONE));
 }
 
@@ -152,9 +147,9 @@ static void cancels(void **state)
     (void)take_order(&vision, WN__ENVELOPE__BODY_ENCODE);
     submit(&client, "second", "picture", "");
     expect_accepted(&client, false, queued);
-    cancel(&client, queued); /* nobody has it */
+    cancel_and_hear(&client, queued); /* nobody has it */
     assert_null(end_recv(&leader, 50));
-    cancel(&client, first); /* its picture is encoded */
+    cancel_and_hear(&client, first); /* its picture is encoded */
     assert_string_equal(take_order(&leader, WN__ENVELOPE__BODY_CANCEL).id, first);
     assert_string_equal(take_order(&vision, WN__ENVELOPE__BODY_CANCEL).id, first);
     for (int i = 0; i < 2; i++) { /* before its first token, and after */
@@ -167,7 +162,7 @@ static void cancels(void **state)
         if (i) give_tokens(&leader, &gen, 0, 1, "a");
         if (i) expect_tokens(&client, 0, 1, "a");
         else usleep(50000);
-        cancel(&client, first);
+        cancel_and_hear(&client, first);
         assert_string_equal(take_order(&leader, WN__ENVELOPE__BODY_CANCEL).id, first);
         assert_null(end_recv(&vision, 50)); /* it has nothing of it any more */
     }

@@ -173,7 +173,6 @@ static void results_are_bounded(void **state)
 {
     struct bed b;
     struct end client, leader;
-    Wn__Attach attach = WN__ATTACH__INIT;
     char ids[3][32];
 
     (void)state;
@@ -192,11 +191,9 @@ static void results_are_bounded(void **state)
         wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, ""));
     }
     usleep(150000); /* a tick */
-    attach.job_id = ids[0];
-    end_send(&client, WN__ENVELOPE__BODY_ATTACH, &attach, NULL, 0);
+    attach(&client, ids[0], 0);
     end_expect_error(&client, WN_ENOENT, ids[0]);
-    attach.job_id = ids[1];
-    end_send(&client, WN__ENVELOPE__BODY_ATTACH, &attach, NULL, 0);
+    attach(&client, ids[1], 0);
     expect_accepted(&client, true, NULL);
     wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, ""));
     end_close(&client);
