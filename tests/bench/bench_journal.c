@@ -7,7 +7,6 @@
  * journal is read back and must hold every job. DIR should be on the disk that is to be measured; default ".". */
 #include <errno.h>
 #include <fcntl.h>
-#include <ftw.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,6 +18,7 @@
 #include "daemon/journal.h"
 #include "daemon/scheduler.h"
 #include "tests/order.h"
+#include "tests/scratch.h"
 #include "transport/endpoint.h"
 #include "winnow_version.h"
 
@@ -254,14 +254,6 @@ static bool bench_sync(int64_t *each)
     return ok;
 }
 
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *f)
-{
-    (void)st;
-    (void)type;
-    (void)f;
-    return remove(path);
-}
-
 int main(int argc, char **argv)
 {
     static const unsigned windows[] = {1, 16, 256};
@@ -284,7 +276,7 @@ int main(int argc, char **argv)
     ok = bench_sync(each);
     for (size_t i = 0; ok && i < sizeof(windows) / sizeof(windows[0]); i++)
         ok = bench("memory", windows[i], each) && bench("journal", windows[i], each);
-    nftw(base, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+    scratch_remove(base);
     free(each);
     return ok ? 0 : 1;
 }

@@ -21,6 +21,7 @@
 #include "tests/chaos/faults.h"
 #include "tests/chaos/load.h"
 #include "tests/order.h"
+#include "tests/scratch.h"
 #include "winnow_version.h"
 
 #define PORT       "5599"
@@ -353,8 +354,7 @@ int main(int argc, char **argv)
                         "[--vision V] [--jobs N] [--csv FILE] [--verbose]\n");
         return 2;
     }
-    snprintf(base, sizeof(base), "/tmp/winnow-chaos-XXXXXX");
-    if (!mkdtemp(base)) return 1;
+    if (!scratch_make(base, sizeof(base), "chaos")) return 1;
     snprintf(run_dir, sizeof(run_dir), "%s/run", base);
     snprintf(log_path, sizeof(log_path), "%s/log", base);
     network = faults_init();
@@ -362,10 +362,6 @@ int main(int argc, char **argv)
     service = (struct service_info){.run_dir = run_dir, .vision = opt.vision, .replicas = opt.replicas,
                                     .ranks = opt.stages * opt.tensors};
     code = run();
-    if (code == 0) {
-        char command[128];
-        snprintf(command, sizeof(command), "rm -rf %s", base);
-        code = system(command) == 0 ? 0 : 1;
-    }
+    if (code == 0) code = scratch_remove(base) ? 0 : 1;
     return code;
 }

@@ -30,6 +30,8 @@
 
 #include "base/clock.h"
 #include "proto/codec.h"
+#include "tests/child.h"
+#include "tests/scratch.h"
 #include "winnow_version.h"
 
 #define MODEL        "models/tiny-llava"
@@ -474,6 +476,8 @@ static bool send_order(void)
 static void attack_vision(void)
 {
     char endpoint[192];
+    const char *const argv[] = {m.winnowd,         "vision",            MODEL, endpoint,
+                                "--name=vision-0", "--log-level=error", NULL};
     int status = 0;
     long rss;
     int64_t began;
@@ -481,11 +485,7 @@ static void attack_vision(void)
     v.orders = router(v.orders_at, sizeof(v.orders_at));
     v.features = router(v.features_at, sizeof(v.features_at));
     snprintf(endpoint, sizeof(endpoint), "--scheduler-endpoint=%s", v.orders_at);
-    v.pid = fork();
-    if (v.pid == 0) {
-        execl(m.winnowd, m.winnowd, "vision", MODEL, endpoint, "--name=vision-0", "--log-level=error", (char *)NULL);
-        _exit(127);
-    }
+    v.pid = child_start(argv);
     for (int i = 0; i < 3000 && !v.peer_n; i++) {
         usleep(10000);
         serve_vision();
@@ -510,8 +510,7 @@ static void attack_vision(void)
     if (waitpid(v.pid, &status, WNOHANG) != 0) complain("vision: the worker has died, status %d", status);
     if (rss > GROWTH_MAX) complain("vision: it has grown by %ld MiB", rss >> 20);
     report("vision", v.sent, v.replies, began, rss);
-    kill(v.pid, SIGTERM);
-    waitpid(v.pid, &status, 0);
+    status = child_end(v.pid, SIGTERM);
     if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) complain("vision: it did not stop in order: %d", status);
     zmq_close(v.orders);
     zmq_close(v.features);
@@ -524,8 +523,7 @@ static void make_keys(void)
     char command[1024], path[96];
     struct wn_err err = {0};
 
-    snprintf(m.folder, sizeof(m.folder), "/tmp/wn-mutate-XXXXXX");
-    if (!mkdtemp(m.folder)) exit(1);
+    if (!scratch_make(m.folder, sizeof(m.folder), "mutate")) exit(1);
     snprintf(m.keys, sizeof(m.keys), "%s/k", m.folder);
     snprintf(command, sizeof(command), "%s keygen %s >/dev/null && %s keygen %s --client hostile >/dev/null", m.winnow,
              m.keys, m.winnow, m.keys);
@@ -536,14 +534,6 @@ static void make_keys(void)
         fprintf(stderr, "mutate: %s\n", err.text);
         exit(1);
     }
-}
-
-static void remove_keys(void)
-{
-    char command[128];
-
-    snprintf(command, sizeof(command), "rm -rf %s", m.folder);
-    if (system(command) != 0) complain("%s is left", m.folder);
 }
 
 int main(int argc, char **argv)
@@ -584,7 +574,7 @@ int main(int argc, char **argv)
     zmq_ctx_term(m.zmq);
     wn_key_close(m.client);
     wn_key_close(m.worker);
-    remove_keys();
+    if (!scratch_remove(m.folder)) complain("%s is left", m.folder);
     seeds_free(&m.seeds);
     free(m.picture);
     free(normal.expected);

@@ -2,31 +2,22 @@
  * starts on them or says why not. The input is four bytes (state, attempt, flags, bytes of an image that is not there)
  * and then the columns ids, text_end, text, outcome, error and request, each behind two bytes of length.
  * What must hold: a job that is taken over has ended exactly if its list says so, and its images lie in its payload. */
-#include <ftw.h>
 #include <sqlite3.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/log.h"
 #include "daemon/sched.h"
 #include "daemon/scheduler.h"
+#include "tests/scratch.h"
 
 static char dir[64];
 
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *f)
-{
-    (void)st;
-    (void)type;
-    (void)f;
-    return remove(path);
-}
-
 static void remove_dir(void)
 {
-    nftw(dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+    scratch_remove(dir);
 }
 
 /* An empty journal, made once: rows are put in and taken out. */

@@ -8,50 +8,38 @@
 #include <stdint.h>
 #include <setjmp.h>
 #include <cmocka.h>
-#include <arpa/inet.h>
-#include <ftw.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/log.h"
 #include "client/winnow.h"
 #include "daemon/front.h"
+#include "tests/integration/sched_proc.h"
+#include "tests/scratch.h"
 
 #define WAIT_MS 20000
 
-static char program[1024], base[64], port[8], journal[128];
-static pid_t scheduler;
+static char base[64], journal[128];
+static struct sched_proc scheduler;
 static int journals;
 
 /* ---- the parts ---- */
 
 static void start_scheduler(void)
 {
-    char endpoint[128], folder[160], run[128];
+    static const char *const flags[] = {"--lease-ms=1500", "--heartbeat-ms=50", "--shutdown-timeout=0",
+                                        "--log-level=error", NULL};
 
-    snprintf(endpoint, sizeof(endpoint), "--scheduler-endpoint=ipc://%s/s", base);
-    snprintf(folder, sizeof(folder), "--journal=%s", journal);
-    snprintf(run, sizeof(run), "--run-dir=%s", base);
-    scheduler = fork();
-    if (scheduler != 0) return;
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    execl(program, program, "scheduler", "--port", port, endpoint, folder, run, "--lease-ms=1500", "--heartbeat-ms=50",
-          "--shutdown-timeout=0", "--log-level=error", (char *)NULL);
-    _exit(127);
+    sched_proc_start(&scheduler, journal, flags);
 }
 
 static void end_scheduler(void)
 {
-    int status;
-
-    kill(scheduler, SIGKILL);
-    waitpid(scheduler, &status, 0);
+    sched_proc_end(&scheduler, SIGKILL);
 }
 
 static void new_journal(void)
@@ -59,26 +47,14 @@ static void new_journal(void)
     snprintf(journal, sizeof(journal), "%s/journal-%d", base, ++journals);
 }
 
-static void free_port(void)
-{
-    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t n = sizeof(a);
-    int fd = socket(AF_INET, SOCK_STREAM, 0);
-
-    assert_true(fd >= 0 && bind(fd, (struct sockaddr *)&a, n) == 0 &&
-                getsockname(fd, (struct sockaddr *)&a, &n) == 0);
-    snprintf(port, sizeof(port), "%u", ntohs(a.sin_port));
-    close(fd);
-}
-
 static struct wn_front *start_leader(uint32_t grace_ms)
 {
-    char address[96], bind[96];
+    char bind[96];
     const struct wn_front_opts o = {.role = WN__ROLE__ROLE_LEADER,
                                     .name = "replica-0",
                                     .model_id = "abc",
                                     .build = "test",
-                                    .scheduler = address,
+                                    .scheduler = scheduler.workers,
                                     .features_bind = bind,
                                     .slots = 8,
                                     .tokens_max = 100,
@@ -87,21 +63,9 @@ static struct wn_front *start_leader(uint32_t grace_ms)
     struct wn_front *f = NULL;
     struct wn_err err = {0};
 
-    snprintf(address, sizeof(address), "ipc://%s/s", base);
     snprintf(bind, sizeof(bind), "ipc://%s/features-%d", base, rand());
     if (wn_front_start(&f, &o, &err) != WN_OK) fail_msg("%s", err.text);
     return f;
-}
-
-static struct winnow *connect_client(void)
-{
-    struct winnow_options o = {.reconnect_timeout_ms = 60000, .connect_timeout_ms = 20000};
-    struct winnow *w = NULL;
-    char endpoint[64];
-
-    snprintf(endpoint, sizeof(endpoint), "tcp://127.0.0.1:%s", port);
-    if (winnow_connect(&w, endpoint, &o) != WINNOW_OK) fail_msg("%s", winnow_error(NULL));
-    return w;
 }
 
 /* The next message for the engine. */
@@ -180,194 +144,159 @@ static unsigned expect_text(struct winnow *w, const char *text, bool end)
     return 0;
 }
 
+/* A scheduler, a leader, and a client whose question has reached the leader. */
+struct scene {
+    struct wn_front *leader;
+    struct winnow *client;
+    struct wn_front_msg *order;
+};
+
+static struct scene scene_open(uint32_t grace_ms)
+{
+    struct scene s;
+
+    new_journal();
+    start_scheduler();
+    s.leader = start_leader(grace_ms);
+    s.client = sched_proc_connect(&scheduler, false);
+    ask_for(s.client, "count");
+    s.order = next_order(s.leader);
+    return s;
+}
+
+static void client_leaves(struct scene *s)
+{
+    winnow_close(s->client);
+    s->client = NULL;
+}
+
+static void scene_close(struct scene *s)
+{
+    wn_front_msg_free(s->order);
+    winnow_close(s->client);
+    wn_front_stop(s->leader, 0);
+    if (scheduler.pid) end_scheduler();
+}
+
 /* ---- what must hold ---- */
 
 static void a_job_goes_on(void **state)
 {
-    struct wn_front *leader;
-    struct wn_front_msg *order;
-    struct winnow *w;
+    struct scene s = scene_open(20000);
 
     (void)state;
-    new_journal();
-    start_scheduler();
-    leader = start_leader(20000);
-    w = connect_client();
-    ask_for(w, "count");
-    order = next_order(leader);
-    give_token(leader, order, 0);
-    give_token(leader, order, 1);
-    expect_text(w, "0 1 ", false);
+    give_token(s.leader, s.order, 0);
+    give_token(s.leader, s.order, 1);
+    expect_text(s.client, "0 1 ", false);
     end_scheduler();
-    give_token(leader, order, 2); /* to nobody */
+    give_token(s.leader, s.order, 2); /* to nobody */
     start_scheduler();
-    give_token(leader, order, 3); /* perhaps before the new one is known */
-    expect_text(w, "0 1 2 3 ", false);
-    give_token(leader, order, 4);
-    give_done(leader, order);
-    assert_int_equal(expect_text(w, "0 1 2 3 4 ", true), 1);
-    assert_null(wn_front_take(leader)); /* neither a second order nor a cancel */
-    wn_front_msg_free(order);
-    winnow_close(w);
-    wn_front_stop(leader, 0);
-    end_scheduler();
+    give_token(s.leader, s.order, 3); /* perhaps before the new one is known */
+    expect_text(s.client, "0 1 2 3 ", false);
+    give_token(s.leader, s.order, 4);
+    give_done(s.leader, s.order);
+    assert_int_equal(expect_text(s.client, "0 1 2 3 4 ", true), 1);
+    assert_null(wn_front_take(s.leader)); /* neither a second order nor a cancel */
+    scene_close(&s);
 }
 
 static void a_job_that_ended_meanwhile(void **state)
 {
-    struct wn_front *leader;
-    struct wn_front_msg *order;
-    struct winnow *w;
+    struct scene s = scene_open(20000);
 
     (void)state;
-    new_journal();
-    start_scheduler();
-    leader = start_leader(20000);
-    w = connect_client();
-    ask_for(w, "count");
-    order = next_order(leader);
     usleep(300000); /* that it was handed out is on record */
     end_scheduler();
-    give_token(leader, order, 0);
-    give_token(leader, order, 1);
-    give_done(leader, order);
+    give_token(s.leader, s.order, 0);
+    give_token(s.leader, s.order, 1);
+    give_done(s.leader, s.order);
     start_scheduler();
-    assert_int_equal(expect_text(w, "0 1 ", true), 1);
-    assert_null(wn_front_take(leader));
-    wn_front_msg_free(order);
-    winnow_close(w);
-    wn_front_stop(leader, 0);
-    end_scheduler();
+    assert_int_equal(expect_text(s.client, "0 1 ", true), 1);
+    assert_null(wn_front_take(s.leader));
+    scene_close(&s);
 }
 
 /* A leader that does not have the job any more: it goes out again at once, with what is known of its answer. */
 static void a_job_that_nobody_has(void **state)
 {
-    struct wn_front *leader;
-    struct wn_front_msg *order;
-    struct winnow *w;
+    struct scene s = scene_open(20000);
     uint32_t emitted;
 
     (void)state;
-    new_journal();
-    start_scheduler();
-    leader = start_leader(20000);
-    w = connect_client();
-    ask_for(w, "count");
-    order = next_order(leader);
-    give_token(leader, order, 0);
-    expect_text(w, "0 ", false);
+    give_token(s.leader, s.order, 0);
+    expect_text(s.client, "0 ", false);
     end_scheduler();
-    wn_front_msg_free(order);
-    wn_front_stop(leader, 0);
+    wn_front_msg_free(s.order);
+    wn_front_stop(s.leader, 0);
     start_scheduler();
-    leader = start_leader(20000);
-    order = next_order(leader);
-    assert_int_equal(order->env->generate->job->attempt, 2);
-    emitted = (uint32_t)order->env->generate->n_emitted; /* the token may not have been on record yet */
-    for (uint32_t n = emitted; n < 3; n++) give_token(leader, order, n);
-    give_done(leader, order);
-    assert_int_equal(expect_text(w, "0 1 2 ", true), 2);
-    wn_front_msg_free(order);
-    winnow_close(w);
-    wn_front_stop(leader, 0);
-    end_scheduler();
+    s.leader = start_leader(20000);
+    s.order = next_order(s.leader);
+    assert_int_equal(s.order->env->generate->job->attempt, 2);
+    emitted = (uint32_t)s.order->env->generate->n_emitted; /* the token may not have been on record yet */
+    for (uint32_t n = emitted; n < 3; n++) give_token(s.leader, s.order, n);
+    give_done(s.leader, s.order);
+    assert_int_equal(expect_text(s.client, "0 1 2 ", true), 2);
+    scene_close(&s);
 }
 
 /* A scheduler that does not know the job cancels it. */
 static void a_job_that_is_not_known(void **state)
 {
-    struct wn_front *leader;
-    struct wn_front_msg *order, *m;
-    struct winnow *w;
+    struct scene s = scene_open(20000);
+    struct wn_front_msg *m;
 
     (void)state;
-    new_journal();
-    start_scheduler();
-    leader = start_leader(20000);
-    w = connect_client();
-    ask_for(w, "count");
-    order = next_order(leader);
-    winnow_close(w);
+    client_leaves(&s);
     end_scheduler();
     new_journal();
     start_scheduler();
-    m = next_message(leader);
+    m = next_message(s.leader);
     assert_int_equal(m->env->body_case, WN__ENVELOPE__BODY_CANCEL);
-    assert_string_equal(m->env->cancel->job->job_id, order->env->generate->job->job_id);
+    assert_string_equal(m->env->cancel->job->job_id, s.order->env->generate->job->job_id);
     wn_front_msg_free(m);
-    wn_front_msg_free(order);
-    wn_front_stop(leader, 0);
-    end_scheduler();
+    scene_close(&s);
 }
 
 static void grace_ends(void **state)
 {
-    struct wn_front *leader;
-    struct wn_front_msg *order, *m;
-    struct winnow *w;
+    struct scene s = scene_open(300);
+    struct wn_front_msg *m;
 
     (void)state;
-    new_journal();
-    start_scheduler();
-    leader = start_leader(300);
-    w = connect_client();
-    ask_for(w, "count");
-    order = next_order(leader);
-    winnow_close(w);
+    client_leaves(&s);
     end_scheduler();
-    m = next_message(leader);
+    m = next_message(s.leader);
     assert_true(m->lease_lost);
     wn_front_msg_free(m);
-    wn_front_msg_free(order);
-    wn_front_stop(leader, 0);
+    scene_close(&s);
 }
 
 /* Each of the signals that end a service: exit code 0, and the rest is on record. */
 static void drained_and_started_again(void **state)
 {
     static const int signals[] = {SIGTERM, SIGINT, SIGUSR1};
-    struct wn_front *leader;
-    struct wn_front_msg *order, *m;
-    struct winnow *w;
+    struct scene s = scene_open(20000);
 
     (void)state;
-    new_journal();
-    start_scheduler();
-    leader = start_leader(20000);
-    w = connect_client();
-    ask_for(w, "count");
-    order = next_order(leader);
-    give_token(leader, order, 0);
+    give_token(s.leader, s.order, 0);
     for (int i = 0; i < 3; i++) {
+        struct wn_front_msg *m;
         char text[16] = "";
         int status;
         for (int n = 0; n <= i; n++) snprintf(text + strlen(text), sizeof(text) - strlen(text), "%d ", n);
-        expect_text(w, text, false);
-        kill(scheduler, signals[i]);
-        waitpid(scheduler, &status, 0);
+        expect_text(s.client, text, false);
+        status = sched_proc_end(&scheduler, signals[i]);
         assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
-        m = next_message(leader);
+        m = next_message(s.leader);
         assert_int_equal(m->env->body_case, WN__ENVELOPE__BODY_DRAIN);
         wn_front_msg_free(m);
         start_scheduler();
-        give_token(leader, order, (uint32_t)i + 1); /* this leader does not leave */
+        give_token(s.leader, s.order, (uint32_t)i + 1); /* this leader does not leave */
     }
-    expect_text(w, "0 1 2 3 ", false);
-    give_done(leader, order);
-    assert_int_equal(expect_text(w, "0 1 2 3 ", true), 1);
-    wn_front_msg_free(order);
-    winnow_close(w);
-    wn_front_stop(leader, 0);
-    end_scheduler();
-}
-
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *f)
-{
-    (void)st;
-    (void)type;
-    (void)f;
-    return remove(path);
+    expect_text(s.client, "0 1 2 3 ", false);
+    give_done(s.leader, s.order);
+    assert_int_equal(expect_text(s.client, "0 1 2 3 ", true), 1);
+    scene_close(&s);
 }
 
 int main(int argc, char **argv)
@@ -380,13 +309,11 @@ int main(int argc, char **argv)
     int rc;
 
     if (argc < 2) return 2;
-    snprintf(program, sizeof(program), "%s", argv[1]);
     if (argc > 2) cmocka_set_test_filter(argv[2]);
     wn_log_max = WN_LOG_ERROR;
-    snprintf(base, sizeof(base), "/tmp/winnow-adopt-XXXXXX");
-    if (!mkdtemp(base)) return 1;
-    free_port();
+    if (!scratch_make(base, sizeof(base), "adopt")) return 1;
+    sched_proc_init(&scheduler, argv[1], base);
     rc = cmocka_run_group_tests(tests, NULL, NULL);
-    nftw(base, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+    scratch_remove(base);
     return rc;
 }

@@ -4,7 +4,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <ftw.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/mount.h>
@@ -12,6 +11,8 @@
 #include <sys/stat.h>
 
 #include "base/log.h"
+#include "tests/blob_files.h"
+#include "tests/scratch.h"
 
 static char base[64];
 static int dirs;
@@ -306,14 +307,6 @@ static void read_only(void **state)
     assert_int_equal(umount2(blobs, MNT_DETACH), 0);
 }
 
-static int tear(const char *path, const struct stat *st, int type, struct FTW *f)
-{
-    (void)st;
-    (void)f;
-    if (type == FTW_F && strstr(path, "/blobs/")) assert_int_equal(truncate(path, 3), 0);
-    return 0;
-}
-
 static void torn_image(void **state)
 {
     struct bed b;
@@ -330,7 +323,7 @@ static void torn_image(void **state)
     expect_accepted(&client, false, other);
     end_close(&client);
     bed_stop(&b);
-    nftw(b.cfg.journal, tear, 16, FTW_PHYS);
+    assert_int_equal(blob_files_tear(b.cfg.journal), 1);
     start_again(&b);
     client = end_open(&b, false);
     attach(&client, id, 0);
@@ -340,14 +333,6 @@ static void torn_image(void **state)
     expect_accepted(&client, true, NULL);
     end_close(&client);
     bed_stop(&b);
-}
-
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *f)
-{
-    (void)st;
-    (void)type;
-    (void)f;
-    return remove(path);
 }
 
 int main(int argc, char **argv)
@@ -366,9 +351,8 @@ int main(int argc, char **argv)
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     signal(SIGXFSZ, SIG_IGN);
     if (unshare(CLONE_NEWNS) == 0) (void)!mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL);
-    snprintf(base, sizeof(base), "/tmp/winnow-durable-XXXXXX");
-    if (!mkdtemp(base)) return 1;
+    if (!scratch_make(base, sizeof(base), "durable")) return 1;
     rc = cmocka_run_group_tests(tests, NULL, NULL);
-    nftw(base, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+    scratch_remove(base);
     return rc;
 }

@@ -3,7 +3,6 @@
  * real, the other sides are scripted. */
 #include "side.h"
 
-#include <ftw.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,6 +11,7 @@
 
 #include "base/log.h"
 #include "daemon/front.h"
+#include "tests/scratch.h"
 
 #define FEATURES_BYTES ((size_t)16384)
 #define ROOM           4 /* such features */
@@ -227,14 +227,6 @@ static void a_leader_that_is_not_there(void **state)
     wn_endpoint_close(scheduler.ep);
 }
 
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *f)
-{
-    (void)st;
-    (void)type;
-    (void)f;
-    return remove(path);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -245,12 +237,11 @@ int main(void)
     int rc;
 
     wn_log_max = WN_LOG_ERROR;
-    snprintf(base, sizeof(base), "/tmp/winnow-front-XXXXXX");
-    if (!mkdtemp(base) || wn_net_create(&net, NULL) != WN_OK) return 1;
+    if (!scratch_make(base, sizeof(base), "front") || wn_net_create(&net, NULL) != WN_OK) return 1;
     snprintf(scheduler_at, sizeof(scheduler_at), "ipc://%s/s", base);
     snprintf(leader_at, sizeof(leader_at), "ipc://%s/l", base);
     rc = cmocka_run_group_tests(tests, NULL, NULL);
     if (rc == 0) wn_net_destroy(net); /* else sockets may be open */
-    nftw(base, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+    scratch_remove(base);
     return rc;
 }

@@ -10,22 +10,21 @@
 #include <stdint.h>
 #include <setjmp.h>
 #include <cmocka.h>
-#include <arpa/inet.h>
-#include <ftw.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/log.h"
 #include "client/winnow.h"
 #include "daemon/journal.h"
+#include "tests/blob_files.h"
+#include "tests/integration/sched_proc.h"
+#include "tests/scratch.h"
 #include "transport/endpoint.h"
 
 #define LEADERS   2
@@ -35,12 +34,12 @@
 #define OPEN_MAX  256 /* jobs on their way at a time */
 #define TOKENS(n) (3 + (n) % 5)
 
-static char program[1024], base[64], port[8];
+static char base[64], journal[80];
 static unsigned kills = 10, jobs = 400, seed = 1;
 static struct wn_net *net;
 static atomic_bool stop_workers;
 static atomic_uint kills_done, wrong_orders;
-static pid_t scheduler;
+static struct sched_proc scheduler;
 
 /* What job n answers; token k is n * 10 + k. */
 static void answer_text(unsigned n, char out[128])
@@ -54,30 +53,10 @@ static void answer_text(unsigned n, char out[128])
 
 static void start_scheduler(void)
 {
-    char endpoint[128], journal[128], run[128];
+    static const char *const flags[] = {"--lease-ms=400", "--heartbeat-ms=50", "--max-queue=4096",
+                                        "--max-results=100000", "--result-ttl=3600", "--log-level=error", NULL};
 
-    snprintf(endpoint, sizeof(endpoint), "--scheduler-endpoint=ipc://%s/s", base);
-    snprintf(journal, sizeof(journal), "--journal=%s/journal", base);
-    snprintf(run, sizeof(run), "--run-dir=%s", base);
-    scheduler = fork();
-    if (scheduler != 0) return;
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    execl(program, program, "scheduler", "--port", port, endpoint, journal, run, "--lease-ms=400",
-          "--heartbeat-ms=50", "--max-queue=4096", "--max-results=100000", "--result-ttl=3600", "--log-level=error",
-          (char *)NULL);
-    _exit(127);
-}
-
-static void free_port(void)
-{
-    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t n = sizeof(a);
-    int fd = socket(AF_INET, SOCK_STREAM, 0);
-
-    assert_true(fd >= 0 && bind(fd, (struct sockaddr *)&a, n) == 0 &&
-                getsockname(fd, (struct sockaddr *)&a, &n) == 0);
-    snprintf(port, sizeof(port), "%u", ntohs(a.sin_port));
-    close(fd);
+    sched_proc_start(&scheduler, journal, flags);
 }
 
 static atomic_bool scheduler_over;
@@ -90,8 +69,7 @@ static void *killer(void *arg)
     for (unsigned i = 0; i < kills; i++) {
         int status;
         usleep(300000 + (unsigned)rand_r(&state) % 1500000);
-        kill(scheduler, SIGKILL);
-        waitpid(scheduler, &status, 0);
+        status = sched_proc_end(&scheduler, SIGKILL);
         if (!WIFSIGNALED(status)) fprintf(stderr, "the scheduler had ended by itself: %d\n", status);
         usleep((unsigned)rand_r(&state) % 200000);
         start_scheduler();
@@ -228,15 +206,13 @@ static void work(struct worker *w)
 static void *worker_main(void *arg)
 {
     struct worker *w = arg;
-    char address[96];
     struct wn_endpoint_opts o = {.type = WN_ENDPOINT_DEALER,
-                                 .address = address,
+                                 .address = scheduler.workers,
                                  .reconnect_max_ms = 100,
                                  .frame_max = {WN_CODEC_BYTES_MAX, (size_t)1 << 20}};
     struct wn_err err = {0};
     struct wn_msg msg;
 
-    snprintf(address, sizeof(address), "ipc://%s/s", base);
     if (wn_endpoint_open(&w->ep, net, &o, &err) != WN_OK) return NULL;
     wn_msg_init(&msg);
     while (!atomic_load(&stop_workers)) {
@@ -265,17 +241,6 @@ struct asked {
 };
 
 static struct asked *asked;
-
-static struct winnow *connect_client(void)
-{
-    struct winnow_options o = {.reconnect_timeout_ms = 60000, .connect_timeout_ms = 20000, .keep_results = 1};
-    struct winnow *w = NULL;
-    char endpoint[64];
-
-    snprintf(endpoint, sizeof(endpoint), "tcp://127.0.0.1:%s", port);
-    if (winnow_connect(&w, endpoint, &o) != WINNOW_OK) fail_msg("%s", winnow_error(NULL));
-    return w;
-}
 
 static void submit_one(struct winnow *w, unsigned n)
 {
@@ -347,7 +312,7 @@ static void load(struct winnow *w)
 /* Another client asks for every job by its id: the same single result. */
 static void ask_again(void)
 {
-    struct winnow *w = connect_client();
+    struct winnow *w = sched_proc_connect(&scheduler, true);
 
     for (unsigned n = 0; n < jobs; n++) {
         struct winnow_event ev;
@@ -382,31 +347,19 @@ static wn_status count(void *arg, const struct wn_journal_job *job, const struct
     return WN_OK;
 }
 
-static int files;
-static int count_file(const char *path, const struct stat *st, int type, struct FTW *f)
-{
-    (void)st;
-    (void)f;
-    files += type == FTW_F && strstr(path, "/blobs/");
-    return 0;
-}
-
 /* The journal holds these jobs and no others, all done, and no image. */
 static void look_inside(void)
 {
     struct tally t = {0};
     struct wn_journal *j = NULL;
     struct wn_err err = {0};
-    char dir[96];
 
-    snprintf(dir, sizeof(dir), "%s/journal", base);
-    nftw(dir, count_file, 16, FTW_PHYS);
-    if (wn_journal_open(&j, dir, &err) != WN_OK || wn_journal_load(j, count, &t, &err) != WN_OK)
+    if (wn_journal_open(&j, journal, &err) != WN_OK || wn_journal_load(j, count, &t, &err) != WN_OK)
         fail_msg("%s", err.text);
     wn_journal_close(j);
     assert_int_equal(t.all, jobs);
     assert_int_equal(t.done, jobs);
-    assert_int_equal(files, 0);
+    assert_int_equal(blob_files_count(journal), 0);
     printf("%u jobs, %u kills: %u results, %u attempts\n", jobs, kills, t.done, t.attempts);
 }
 
@@ -421,7 +374,6 @@ static void killed_again_and_again(void **state)
     (void)state;
     asked = calloc(jobs, sizeof(*asked));
     assert_true(workers && asked);
-    free_port();
     start_scheduler();
     assert_int_equal(wn_net_create(&net, &err), WN_OK);
     for (int i = 0; i <= LEADERS; i++) {
@@ -429,15 +381,14 @@ static void killed_again_and_again(void **state)
         snprintf(workers[i].name, sizeof(workers[i].name), "worker-%d", i);
         assert_int_equal(pthread_create(&workers[i].thread, NULL, worker_main, &workers[i]), 0);
     }
-    w = connect_client();
+    w = sched_proc_connect(&scheduler, true);
     assert_int_equal(pthread_create(&thread, NULL, killer, NULL), 0);
     load(w);
     winnow_close(w);
     ask_again();
     atomic_store(&stop_workers, true);
     for (int i = 0; i <= LEADERS; i++) pthread_join(workers[i].thread, NULL);
-    kill(scheduler, SIGTERM);
-    waitpid(scheduler, &status, 0);
+    status = sched_proc_end(&scheduler, SIGTERM);
     atomic_store(&scheduler_over, true);
     pthread_join(thread, NULL);
     assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
@@ -448,30 +399,22 @@ static void killed_again_and_again(void **state)
     free(asked);
 }
 
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *f)
-{
-    (void)st;
-    (void)type;
-    (void)f;
-    return remove(path);
-}
-
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(killed_again_and_again)};
     int rc;
 
     if (argc < 2) return 2;
-    snprintf(program, sizeof(program), "%s", argv[1]);
     if (argc > 3) {
         kills = (unsigned)strtoul(argv[2], NULL, 10);
         jobs = (unsigned)strtoul(argv[3], NULL, 10);
     }
     if (argc > 4) seed = (unsigned)strtoul(argv[4], NULL, 10);
     wn_log_max = WN_LOG_ERROR;
-    snprintf(base, sizeof(base), "/tmp/winnow-restart-XXXXXX");
-    if (!mkdtemp(base)) return 1;
+    if (!scratch_make(base, sizeof(base), "restart")) return 1;
+    snprintf(journal, sizeof(journal), "%s/journal", base);
+    sched_proc_init(&scheduler, argv[1], base);
     rc = cmocka_run_group_tests(tests, NULL, NULL);
-    if (rc == 0) nftw(base, remove_one, 16, FTW_DEPTH | FTW_PHYS); /* else it is left to be looked at */
+    if (rc == 0) scratch_remove(base); /* else it is left to be looked at */
     return rc;
 }

@@ -7,19 +7,21 @@
  * Scheduler and leader are scripted. */
 #include "side.h"
 
-#include <ftw.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/log.h"
+#include "tests/child.h"
+#include "tests/scratch.h"
+
 #define PICTURE "tests/eval/images/000.jpg"
 
-static char program[1024], base[64], scheduler_at[96], leader_at[96];
+static const char *program;
+static char base[64], scheduler_at[96], leader_at[96];
 static struct wn_net *net;
 static uint8_t picture[1 << 20];
 static size_t picture_bytes;
@@ -27,15 +29,11 @@ static size_t picture_bytes;
 static pid_t start_worker(void)
 {
     char endpoint[128];
-    pid_t pid;
+    const char *const argv[] = {program,           "vision",            "models/tiny-llava", endpoint,
+                                "--name=vision-0", "--log-level=error", NULL};
 
     snprintf(endpoint, sizeof(endpoint), "--scheduler-endpoint=%s", scheduler_at);
-    pid = fork();
-    if (pid != 0) return pid;
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    execl(program, program, "vision", "models/tiny-llava", endpoint, "--name=vision-0", "--log-level=error",
-          (char *)NULL);
-    _exit(127);
+    return child_start(argv);
 }
 
 /* Names the image of a job of its own. */
@@ -75,10 +73,8 @@ static pid_t worker_with(struct side *scheduler, uint32_t lease_ms)
 
 static void end_worker(pid_t worker, struct side *scheduler)
 {
-    int status;
+    const int status = child_end(worker, SIGTERM);
 
-    kill(worker, SIGTERM);
-    waitpid(worker, &status, 0);
     assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
     wn_endpoint_close(scheduler->ep);
 }
@@ -216,14 +212,6 @@ static void read_picture(void)
     fclose(f);
 }
 
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *f)
-{
-    (void)st;
-    (void)type;
-    (void)f;
-    return remove(path);
-}
-
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -235,15 +223,14 @@ int main(int argc, char **argv)
     int rc;
 
     if (argc < 2) return 2;
-    snprintf(program, sizeof(program), "%s", argv[1]);
+    program = argv[1];
     wn_log_max = WN_LOG_ERROR;
-    snprintf(base, sizeof(base), "/tmp/winnow-vlink-XXXXXX");
-    if (!mkdtemp(base) || wn_net_create(&net, &err) != WN_OK) return 1;
+    if (!scratch_make(base, sizeof(base), "vlink") || wn_net_create(&net, &err) != WN_OK) return 1;
     snprintf(scheduler_at, sizeof(scheduler_at), "ipc://%s/s", base);
     snprintf(leader_at, sizeof(leader_at), "ipc://%s/l", base);
     read_picture();
     rc = cmocka_run_group_tests(tests, NULL, NULL);
     if (rc == 0) wn_net_destroy(net); /* else sockets may be open */
-    nftw(base, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+    scratch_remove(base);
     return rc;
 }

@@ -6,7 +6,6 @@
 #include <cmocka.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <ftw.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -22,6 +21,8 @@
 #include "base/log.h"
 #include "daemon/blobs.h"
 #include "daemon/journal.h"
+#include "tests/blob_files.h"
+#include "tests/scratch.h"
 
 #define LIFE(st, att) ((struct wn_job_life){.state = (st), .attempt = (att), .attempts_max = 3})
 
@@ -149,22 +150,6 @@ static struct seen reopen(void)
     return seen;
 }
 
-static int blobs_n;
-static int count_blob(const char *path, const struct stat *st, int type, struct FTW *f)
-{
-    (void)st;
-    (void)f;
-    if (type == FTW_F && strstr(path, "/blobs/")) blobs_n++;
-    return 0;
-}
-
-static int blobs(void)
-{
-    blobs_n = 0;
-    nftw(dir, count_blob, 16, FTW_PHYS);
-    return blobs_n;
-}
-
 /* ---- */
 
 static void kept_over_a_restart(void **state)
@@ -180,7 +165,7 @@ static void kept_over_a_restart(void **state)
     add(j, ID_C, "third", "picture");
     save(j, ID_A, WN_JOB_RUNNING, "one two", 0);
     save(j, ID_C, WN_JOB_DONE, "end", 1000);
-    assert_int_equal(blobs(), 1); /* one file for both; the second still needs it */
+    assert_int_equal(blob_files_count(dir), 1); /* one file for both; the second still needs it */
     wn_journal_close(j);
     seen = reopen();
     assert_string_equal(seen.text, "02 done/2 third [] 2:end how why|00 running/2 first [picture] 2:one two how why|"
@@ -188,7 +173,7 @@ static void kept_over_a_restart(void **state)
     j = open_started();
     save(j, ID_C, WN_JOB_FAILED, "other", 2000); /* the end is written once */
     save(j, ID_A, WN_JOB_DONE, "all", 3000);
-    assert_int_equal(blobs(), 0);
+    assert_int_equal(blob_files_count(dir), 0);
     assert_int_equal(wn_journal_forget(j, ID_B), WN_OK);
     assert_int_equal(outcome(j, WN_JOURNAL_FORGET).code, WN_OK);
     wn_journal_close(j);
@@ -281,14 +266,6 @@ static void other_files_are_refused(void **state)
     assert_null(j);
 }
 
-static int tear(const char *path, const struct stat *st, int type, struct FTW *f)
-{
-    (void)st;
-    (void)f;
-    if (type == FTW_F && strstr(path, "/blobs/")) assert_int_equal(truncate(path, 3), 0);
-    return 0;
-}
-
 static void torn_image(void **state)
 {
     struct wn_journal *j;
@@ -300,7 +277,7 @@ static void torn_image(void **state)
     add(j, ID_A, "first", "picture");
     add(j, ID_B, "second", NULL);
     wn_journal_close(j);
-    nftw(dir, tear, 16, FTW_PHYS);
+    assert_int_equal(blob_files_tear(dir), 1);
     seen = reopen();
     assert_int_equal(seen.n, 2);
     assert_non_null(strstr(seen.damage, "is damaged"));
@@ -326,9 +303,9 @@ static void orphans_are_swept(void **state)
     assert_int_equal(wn_blobs_put(b, "lost", 4, hash, &err), WN_OK);
     wn_blobs_close(b);
     patch_file("blobs/unfinished", 0, "x", 1);
-    assert_int_equal(blobs(), 2);
+    assert_int_equal(blob_files_count(dir), 2);
     wn_journal_close(open_idle());
-    assert_int_equal(blobs(), 0);
+    assert_int_equal(blob_files_count(dir), 0);
 }
 
 /* No file may grow: as on a full disk. The running job's state waits, and all works when there is room again. */
@@ -364,7 +341,7 @@ static void no_room(void **state)
     add(j, ID_C, prompt, NULL);
     wn_journal_close(j);
     assert_int_equal(reopen().n, 2);
-    assert_int_equal(blobs(), 0);
+    assert_int_equal(blob_files_count(dir), 0);
     free(prompt);
 }
 
@@ -420,14 +397,6 @@ static void small_disk(void **state)
     assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *f)
-{
-    (void)st;
-    (void)type;
-    (void)f;
-    return remove(path);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -443,9 +412,8 @@ int main(void)
     int rc;
 
     wn_log_max = WN_LOG_ERROR;
-    snprintf(base, sizeof(base), "/tmp/winnow-journal-XXXXXX");
-    if (!mkdtemp(base)) return 1;
+    if (!scratch_make(base, sizeof(base), "journal")) return 1;
     rc = cmocka_run_group_tests(tests, NULL, NULL);
-    nftw(base, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+    scratch_remove(base);
     return rc;
 }

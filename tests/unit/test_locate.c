@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "client/conn.h"
+#include "tests/scratch.h"
 
 static char home[64];
 
@@ -67,14 +68,12 @@ int main(void)
     char path[128];
     int rc;
 
-    snprintf(home, sizeof(home), "/tmp/winnow-locate-%d", (int)getpid());
-    mkdir(home, 0700);
+    if (!scratch_make(home, sizeof(home), "locate")) return 1;
     snprintf(path, sizeof(path), "%s/.winnow", home);
     mkdir(path, 0700);
     snprintf(path, sizeof(path), "%s/.winnow/slurm", home);
     mkdir(path, 0700);
     setenv("HOME", home, 1);
     rc = cmocka_run_group_tests(tests, NULL, NULL);
-    snprintf(path, sizeof(path), "rm -rf %s", home);
-    return system(path) != 0 ? 1 : rc;
+    return scratch_remove(home) ? rc : 1;
 }

@@ -11,6 +11,7 @@
 
 #include "base/hostmem.h"
 #include "shard/plan_memory.h"
+#include "tests/scratch.h"
 
 static struct wn_memory_limits limits_of(uint64_t gb)
 {
@@ -153,13 +154,13 @@ static uint64_t free_of(const char *root)
 /* The tightest of the kernel's estimate and of all control groups around the process. */
 static void host_memory(void **state)
 {
-    char root[] = "/tmp/wn-hostmem-XXXXXX", command[64];
+    char root[64];
     struct wn_hostmem m;
     (void)state;
 
     assert_int_equal(wn_hostmem(&m, NULL), WN_OK); /* of this machine */
     assert_true(m.free_bytes > 0 && m.free_bytes <= m.total_bytes);
-    assert_non_null(mkdtemp(root));
+    assert_true(scratch_make(root, sizeof(root), "hostmem"));
     assert_int_equal(wn_hostmem_at(&m, root, NULL), WN_EIO);
     put(root, "proc/meminfo", "MemTotal: 1000 kB\nMemFree: 1 kB\nMemAvailable:  800 kB\n");
     assert_int_equal(free_of(root), 800 * 1024);
@@ -176,8 +177,7 @@ static void host_memory(void **state)
     assert_int_equal(free_of(root), 0);
     put(root, "sys/fs/cgroup/memory/slurm/job_7/memory.stat", "cache 1\ntotal_cache 250000\n");
     assert_int_equal(free_of(root), 150000);
-    snprintf(command, sizeof(command), "rm -r %s", root);
-    assert_int_equal(system(command), 0);
+    assert_true(scratch_remove(root));
 }
 
 int main(void)
