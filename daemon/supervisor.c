@@ -3,8 +3,8 @@
  * drains on SIGTERM.
  *
  * A component that gives up before the service was ready once ends the service: its own error line says why. One that
- * is ended by a signal or loses a rank, and any after that, is started again after a pause that doubles; one that keeps
- * dying (RESTARTS_MAX in RESTARTS_WINDOW_US) ends the service. One that is stopped for longer than the lease is as good
+ * is ended by a signal or loses a rank, and any after that, is started again after a pause; one that keeps dying ends
+ * the service (restarts.h). One that is stopped for longer than the lease is as good
  * as dead: it is killed, and started again. */
 #include <errno.h>
 #include <signal.h>
@@ -20,6 +20,7 @@
 #include "daemon/fit.h"
 #include "daemon/harden.h"
 #include "daemon/pruning_ask.h"
+#include "daemon/restarts.h"
 #include "daemon/roles.h"
 #include "daemon/worker.h"
 #include "proto/codec.h"
@@ -27,20 +28,16 @@
 #include "shard/weights.h"
 #include "transport/endpoint.h"
 
-#define BACKOFF_US         200000ll
-#define BACKOFF_MAX_US     5000000ll
-#define RESTARTS_MAX       10
-#define RESTARTS_WINDOW_US 60000000ll
-#define ASK_PERIOD_US      50000ll
-#define KILL_GRACE_US      5000000ll
-#define FOLLOW_GRACE_US    2000000ll
+#define ASK_PERIOD_US   50000ll
+#define KILL_GRACE_US   5000000ll
+#define FOLLOW_GRACE_US 2000000ll
 
 struct component {
     const char *name; /* of its part of the crew */
     pid_t pid; /* 0: not running */
-    int64_t start_at_us, window_us;
+    int64_t start_at_us, started_us;
     int64_t stopped_us; /* since when; 0: it is not */
-    unsigned restarts;
+    struct wn_restarts restarts;
 };
 
 struct supervisor {
@@ -206,6 +203,7 @@ static void start_due(struct supervisor *s)
         struct wn_err err = {0};
         if (c->pid || c->start_at_us > wn_now_us()) continue;
         if (wn_crew_start(&s->crew, i, 0, &c->pid, &err) != WN_OK) fail_service(s, err.text);
+        c->started_us = wn_now_us();
         wn_info("supervisor", "%s started, process %d", c->name, (int)c->pid);
     }
 }
@@ -221,7 +219,7 @@ static void plan_restart(struct supervisor *s, struct component *c, int status)
 {
     char why[192];
     const int64_t now = wn_now_us();
-    int64_t pause = BACKOFF_US;
+    int64_t pause;
 
     if (WIFSIGNALED(status))
         snprintf(why, sizeof(why), "%s was ended by signal %d (%s)", c->name, WTERMSIG(status),
@@ -233,20 +231,13 @@ static void plan_restart(struct supervisor *s, struct component *c, int status)
         fail_service(s, why);
         return;
     }
-    if (now - c->window_us > RESTARTS_WINDOW_US) {
-        c->window_us = now;
-        c->restarts = 0;
-    }
-    if (++c->restarts > RESTARTS_MAX) {
-        snprintf(why + strlen(why), sizeof(why) - strlen(why), ", for the %uth time in a minute",
-                 c->restarts);
+    if ((pause = wn_restarts_pause(&c->restarts, now, now - c->started_us)) < 0) {
+        snprintf(why + strlen(why), sizeof(why) - strlen(why), ", for the %uth time in a minute", c->restarts.n);
         fail_service(s, why);
         return;
     }
-    for (unsigned i = 1; i < c->restarts && pause < BACKOFF_MAX_US; i++) pause *= 2;
-    c->start_at_us = now + (pause < BACKOFF_MAX_US ? pause : BACKOFF_MAX_US);
-    wn_warn("supervisor", "%s; it starts again in %lld ms", why,
-            (long long)(c->start_at_us - now) / 1000);
+    c->start_at_us = now + pause;
+    wn_warn("supervisor", "%s; it starts again in %lld ms", why, (long long)pause / 1000);
 }
 
 static void reap(struct supervisor *s)
