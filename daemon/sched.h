@@ -44,7 +44,7 @@ struct wn_job_image {
     bool encoded;
     uint32_t orders;                  /* to encode it, in this attempt */
     int avoid;                        /* the worker that had the last order and did not do it, or WN_NO_WORKER */
-    int64_t ordered_us;
+    int64_t ordered_us, full_us, order_at_us; /* the last; since when workers lack room for it, or 0; the next try */
 };
 
 /* Which list a job is in; one at a time. */

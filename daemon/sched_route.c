@@ -97,6 +97,7 @@ static void release(struct wn_scheduler *s, struct wn_job *job, bool cancel)
         im->encoded = false;
         im->orders = 0;
         im->avoid = WN_NO_WORKER;
+        im->full_us = im->order_at_us = 0;
     }
 }
 
@@ -290,9 +291,10 @@ static bool send_encode(struct wn_scheduler *s, struct wn_job *job, uint32_t ima
 static bool encode_some(struct wn_scheduler *s, struct wn_job *job)
 {
     for (uint32_t i = 0; i < job->images_n; i++) {
+        const struct wn_job_image *im = &job->images[i];
         int worker;
-        if (job->images[i].worker != WN_NO_WORKER) continue;
-        if ((worker = pick_vision(s, &job->images[i])) == WN_NO_WORKER) return true;
+        if (im->worker != WN_NO_WORKER || (im->order_at_us && wn_now_us() < im->order_at_us)) continue;
+        if ((worker = pick_vision(s, im)) == WN_NO_WORKER) return true;
         if (!send_encode(s, job, i, worker)) return false;
     }
     return true;

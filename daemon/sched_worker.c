@@ -7,6 +7,7 @@
 #include "daemon/sched.h"
 
 #define ENCODE_ORDERS_MAX 2 /* of one image in one attempt */
+#define FULL_PAUSE_US     100000ll /* before a worker without room is asked again */
 
 static bool is_leader(const struct wn_sched_worker *w)
 {
@@ -67,6 +68,17 @@ static bool depends(const struct wn_job *job, int worker)
     return false;
 }
 
+/* The worker no longer has the image; rather another one gets the next order. */
+static void take_image(struct wn_scheduler *s, struct wn_job_image *im)
+{
+    struct wn_sched_worker *w = &s->worker[im->worker];
+
+    if (!im->encoded && w->outstanding) w->outstanding--;
+    im->avoid = im->worker;
+    im->worker = WN_NO_WORKER;
+    im->encoded = false;
+}
+
 /* Another vision worker can encode what this one had, for the same attempt: the leader drops what comes twice. false:
  * it has been tried, or the worker is the job's leader. */
 static bool order_again(struct wn_scheduler *s, struct wn_job *job, int worker)
@@ -74,12 +86,27 @@ static bool order_again(struct wn_scheduler *s, struct wn_job *job, int worker)
     if (job->leader == worker) return false;
     for (uint32_t i = 0; i < job->images_n; i++)
         if (job->images[i].worker == worker && job->images[i].orders >= ENCODE_ORDERS_MAX) return false;
+    for (uint32_t i = 0; i < job->images_n; i++)
+        if (job->images[i].worker == worker) take_image(s, &job->images[i]);
+    return true;
+}
+
+/* The worker has no room for the job's images, as when features wait there for a leader whose link is down. That is no
+ * attempt: they are ordered again before long, as often as --encode-timeout permits. false: that is over, or the worker
+ * is the job's leader. */
+static bool order_later(struct wn_scheduler *s, struct wn_job *job, int worker)
+{
+    const int64_t now_us = wn_now_us(), wait_us = (int64_t)s->cfg.encode_timeout_ms * 1000;
+
+    if (job->leader == worker) return false;
     for (uint32_t i = 0; i < job->images_n; i++) {
-        if (job->images[i].worker != worker) continue;
-        if (!job->images[i].encoded && s->worker[worker].outstanding) s->worker[worker].outstanding--;
-        job->images[i].worker = WN_NO_WORKER;
-        job->images[i].avoid = worker;
-        job->images[i].encoded = false;
+        struct wn_job_image *im = &job->images[i];
+        if (im->worker != worker) continue;
+        if (!im->full_us) im->full_us = now_us;
+        if (wait_us && now_us - im->full_us > wait_us) return false;
+        im->order_at_us = now_us + FULL_PAUSE_US;
+        im->orders--;
+        take_image(s, im);
     }
     return true;
 }
@@ -356,7 +383,8 @@ static void on_error(struct wn_scheduler *s, int worker, const Wn__Error *e)
     for (uint32_t i = 0; i < job->images_n; i++) concerned |= job->images[i].worker == worker;
     if (!concerned) return;
     if (e->retriable) {
-        if (!order_again(s, job, worker)) wn_sched_lose(s, job, e->text);
+        const bool full = e->code == WN_EBUSY;
+        if (!(full ? order_later(s, job, worker) : order_again(s, job, worker))) wn_sched_lose(s, job, e->text);
     } else {
         wn_sched_fail(s, job, e->code > 0 && e->code < WN_STATUS_N ? (wn_status)e->code : WN_EPEER, false, e->text);
     }

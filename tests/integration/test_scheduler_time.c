@@ -1,4 +1,5 @@
-/* tests/integration/test_scheduler_time.c - slow clients, deadlines, and results that are kept or forgotten. */
+/* tests/integration/test_scheduler_time.c - slow clients, full workers, deadlines, and results that are kept or
+ * forgotten. */
 #include "sched_bed.h"
 
 #include "base/log.h"
@@ -201,6 +202,73 @@ static void results_are_bounded(void **state)
     bed_stop(&b);
 }
 
+/* A worker without room is asked again, as often as it takes: that is no attempt of the job. */
+static void full_vision_worker(void **state)
+{
+    struct bed b;
+    struct end client, leader, vision;
+    struct order gen, enc;
+
+    (void)state;
+    bed_init(&b);
+    b.cfg.lease_ms = 60000;
+    bed_start(&b);
+    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 4);
+    vision = worker_open(&b, WN__ROLE__ROLE_VISION, "vision-0", 1);
+    client = end_open(&b, false);
+    submit(&client, "q", "image", "");
+    expect_accepted(&client, false, NULL);
+    gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
+    for (int i = 0; i < 8; i++) { /* more often than attempts and orders are allowed */
+        enc = take_order(&vision, WN__ENVELOPE__BODY_ENCODE);
+        assert_int_equal(enc.attempt, 1);
+        give_error(&vision, &enc, WN_EBUSY, true, "replica-0 has not taken the images that it has here");
+    }
+    enc = take_order(&vision, WN__ENVELOPE__BODY_ENCODE);
+    give_encoded(&vision, &enc);
+    give_done(&leader, &gen, 9);
+    wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, ""));
+    end_close(&client);
+    end_close(&leader);
+    end_close(&vision);
+    bed_stop(&b);
+}
+
+/* But not for ever. */
+static void vision_worker_stays_full(void **state)
+{
+    struct bed b;
+    struct end client, leader, vision;
+    struct order enc;
+    Wn__Envelope *env = NULL;
+
+    (void)state;
+    bed_init(&b);
+    b.cfg.lease_ms = 60000;
+    b.cfg.encode_timeout_ms = 300;
+    b.cfg.max_attempts = 1;
+    bed_start(&b);
+    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 4);
+    vision = worker_open(&b, WN__ROLE__ROLE_VISION, "vision-0", 1);
+    client = end_open(&b, false);
+    submit(&client, "q", "image", "");
+    expect_accepted(&client, false, NULL);
+    (void)take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
+    for (int i = 0; i < 50 && !env; i++) {
+        enc = take_order(&vision, WN__ENVELOPE__BODY_ENCODE);
+        give_error(&vision, &enc, WN_EBUSY, true, "no room here");
+        env = end_recv(&client, 90); /* less than the pause: it is asked again after that */
+    }
+    assert_non_null(env);
+    assert_int_equal(env->body_case, WN__ENVELOPE__BODY_ERROR);
+    assert_non_null(strstr(env->error->text, "gave up after 1 attempts: no room here"));
+    wn_codec_free(env);
+    end_close(&client);
+    end_close(&leader);
+    end_close(&vision);
+    bed_stop(&b);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -208,6 +276,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(deadlines),
         cmocka_unit_test(keys),
         cmocka_unit_test(results_are_bounded),
+        cmocka_unit_test(full_vision_worker),
+        cmocka_unit_test(vision_worker_stays_full),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     wn_log_max = WN_LOG_ERROR;
