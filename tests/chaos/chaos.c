@@ -194,7 +194,7 @@ static bool storm(struct load *l)
         open = look(l);
         if (load_quiet_us(l) > STUCK_US || !service_runs()) return false;
         if (wn_now_us() < next_us) continue;
-        if (open && rand_r(&state) % 100 >= 2) continue; /* now and then two at a time: 2 % of the turns */
+        if (open && rand_r(&state) % 400 != 0) continue; /* now and then a second one before all is well again */
         strike(&state);
         next_us = wn_deadline_in_us((int64_t)(rand_r(&state) % 1500) * 1000);
     }
