@@ -89,6 +89,17 @@ int cli_next(struct cli_args *a)
     return bad_option(arg, a->opts);
 }
 
+int cli_take(struct cli_args *a, bool (*take)(void *ctx, int option, const char *value), void *ctx)
+{
+    int option;
+
+    while ((option = cli_next(a)) != CLI_END) {
+        if (option == CLI_EXIT) return CLI_OK;
+        if (option == CLI_BAD || !take(ctx, option, a->value)) return CLI_USAGE;
+    }
+    return -1;
+}
+
 volatile sig_atomic_t cli_stopped;
 
 static void on_signal(int signal_number)
@@ -118,6 +129,13 @@ bool cli_u32(const char *name, const char *text, uint32_t max, uint32_t *out)
     }
     *out = (uint32_t)v;
     return true;
+}
+
+bool cli_count(const char *name, const char *text, uint32_t max, uint32_t *out)
+{
+    if (!cli_u32(name, text, max, out)) return false;
+    if (*out == 0) fprintf(stderr, "winnow: --%s: at least 1\n", name);
+    return *out > 0;
 }
 
 bool cli_float(const char *name, const char *text, float min, float max, float *out)

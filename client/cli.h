@@ -20,6 +20,9 @@ struct cli_opt {
     const char *help;
 };
 
+/* Where the server is: a row for a table of options. */
+#define CLI_ENDPOINT_OPT {"endpoint", "ADDRESS", "of the server; else WINNOW_ENDPOINT, else tcp://127.0.0.1:5599"}
+
 /* Walks over arguments. Zero-initialise, then set argc, argv, opts. */
 struct cli_args {
     int argc;
@@ -39,8 +42,13 @@ struct cli_args {
 /* The index of the next option, or one of the above. */
 int cli_next(struct cli_args *a);
 
+/* Gives every option to take(), with CLI_PLAIN for an argument that is none. -1: go on, else the exit code. take() says
+ * on stderr what is wrong and returns false. */
+int cli_take(struct cli_args *a, bool (*take)(void *ctx, int option, const char *value), void *ctx);
+
 /* Numbers with bounds; say on stderr what is wrong. */
 bool cli_u32(const char *name, const char *text, uint32_t max, uint32_t *out);
+bool cli_count(const char *name, const char *text, uint32_t max, uint32_t *out); /* at least 1 */
 bool cli_float(const char *name, const char *text, float min, float max, float *out);
 
 /* SIGINT and SIGTERM set it, once cli_catch_signals() was called: submit nothing more, and end in order. */

@@ -31,7 +31,7 @@ static const struct cli_opt opts[] = {
     {"json", NULL, "print one JSON object at the end"},
     {"usage", NULL, "print a line with the costs, also when standard error is no terminal"},
     {"timeout", "S", "give up after so many seconds [600]"},
-    {"endpoint", "ADDRESS", "of the server; else WINNOW_ENDPOINT, else tcp://127.0.0.1:5599"},
+    CLI_ENDPOINT_OPT,
     {NULL, NULL, NULL},
 };
 enum { O_IMAGE, O_MAX, O_TEMPERATURE, O_TOPK, O_TOPP, O_PENALTY, O_SEED, O_STOP, O_PRUNING, O_CAP,
@@ -51,7 +51,7 @@ struct ask {
     } scores[WN_CHOICES_MAX]; /* log-probabilities of each answer */
     char method[WINNOW_METHOD_MAX];
     const char *endpoint;
-    bool json, usage;
+    bool json, usage, unreadable; /* a picture */
     uint32_t timeout_s;
 };
 
@@ -74,75 +74,68 @@ static bool add_image(struct ask *a, const char *path)
     return im->data != NULL;
 }
 
-/* One option; -1: go on, else the exit code. */
-static int take_option(struct ask *a, int option, const char *value)
+static bool set_question(struct ask *a, const char *text)
 {
+    if (a->request.prompt) fprintf(stderr, "winnow: more than one question: put it in quotes\n");
+    else a->request.prompt = text;
+    return a->request.prompt == text;
+}
+
+static bool take_option(void *ctx, int option, const char *value)
+{
+    struct ask *a = ctx;
     struct winnow_request *r = &a->request;
-    uint32_t seed, ms;
+    uint32_t number = 0;
     bool good = true;
 
     switch (option) {
-    case O_IMAGE: return add_image(a, value) ? -1 : CLI_FAILED;
-    case O_MAX: good = cli_u32("max-tokens", value, WN_EMITTED_MAX, &r->max_tokens); break;
-    case O_TEMPERATURE: good = cli_float("temperature", value, 0, 100, &r->temperature); break;
-    case O_TOPK: good = cli_u32("top-k", value, UINT32_MAX, &r->top_k); break;
-    case O_TOPP: good = cli_float("top-p", value, 0, 1, &r->top_p); break;
-    case O_PENALTY: good = cli_float("repetition-penalty", value, 0, 10, &r->repetition_penalty); break;
+    case CLI_PLAIN: return set_question(a, value);
+    case O_IMAGE: a->unreadable = !add_image(a, value); return !a->unreadable;
+    case O_MAX: return cli_u32("max-tokens", value, WN_EMITTED_MAX, &r->max_tokens);
+    case O_TEMPERATURE: return cli_float("temperature", value, 0, 100, &r->temperature);
+    case O_TOPK: return cli_u32("top-k", value, UINT32_MAX, &r->top_k);
+    case O_TOPP: return cli_float("top-p", value, 0, 1, &r->top_p);
+    case O_PENALTY: return cli_float("repetition-penalty", value, 0, 10, &r->repetition_penalty);
     case O_SEED:
-        if ((good = cli_u32("seed", value, UINT32_MAX, &seed))) r->seed = seed;
-        break;
+        good = cli_u32("seed", value, UINT32_MAX, &number);
+        r->seed = number;
+        return good;
     case O_STOP:
         good = r->stop_n < STOP_N;
         if (good) a->stop[r->stop_n++] = value;
         else fprintf(stderr, "winnow: at most %d stop texts are allowed\n", STOP_N);
-        break;
-    case O_PRUNING: good = parse_pruning(a, value); break;
-    case O_N: good = cli_u32("n", value, WN_CHOICES_MAX, &r->n); break;
-    case O_LOGPROBS:
-        r->logprobs = 1;
-        good = cli_u32("logprobs", value, WN_LOGPROBS_MAX, &r->top_logprobs);
-        break;
+        return good;
+    case O_PRUNING: return parse_pruning(a, value);
+    case O_N: return cli_u32("n", value, WN_CHOICES_MAX, &r->n);
+    case O_LOGPROBS: r->logprobs = 1; return cli_u32("logprobs", value, WN_LOGPROBS_MAX, &r->top_logprobs);
     case O_STOP_TOKEN:
         good = r->stop_token_ids_n < STOP_N;
-        if (good) good = cli_u32("stop-token", value, UINT32_MAX, &a->stop_ids[r->stop_token_ids_n++]);
-        else fprintf(stderr, "winnow: at most %d stop tokens are allowed\n", STOP_N);
-        break;
-    case O_IGNORE_EOS: r->ignore_eos = 1; break;
+        if (!good) fprintf(stderr, "winnow: at most %d stop tokens are allowed\n", STOP_N);
+        return good && cli_u32("stop-token", value, UINT32_MAX, &a->stop_ids[r->stop_token_ids_n++]);
+    case O_IGNORE_EOS: r->ignore_eos = 1; return true;
     case O_DEADLINE:
-        if ((good = cli_u32("deadline", value, UINT32_MAX, &ms))) r->deadline_ms = ms;
-        break;
-    case O_JSON: a->json = true; break;
-    case O_USAGE: a->usage = true; break;
-    case O_TIMEOUT: good = cli_u32("timeout", value, 86400, &a->timeout_s); break;
-    case O_ENDPOINT: a->endpoint = value; break;
-    default: good = cli_pruning_option(r, option - O_CAP, value); break;
+        good = cli_u32("deadline", value, UINT32_MAX, &number);
+        r->deadline_ms = number;
+        return good;
+    case O_JSON: a->json = true; return true;
+    case O_USAGE: a->usage = true; return true;
+    case O_TIMEOUT: return cli_u32("timeout", value, 86400, &a->timeout_s);
+    case O_ENDPOINT: a->endpoint = value; return true;
+    default: return cli_pruning_option(r, option - O_CAP, value);
     }
-    return good ? -1 : CLI_USAGE;
 }
 
+/* -1: go on, else the exit code. */
 static int parse(struct ask *a, int argc, char **argv)
 {
     struct cli_args args = {.argc = argc, .argv = argv, .opts = opts, .usage = usage};
+    int code;
 
     a->timeout_s = 600;
     a->request.images = a->images;
     a->request.stop = a->stop;
     a->request.stop_token_ids = a->stop_ids;
-    for (;;) {
-        int option = cli_next(&args), code;
-        if (option == CLI_END) break;
-        if (option == CLI_EXIT) return CLI_OK;
-        if (option == CLI_BAD) return CLI_USAGE;
-        if (option == CLI_PLAIN) {
-            if (a->request.prompt) {
-                fprintf(stderr, "winnow: more than one question: put it in quotes\n");
-                return CLI_USAGE;
-            }
-            a->request.prompt = args.value;
-        } else if ((code = take_option(a, option, args.value)) >= 0) {
-            return code;
-        }
-    }
+    if ((code = cli_take(&args, take_option, a)) >= 0) return a->unreadable ? CLI_FAILED : code;
     if (!a->request.prompt) {
         fprintf(stderr, "winnow: no question; --help says how to ask one\n");
         return CLI_USAGE;

@@ -34,7 +34,7 @@ static const struct cli_opt opts[] = {
     {"pruning", "METHOD[:K]", "of requests that say nothing of it: a count (64) or a share removed (0.5)"},
     CLI_PRUNING_OPTS,
     {"reconnect-timeout", "S", "how long to look for a server that went away [300]"},
-    {"endpoint", "ADDRESS", "of the server; else WINNOW_ENDPOINT, else tcp://127.0.0.1:5599"},
+    CLI_ENDPOINT_OPT,
     {NULL, NULL, NULL},
 };
 enum { O_IN, O_OUT, O_CONCURRENCY, O_ROOT, O_PRUNING, O_CAP, O_RECONNECT = O_CAP + CLI_PRUNING_N, O_ENDPOINT };
@@ -418,60 +418,37 @@ static wn_status run(struct batch *b, struct wn_err *err)
 
 /* ---- start and end ---- */
 
-static int take_option(struct batch *b, int option, const char *value)
+static bool take_option(void *ctx, int option, const char *value)
 {
-    bool good = true;
+    struct batch *b = ctx;
 
     switch (option) {
-    case O_IN:
-        b->in = value;
-        break;
-    case O_OUT:
-        b->out = value;
-        break;
-    case O_CONCURRENCY:
-        good = cli_u32("concurrency", value, CONCURRENCY_MAX, &b->concurrency) && b->concurrency > 0;
-        if (b->concurrency == 0) fprintf(stderr, "winnow: --concurrency is at least 1\n");
-        break;
-    case O_ROOT:
-        good = (b->root = strdup(value)) != NULL;
-        break;
-    case O_RECONNECT:
-        good = cli_u32("reconnect-timeout", value, 86400 * 30, &b->reconnect_s);
-        break;
-    case O_ENDPOINT:
-        b->endpoint = value;
-        break;
+    case CLI_PLAIN:
+        fprintf(stderr, "winnow: '%.80s' is no option of run-batch; --help lists them\n", value);
+        return false;
+    case O_IN: b->in = value; return true;
+    case O_OUT: b->out = value; return true;
+    case O_CONCURRENCY: return cli_count("concurrency", value, CONCURRENCY_MAX, &b->concurrency);
+    case O_ROOT: return (b->root = strdup(value)) != NULL;
+    case O_RECONNECT: return cli_u32("reconnect-timeout", value, 86400 * 30, &b->reconnect_s);
+    case O_ENDPOINT: b->endpoint = value; return true;
     case O_PRUNING:
         b->base.pruning_method = b->method;
-        good = cli_pruning(value, b->method, &b->base.pruning_keep, &b->base.pruning_rate);
-        break;
-    default:
-        good = cli_pruning_option(&b->base, option - O_CAP, value);
-        break;
+        return cli_pruning(value, b->method, &b->base.pruning_keep, &b->base.pruning_rate);
+    default: return cli_pruning_option(&b->base, option - O_CAP, value);
     }
-    return good ? -1 : CLI_USAGE;
 }
 
 static int parse(struct batch *b, int argc, char **argv)
 {
     struct cli_args args = {.argc = argc, .argv = argv, .opts = opts, .usage = usage};
+    int code;
 
     for (int i = 1; i < argc; i++) { /* the two short options of every run-batch */
         if (strcmp(argv[i], "-i") == 0) argv[i] = (char *)"--input-file";
         if (strcmp(argv[i], "-o") == 0) argv[i] = (char *)"--output-file";
     }
-    for (;;) {
-        const int option = cli_next(&args);
-        if (option == CLI_END) break;
-        if (option == CLI_EXIT) return CLI_OK;
-        if (option == CLI_BAD) return CLI_USAGE;
-        if (option == CLI_PLAIN) {
-            fprintf(stderr, "winnow: '%.80s' is no option of run-batch; --help lists them\n", args.value);
-            return CLI_USAGE;
-        }
-        if (take_option(b, option, args.value) >= 0) return CLI_USAGE;
-    }
+    if ((code = cli_take(&args, take_option, b)) >= 0) return code;
     if (!b->in || !b->out) {
         fprintf(stderr, "winnow: run-batch wants -i IN.jsonl and -o OUT.jsonl\n");
         return CLI_USAGE;

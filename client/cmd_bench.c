@@ -42,7 +42,7 @@ static const struct cli_opt opts[] = {
     {"csv", "FILE", "append a row"},
     {"plot", "FILE.png", "draw how many were answered within a time"},
     {"timeout", "S", "give up when nothing comes for so long [300]"},
-    {"endpoint", "ADDRESS", "of the server; else WINNOW_ENDPOINT, else tcp://127.0.0.1:5599"},
+    CLI_ENDPOINT_OPT,
     {NULL, NULL, NULL},
 };
 enum {
@@ -80,6 +80,7 @@ struct bench {
     struct winnow_request base; /* what every request says about pruning */
     char method[WINNOW_METHOD_MAX];
     uint32_t warmups, timeout_s, seed;
+    int last; /* option that was given */
     struct prompt *prompt;
     uint32_t prompts_n, prompts_room;
     uint32_t *order;
@@ -359,9 +360,16 @@ static bool take_goodput(struct bench *b, const char *value)
     return false;
 }
 
-static bool take_option(struct bench *b, int option, const char *value)
+static bool take_option(void *ctx, int option, const char *value)
 {
+    struct bench *b = ctx;
+
+    if (option == CLI_PLAIN && b->last == O_GOODPUT) return take_goodput(b, value); /* --goodput ttft:500 e2e:3000 */
+    b->last = option;
     switch (option) {
+    case CLI_PLAIN:
+        fprintf(stderr, "winnow: '%.80s' is no option of bench serve; --help lists them\n", value);
+        return false;
     case O_DATA:
     case O_DATA2:
         b->dataset = b->r.dataset = value;
@@ -406,20 +414,9 @@ static bool take_option(struct bench *b, int option, const char *value)
 static int parse(struct bench *b, int argc, char **argv)
 {
     struct cli_args args = {.argc = argc, .argv = argv, .opts = opts, .usage = usage};
-    int last = CLI_END;
+    const int code = cli_take(&args, take_option, b);
 
-    for (;;) {
-        const int option = cli_next(&args);
-        if (option == CLI_END) break;
-        if (option == CLI_EXIT) return CLI_OK;
-        if (option == CLI_BAD) return CLI_USAGE;
-        if (option == CLI_PLAIN && last != O_GOODPUT) { /* --goodput ttft:500 e2e:3000 */
-            fprintf(stderr, "winnow: '%.80s' is no option of bench serve; --help lists them\n", args.value);
-            return CLI_USAGE;
-        }
-        if (option != CLI_PLAIN) last = option;
-        if (!take_option(b, last, args.value)) return CLI_USAGE;
-    }
+    if (code >= 0) return code;
     if (!b->dataset || b->r.prompts == 0) {
         fprintf(stderr, "winnow: bench serve wants %s\n", b->dataset ? "at least one prompt" : "--dataset-path FILE");
         return CLI_USAGE;

@@ -37,7 +37,7 @@ static const struct cli_opt opts[] = {
     {"timeout", "S", "give up a question after so many seconds [300]"},
     {"csv", "FILE", "write the table there, too"},
     {"plot", "FILE", "draw accuracy against tokens kept, as PNG"},
-    {"endpoint", "ADDRESS", "of the server; else WINNOW_ENDPOINT, else tcp://127.0.0.1:5599"},
+    CLI_ENDPOINT_OPT,
     {NULL, NULL, NULL},
 };
 enum { O_SET, O_PRUNING, O_SWEEP, O_LIMIT, O_CONCURRENCY, O_MAX, O_CAP,
@@ -90,17 +90,19 @@ static bool add_sweep(struct eval *e)
     return true;
 }
 
-static bool take_option(struct eval *e, int option, const char *value)
+static bool take_option(void *ctx, int option, const char *value)
 {
+    struct eval *e = ctx;
+
     switch (option) {
+    case CLI_PLAIN:
+        fprintf(stderr, "winnow: unexpected argument '%.80s'; --set names the evaluation set\n", value);
+        return false;
     case O_SET: e->set_path = value; return true;
     case O_PRUNING: return add_list(e, value);
     case O_SWEEP: return add_sweep(e);
     case O_LIMIT: return cli_u32("limit", value, EVAL_QUESTIONS_MAX, &e->limit);
-    case O_CONCURRENCY:
-        if (!cli_u32("concurrency", value, CONCURRENCY_MAX, &e->runner.concurrency)) return false;
-        if (e->runner.concurrency == 0) fprintf(stderr, "winnow: --concurrency: at least 1\n");
-        return e->runner.concurrency > 0;
+    case O_CONCURRENCY: return cli_count("concurrency", value, CONCURRENCY_MAX, &e->runner.concurrency);
     case O_MAX: return cli_u32("max-tokens", value, WN_EMITTED_MAX, &e->runner.max_tokens);
     case O_TIMEOUT: return cli_u32("timeout", value, 86400, &e->runner.timeout_s);
     case O_CSV: e->csv = value; return true;
@@ -114,18 +116,9 @@ static bool take_option(struct eval *e, int option, const char *value)
 static int parse(struct eval *e, int argc, char **argv)
 {
     struct cli_args args = {.argc = argc, .argv = argv, .opts = opts, .usage = usage};
+    const int code = cli_take(&args, take_option, e);
 
-    for (;;) {
-        const int option = cli_next(&args);
-        if (option == CLI_END) break;
-        if (option == CLI_EXIT) return CLI_OK;
-        if (option == CLI_BAD) return CLI_USAGE;
-        if (option == CLI_PLAIN) {
-            fprintf(stderr, "winnow: unexpected argument '%.80s'; --set names the evaluation set\n", args.value);
-            return CLI_USAGE;
-        }
-        if (!take_option(e, option, args.value)) return CLI_USAGE;
-    }
+    if (code >= 0) return code;
     if (e->settings_n == 0 && !add_list(e, "none")) return CLI_USAGE;
     return -1;
 }

@@ -4,11 +4,11 @@
 #define WAIT_MS 5000
 
 static const struct cli_opt cancel_opts[] = {
-    {"endpoint", "ADDRESS", "of the server; else WINNOW_ENDPOINT, else tcp://127.0.0.1:5599"},
+    CLI_ENDPOINT_OPT,
     {NULL, NULL, NULL},
 };
 static const struct cli_opt attach_opts[] = {
-    {"endpoint", "ADDRESS", "of the server; else WINNOW_ENDPOINT, else tcp://127.0.0.1:5599"},
+    CLI_ENDPOINT_OPT,
     {"from", "N", "first token that is wanted [0]"},
     {NULL, NULL, NULL},
 };

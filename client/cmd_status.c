@@ -12,7 +12,7 @@
 static const struct cli_opt opts[] = {
     {"json", NULL, "print JSON"},
     {"wait", "S", "wait up to S seconds until the server is ready; exit code 1 if it is not"},
-    {"endpoint", "ADDRESS", "of the server; else WINNOW_ENDPOINT, else tcp://127.0.0.1:5599"},
+    CLI_ENDPOINT_OPT,
     {"metrics", NULL, "print Prometheus text"},
     {NULL, NULL, NULL},
 };

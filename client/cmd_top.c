@@ -15,7 +15,7 @@
 static const struct cli_opt opts[] = {
     {"interval", "S", "seconds between looks [1]"},
     {"once", NULL, "look twice, one interval apart, print, and exit"},
-    {"endpoint", "ADDRESS", "of the server; else WINNOW_ENDPOINT, else tcp://127.0.0.1:5599"},
+    CLI_ENDPOINT_OPT,
     {NULL, NULL, NULL},
 };
 

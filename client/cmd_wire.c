@@ -37,7 +37,7 @@ static const struct cli_opt opts[] = {
     {"csv", "FILE", "append a row for each rate and budget"},
     {"plot", "FILE", "draw the parts of the time to the first token, as PNG; with --csv all of that file's rows"},
     {"timeout", "S", "give up a request after so many seconds [300]"},
-    {"endpoint", "ADDRESS", "of the server; else WINNOW_ENDPOINT, else tcp://127.0.0.1:5599"},
+    CLI_ENDPOINT_OPT,
     {NULL, NULL, NULL},
 };
 enum { O_RATES, O_SHAPE, O_BUDGETS, O_METHOD, O_REQUESTS, O_CONCURRENCY, O_MAX, O_SET, O_MODEL, O_CSV, O_PLOT,
@@ -97,29 +97,23 @@ static bool take_budgets(struct wire *b, const char *list)
             fprintf(stderr, "winnow: --budgets: '%.60s' is not a list of at most %d counts\n", list, LIST_MAX);
             return false;
         }
-        if (!cli_u32("budgets", item, 65536, &b->budgets[i])) return false;
-        if (b->budgets[i] == 0) fprintf(stderr, "winnow: --budgets: at least 1\n");
-        if (b->budgets[i] == 0) return false;
+        if (!cli_count("budgets", item, 65536, &b->budgets[i])) return false;
     }
     return true;
 }
 
-static bool take_count(const char *name, const char *value, uint32_t max, uint32_t *out)
+static bool take_option(void *ctx, int option, const char *value)
 {
-    if (!cli_u32(name, value, max, out)) return false;
-    if (*out == 0) fprintf(stderr, "winnow: --%s: at least 1\n", name);
-    return *out > 0;
-}
+    struct wire *b = ctx;
 
-static bool take_option(struct wire *b, int option, const char *value)
-{
     switch (option) {
+    case CLI_PLAIN: fprintf(stderr, "winnow: unexpected argument '%.80s'\n", value); return false;
     case O_RATES: return take_rates(b, value);
     case O_SHAPE: b->shape = value; return true;
     case O_BUDGETS: return take_budgets(b, value);
     case O_METHOD: b->report.method = value; return true;
-    case O_REQUESTS: return take_count("requests", value, REQUESTS_MAX, &b->requests);
-    case O_CONCURRENCY: return take_count("concurrency", value, 1024, &b->runner.concurrency);
+    case O_REQUESTS: return cli_count("requests", value, REQUESTS_MAX, &b->requests);
+    case O_CONCURRENCY: return cli_count("concurrency", value, 1024, &b->runner.concurrency);
     case O_MAX: return cli_u32("max-tokens", value, WN_EMITTED_MAX, &b->runner.max_tokens);
     case O_SET: b->set_path = value; return true;
     case O_MODEL: b->model = value; return true;
@@ -134,18 +128,9 @@ static bool take_option(struct wire *b, int option, const char *value)
 static int parse(struct wire *b, int argc, char **argv)
 {
     struct cli_args args = {.argc = argc, .argv = argv, .opts = opts, .usage = usage};
+    const int code = cli_take(&args, take_option, b);
 
-    for (;;) {
-        const int option = cli_next(&args);
-        if (option == CLI_END) break;
-        if (option == CLI_EXIT) return CLI_OK;
-        if (option == CLI_BAD) return CLI_USAGE;
-        if (option == CLI_PLAIN) {
-            fprintf(stderr, "winnow: unexpected argument '%.80s'\n", args.value);
-            return CLI_USAGE;
-        }
-        if (!take_option(b, option, args.value)) return CLI_USAGE;
-    }
+    if (code >= 0) return code;
     if (!b->budgets_n && !take_budgets(b, "576,144,64,32")) return CLI_USAGE;
     if (!b->rates_n != !b->shape) {
         fprintf(stderr, "winnow: --rates and --shape go together\n");
