@@ -9,7 +9,7 @@
 #include <zmq.h>
 
 #define LINGER_MS     1000
-#define FRAME_MAX     ((int64_t)WN_CODEC_BYTES_MAX)
+#define FRAME_MAX     ((int64_t)WN_CODEC_BYTES_MAX + 33) /* by so much CURVE makes a frame longer */
 #define HEARTBEAT_MS  2000
 #define SILENCE_MS    10000
 #define RECONNECT_MS  100

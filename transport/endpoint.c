@@ -17,6 +17,8 @@
 
 #define HANDSHAKE_MS 10000 /* a connection that has not said who it is by then is dropped */
 #define BACKLOG      128
+#define COMMAND_MAX  1024  /* of ZeroMQ's own frames; CURVE's INITIATE has 257 bytes and its sender's name */
+#define CURVE_BYTES  33    /* that a frame grows by under CURVE: name of the command, nonce, seal, flags */
 
 _Static_assert(sizeof(zmq_msg_t) <= sizeof(struct wn_frame), "a frame holds a zmq_msg_t");
 
@@ -88,24 +90,32 @@ static wn_status set_key(void *socket, int option, const char *key, const char *
     return wn_fail(err, WN_EINVAL, "%s is not a key (40 characters of Z85)", which); /* never print a key */
 }
 
-static wn_status set_limits(struct wn_endpoint *ep, const struct wn_endpoint_opts *o, struct wn_err *err)
+/* The largest frame that ZeroMQ takes from a connection: its own must fit, and ours as they travel. */
+static wn_status set_frame_max(struct wn_endpoint *ep, const struct wn_endpoint_opts *o, struct wn_err *err)
 {
     int64_t largest = 0;
-    int beat = or_default(o->heartbeat_ms, 2000), silence = or_default(o->heartbeat_timeout_ms, beat * 4);
-    wn_status rc = WN_OK;
 
     for (int i = 0; i < WN_MSG_FRAMES_MAX; i++) {
         ep->frame_max[i] = o->frame_max[i];
         if (o->frame_max[i] > (size_t)largest) largest = (int64_t)o->frame_max[i];
     }
     if (o->frame_max[0] == 0) return wn_fail(err, WN_EINVAL, "no limit is set for frame 0");
-    if (zmq_setsockopt(ep->socket, ZMQ_MAXMSGSIZE, &largest, sizeof(largest)) != 0) {
-        return wn_fail(err, WN_EINVAL, "largest frame of %lld bytes", (long long)largest);
-    }
+    if (o->curve.secret_key || o->curve.server_key) largest += CURVE_BYTES;
+    if (largest < COMMAND_MAX) largest = COMMAND_MAX;
+    if (zmq_setsockopt(ep->socket, ZMQ_MAXMSGSIZE, &largest, sizeof(largest)) == 0) return WN_OK;
+    return wn_fail(err, WN_EINVAL, "largest frame of %lld bytes", (long long)largest);
+}
+
+static wn_status set_limits(struct wn_endpoint *ep, const struct wn_endpoint_opts *o, struct wn_err *err)
+{
+    int beat = or_default(o->heartbeat_ms, 2000), silence = or_default(o->heartbeat_timeout_ms, beat * 4);
+    wn_status rc = set_frame_max(ep, o, err);
+
     const int table[][2] = {
         {ZMQ_SNDHWM, or_default(o->send_queue_max, 1000)}, {ZMQ_RCVHWM, or_default(o->recv_queue_max, 1000)},
         {ZMQ_LINGER, o->linger_ms},                        {ZMQ_IPV6, 0},
-        {ZMQ_HANDSHAKE_IVL, HANDSHAKE_MS},                 {ZMQ_BACKLOG, BACKLOG},
+        {ZMQ_HANDSHAKE_IVL, or_default(o->handshake_ms, HANDSHAKE_MS)},
+        {ZMQ_BACKLOG, BACKLOG},
         {ZMQ_RECONNECT_IVL, or_default(o->reconnect_ms, 50)},
         {ZMQ_RECONNECT_IVL_MAX, or_default(o->reconnect_max_ms, 2000)},
     };

@@ -8,9 +8,10 @@
  *          open, with a sentence that names the address.
  *
  * Limits at every hop: libzmq drops the connection of a peer that announces a frame above the largest of frame_max
- * before it allocates (seen here as a disconnect); this layer refuses messages of too many frames or with a frame above
- * its own maximum. A peer that goes away silently is noticed by heartbeats. IPv6 is off. An address that other machines
- * can reach is refused (WN_EAUTH) unless there are keys, or the caller says that it wants it so. */
+ * (or 1 KiB, which its handshakes need) before it allocates (seen here as a disconnect); this layer refuses messages of
+ * too many frames or with a frame above its own maximum. A peer that goes away silently is noticed by heartbeats. IPv6
+ * is off. An address that other machines can reach is refused (WN_EAUTH) unless there are keys, or the caller says that
+ * it wants it so. */
 #ifndef WN_TRANSPORT_ENDPOINT_H
 #define WN_TRANSPORT_ENDPOINT_H
 
@@ -59,6 +60,7 @@ struct wn_endpoint_opts {
     int linger_ms;                        /* how long destroy waits for what is unsent; default 0 */
     int heartbeat_ms;                     /* ping interval, default 2000; -1: none */
     int heartbeat_timeout_ms;             /* silence after which a peer counts as gone, default 4 x heartbeat_ms */
+    int handshake_ms;                     /* in which a new connection must have said who it is, default 10000 */
     int reconnect_ms, reconnect_max_ms;   /* first wait and largest, doubling; default 50 and 2000 */
     const char *identity;                 /* DEALER: a fixed id, 1..32 characters; NULL: the ROUTER chooses */
     bool handover;                        /* ROUTER: a new peer with a known id replaces the old one */
