@@ -66,7 +66,7 @@ struct wn_kv {
 /* Rows of one sequence in a step. Token i of it has place pos + i in the sequence and its pages, and row first_row + i
  * of the step's matrices. Places say who sees whom; rotary positions are told apart (struct wn_rope). */
 struct wn_seq {
-    uint32_t first_row, rows; /* rows of this step's matrices */
+    uint32_t first_row, rows; /* rows of this step's matrices; they ascend from one sequence to the next */
     uint32_t pos;             /* tokens of this sequence that are already in its pages */
     const uint32_t *pages;    /* block table, host memory: ceil((pos + rows) / page_tokens) page numbers */
 };

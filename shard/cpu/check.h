@@ -65,11 +65,14 @@ static inline void wn_check_kv(const struct wn_kv *kv)
 static inline void wn_check_seqs(const struct wn_seq *seqs, uint32_t seqs_n, uint32_t rows, const struct wn_kv *kv)
 {
     uint32_t pages = kv->k.rows / kv->page_tokens;
+    uint64_t last = 0;
     WN_ASSERT(seqs || seqs_n == 0);
     for (uint32_t s = 0; s < seqs_n; s++) {
         const struct wn_seq *q = &seqs[s];
         uint64_t len = (uint64_t)q->pos + q->rows;
-        WN_ASSERT((uint64_t)q->first_row + q->rows <= rows);
+        WN_ASSERT(q->first_row >= last);
+        last = (uint64_t)q->first_row + q->rows;
+        WN_ASSERT(last <= rows);
         WN_ASSERT(len <= UINT32_MAX && (q->pages || len == 0));
         for (uint64_t p = 0; p * kv->page_tokens < len; p++) WN_ASSERT(q->pages[p] < pages);
     }

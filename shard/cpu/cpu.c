@@ -112,4 +112,6 @@ const struct wn_backend_ops wn_backend_cpu = {
     .gather_rows = wn_cpu_gather_rows,
     .convert = wn_cpu_convert,
     .sync = wn_cpu_sync,
+    .add_norm = wn_cpu_add_norm,
+    .rope_kv = wn_cpu_rope_kv,
 };

@@ -106,6 +106,8 @@ wn_status wn_cpu_attn_full(struct wn_backend *be, const struct wn_attn_full *a);
 wn_status wn_cpu_norm(struct wn_backend *be, const struct wn_norm *a);
 wn_status wn_cpu_rope(struct wn_backend *be, const struct wn_rope *a);
 wn_status wn_cpu_kv_write(struct wn_backend *be, const struct wn_kv_write *a);
+wn_status wn_cpu_add_norm(struct wn_backend *be, const struct wn_mat *y, const struct wn_norm *a);
+wn_status wn_cpu_rope_kv(struct wn_backend *be, const struct wn_rope *a, const struct wn_kv_write *w);
 wn_status wn_cpu_add(struct wn_backend *be, const struct wn_mat *out, const struct wn_mat *a, const struct wn_mat *b);
 wn_status wn_cpu_silu_mul(struct wn_backend *be, const struct wn_mat *out, const struct wn_mat *gate,
                           const struct wn_mat *up);

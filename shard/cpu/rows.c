@@ -8,7 +8,7 @@
 #include "shard/cpu/memory.h"
 
 #define CHUNK          1024u  /* elements of a row taken at a time where a row has no sums */
-#define SMALL_ELEMENTS 16384u /* less work than this is not worth waking threads for */
+#define SMALL_ELEMENTS 8192u  /* less work than this is not worth waking threads for */
 #define ROPE_ROWS_MAX  (1u << 20)
 
 static int threads_for(size_t rows, size_t cols)
@@ -21,21 +21,31 @@ static size_t round_up(size_t n)
     return (n + 15) / 16 * 16;
 }
 
-wn_status wn_cpu_norm(struct wn_backend *be, const struct wn_norm *a)
+/* x += y for a row, in `sum`; what is stored is taken up again, rounded. */
+static void add_row(const struct wn_cpu_isa *isa, const struct wn_mat *x, const struct wn_mat *y, uint32_t r,
+                    float *sum, float *room)
 {
-    struct wn_cpu *cpu = (struct wn_cpu *)be;
+    isa->load(sum, wn_mat_at(x, r, 0), x->dtype, x->cols);
+    isa->load(room, wn_mat_at(y, r, 0), y->dtype, y->cols);
+    isa->add(sum, room, x->cols);
+    isa->store(wn_mat_at(x, r, 0), x->dtype, sum, x->cols);
+}
+
+/* With y, x += y goes before each row's norm. */
+static wn_status norm_rows(struct wn_cpu *cpu, const struct wn_mat *y, const struct wn_norm *a)
+{
     const struct wn_cpu_isa *isa = cpu->isa;
     size_t n = a->x.cols, room = round_up(n);
-    int threads = threads_for(a->x.rows, n);
+    int threads = threads_for(a->x.rows, y ? 2 * n : n);
     float *scratch;
 
-    wn_check_norm(a);
     if (a->x.rows == 0 || n == 0) return WN_OK;
-    scratch = wn_cpu_scratch(cpu, (size_t)threads * room * sizeof(float));
+    scratch = wn_cpu_scratch(cpu, 2 * (size_t)threads * room * sizeof(float));
     if (!scratch) return WN_ENOMEM;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (uint32_t r = 0; r < a->x.rows; r++) {
-        float *row = scratch + (size_t)wn_cpu_thread() * room, mean = 0.0f, scale;
+        float *row = scratch + 2 * (size_t)wn_cpu_thread() * room, mean = 0.0f, scale;
+        if (y) add_row(isa, &a->x, y, r, row, row + room);
         isa->load(row, wn_mat_at(&a->x, r, 0), a->x.dtype, n);
         if (!a->rms) mean = isa->sum(row, n) / (float)n;
         scale = 1.0f / sqrtf(isa->sum_squares(row, mean, n) / (float)n + a->eps);
@@ -43,6 +53,19 @@ wn_status wn_cpu_norm(struct wn_backend *be, const struct wn_norm *a)
         isa->store(wn_mat_at(&a->out, r, 0), a->out.dtype, row, n);
     }
     return WN_OK;
+}
+
+wn_status wn_cpu_norm(struct wn_backend *be, const struct wn_norm *a)
+{
+    wn_check_norm(a);
+    return norm_rows((struct wn_cpu *)be, NULL, a);
+}
+
+wn_status wn_cpu_add_norm(struct wn_backend *be, const struct wn_mat *y, const struct wn_norm *a)
+{
+    wn_check_norm(a);
+    wn_check_elementwise(&a->x, &a->x, y);
+    return norm_rows((struct wn_cpu *)be, y, a);
 }
 
 /* cos and sin of position p: rows of [half] floats, cosines then sines. */
@@ -78,36 +101,47 @@ static wn_status rope_table(struct wn_cpu *cpu, uint32_t rows, uint32_t head_dim
     return WN_OK;
 }
 
+/* The table that these rows need, and scratch: *room floats for each of `threads`. */
+static wn_status rope_prepare(struct wn_cpu *cpu, const struct wn_rope *a, int threads, float **scratch, size_t *room)
+{
+    uint32_t last = 0;
+    wn_status rc;
+
+    for (uint32_t r = 0; r < a->x.rows; r++)
+        if (a->position[r] > last && a->position[r] < ROPE_ROWS_MAX) last = a->position[r];
+    if ((rc = rope_table(cpu, last + 1, a->head_dim, a->theta)) != WN_OK) return rc;
+    *room = round_up((size_t)a->x.cols + a->head_dim);
+    *scratch = wn_cpu_scratch(cpu, (size_t)threads * *room * sizeof(float));
+    return *scratch ? WN_OK : WN_ENOMEM;
+}
+
+static void rotate_row(const struct wn_cpu *cpu, const struct wn_rope *a, uint32_t r, float *row)
+{
+    const uint32_t hd = a->head_dim, half = hd / 2;
+    float *own = row + a->x.cols;
+    const float *table = own;
+
+    if (a->position[r] < cpu->rope_rows)
+        table = cpu->rope + (size_t)a->position[r] * hd;
+    else
+        rope_row(own, a->position[r], hd, a->theta);
+    cpu->isa->load(row, wn_mat_at(&a->x, r, 0), a->x.dtype, a->x.cols);
+    for (uint32_t h = 0; h < a->x.cols; h += hd) cpu->isa->rotate(row + h, table, table + half, half);
+    cpu->isa->store(wn_mat_at(&a->x, r, 0), a->x.dtype, row, a->x.cols);
+}
+
 wn_status wn_cpu_rope(struct wn_backend *be, const struct wn_rope *a)
 {
     struct wn_cpu *cpu = (struct wn_cpu *)be;
-    const struct wn_cpu_isa *isa = cpu->isa;
-    uint32_t last = 0, hd = a->head_dim, half = hd / 2;
-    int threads = threads_for(a->x.rows, a->x.cols);
-    size_t room = round_up((size_t)a->x.cols + hd);
+    const int threads = threads_for(a->x.rows, a->x.cols);
+    size_t room;
     float *scratch;
     wn_status rc;
 
     wn_check_rope(a);
-    for (uint32_t r = 0; r < a->x.rows; r++)
-        if (a->position[r] > last && a->position[r] < ROPE_ROWS_MAX) last = a->position[r];
-    if (a->x.rows == 0) return WN_OK;
-    rc = rope_table(cpu, last + 1, hd, a->theta);
-    if (rc != WN_OK) return rc;
-    scratch = wn_cpu_scratch(cpu, (size_t)threads * room * sizeof(float));
-    if (!scratch) return WN_ENOMEM;
+    if ((rc = rope_prepare(cpu, a, threads, &scratch, &room)) != WN_OK) return rc;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-    for (uint32_t r = 0; r < a->x.rows; r++) {
-        float *row = scratch + (size_t)wn_cpu_thread() * room, *own = row + a->x.cols;
-        const float *table = own;
-        if (a->position[r] < cpu->rope_rows)
-            table = cpu->rope + (size_t)a->position[r] * hd;
-        else
-            rope_row(own, a->position[r], hd, a->theta);
-        isa->load(row, wn_mat_at(&a->x, r, 0), a->x.dtype, a->x.cols);
-        for (uint32_t h = 0; h < a->x.cols; h += hd) isa->rotate(row + h, table, table + half, half);
-        isa->store(wn_mat_at(&a->x, r, 0), a->x.dtype, row, a->x.cols);
-    }
+    for (uint32_t r = 0; r < a->x.rows; r++) rotate_row(cpu, a, r, scratch + (size_t)wn_cpu_thread() * room);
     return WN_OK;
 }
 
@@ -161,34 +195,54 @@ static void scatter_kv(const struct wn_kv_write *a, size_t to, size_t from)
     }
 }
 
-/* One row of a sequence, number `i` of the step's, into its page. */
-static void write_kv_row(const struct wn_cpu_isa *isa, const struct wn_kv_write *a, const struct wn_seq *q, uint32_t i)
+/* Row r of the step into its page, if it is of a sequence. The rows of a thread ascend, and *seq with them. */
+static void write_kv_row(const struct wn_cpu_isa *isa, const struct wn_kv_write *a, const struct wn_seq **seq,
+                         uint32_t r)
 {
-    const size_t to = wn_cpu_kv_row(&a->kv, q, q->pos + i), from = (size_t)q->first_row + i;
+    const struct wn_seq *q = *seq, *end = a->seqs + a->seqs_n;
+    size_t to;
 
+    while (q < end && q->first_row + q->rows <= r) q++;
+    *seq = q;
+    if (q == end || r < q->first_row) return;
+    to = wn_cpu_kv_row(&a->kv, q, q->pos + r - q->first_row);
     if (wn_cpu_kv_panels(&a->kv)) {
-        scatter_kv(a, to, from);
+        scatter_kv(a, to, r);
     } else {
-        convert_row(isa, &a->kv.k, to, &a->k, from);
-        convert_row(isa, &a->kv.v, to, &a->v, from);
+        convert_row(isa, &a->kv.k, to, &a->k, r);
+        convert_row(isa, &a->kv.v, to, &a->v, r);
     }
 }
 
 wn_status wn_cpu_kv_write(struct wn_backend *be, const struct wn_kv_write *a)
 {
     const struct wn_cpu_isa *isa = ((struct wn_cpu *)be)->isa;
-    const int threads = threads_for(a->k.rows, 2 * (size_t)a->k.cols);
+    const struct wn_seq *seq = a->seqs;
+    const int threads = threads_for(a->k.rows, 4 * (size_t)a->k.cols);
 
     wn_check_kv_write(a);
-    if (a->seqs_n >= (uint32_t)threads) { /* no two sequences write the same page */
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-        for (uint32_t s = 0; s < a->seqs_n; s++)
-            for (uint32_t i = 0; i < a->seqs[s].rows; i++) write_kv_row(isa, a, &a->seqs[s], i);
-        return WN_OK;
-    }
-    for (uint32_t s = 0; s < a->seqs_n; s++) {
-#pragma omp parallel for schedule(static) num_threads(threads)
-        for (uint32_t i = 0; i < a->seqs[s].rows; i++) write_kv_row(isa, a, &a->seqs[s], i);
+#pragma omp parallel for schedule(static) num_threads(threads) firstprivate(seq) if (threads > 1)
+    for (uint32_t r = 0; r < a->k.rows; r++) write_kv_row(isa, a, &seq, r);
+    return WN_OK;
+}
+
+wn_status wn_cpu_rope_kv(struct wn_backend *be, const struct wn_rope *a, const struct wn_kv_write *w)
+{
+    struct wn_cpu *cpu = (struct wn_cpu *)be;
+    const struct wn_seq *seq = w->seqs;
+    const int threads = threads_for(a->x.rows, a->x.cols + 2 * (size_t)w->k.cols);
+    size_t room;
+    float *scratch;
+    wn_status rc;
+
+    wn_check_rope(a);
+    wn_check_kv_write(w);
+    WN_ASSERT(a->x.rows == w->k.rows);
+    if ((rc = rope_prepare(cpu, a, threads, &scratch, &room)) != WN_OK) return rc;
+#pragma omp parallel for schedule(static) num_threads(threads) firstprivate(seq) if (threads > 1)
+    for (uint32_t r = 0; r < a->x.rows; r++) {
+        rotate_row(cpu, a, r, scratch + (size_t)wn_cpu_thread() * room);
+        write_kv_row(cpu->isa, w, &seq, r);
     }
     return WN_OK;
 }

@@ -34,8 +34,8 @@ static void must(int ok, const char *what)
 
 /* ---- operations, timed ---- */
 
-enum { MATMUL, ATTENTION, NORM, ROPE, KV_WRITE, ADD, SILU_MUL, GATHER, CONVERT, KINDS };
-static const char *const kinds[KINDS] = {"matmul", "attn_paged", "norm",   "rope",   "kv_write",
+enum { MATMUL, ATTENTION, NORM, ADD_NORM, ROPE_KV, ADD, SILU_MUL, GATHER, CONVERT, KINDS };
+static const char *const kinds[KINDS] = {"matmul", "attn_paged", "norm",   "add_norm", "rope_kv",
                                          "add",    "silu_mul",   "gather", "convert"};
 static double spent_us[KINDS];
 static const struct wn_backend_ops *real;
@@ -66,14 +66,14 @@ static wn_status t_norm(struct wn_backend *b, const struct wn_norm *a)
     TIMED(NORM, real->norm(b, a));
 }
 
-static wn_status t_rope(struct wn_backend *b, const struct wn_rope *a)
+static wn_status t_add_norm(struct wn_backend *b, const struct wn_mat *y, const struct wn_norm *a)
 {
-    TIMED(ROPE, real->rope(b, a));
+    TIMED(ADD_NORM, real->add_norm(b, y, a));
 }
 
-static wn_status t_kv_write(struct wn_backend *b, const struct wn_kv_write *a)
+static wn_status t_rope_kv(struct wn_backend *b, const struct wn_rope *a, const struct wn_kv_write *w)
 {
-    TIMED(KV_WRITE, real->kv_write(b, a));
+    TIMED(ROPE_KV, real->rope_kv(b, a, w));
 }
 
 static wn_status t_add(struct wn_backend *b, const struct wn_mat *o, const struct wn_mat *x, const struct wn_mat *y)
@@ -256,8 +256,8 @@ int main(int argc, char **argv)
     timed.matmuls = t_matmuls;
     timed.attn_paged = t_attn;
     timed.norm = t_norm;
-    timed.rope = t_rope;
-    timed.kv_write = t_kv_write;
+    timed.add_norm = t_add_norm;
+    timed.rope_kv = t_rope_kv;
     timed.add = t_add;
     timed.silu_mul = t_silu_mul;
     timed.gather_rows = t_gather;
