@@ -4,6 +4,7 @@
  * copied into blocks of KC columns; a task takes a strip of panels and goes down K block by block, so that a strip's
  * block stays in the second-level cache for all rows and one panel of it in the first. Sums that leave the registers
  * between blocks are put down as they are: all of this changes the time and no bit of the result. */
+#include <stdatomic.h>
 #include <stdlib.h>
 
 #include "shard/cpu/check.h"
@@ -16,8 +17,9 @@
 #define STRIP      8u          /* panels of a task with many rows */
 #define FEW_ROWS   WN_CPU_ROWS /* up to here a panel is read once, top to bottom */
 #define SMALL_MACS 300000u     /* less work than this is not worth waking threads for */
-#define SMALL_COPY 32768u      /* floats of x that one thread copies sooner than two meet */
+#define SMALL_COPY 32768u      /* floats of x that each thread copies for itself, into its own cache */
 #define TOGETHER   4u          /* products of the same x in one call */
+#define LINE       64u         /* bytes */
 
 struct mm {
     const struct wn_cpu_isa *isa;
@@ -25,7 +27,7 @@ struct mm {
     const float *x; /* block b of KC columns at x + b * block_stride, rows x_ld apart */
     size_t x_ld, block_stride;
     uint32_t m, rows, strip, slice_len, kc, blocks_per_slice;
-    uint32_t levels;
+    uint32_t levels, row_blocks;
     size_t area; /* floats of one level of sums */
 };
 
@@ -84,13 +86,37 @@ void wn_cpu_weight_destroy(struct wn_backend *be, struct wn_weight *w)
     free(w);
 }
 
-/* sums[panel][row][16] of one slice of K: a strip of panels [p0, p1) times rows [r0, r1). */
-static void slice_sums(const struct mm *p, uint32_t slice, uint32_t p0, uint32_t p1, uint32_t r0, uint32_t r1,
-                       float *sums)
+/* Weights from column k on of panel j. */
+static const char *panel_at(const struct mm *p, uint32_t j, uint32_t k)
 {
     const struct wn_weight *w = p->a->w;
-    size_t e = wn_dtype_bytes(w->dtype);
 
+    return (const char *)w->panels + ((size_t)j * w->k + k) * WN_CPU_COLS * wn_dtype_bytes(w->dtype);
+}
+
+/* One block of a panel, n columns of K, times rows [m0, m1). Weights stream through the cache once a step, so that the
+ * ones that are read next are asked for meanwhile, a share with each tile. */
+static void sweep(const struct mm *p, const char *panel, const char *next, uint32_t n, const float *x, uint32_t m0,
+                  uint32_t m1, float *c, bool first)
+{
+    const wn_dtype type = p->a->w->dtype;
+    const size_t bytes = n * WN_CPU_COLS * wn_dtype_bytes(type);
+    size_t asked = 0;
+
+    for (uint32_t r = m0, rows; r < m1; r += rows, x += rows * p->x_ld, c += rows * WN_CPU_COLS) {
+        rows = div_up(m1 - r, div_up(m1 - r, WN_CPU_ROWS)); /* 8 are 4 + 4: faster than 6 + 2 */
+        for (; next && asked < bytes * (r + rows - m0) / (m1 - m0); asked += LINE) __builtin_prefetch(next + asked);
+        if (type == WN_F32)
+            p->isa->tile(rows, n, x, p->x_ld, (const float *)(const void *)panel, c, WN_CPU_COLS, first);
+        else
+            p->isa->tile_bf16(rows, n, x, p->x_ld, (const wn_bf16 *)(const void *)panel, c, WN_CPU_COLS, first);
+    }
+}
+
+/* sums[panel][row][16] of one slice of K: a strip of panels [p0, p1) times rows [r0, r1). `next` is read after it. */
+static void slice_sums(const struct mm *p, uint32_t slice, uint32_t p0, uint32_t p1, uint32_t r0, uint32_t r1,
+                       const char *next, float *sums)
+{
     for (uint32_t b = 0; b < p->blocks_per_slice; b++) {
         uint32_t k0 = slice * p->slice_len + b * p->kc, n = min_u32(p->kc, p->slice_len - b * p->kc);
         const float *x = p->x + (size_t)(slice * p->blocks_per_slice + b) * p->block_stride;
@@ -98,34 +124,29 @@ static void slice_sums(const struct mm *p, uint32_t slice, uint32_t p0, uint32_t
         for (uint32_t m0 = r0; m0 < r1; m0 += MC) {
             uint32_t m1 = min_u32(m0 + MC, r1);
             for (uint32_t j = p0; j < p1; j++) {
-                const char *panel = (char *)w->panels + ((size_t)j * w->k + k0) * WN_CPU_COLS * e;
-                float *c = sums + (size_t)(j - p0) * p->rows * WN_CPU_COLS;
-                for (uint32_t r = m0, rows; r < m1; r += rows) {
-                    const float *xr = x + (size_t)r * p->x_ld;
-                    float *cr = c + (size_t)(r - r0) * WN_CPU_COLS;
-                    rows = div_up(m1 - r, div_up(m1 - r, WN_CPU_ROWS)); /* 8 are 4 + 4: faster than 6 + 2 */
-                    if (w->dtype == WN_F32)
-                        p->isa->tile(rows, n, xr, p->x_ld, (const float *)panel, cr, WN_CPU_COLS, b == 0);
-                    else
-                        p->isa->tile_bf16(rows, n, xr, p->x_ld, (const wn_bf16 *)panel, cr, WN_CPU_COLS, b == 0);
-                }
+                const char *after = next;
+                if (j + 1 < p1) after = panel_at(p, j + 1, k0);
+                else if (b + 1 < p->blocks_per_slice) after = panel_at(p, p0, k0 + n);
+                if (m1 < r1 || p->m <= FEW_ROWS) after = NULL; /* the strip again; or tiles ask for themselves */
+                sweep(p, panel_at(p, j, k0), after, n, x + (size_t)m0 * p->x_ld, m0, m1,
+                      sums + ((size_t)(j - p0) * p->rows + m0 - r0) * WN_CPU_COLS, b == 0);
             }
         }
     }
 }
 
 /* One strip of panels for one block of rows: slices, their tree, bias, activation, rounding. */
-static void mm_task(const struct mm *p, uint32_t task, uint32_t row_blocks, float *scratch)
+static void mm_task(const struct mm *p, uint32_t task, const char *next, float *scratch)
 {
     const struct wn_matmul *a = p->a;
-    uint32_t panels = div_up(a->w->n, WN_CPU_COLS), p0 = task / row_blocks * p->strip,
+    uint32_t panels = div_up(a->w->n, WN_CPU_COLS), p0 = task / p->row_blocks * p->strip,
              p1 = min_u32(p0 + p->strip, panels);
-    uint32_t r0 = task % row_blocks * p->rows, r1 = min_u32(r0 + p->rows, p->m);
+    uint32_t r0 = task % p->row_blocks * p->rows, r1 = min_u32(r0 + p->rows, p->m);
 
     /* Level by level like a binary counter: slice s has popcount(s) finished sums before it. */
     for (uint32_t s = 0; s < a->slices; s++) {
         float *sums = scratch + (uint32_t)__builtin_popcount(s) * p->area;
-        slice_sums(p, s, p0, p1, r0, r1, sums);
+        slice_sums(p, s, p0, p1, r0, r1, s + 1 < a->slices ? panel_at(p, p0, (s + 1) * p->slice_len) : next, sums);
         for (uint32_t t = s; t & 1; t >>= 1, sums -= p->area)
             for (uint32_t j = 0; j < p1 - p0; j++)
                 p->isa->add(sums - p->area + (size_t)j * p->rows * WN_CPU_COLS,
@@ -177,19 +198,73 @@ static size_t lay_x(struct mm *p, const struct wn_matmul *a)
         floats = (size_t)a->slices * div_up(p->slice_len, KC) * p->block_stride;
     }
     p->blocks_per_slice = p->slice_len ? div_up(p->slice_len, p->kc) : 1;
+    p->row_blocks = div_up(p->m, p->rows);
     return (floats + 15) / 16 * 16;
+}
+
+/* The products of a call, and their tasks one after the other. */
+struct work {
+    struct mm p[TOGETHER];
+    uint32_t tasks[TOGETHER], n, all;
+    size_t x_floats, task_floats;
+    atomic_uint taken;
+};
+
+/* Takes the next task: its product, its number there in *task, its first weights in *from. NULL: there is none. */
+static const struct mm *take(struct work *w, uint32_t *task, const char **from)
+{
+    uint32_t i = 0, at = atomic_fetch_add_explicit(&w->taken, 1, memory_order_relaxed);
+
+    *from = NULL;
+    if (at >= w->all) return NULL;
+    while (at >= w->tasks[i]) at -= w->tasks[i++];
+    *task = at;
+    *from = panel_at(&w->p[i], at / w->p[i].row_blocks * w->p[i].strip, 0);
+    return &w->p[i];
+}
+
+/* A thread's share: as long as there are tasks, and a task ahead of itself, so that it knows what it will read. */
+static void run_tasks(struct work *w, const float *x, float *scratch)
+{
+    uint32_t task = 0, next_task = 0;
+    const char *from;
+    const struct mm *next, *p = take(w, &task, &from);
+
+    for (; p; p = next, task = next_task) {
+        struct mm mine = *p;
+        next = take(w, &next_task, &from);
+        mine.x = x;
+        mm_task(&mine, task, from, scratch);
+    }
+}
+
+static void plan_work(struct work *w, const struct wn_cpu_isa *isa, const struct wn_matmul *a, uint32_t n, int threads)
+{
+    w->n = n;
+    w->p[0] = (struct mm){.isa = isa, .a = a};
+    w->x_floats = lay_x(&w->p[0], a);
+    for (uint32_t i = 0; i < n; i++) {
+        const uint32_t panels = div_up(a[i].w->n, WN_CPU_COLS);
+        struct mm *p = &w->p[i];
+        *p = w->p[0];
+        p->a = &a[i];
+        p->strip = p->m <= FEW_ROWS || panels == 0 ? 1 : min_u32(STRIP, div_up(panels, 4 * (uint32_t)threads));
+        p->area = (size_t)p->strip * p->rows * WN_CPU_COLS;
+        if (w->task_floats < p->levels * p->area) w->task_floats = p->levels * p->area;
+        w->tasks[i] = div_up(panels, p->strip) * p->row_blocks;
+        w->all += w->tasks[i];
+    }
 }
 
 wn_status wn_cpu_matmuls(struct wn_backend *be, const struct wn_matmul *a, uint32_t n)
 {
     struct wn_cpu *cpu = (struct wn_cpu *)be;
-    struct mm p[TOGETHER] = {{.isa = cpu->isa, .a = a}};
-    uint32_t tasks[TOGETHER], row_blocks, all = 0;
-    size_t x_floats, task_floats = 0;
+    struct work w = {.n = 0};
     uint64_t macs = 0;
     int threads = wn_cpu_threads();
-    bool alone;
-    float *x, *scratch;
+    bool own;
+    size_t thread_floats;
+    float *scratch;
 
     WN_ASSERT(n > 0 && n <= TOGETHER);
     for (uint32_t i = 0; i < n; i++) {
@@ -199,37 +274,22 @@ wn_status wn_cpu_matmuls(struct wn_backend *be, const struct wn_matmul *a, uint3
     }
     if (a->x.rows == 0) return WN_OK;
     if (macs < SMALL_MACS) threads = 1;
-    x_floats = lay_x(&p[0], a);
-    alone = x_floats < SMALL_COPY;
-    row_blocks = div_up(p[0].m, p[0].rows);
-    for (uint32_t i = 0; i < n; i++) {
-        const uint32_t panels = div_up(a[i].w->n, WN_CPU_COLS);
-        p[i] = p[0];
-        p[i].a = &a[i];
-        p[i].strip = p[i].m <= FEW_ROWS || panels == 0 ? 1 : min_u32(STRIP, div_up(panels, 4 * (uint32_t)threads));
-        p[i].area = (size_t)p[i].strip * p[i].rows * WN_CPU_COLS;
-        if (task_floats < p[i].levels * p[i].area) task_floats = p[i].levels * p[i].area;
-        tasks[i] = div_up(panels, p[i].strip) * row_blocks;
-        all += tasks[i];
-    }
-    x = wn_cpu_scratch(cpu, (x_floats + (size_t)threads * task_floats) * sizeof(float));
-    if (!x) return WN_ENOMEM;
-    scratch = x + x_floats;
-    for (uint32_t i = 0; i < n; i++) p[i].x = x_floats ? x : a->x.ptr;
-    for (uint32_t r = 0; x_floats && alone && r < p[0].m; r++) copy_x_row(&p[0], x, r);
+    plan_work(&w, cpu->isa, a, n, threads);
+    own = w.x_floats > 0 && w.x_floats < SMALL_COPY;
+    thread_floats = w.task_floats + (own ? w.x_floats : 0);
+    scratch = wn_cpu_scratch(cpu, ((own ? 0 : w.x_floats) + (size_t)threads * thread_floats) * sizeof(float));
+    if (!scratch) return WN_ENOMEM;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        float *mine = scratch + (size_t)wn_cpu_thread() * task_floats;
-        if (!alone) {
+        float *mine = scratch + (size_t)wn_cpu_thread() * thread_floats, *x = mine + w.task_floats;
+        if (!own) x = scratch + (size_t)threads * thread_floats;
+        if (own) {
+            for (uint32_t r = 0; r < w.p[0].m; r++) copy_x_row(&w.p[0], x, r);
+        } else if (w.x_floats > 0) {
 #pragma omp for schedule(static)
-            for (uint32_t r = 0; r < p[0].m; r++) copy_x_row(&p[0], x, r);
+            for (uint32_t r = 0; r < w.p[0].m; r++) copy_x_row(&w.p[0], x, r);
         }
-#pragma omp for schedule(dynamic)
-        for (uint32_t t = 0; t < all; t++) {
-            uint32_t i = 0, at = t;
-            while (at >= tasks[i]) at -= tasks[i++];
-            mm_task(&p[i], at, row_blocks, mine);
-        }
+        run_tasks(&w, w.x_floats ? x : a->x.ptr, mine);
     }
     return WN_OK;
 }
