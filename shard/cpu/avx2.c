@@ -23,6 +23,23 @@ static inline __m128i narrow(__m256i u)
     return _mm_packus_epi32(_mm256_castsi256_si128(u), _mm256_extracti128_si256(u, 1));
 }
 
+/* The halves added, then the halves of that, then its two lanes: the order of sum_lanes(). */
+static inline float sum8(__m256 v)
+{
+    __m128 x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+
+    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
+
+static inline float max8(__m256 v)
+{
+    __m128 x = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+
+    x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+}
+
 /* out[8, 16-strided] = in[8, 8] transposed: pairs, then fours, then halves change places. */
 static inline void transpose8(float *out, const float *in, size_t ld_in)
 {
@@ -49,6 +66,9 @@ static inline void transpose8(float *out, const float *in, size_t ld_in)
 #define KERNEL_TILE_ROWS    6
 #define KERNEL_FMA(a, b, c) ((vf)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
 #define KERNEL_TRANSPOSE8   transpose8
+#define KERNEL_SUM_LANES(v) sum8((__m256)(v))
+#define KERNEL_MAX_LANES(v) max8((__m256)(v))
+#define KERNEL_MAX(a, b)    ((vf)_mm256_max_ps((__m256)(a), (__m256)(b)))
 #define KERNEL_LOAD_BF16(p) load_bf16(p)
 #define KERNEL_LOAD_F16(p)  _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p)))
 #define KERNEL_NARROW(u)    ((vh)narrow((__m256i)(u)))
