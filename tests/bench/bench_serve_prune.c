@@ -1,16 +1,17 @@
-/* bench_serve_prune [-n JOBS] [-c LEVEL[,LEVEL...]] [-t NEW_TOKENS] [-p METHOD[:K][,...]] [-x]
+/* bench_serve_prune [-n JOBS] [-c LEVEL[,LEVEL...]] [-t NEW_TOKENS] [-p METHOD[:K][,...]] [-r RUNS] [-x]
  *                   [-- flags of winnowd serve]
  *
  * Does pruning ever cost throughput? A service for each level, a closed loop of clients at 1, 8 and 32 jobs in
- * flight; `none` first, then each way of pruning. Verifies that every answer under load is the one that its question
- * gets alone. A way asks about each picture once: so no prompt is in the prefix cache, which would hide what a
- * prompt costs. Before it is timed its method chooses one token of each picture, so that it finds the vision cache
- * warm, taps and all: what is compared is selection, features, prefill and decode. With -x there is no vision cache,
- * and each job encodes.
+ * flight. Each way of pruning runs between two runs of `none` and is compared with both, so a machine that becomes
+ * slower or faster meanwhile does not decide; -r times. Verifies that every answer under load is the one that its
+ * question gets alone. There is no prefix cache, which would hide what a prompt costs that comes again. Before a way is
+ * timed its method chooses one token of each picture, so that it finds the vision cache warm, taps and all: what is
+ * compared is selection, features, prefill and decode. With -x there is no vision cache, and each job encodes.
  *
  * CSV: commit, machine, flags, vision_cache, pruning, concurrent, jobs, image_tokens (of the last answer), tokens,
- * seconds, ttft_p50_ms, ttft_p95_ms, tokens_s, jobs_s, over_none (jobs_s over that of `none` at the same level; below 1
- * pruning would cost). Nothing is asserted about times. Run from the repository's root. */
+ * seconds, ttft_p50_ms, ttft_p95_ms, tokens_s, jobs_s, over_none (the mean time of `none` before and after over the
+ * time of this run: below 1 pruning would cost; of `none` itself: over the `none` before it, the machine's drift).
+ * Nothing is asserted about times. Run from the repository's root. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -46,7 +47,7 @@ struct job {
 static void *pictures[PICTURES];
 static size_t pictures_bytes[PICTURES];
 static struct way ways[WAYS];
-static int ways_n, levels[LEVELS] = {1, 8, 32}, levels_n = 3, jobs_n = PICTURES;
+static int ways_n, levels[LEVELS] = {1, 8, 32}, levels_n = 3, jobs_n = PICTURES, runs_n = 1;
 static bool cold;
 static uint32_t new_tokens = 16;
 static struct serving_flags flags;
@@ -75,7 +76,7 @@ static void verify(struct way *way, const struct job *j, const char *answer)
 }
 
 struct outcome {
-    double seconds, jobs_s, ttft_p50_ms, ttft_p95_ms;
+    double seconds, ttft_p50_ms, ttft_p95_ms;
     uint64_t tokens, image_tokens;
 };
 
@@ -108,7 +109,6 @@ static struct outcome run(struct winnow *w, struct way *way, int concurrent, int
         if (sent < jobs) submit(w, way, j, sent++);
     }
     o.seconds = now_s() - began;
-    o.jobs_s = jobs / o.seconds;
     o.ttft_p50_ms = serving_quantile_ms(ttft, (size_t)ttft_n, .5);
     o.ttft_p95_ms = serving_quantile_ms(ttft, (size_t)ttft_n, .95);
     free(ttft);
@@ -126,26 +126,39 @@ static void warm(struct winnow *w, const struct way *way)
     for (int k = 0; k < VERIFIED; k++) free(one.alone[k]);
 }
 
+static struct outcome run_way(struct winnow *w, struct way *way, int concurrent)
+{
+    if (!cold) warm(w, way);
+    if (!way->alone[0] && concurrent > 1) run(w, way, 1, VERIFIED);
+    return run(w, way, concurrent, jobs_n);
+}
+
+static void print_row(const char *machine, const struct way *way, int concurrent, const struct outcome *o,
+                      double over_none)
+{
+    printf("%s,%s,\"%s\",%s,%s,%d,%d,%llu,%llu,%.2f,%.1f,%.1f,%.1f,%.2f,%.2f\n", WN_COMMIT, machine, flags.text,
+           cold ? "none" : "warm", way->text, concurrent, jobs_n, (unsigned long long)o->image_tokens,
+           (unsigned long long)o->tokens, o->seconds, o->ttft_p50_ms, o->ttft_p95_ms, (double)o->tokens / o->seconds,
+           jobs_n / o->seconds, over_none);
+    fflush(stdout);
+}
+
 static void bench_level(int concurrent, const char *machine)
 {
+    struct outcome before, way, after;
     struct service s;
     struct winnow *w = NULL;
-    double none = 0;
 
     service_start(&s, "models/tiny-llava", flags.list);
     assert_int_equal(winnow_connect(&w, s.endpoint, NULL), WINNOW_OK);
-    for (int i = 0; i < ways_n; i++) {
-        struct way *way = &ways[i];
-        struct outcome o;
-        if (!cold) warm(w, way);
-        if (!way->alone[0] && concurrent > 1) run(w, way, 1, VERIFIED);
-        o = run(w, way, concurrent, jobs_n);
-        if (i == 0) none = o.jobs_s;
-        printf("%s,%s,\"%s\",%s,%s,%d,%d,%llu,%llu,%.2f,%.1f,%.1f,%.1f,%.2f,%.2f\n", WN_COMMIT, machine, flags.text,
-               cold ? "none" : "warm", way->text, concurrent, jobs_n, (unsigned long long)o.image_tokens,
-               (unsigned long long)o.tokens, o.seconds, o.ttft_p50_ms, o.ttft_p95_ms, (double)o.tokens / o.seconds,
-               o.jobs_s, o.jobs_s / none);
-        fflush(stdout);
+    before = run_way(w, &ways[0], concurrent);
+    print_row(machine, &ways[0], concurrent, &before, 1);
+    for (int i = runs_n; i < ways_n * runs_n; i++) {
+        way = run_way(w, &ways[i / runs_n], concurrent);
+        after = run_way(w, &ways[0], concurrent);
+        print_row(machine, &ways[i / runs_n], concurrent, &way, (before.seconds + after.seconds) / 2 / way.seconds);
+        print_row(machine, &ways[0], concurrent, &after, before.seconds / after.seconds);
+        before = after;
     }
     winnow_close(w);
     assert_int_equal(service_stop(&s), 0);
@@ -166,7 +179,7 @@ static void bench(void **state)
         for (int k = 0; k < VERIFIED; k++) free(ways[i].alone[k]);
 }
 
-/* "cls-topk:64,prumerge"; `none` goes first in any case. */
+/* "cls-topk:64,prumerge"; `none` is way 0. */
 static void add_ways(const char *list)
 {
     ways_n = 1;
@@ -189,10 +202,11 @@ int main(int argc, char **argv)
 
     add_ways("cls-topk:288,cls-topk:64,prumerge:64,prumerge+,visionzip:64,vispruner:288,divprune:288,divprune:64,"
              "hiprune:64");
-    while ((opt = getopt(argc, argv, "n:c:t:p:x")) != -1) {
+    while ((opt = getopt(argc, argv, "n:c:t:p:r:x")) != -1) {
         if (opt == 'n') jobs_n = (int)strtol(optarg, NULL, 10);
         if (opt == 't') new_tokens = (uint32_t)strtoul(optarg, NULL, 10);
         if (opt == 'p') add_ways(optarg);
+        if (opt == 'r') runs_n = (int)strtol(optarg, NULL, 10);
         if (opt == 'x') cold = true;
         if (opt == 'c') {
             char *at = optarg;
@@ -204,7 +218,8 @@ int main(int argc, char **argv)
         if (opt == '?') return 2;
     }
     serving_flags_take(&flags, argv + optind, argc - optind);
+    flags.list[flags.n++] = "--no-enable-prefix-caching";
     if (cold) flags.list[flags.n] = "--vision-cache-bytes=0";
-    if (new_tokens < 1 || jobs_n < VERIFIED || jobs_n > PICTURES || levels_n < 1) return 2;
+    if (new_tokens < 1 || jobs_n < VERIFIED || jobs_n > PICTURES || levels_n < 1 || runs_n < 1) return 2;
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -11,7 +11,7 @@
 
 void serving_flags_take(struct serving_flags *f, char **argv, int n)
 {
-    for (int i = 0; i < n && f->n < SERVING_FLAGS_MAX - 2; i++) {
+    for (int i = 0; i < n && f->n < SERVING_FLAGS_MAX - 3; i++) {
         const size_t used = strlen(f->text);
         snprintf(f->text + used, sizeof(f->text) - used, "%s%s", f->n ? " " : "", argv[i]);
         f->list[f->n++] = argv[i];

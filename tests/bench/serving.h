@@ -7,7 +7,7 @@
 
 enum { SERVING_FLAGS_MAX = 32 };
 
-/* What follows on the command line for winnowd serve; NULL-terminated, and there is room for one more. */
+/* What follows on the command line for winnowd serve; NULL-terminated, and there is room for two more. */
 struct serving_flags {
     const char *list[SERVING_FLAGS_MAX];
     int n;
