@@ -176,9 +176,11 @@ static struct wn_vision_view view_of(const struct wn_vision_out *out, const stru
         .dtype = out->dtype,
         .taps = {.cls_layers = asked->cls_layers,
                  .mean_layers = asked->mean_layers,
+                 .keys_layers = asked->keys_layers,
                  .cls_stride = (size_t)out->images * out->heads * out->tokens,
                  .mean_stride = (size_t)out->images * out->tokens,
-                 .keys_layer = asked->keys_layer == WN_TAP_NONE ? WN_PRUNE_NO_LAYER : asked->keys_layer},
+                 .keys_stride = (size_t)out->images * out->tokens * out->width,
+                 .query_stride = (size_t)out->images * out->width},
     };
     if (out->cls_attention) v.taps.cls_attention = out->cls_attention + (size_t)i * out->heads * out->tokens;
     if (out->mean_attention) v.taps.mean_attention = out->mean_attention + (size_t)i * out->tokens;
@@ -307,12 +309,12 @@ static struct wn_vision_taps to_taps(const struct wn_prune_wants *w)
     return (struct wn_vision_taps){
         .cls_layers = w->cls_layers,
         .mean_layers = w->mean_layers,
-        .keys_layer = w->keys_layer == WN_PRUNE_NO_LAYER ? WN_TAP_NONE : w->keys_layer,
+        .keys_layers = w->keys_layers,
         .cls_features = w->cls_row,
     };
 }
 
-/* Pictures whose pixels are neighbours and whose taps one encode can make. */
+/* Pictures whose pixels are neighbours: one encode makes the taps that any of them wants. */
 struct group {
     struct picture *of[WN_ENCODE_BATCH_MAX];
     uint32_t first, n; /* place of the first one's pixels */
@@ -342,7 +344,7 @@ static void encode(struct wn_encoder *e, struct group *g)
         prune(e, g->of, g->n);
         for (uint32_t i = 0; i < g->n; i++) wn_vision_cache_put(e->cache, g->of[i]->key, &g->of[i]->view);
     }
-    g->n = 0;
+    *g = (struct group){.n = 0};
 }
 
 /* Is the picture in the cache with all that is wanted of it? What the cache lends is lent until an encode. */
@@ -388,11 +390,9 @@ void wn_encoder_run(struct wn_encoder *e, struct wn_encode_item *items, uint32_t
         if (p->item->rc != WN_OK || p->item->cached) continue;
         /* half of the methods read it, and beside an encode it costs nothing: they find whatever picture is here */
         p->wants.cls_layers |= e->kept_cls_layers;
-        if (g.n && (g.first + g.n != i || !wn_prune_wants_join(&g.wants, &p->wants))) encode(e, &g);
-        if (g.n == 0) {
-            g.first = i;
-            g.wants = p->wants;
-        }
+        if (g.first + g.n != i) encode(e, &g);
+        if (g.n == 0) g.first = i;
+        wn_prune_wants_join(&g.wants, &p->wants);
         g.of[g.n++] = p;
     }
     encode(e, &g);

@@ -7,8 +7,7 @@
  * A method that draws is given the request's seed mixed with the picture's hash: each picture has a draw of its own,
  * and the same picture, seed and method keep the same tokens, anywhere and at any time.
  *
- * Images of one call share an encode as long as their methods' taps can be had together; the tower computes only
- * the taps that they ask for.
+ * Images of one call share an encode; the tower computes only the taps that one of them asks for.
  *
  * Owns:    tower, backend and buffers, from open to close. An item's results are the caller's: wn_encode_item_fini().
  * Threads: one; it uses helper threads inside.

@@ -110,20 +110,17 @@ static struct entry *find(const struct wn_vision_cache *c, const uint8_t key[WN_
 
 static bool has_taps(const struct wn_prune_taps *t, const struct wn_prune_wants *w)
 {
-    return (w->cls_layers & ~t->cls_layers) == 0 && (w->mean_layers & ~t->mean_layers) == 0 &&
-           (w->keys_layer == WN_PRUNE_NO_LAYER || w->keys_layer == t->keys_layer) && (!w->cls_row || t->cls_row);
+    return !(w->cls_layers & ~t->cls_layers) && !(w->mean_layers & ~t->mean_layers) &&
+           !(w->keys_layers & ~t->keys_layers) && (!w->cls_row || t->cls_row);
 }
 
 static void add_taps(struct wn_prune_wants *wants, const struct wn_prune_taps *t)
 {
-    struct wn_prune_wants here = {.cls_layers = t->cls_layers,
-                                  .mean_layers = t->mean_layers,
-                                  .keys_layer = t->keys_layer,
-                                  .cls_row = t->cls_row != NULL};
-
-    if (wn_prune_wants_join(wants, &here)) return;
-    here.keys_layer = WN_PRUNE_NO_LAYER; /* one encode makes the keys of one layer */
-    (void)!wn_prune_wants_join(wants, &here);
+    const struct wn_prune_wants here = {.cls_layers = t->cls_layers,
+                                        .mean_layers = t->mean_layers,
+                                        .keys_layers = t->keys_layers,
+                                        .cls_row = t->cls_row != NULL};
+    wn_prune_wants_join(wants, &here);
 }
 
 bool wn_vision_cache_get(struct wn_vision_cache *c, const uint8_t key[WN_VISION_KEY_BYTES],
@@ -178,8 +175,8 @@ void wn_vision_cache_put(struct wn_vision_cache *c, const uint8_t key[WN_VISION_
     const size_t row = (size_t)v->width * wn_dtype_bytes(v->dtype);
     const size_t cls = (size_t)v->heads * v->tokens, keys = (size_t)v->tokens * v->width;
     const size_t bytes = sizeof(struct entry) + 6 * 64 + features + row +
-                         (bits(t->cls_layers) * cls + bits(t->mean_layers) * (size_t)v->tokens) * sizeof(float) +
-                         (t->keys ? (keys + v->width) * sizeof(float) : 0);
+                         (bits(t->cls_layers) * cls + bits(t->mean_layers) * (size_t)v->tokens +
+                          bits(t->keys_layers) * (keys + v->width)) * sizeof(float);
     struct entry *e = find(c, key);
     char *at;
 
@@ -199,8 +196,10 @@ void wn_vision_cache_put(struct wn_vision_cache *c, const uint8_t key[WN_VISION_
     e->view.taps.cls_stride = cls;
     e->view.taps.mean_attention = keep_layers(&at, t->mean_attention, bits(t->mean_layers), t->mean_stride, v->tokens);
     e->view.taps.mean_stride = v->tokens;
-    e->view.taps.keys = keep(&at, t->keys, keys * sizeof(float));
-    e->view.taps.cls_query = keep(&at, t->cls_query, v->width * sizeof(float));
+    e->view.taps.keys = keep_layers(&at, t->keys, bits(t->keys_layers), t->keys_stride, keys);
+    e->view.taps.keys_stride = keys;
+    e->view.taps.cls_query = keep_layers(&at, t->cls_query, bits(t->keys_layers), t->query_stride, v->width);
+    e->view.taps.query_stride = v->width;
     e->view.taps.cls_row = keep(&at, t->cls_row, row);
     WN_ASSERT((size_t)(at - (char *)e) <= bytes);
     c->stats.bytes += bytes;

@@ -44,7 +44,7 @@ bool wn_vision_cache_known(const struct wn_vision_cache *c, const uint8_t file[W
                            uint8_t key[WN_VISION_KEY_BYTES]);
 
 /* True and *view if the picture is here with at least the taps in *wants. Else the taps that it has here are added to
- * *wants, as far as one encode can make both. */
+ * *wants. */
 bool wn_vision_cache_get(struct wn_vision_cache *c, const uint8_t key[WN_VISION_KEY_BYTES],
                          struct wn_prune_wants *wants, struct wn_vision_view *view);
 

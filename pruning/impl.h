@@ -34,8 +34,10 @@ static inline uint64_t wn_prune_bit(uint32_t layer)
     return layer < 64 ? (uint64_t)1 << layer : 0;
 }
 
-/* One layer of the tap that is there: [tokens]. */
+/* One layer of the tap that is there: [tokens], [tokens, width], [width]. */
 const float *wn_prune_mean_tap(const struct wn_prune_ctx *c, uint32_t layer);
+const float *wn_prune_keys(const struct wn_prune_ctx *c, uint32_t layer);
+const float *wn_prune_query(const struct wn_prune_ctx *c, uint32_t layer);
 
 /* The CLS query's attention to each patch in the feature layer, summed over heads: out [n]. */
 void wn_prune_cls_sum(const struct wn_prune_ctx *c, float *out);

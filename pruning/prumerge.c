@@ -243,11 +243,17 @@ static wn_status choose(struct wn_prune_ctx *c, const float *a, bool plus, struc
     return WN_OK;
 }
 
+static uint32_t keys_layer(const struct wn_prune_ask *ask, uint32_t feature_layer)
+{
+    return ask->setting == WN_PRUNE_PAPER ? feature_layer : feature_layer + 1;
+}
+
 static wn_status run(struct wn_prune_ctx *c, bool plus)
 {
-    const struct wn_prune_taps *t = &c->in->taps;
     const uint32_t neighbours = c->in->ask.options.neighbours;
-    struct wn_prumerge m = {.keys = t->keys + c->width,
+    const uint32_t layer = keys_layer(&c->in->ask, c->in->shape.feature_layer);
+    const float *keys = wn_prune_keys(c, layer);
+    struct wn_prumerge m = {.keys = keys + c->width,
                             .neighbours = neighbours ? neighbours : NEIGHBOURS,
                             .setting = c->in->ask.setting};
     float *a = wn_prune_alloc(c, (size_t)c->n + 1, sizeof(*a));
@@ -258,7 +264,7 @@ static wn_status run(struct wn_prune_ctx *c, bool plus)
     if (m.setting == WN_PRUNE_PAPER)
         wn_prune_cls_mean(c, a + 1);
     else
-        wn_prumerge_scores(t->cls_query, t->keys, c->n + 1, c->width, a);
+        wn_prumerge_scores(wn_prune_query(c, layer), keys, c->n + 1, c->width, a);
     m.a = a + 1;
     if ((rc = choose(c, m.a, plus, &h)) != WN_OK) return rc;
     m.kept = h.kept;
@@ -273,12 +279,8 @@ static wn_status run_plus(struct wn_prune_ctx *c) { return run(c, true); }
 static void wants(const struct wn_prune_ask *ask, uint32_t feature_layer, struct wn_prune_wants *w)
 {
     w->features = true;
-    if (ask->setting == WN_PRUNE_PAPER) {
-        w->cls_layers = wn_prune_bit(feature_layer);
-        w->keys_layer = feature_layer;
-    } else {
-        w->keys_layer = feature_layer + 1;
-    }
+    w->keys_layers = wn_prune_bit(keys_layer(ask, feature_layer));
+    if (ask->setting == WN_PRUNE_PAPER) w->cls_layers = wn_prune_bit(feature_layer);
 }
 
 const struct wn_prune_method wn_prune_prumerge = {

@@ -97,22 +97,17 @@ wn_status wn_prune_check(const struct wn_prune_method *m, const struct wn_prune_
 void wn_prune_wants(const struct wn_prune_method *m, const struct wn_prune_ask *ask,
                     uint32_t feature_layer, struct wn_prune_wants *out)
 {
-    *out = (struct wn_prune_wants){.keys_layer = WN_PRUNE_NO_LAYER};
+    *out = (struct wn_prune_wants){0};
     if (m->wants) m->wants(ask, feature_layer, out);
 }
 
-bool wn_prune_wants_join(struct wn_prune_wants *all, const struct wn_prune_wants *more)
+void wn_prune_wants_join(struct wn_prune_wants *all, const struct wn_prune_wants *more)
 {
-    if (more->keys_layer != WN_PRUNE_NO_LAYER) {
-        if (all->keys_layer != WN_PRUNE_NO_LAYER && all->keys_layer != more->keys_layer)
-            return false;
-        all->keys_layer = more->keys_layer;
-    }
     all->cls_layers |= more->cls_layers;
     all->mean_layers |= more->mean_layers;
+    all->keys_layers |= more->keys_layers;
     all->cls_row |= more->cls_row;
     all->features |= more->features;
-    return true;
 }
 
 static bool has_budget(const struct wn_prune_budget *b)
@@ -160,8 +155,7 @@ static wn_status check_taps(const struct wn_prune_ctx *c, const struct wn_prune_
         lacks = "number of heads";
     else if (w->mean_layers && (!t->mean_attention || (w->mean_layers & ~t->mean_layers)))
         lacks = "mean attention";
-    else if (w->keys_layer != WN_PRUNE_NO_LAYER &&
-             (!t->keys || !t->cls_query || w->keys_layer != t->keys_layer))
+    else if (w->keys_layers && (!t->keys || !t->cls_query || (w->keys_layers & ~t->keys_layers)))
         lacks = "keys";
     else if (w->cls_row && !t->cls_row)
         lacks = "CLS row";
@@ -282,6 +276,18 @@ const float *wn_prune_mean_tap(const struct wn_prune_ctx *c, uint32_t layer)
 {
     const struct wn_prune_taps *t = &c->in->taps;
     return t->mean_attention + slot(t->mean_layers, layer) * t->mean_stride;
+}
+
+const float *wn_prune_keys(const struct wn_prune_ctx *c, uint32_t layer)
+{
+    const struct wn_prune_taps *t = &c->in->taps;
+    return t->keys + slot(t->keys_layers, layer) * t->keys_stride;
+}
+
+const float *wn_prune_query(const struct wn_prune_ctx *c, uint32_t layer)
+{
+    const struct wn_prune_taps *t = &c->in->taps;
+    return t->cls_query + slot(t->keys_layers, layer) * t->query_stride;
 }
 
 void wn_prune_cls_sum(const struct wn_prune_ctx *c, float *out)

@@ -23,7 +23,6 @@
 #include "base/status.h"
 
 #define WN_PRUNE_NO_INDEX UINT32_MAX /* a row that stands for no single patch */
-#define WN_PRUNE_NO_LAYER UINT32_MAX
 #define WN_PRUNE_KEEP_DEFAULT 64 /* rows kept where a request names a method and no budget */
 
 /* Flags of a kept row. 0: the tower's row, unchanged. */
@@ -76,21 +75,20 @@ struct wn_prune_shape {
 struct wn_prune_wants {
     uint64_t cls_layers;  /* bit i: attention of the CLS query in layer i */
     uint64_t mean_layers; /* bit i: attention received in layer i, mean over heads and queries */
-    uint32_t keys_layer;  /* keys and CLS query of this layer, which may be the one after the
-                             feature layer; WN_PRUNE_NO_LAYER: none */
+    uint64_t keys_layers; /* bit i: keys and CLS query of layer i, which may be the one after the
+                             feature layer */
     bool cls_row;         /* CLS's own row of features */
     bool features;        /* the features' values: without, only indices come back */
 };
 
 /* The taps of one image. tokens = patches + 1, CLS first. What a mask lacks is not looked at. */
 struct wn_prune_taps {
-    uint64_t cls_layers, mean_layers; /* the layers that are there, ascending */
-    const float *cls_attention;       /* [layers, heads, tokens]; probabilities */
-    const float *mean_attention;      /* [layers, tokens] */
-    size_t cls_stride, mean_stride;   /* floats from one layer to the next */
-    uint32_t keys_layer;              /* WN_PRUNE_NO_LAYER: none */
-    const float *keys, *cls_query;    /* [tokens, width], [width]; with bias, not scaled */
-    const void *cls_row;              /* [width] of the features' dtype; NULL: none */
+    uint64_t cls_layers, mean_layers, keys_layers; /* the layers that are there, ascending */
+    const float *cls_attention;    /* [layers, heads, tokens]; probabilities */
+    const float *mean_attention;   /* [layers, tokens] */
+    const float *keys, *cls_query; /* [layers, tokens, width], [layers, width]; with bias, not scaled */
+    size_t cls_stride, mean_stride, keys_stride, query_stride; /* floats from one layer to the next */
+    const void *cls_row;           /* [width] of the features' dtype; NULL: none */
 };
 
 struct wn_prune_in {
@@ -162,9 +160,8 @@ WN_NODISCARD wn_status wn_prune_check(const struct wn_prune_method *method,
 void wn_prune_wants(const struct wn_prune_method *method, const struct wn_prune_ask *ask,
                     uint32_t feature_layer, struct wn_prune_wants *out);
 
-/* Adds `more` to `all` (which starts with keys_layer = WN_PRUNE_NO_LAYER). False, and `all` is
- * unchanged, if the two want keys of different layers: one encode can not serve both. */
-bool wn_prune_wants_join(struct wn_prune_wants *all, const struct wn_prune_wants *more);
+/* Adds `more` to `all`. */
+void wn_prune_wants_join(struct wn_prune_wants *all, const struct wn_prune_wants *more);
 
 /* Rows that the budget leaves of `rows`: at least 1 of at least 1, at most all. */
 uint32_t wn_prune_count(const struct wn_prune_budget *budget, uint32_t rows);

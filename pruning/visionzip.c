@@ -15,7 +15,7 @@ static void wants(const struct wn_prune_ask *ask, uint32_t feature_layer, struct
 {
     (void)ask;
     w->cls_layers = wn_prune_bit(feature_layer);
-    w->keys_layer = feature_layer;
+    w->keys_layers = wn_prune_bit(feature_layer);
     w->cls_row = true;
     w->features = true;
 }
@@ -34,9 +34,10 @@ static wn_status check(const struct wn_prune_ask *ask, const struct wn_prune_sha
 static void mean_keys(const struct wn_prune_ctx *c, float *out)
 {
     const uint32_t heads = c->in->shape.heads, dim = c->width / heads;
+    const float *key = wn_prune_keys(c, c->in->shape.feature_layer);
 
     for (uint32_t i = 0; i < c->n; i++, out += dim) {
-        const float *key = c->in->taps.keys + (size_t)(i + 1) * c->width;
+        key += c->width; /* the first one is CLS's */
         memcpy(out, key, dim * sizeof(*out));
         for (uint32_t h = 1; h < heads; h++)
             for (uint32_t t = 0; t < dim; t++) out[t] += key[h * dim + t];

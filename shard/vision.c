@@ -21,6 +21,13 @@ struct layer {
     struct linear q, k, v, o, fc1, fc2;
 };
 
+/* Float32 values of some layers, in their order; memory grows, never shrinks. */
+struct tap {
+    struct wn_buf buf;
+    float *host;
+    size_t room, n; /* floats: that fit; that this encode has made so far */
+};
+
 struct wn_vision {
     struct wn_backend *be;
     struct wn_vision_config c;
@@ -38,14 +45,10 @@ struct wn_vision {
     struct wn_mat pixels, patches;           /* [images * patches, patch_cols]: float32, dtype */
     struct wn_mat x, normed, qkv, attn, mid; /* [images * tokens, ...] */
     struct wn_mat features;                  /* [images * rows, hidden] */
-    struct wn_mat keys,
-        query; /* float32 [images * tokens, hidden], [images, hidden]; made when asked */
-    struct wn_buf cls_attention, mean_attention;
+    struct tap cls_tap, mean_tap, keys_tap, query_tap;
     uint32_t *zeros, *cls_rows; /* [images] row numbers: 0; the CLS row of each image */
     float *im2col;              /* host */
     void *host_features, *host_cls_features;
-    float *host_keys, *host_query, *host_cls, *host_mean;
-    size_t host_cls_n, host_mean_n; /* floats that there is room for */
 };
 
 static wn_status mat_alloc(struct wn_vision *v, struct wn_mat *out, uint32_t rows, uint32_t cols,
@@ -230,12 +233,21 @@ out:
     return rc;
 }
 
+static void tap_fini(struct wn_vision *v, struct tap *t)
+{
+    if (t->buf.ptr) v->be->ops->buf_free(v->be, &t->buf);
+    free(t->host);
+    *t = (struct tap){.host = NULL};
+}
+
 void wn_vision_close(struct wn_vision *v)
 {
     if (!v) return;
     for (uint32_t i = 0; i < v->bufs_n; i++) v->be->ops->buf_free(v->be, &v->bufs[i]);
-    if (v->cls_attention.ptr) v->be->ops->buf_free(v->be, &v->cls_attention);
-    if (v->mean_attention.ptr) v->be->ops->buf_free(v->be, &v->mean_attention);
+    tap_fini(v, &v->cls_tap);
+    tap_fini(v, &v->mean_tap);
+    tap_fini(v, &v->keys_tap);
+    tap_fini(v, &v->query_tap);
     wn_loader_close(v->loader);
     free(v->layers);
     free(v->zeros);
@@ -243,10 +255,6 @@ void wn_vision_close(struct wn_vision *v)
     free(v->im2col);
     free(v->host_features);
     free(v->host_cls_features);
-    free(v->host_keys);
-    free(v->host_query);
-    free(v->host_cls);
-    free(v->host_mean);
     free(v);
 }
 
@@ -307,23 +315,36 @@ static wn_status embed(struct wn_vision *v, const float *pixels, uint32_t images
     return rc;
 }
 
-/* Queries and keys of layer `y` from its normalised input: float32, as the tower computed them. */
-static wn_status tap_keys(struct wn_vision *v, uint32_t images, struct wn_mat q, struct wn_mat k)
+/* Where the next layer's n values of a tap go, backend memory. */
+static float *tap_next(struct tap *t, size_t n)
 {
-    struct wn_mat keys = wn_mat_rows(v->keys, 0, images * v->tokens),
-                  query = wn_mat_rows(v->query, 0, images);
+    float *at = (float *)t->buf.ptr + t->n;
+    t->n += n;
+    return at;
+}
+
+static struct wn_mat tap_rows(const struct wn_vision *v, struct tap *t, uint32_t rows)
+{
+    const uint32_t hidden = v->c.hidden;
+    return (struct wn_mat){tap_next(t, (size_t)rows * hidden), WN_F32, rows, hidden, hidden};
+}
+
+/* A layer's keys, and its queries of CLS: those rows of q (cls NULL: all). Float32, as the tower computed them. */
+static wn_status tap_keys(struct wn_vision *v, uint32_t images, struct wn_mat q, const uint32_t *cls, struct wn_mat k)
+{
+    struct wn_mat keys = tap_rows(v, &v->keys_tap, images * v->tokens), query = tap_rows(v, &v->query_tap, images);
     wn_status rc = wn_be_convert(v->be, &keys, &k);
 
-    if (rc == WN_OK) rc = wn_be_gather_rows(v->be, &query, &q, v->cls_rows);
+    if (rc == WN_OK) rc = cls ? wn_be_gather_rows(v->be, &query, &q, cls) : wn_be_convert(v->be, &query, &q);
     return rc;
 }
 
-struct taps {
-    struct wn_vision_taps want;
-    float *cls, *mean; /* where the next layer's go, backend memory */
-};
+static bool asked(uint64_t layers, uint32_t i)
+{
+    return i < 64 && (layers >> i & 1);
+}
 
-static wn_status run_layer(struct wn_vision *v, uint32_t i, uint32_t images, struct taps *taps)
+static wn_status run_layer(struct wn_vision *v, uint32_t i, uint32_t images, const struct wn_vision_taps *want)
 {
     const struct wn_vision_config *c = &v->c;
     const struct layer *y = &v->layers[i];
@@ -341,19 +362,13 @@ static wn_status run_layer(struct wn_vision *v, uint32_t i, uint32_t images, str
     wn_status rc;
 
     a.scale = 1.0f / __builtin_sqrtf((float)c->head_dim);
-    if (i < 64 && (taps->want.cls_layers >> i & 1)) {
-        a.cls_rows = taps->cls;
-        taps->cls += (size_t)images * c->heads * v->tokens;
-    }
-    if (i < 64 && (taps->want.mean_layers >> i & 1)) {
-        a.mean_cols = taps->mean;
-        taps->mean += rows;
-    }
+    if (asked(want->cls_layers, i)) a.cls_rows = tap_next(&v->cls_tap, (size_t)images * c->heads * v->tokens);
+    if (asked(want->mean_layers, i)) a.mean_cols = tap_next(&v->mean_tap, rows);
     rc = layer_norm(v, normed, x, y->norm1);
     if (rc == WN_OK) rc = linear(v, a.q, normed, y->q, WN_ACT_NONE);
     if (rc == WN_OK) rc = linear(v, a.k, normed, y->k, WN_ACT_NONE);
     if (rc == WN_OK) rc = linear(v, a.v, normed, y->v, WN_ACT_NONE);
-    if (rc == WN_OK && taps->want.keys_layer == i) rc = tap_keys(v, images, a.q, a.k);
+    if (rc == WN_OK && asked(want->keys_layers, i)) rc = tap_keys(v, images, a.q, v->cls_rows, a.k);
     if (rc == WN_OK) rc = wn_be_attn_full(v->be, &a);
     if (rc == WN_OK) rc = linear(v, normed, a.out, y->o, WN_ACT_NONE);
     if (rc == WN_OK) rc = wn_be_add(v->be, &x, &x, &normed);
@@ -370,100 +385,62 @@ static wn_status next_layer_keys(struct wn_vision *v, uint32_t images)
     const struct layer *y = &v->layers[v->c.layers_run];
     uint32_t rows = images * v->tokens, hidden = v->c.hidden;
     struct wn_mat x = wn_mat_rows(v->x, 0, rows), normed = wn_mat_rows(v->normed, 0, rows);
-    struct wn_mat k = wn_mat_cols(wn_mat_rows(v->qkv, 0, rows), hidden, hidden),
-                  keys = wn_mat_rows(v->keys, 0, rows);
-    struct wn_mat cls = wn_mat_rows(v->attn, 0, images),
-                  q = wn_mat_cols(wn_mat_rows(v->qkv, 0, images), 0, hidden);
-    struct wn_mat query = wn_mat_rows(v->query, 0, images);
+    struct wn_mat k = wn_mat_cols(wn_mat_rows(v->qkv, 0, rows), hidden, hidden);
+    struct wn_mat cls = wn_mat_rows(v->attn, 0, images), q = wn_mat_cols(wn_mat_rows(v->qkv, 0, images), 0, hidden);
     wn_status rc = layer_norm(v, normed, x, y->norm1);
 
     if (rc == WN_OK) rc = linear(v, k, normed, y->k, WN_ACT_NONE);
     if (rc == WN_OK) rc = wn_be_gather_rows(v->be, &cls, &normed, v->cls_rows);
     if (rc == WN_OK) rc = linear(v, q, cls, y->q, WN_ACT_NONE);
-    if (rc == WN_OK) rc = wn_be_convert(v->be, &keys, &k);
-    if (rc == WN_OK) rc = wn_be_convert(v->be, &query, &q);
+    if (rc == WN_OK) rc = tap_keys(v, images, q, NULL, k);
     return rc;
 }
 
-/* Room for n floats on the backend and on the host; grows, never shrinks. */
-static wn_status tap_room(struct wn_vision *v, struct wn_buf *buf, float **host, size_t *host_n,
-                          size_t n, struct wn_err *err)
+/* Room for n floats on the backend and on the host, and none of them made. */
+static wn_status tap_init(struct wn_vision *v, struct tap *t, size_t n, struct wn_err *err)
 {
-    wn_status rc = WN_OK;
-
-    if (n <= *host_n) return WN_OK;
-    *host_n = 0;
-    if (buf->ptr) v->be->ops->buf_free(v->be, buf);
-    free(*host);
-    *host = malloc(n * sizeof(float));
-    if (!*host || (rc = v->be->ops->buf_alloc(v->be, n * sizeof(float), buf)) != WN_OK)
-        return wn_fail(err, WN_ENOMEM, "vision tower: %zu floats of attention", n);
-    *host_n = n;
+    t->n = 0;
+    if (n <= t->room) return WN_OK;
+    tap_fini(v, t);
+    t->host = malloc(n * sizeof(float));
+    if (!t->host || v->be->ops->buf_alloc(v->be, n * sizeof(float), &t->buf) != WN_OK)
+        return wn_fail(err, WN_ENOMEM, "vision tower: taps of %zu floats", n);
+    t->room = n;
     return WN_OK;
 }
 
-static wn_status taps_prepare(struct wn_vision *v, const struct wn_vision_taps *want,
-                              uint32_t images, struct taps *taps, struct wn_err *err)
+static wn_status taps_init(struct wn_vision *v, const struct wn_vision_taps *want, uint32_t images, struct wn_err *err)
 {
-    uint64_t run = v->c.layers_run >= 64 ? UINT64_MAX : ((uint64_t)1 << v->c.layers_run) - 1;
-    size_t cls_n = (size_t)__builtin_popcountll(want->cls_layers) * images * v->c.heads * v->tokens;
-    size_t mean_n = (size_t)__builtin_popcountll(want->mean_layers) * images * v->tokens;
-    bool keys = want->keys_layer != WN_TAP_NONE;
+    const uint64_t run = v->c.layers_run >= 64 ? UINT64_MAX : ((uint64_t)1 << v->c.layers_run) - 1;
+    const uint64_t known = v->layers_n >= 64 ? UINT64_MAX : ((uint64_t)1 << v->layers_n) - 1;
+    const size_t rows = (size_t)images * v->tokens, hidden = v->c.hidden;
+    const size_t keys_n = (size_t)__builtin_popcountll(want->keys_layers);
     wn_status rc;
 
-    if (((want->cls_layers | want->mean_layers) & ~run) ||
-        (keys && want->keys_layer >= v->layers_n))
-        return wn_fail(err, WN_EINVAL,
-                       "vision tower: a tap of a layer that is not run (%u layers are)",
+    if (((want->cls_layers | want->mean_layers) & ~run) || (want->keys_layers & ~known))
+        return wn_fail(err, WN_EINVAL, "vision tower: a tap of a layer that is not run (%u layers are)",
                        v->c.layers_run);
-    if ((rc = tap_room(v, &v->cls_attention, &v->host_cls, &v->host_cls_n, cls_n, err)) != WN_OK)
-        return rc;
-    if ((rc = tap_room(v, &v->mean_attention, &v->host_mean, &v->host_mean_n, mean_n, err)) !=
-        WN_OK)
-        return rc;
-    if (keys && !v->keys.ptr) {
-        uint32_t rows = v->images_max * v->tokens, hidden = v->c.hidden;
-        rc = mat_alloc(v, &v->keys, rows, hidden, WN_F32, err);
-        if (rc != WN_OK) return rc;
-    }
-    if (keys && !v->query.ptr &&
-        (rc = mat_alloc(v, &v->query, v->images_max, v->c.hidden, WN_F32, err)) != WN_OK)
-        return rc;
-    if (keys && !v->host_keys)
-        v->host_keys = malloc((size_t)v->images_max * v->tokens * v->c.hidden * sizeof(float));
-    if (keys && !v->host_query)
-        v->host_query = malloc((size_t)v->images_max * v->c.hidden * sizeof(float));
-    if (keys && (!v->host_keys || !v->host_query))
-        return wn_fail(err, WN_ENOMEM, "vision tower: keys");
-    *taps = (struct taps){*want, v->cls_attention.ptr, v->mean_attention.ptr};
-    return WN_OK;
+    rc = tap_init(v, &v->cls_tap, (size_t)__builtin_popcountll(want->cls_layers) * v->c.heads * rows, err);
+    if (rc == WN_OK) rc = tap_init(v, &v->mean_tap, (size_t)__builtin_popcountll(want->mean_layers) * rows, err);
+    if (rc == WN_OK) rc = tap_init(v, &v->keys_tap, keys_n * rows * hidden, err);
+    if (rc == WN_OK) rc = tap_init(v, &v->query_tap, keys_n * images * hidden, err);
+    return rc;
 }
 
-static wn_status fetch(struct wn_vision *v, uint32_t images, const struct taps *taps,
-                       struct wn_vision_out *out)
+/* *out: the values on the host, NULL if there are none. */
+static wn_status tap_fetch(struct wn_vision *v, const struct tap *t, const float **out)
+{
+    *out = t->n ? t->host : NULL;
+    return t->n ? v->be->ops->download(v->be, t->host, t->buf.ptr, t->n * sizeof(float)) : WN_OK;
+}
+
+static wn_status fetch(struct wn_vision *v, uint32_t images, bool cls_features, struct wn_vision_out *out)
 {
     uint32_t rows = feature_rows(v), first = v->c.keep_cls ? 0 : 1, hidden = v->c.hidden;
     size_t bytes = (size_t)images * rows * hidden * wn_dtype_bytes(v->dtype);
-    size_t cls_n = (size_t)(taps->cls - (float *)v->cls_attention.ptr);
-    size_t mean_n = (size_t)(taps->mean - (float *)v->mean_attention.ptr);
     const struct wn_backend_ops *ops = v->be->ops;
     wn_status rc = WN_OK;
 
-    for (uint32_t i = 0; rc == WN_OK && i < images; i++) {
-        struct wn_mat from = wn_mat_rows(v->x, i * v->tokens + first, rows),
-                      to = wn_mat_rows(v->features, i * rows, rows);
-        rc = wn_be_convert(v->be, &to, &from);
-    }
-    if (rc == WN_OK) rc = ops->download(v->be, v->host_features, v->features.ptr, bytes);
-    for (uint32_t i = 0; rc == WN_OK && taps->want.cls_features && i < images; i++) {
-        const struct wn_mat cls = wn_mat_rows(v->x, i * v->tokens, 1);
-        const size_t row_bytes = wn_mat_row_bytes(&cls);
-        rc = ops->download(v->be, (char *)v->host_cls_features + i * row_bytes, cls.ptr, row_bytes);
-    }
-    if (rc == WN_OK && cls_n)
-        rc = ops->download(v->be, v->host_cls, v->cls_attention.ptr, cls_n * sizeof(float));
-    if (rc == WN_OK && mean_n)
-        rc = ops->download(v->be, v->host_mean, v->mean_attention.ptr, mean_n * sizeof(float));
     *out = (struct wn_vision_out){.features = v->host_features,
                                   .images = images,
                                   .rows = rows,
@@ -471,15 +448,22 @@ static wn_status fetch(struct wn_vision *v, uint32_t images, const struct taps *
                                   .tokens = v->tokens,
                                   .heads = v->c.heads,
                                   .dtype = v->dtype,
-                                  .cls_attention = cls_n ? v->host_cls : NULL,
-                                  .mean_attention = mean_n ? v->host_mean : NULL,
-                                  .cls_features = taps->want.cls_features ? v->host_cls_features : NULL};
-    if (rc != WN_OK || taps->want.keys_layer == WN_TAP_NONE) return rc;
-    out->keys = v->host_keys;
-    out->cls_query = v->host_query;
-    bytes = (size_t)images * hidden * sizeof(float);
-    rc = ops->download(v->be, v->host_keys, v->keys.ptr, bytes * v->tokens);
-    if (rc == WN_OK) rc = ops->download(v->be, v->host_query, v->query.ptr, bytes);
+                                  .cls_features = cls_features ? v->host_cls_features : NULL};
+    for (uint32_t i = 0; rc == WN_OK && i < images; i++) {
+        struct wn_mat from = wn_mat_rows(v->x, i * v->tokens + first, rows),
+                      to = wn_mat_rows(v->features, i * rows, rows);
+        rc = wn_be_convert(v->be, &to, &from);
+    }
+    if (rc == WN_OK) rc = ops->download(v->be, v->host_features, v->features.ptr, bytes);
+    for (uint32_t i = 0; rc == WN_OK && cls_features && i < images; i++) {
+        const struct wn_mat cls = wn_mat_rows(v->x, i * v->tokens, 1);
+        const size_t row_bytes = wn_mat_row_bytes(&cls);
+        rc = ops->download(v->be, (char *)v->host_cls_features + i * row_bytes, cls.ptr, row_bytes);
+    }
+    if (rc == WN_OK) rc = tap_fetch(v, &v->cls_tap, &out->cls_attention);
+    if (rc == WN_OK) rc = tap_fetch(v, &v->mean_tap, &out->mean_attention);
+    if (rc == WN_OK) rc = tap_fetch(v, &v->keys_tap, &out->keys);
+    if (rc == WN_OK) rc = tap_fetch(v, &v->query_tap, &out->cls_query);
     return rc;
 }
 
@@ -487,19 +471,18 @@ wn_status wn_vision_encode(struct wn_vision *v, const float *pixels, uint32_t im
                            const struct wn_vision_taps *want, int64_t deadline_us,
                            struct wn_vision_out *out, struct wn_err *err)
 {
-    const struct wn_vision_taps none = WN_TAPS_NONE;
-    struct taps taps = {.cls = NULL};
+    const struct wn_vision_taps none = {0};
     wn_status rc;
 
+    if (!want) want = &none;
     if (images == 0 || images > v->images_max)
         return wn_fail(err, WN_ELIMIT, "vision tower: %u images at once, limit %u", images,
                        v->images_max);
-    if ((rc = taps_prepare(v, want ? want : &none, images, &taps, err)) != WN_OK) return rc;
+    if ((rc = taps_init(v, want, images, err)) != WN_OK) return rc;
     rc = embed(v, pixels, images);
-    for (uint32_t i = 0; rc == WN_OK && i < v->c.layers_run; i++) {
-        rc = wn_deadline_passed(deadline_us) ? WN_ETIME : run_layer(v, i, images, &taps);
-    }
-    if (rc == WN_OK && taps.want.keys_layer == v->c.layers_run) rc = next_layer_keys(v, images);
-    if (rc == WN_OK) rc = fetch(v, images, &taps, out);
+    for (uint32_t i = 0; rc == WN_OK && i < v->c.layers_run; i++)
+        rc = wn_deadline_passed(deadline_us) ? WN_ETIME : run_layer(v, i, images, want);
+    if (rc == WN_OK && asked(want->keys_layers, v->c.layers_run)) rc = next_layer_keys(v, images);
+    if (rc == WN_OK) rc = fetch(v, images, want->cls_features, out);
     return rc == WN_OK ? rc : wn_fail(err, rc, "vision tower: %s", wn_status_name(rc));
 }

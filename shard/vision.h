@@ -22,22 +22,14 @@
 
 struct wn_vision; /* opaque */
 
-#define WN_TAP_NONE UINT32_MAX
-
 /* What encode returns besides the features. Masks: bit i asks for layer i, which must be below layers_run (and 64). */
 struct wn_vision_taps {
     uint64_t cls_layers;  /* attention of the CLS query, each head */
     uint64_t mean_layers; /* attention that each token receives: mean over heads and queries */
-    uint32_t keys_layer;  /* WN_TAP_NONE, or a layer <= layers_run: its keys and its CLS query. At layers_run only
-                             that layer's first norm and two projections are computed: the layer is not run */
+    uint64_t keys_layers; /* keys and CLS query. Layer layers_run may be asked for too: only its first norm and two
+                             projections are computed, it is not run */
     bool cls_features;    /* CLS's own row of the features, which models that drop it do not return otherwise */
 };
-
-#define WN_TAPS_NONE                                                                               \
-    (struct wn_vision_taps)                                                                        \
-    {                                                                                              \
-        .keys_layer = WN_TAP_NONE                                                                  \
-    }
 
 struct wn_vision_out {
     const void *features;         /* [images, rows, width] of dtype, host memory */
@@ -47,8 +39,8 @@ struct wn_vision_out {
     /* NULL if not asked for: */
     const float *cls_attention;  /* [bits of cls_layers, images, heads, tokens], ascending layers */
     const float *mean_attention; /* [bits of mean_layers, images, tokens] */
-    const float *keys;           /* [images, tokens, width]: projection with bias, not scaled */
-    const float *cls_query;      /* [images, width]: as keys */
+    const float *keys;           /* [bits of keys_layers, images, tokens, width]: projection with bias, not scaled */
+    const float *cls_query;      /* [bits of keys_layers, images, width]: as keys */
     const void *cls_features;    /* [images, width] of dtype */
 };
 

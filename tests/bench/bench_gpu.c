@@ -311,7 +311,7 @@ static void bench_vision(const struct wn_weights *weights)
 {
     const struct wn_vision_config *v = &model.vision;
     size_t image = 3 * (size_t)v->image_side * v->image_side;
-    struct encode_case c = {.pixels = malloc(8 * image * sizeof(float)), .taps = WN_TAPS_NONE};
+    struct encode_case c = {.pixels = malloc(8 * image * sizeof(float))};
 
     must(c.pixels ? WN_OK : WN_ENOMEM, "pixels");
     for (size_t i = 0; i < 8 * image; i++) c.pixels[i] = (float)((i * 2654435761u) >> 8 & 0xffff) * 0x1p-15f - 1.0f;
@@ -323,7 +323,7 @@ static void bench_vision(const struct wn_weights *weights)
             double flops = images * tokens * (2.0 * params + 4.0 * tokens * v->hidden * v->layers_run), best, median;
             char shape[32];
             c.images = images;
-            c.taps = WN_TAPS_NONE;
+            c.taps = (struct wn_vision_taps){0};
             if (taps) c.taps.cls_layers = c.taps.mean_layers = (uint64_t)1 << (v->layers_run - 1);
             median = time_it(run_encode, &c, 1.0, &best);
             snprintf(shape, sizeof(shape), "I%u%s", images, taps ? "_taps" : "");

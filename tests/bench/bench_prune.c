@@ -88,7 +88,7 @@ static void make_picture(struct prune_case *c, uint64_t seed)
     c->in.features = half;
     c->in.taps.cls_row = half + (size_t)w * shape.rows;
     c->in.dtype = WN_BF16;
-    case_taps(c, (uint64_t)1 << OBJECT | (uint64_t)1 << LAYER, WN_PRUNE_NO_LAYER);
+    case_taps(c, (uint64_t)1 << OBJECT | (uint64_t)1 << LAYER, 0);
 }
 
 static void run_once(struct prune_case *c, const struct wn_prune_method *m)
@@ -97,7 +97,7 @@ static void run_once(struct prune_case *c, const struct wn_prune_method *m)
     struct wn_err err = {0};
 
     wn_prune_wants(m, &c->in.ask, LAYER, &w);
-    c->in.taps.keys_layer = w.keys_layer;
+    c->in.taps.keys_layers = w.keys_layers;
     must(wn_prune_run(m, &c->in, &c->out, &err) == WN_OK, m->name, err.text);
     must(wn_prune_gather(&c->in, &c->out, payload, &err) == WN_OK, m->name, err.text);
 }

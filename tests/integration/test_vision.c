@@ -57,7 +57,7 @@ static void check_golden(const char *name, const char *backend)
     uint32_t last = c->layers_run - 1, tokens = c->patches + 1, n = t.g.images;
     struct wn_vision_taps taps = {.cls_layers = (uint64_t)1 << last,
                                   .mean_layers = (uint64_t)1 << last,
-                                  .keys_layer = c->layers_run};
+                                  .keys_layers = (uint64_t)1 << c->layers_run};
 
     if (wn_vision_encode(t.v, t.g.pixels, n, &taps, WN_NEVER, &out, &err)) fail_msg("%s", err.text);
     assert_int_equal(out.rows, c->patches);
@@ -112,25 +112,35 @@ static void *copy_of(const void *p, size_t bytes)
     return c;
 }
 
-/* All images at once, then one by one: the same bits, features and taps. */
+/* All images at once, then one by one, keys of each layer by an encode of their own: the same bits. */
 static void check_batch(wn_dtype dtype)
 {
     struct tower t;
     struct wn_vision_out out;
     struct wn_err err = {0};
-    struct wn_vision_taps taps = {.cls_layers = 3, .mean_layers = 1, .keys_layer = 0};
+    struct wn_vision_taps taps = {.cls_layers = 3, .mean_layers = 1};
     tower_open(&t, "llava-b", wn_backends[0]->name, dtype, 4);
     const struct wn_vision_config *c = &t.g.model.vision;
     size_t side = c->image_side, tokens = c->patches + 1, cls = c->heads * tokens, n = t.g.images;
-    size_t bytes = (size_t)c->patches * c->hidden * wn_dtype_bytes(dtype);
+    size_t bytes = (size_t)c->patches * c->hidden * wn_dtype_bytes(dtype), width = c->hidden;
+    const uint64_t keys_layer[2] = {1, (uint64_t)1 << c->layers_run}; /* the first, and the one that is not run */
 
+    taps.keys_layers = keys_layer[0] | keys_layer[1];
     if (wn_vision_encode(t.v, t.g.pixels, t.g.images, &taps, WN_NEVER, &out, &err))
         fail_msg("%s", err.text);
     char *features = copy_of(out.features, n * bytes);
     float *attention = copy_of(out.cls_attention, 2 * n * cls * sizeof(float));
     float *mean = copy_of(out.mean_attention, n * tokens * sizeof(float));
-    float *keys = copy_of(out.keys, n * tokens * c->hidden * sizeof(float));
+    float *keys = copy_of(out.keys, 2 * n * tokens * width * sizeof(float));
+    float *query = copy_of(out.cls_query, 2 * n * width * sizeof(float));
     for (uint32_t i = 0; i < t.g.images; i++) {
+        for (size_t layer = 0; layer < 2; layer++) {
+            const struct wn_vision_taps one = {.keys_layers = keys_layer[layer]};
+            if (wn_vision_encode(t.v, t.g.pixels + i * 3 * side * side, 1, &one, WN_NEVER, &out, &err))
+                fail_msg("%s", err.text);
+            assert_memory_equal(keys + (layer * n + i) * tokens * width, out.keys, tokens * width * sizeof(float));
+            assert_memory_equal(query + (layer * n + i) * width, out.cls_query, width * sizeof(float));
+        }
         if (wn_vision_encode(t.v, t.g.pixels + i * 3 * side * side, 1, &taps, WN_NEVER, &out, &err))
             fail_msg("%s", err.text);
         assert_memory_equal(features + i * bytes, out.features, bytes);
@@ -138,13 +148,12 @@ static void check_batch(wn_dtype dtype)
             assert_memory_equal(attention + (layer * n + i) * cls, out.cls_attention + layer * cls,
                                 cls * sizeof(float));
         assert_memory_equal(mean + i * tokens, out.mean_attention, tokens * sizeof(float));
-        assert_memory_equal(keys + i * tokens * c->hidden, out.keys,
-                            tokens * c->hidden * sizeof(float));
     }
     free(features);
     free(attention);
     free(mean);
     free(keys);
+    free(query);
     tower_close(&t);
 }
 
@@ -160,7 +169,7 @@ static void test_requests(void **state)
     struct tower t;
     struct wn_vision_out out;
     struct wn_err err = {0};
-    struct wn_vision_taps taps = WN_TAPS_NONE;
+    struct wn_vision_taps taps = {0};
     (void)state;
 
     tower_open(&t, "llava-a", wn_backends[0]->name, WN_F32, 1);
@@ -173,7 +182,7 @@ static void test_requests(void **state)
     assert_int_equal(wn_vision_encode(t.v, t.g.pixels, 0, NULL, WN_NEVER, &out, &err), WN_ELIMIT);
     taps.cls_layers = (uint64_t)1 << t.g.model.vision.layers_run;
     assert_int_equal(wn_vision_encode(t.v, t.g.pixels, 1, &taps, WN_NEVER, &out, &err), WN_EINVAL);
-    taps = (struct wn_vision_taps){.keys_layer = t.g.model.vision.layers};
+    taps = (struct wn_vision_taps){.keys_layers = (uint64_t)1 << t.g.model.vision.layers};
     assert_int_equal(wn_vision_encode(t.v, t.g.pixels, 1, &taps, WN_NEVER, &out, &err), WN_EINVAL);
     assert_int_equal(wn_vision_encode(t.v, t.g.pixels, 1, NULL, wn_now_us() - 1, &out, &err),
                      WN_ETIME);

@@ -56,7 +56,6 @@ static inline void case_init(struct prune_case *c, struct wn_prune_shape s, uint
                                         .mean_attention = c->mean,
                                         .cls_stride = s.heads * tokens,
                                         .mean_stride = tokens,
-                                        .keys_layer = WN_PRUNE_NO_LAYER,
                                         .keys = c->keys,
                                         .cls_query = c->query,
                                         .cls_row = c->cls_row};
@@ -78,10 +77,10 @@ static inline void case_fini(struct prune_case *c)
 
 /* Says that the taps are those that the method wants: the arrays of the case hold `layers` in
  * ascending order. */
-static inline void case_taps(struct prune_case *c, uint64_t layers, uint32_t keys_layer)
+static inline void case_taps(struct prune_case *c, uint64_t layers, uint64_t keys_layers)
 {
     c->in.taps.cls_layers = c->in.taps.mean_layers = layers;
-    c->in.taps.keys_layer = keys_layer;
+    c->in.taps.keys_layers = keys_layers;
 }
 
 /* The place of patch i in the result; UINT32_MAX: not there. */
@@ -106,7 +105,7 @@ static inline void must_run(struct prune_case *c, const struct wn_prune_method *
     struct wn_err err = {0};
 
     wn_prune_wants(m, &c->in.ask, c->in.shape.feature_layer, &w);
-    case_taps(c, w.cls_layers | w.mean_layers, w.keys_layer);
+    case_taps(c, w.cls_layers | w.mean_layers, w.keys_layers);
     if (wn_prune_run(m, &c->in, &c->out, &err) != WN_OK) fail_msg("%s: %s", m->name, err.text);
     assert_in_range(c->out.rows, 1, wn_prune_rows_max(m, &c->in.ask, c->in.shape.rows));
 }

@@ -162,7 +162,6 @@ static struct wn_prune_wants wants_of(const char *name, wn_prune_setting setting
     return w;
 }
 
-#define NOTHING WN_PRUNE_NO_LAYER
 static void wants(void **state)
 {
     static const struct {
@@ -171,41 +170,38 @@ static void wants(void **state)
         uint32_t layer;
         struct wn_prune_wants want;
     } cases[] = {
-        {"none", WN_PRUNE_FAITHFUL, 22, {0, 0, NOTHING, false, false}},
-        {"random", WN_PRUNE_FAITHFUL, 22, {0, 0, NOTHING, false, false}},
-        {"uniform", WN_PRUNE_FAITHFUL, 22, {0, 0, NOTHING, false, false}},
-        {"cls-topk", WN_PRUNE_FAITHFUL, 22, {1u << 22, 0, NOTHING, false, false}},
-        {"prumerge", WN_PRUNE_FAITHFUL, 22, {0, 0, 23, false, true}},
-        {"prumerge", WN_PRUNE_PAPER, 22, {1u << 22, 0, 22, false, true}},
-        {"prumerge+", WN_PRUNE_FAITHFUL, 5, {0, 0, 6, false, true}},
-        {"visionzip", WN_PRUNE_FAITHFUL, 22, {1u << 22, 0, 22, true, true}},
-        {"vispruner", WN_PRUNE_FAITHFUL, 22, {1u << 22, 0, NOTHING, false, true}},
-        {"divprune", WN_PRUNE_FAITHFUL, 22, {0, 0, NOTHING, false, true}},
-        {"hiprune", WN_PRUNE_FAITHFUL, 22, {0, 1u << 22 | 1u << 8, NOTHING, false, false}},
-        {"hiprune", WN_PRUNE_FAITHFUL, 5, {0, 1u << 5 | 1u << 2, NOTHING, false, false}},
-        {"matryoshka", WN_PRUNE_FAITHFUL, 22, {0, 0, NOTHING, false, true}},
+        {"none", WN_PRUNE_FAITHFUL, 22, {0, 0, 0, false, false}},
+        {"random", WN_PRUNE_FAITHFUL, 22, {0, 0, 0, false, false}},
+        {"uniform", WN_PRUNE_FAITHFUL, 22, {0, 0, 0, false, false}},
+        {"cls-topk", WN_PRUNE_FAITHFUL, 22, {1u << 22, 0, 0, false, false}},
+        {"prumerge", WN_PRUNE_FAITHFUL, 22, {0, 0, 1u << 23, false, true}},
+        {"prumerge", WN_PRUNE_PAPER, 22, {1u << 22, 0, 1u << 22, false, true}},
+        {"prumerge+", WN_PRUNE_FAITHFUL, 5, {0, 0, 1u << 6, false, true}},
+        {"visionzip", WN_PRUNE_FAITHFUL, 22, {1u << 22, 0, 1u << 22, true, true}},
+        {"vispruner", WN_PRUNE_FAITHFUL, 22, {1u << 22, 0, 0, false, true}},
+        {"divprune", WN_PRUNE_FAITHFUL, 22, {0, 0, 0, false, true}},
+        {"hiprune", WN_PRUNE_FAITHFUL, 22, {0, 1u << 22 | 1u << 8, 0, false, false}},
+        {"hiprune", WN_PRUNE_FAITHFUL, 5, {0, 1u << 5 | 1u << 2, 0, false, false}},
+        {"matryoshka", WN_PRUNE_FAITHFUL, 22, {0, 0, 0, false, true}},
     };
-    struct wn_prune_wants all = {.keys_layer = NOTHING}, one;
+    static const char *const joined[] = {"prumerge", "hiprune", "visionzip", "cls-topk"};
+    struct wn_prune_wants all = {0}, one;
 
     (void)state;
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         one = wants_of(cases[i].name, cases[i].setting, cases[i].layer);
         assert_true(one.cls_layers == cases[i].want.cls_layers);
         assert_true(one.mean_layers == cases[i].want.mean_layers);
-        assert_int_equal(one.keys_layer, cases[i].want.keys_layer);
+        assert_true(one.keys_layers == cases[i].want.keys_layers);
         assert_int_equal(one.cls_row, cases[i].want.cls_row);
         assert_int_equal(one.features, cases[i].want.features);
     }
-    one = wants_of("prumerge", WN_PRUNE_FAITHFUL, 22);
-    assert_true(wn_prune_wants_join(&all, &one));
-    one = wants_of("hiprune", WN_PRUNE_FAITHFUL, 22);
-    assert_true(wn_prune_wants_join(&all, &one));
-    one = wants_of("visionzip", WN_PRUNE_FAITHFUL, 22);
-    assert_false(wn_prune_wants_join(&all, &one)); /* keys of 22 and of 23 */
-    assert_true(all.keys_layer == 23 && all.cls_layers == 0 && !all.cls_row);
-    one = wants_of("cls-topk", WN_PRUNE_FAITHFUL, 22);
-    assert_true(wn_prune_wants_join(&all, &one));
+    for (size_t i = 0; i < sizeof(joined) / sizeof(joined[0]); i++) {
+        one = wants_of(joined[i], WN_PRUNE_FAITHFUL, 22);
+        wn_prune_wants_join(&all, &one);
+    }
     assert_true(all.cls_layers == 1u << 22 && all.mean_layers == (1u << 22 | 1u << 8));
+    assert_true(all.keys_layers == (1u << 22 | 1u << 23) && all.cls_row);
     assert_true(all.features);
 }
 
@@ -278,7 +274,7 @@ static void taps_missing(void **state)
     float *values = malloc(577 * 1024 * sizeof(float));
     uint32_t index[577];
     uint8_t flags[577];
-    struct wn_prune_in in = {.shape = clip, .taps = {.keys_layer = WN_PRUNE_NO_LAYER}};
+    struct wn_prune_in in = {.shape = clip};
     struct wn_prune_out out = {.index = index, .flags = flags, .values = values};
     struct wn_err err = {0};
 

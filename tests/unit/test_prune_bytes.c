@@ -137,7 +137,7 @@ static void run(const struct wn_prune_method *m, wn_prune_setting setting, uint3
                                       .setting = setting,
                                       .projected = m == &wn_prune_matryoshka};
     wn_prune_wants(m, &c->in.ask, c->in.shape.feature_layer, &w);
-    case_taps(c, w.cls_layers | w.mean_layers, w.keys_layer);
+    case_taps(c, w.cls_layers | w.mean_layers, w.keys_layers);
     if (wn_prune_run(m, &c->in, &c->out, &err) != WN_OK) fail_msg("%s: %s", m->name, err.text);
     assert_int_equal(wn_prune_gather(&c->in, &c->out, f.payload, &err), WN_OK);
 }

@@ -318,7 +318,7 @@ static void out_of_memory(void **state)
         wn_status rc;
         c.in.ask.projected = m == &wn_prune_matryoshka;
         wn_prune_wants(m, &c.in.ask, 1, &w);
-        case_taps(&c, w.cls_layers | w.mean_layers, w.keys_layer);
+        case_taps(&c, w.cls_layers | w.mean_layers, w.keys_layers);
         do {
             struct wn_err err = {0};
             mallocs_left = (int)failures;

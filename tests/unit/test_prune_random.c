@@ -197,7 +197,7 @@ static void run_case(FILE *f, uint32_t t)
         c.in.taps.cls_layers = (uint64_t)1 | (uint64_t)1 << s->feature_layer;
         c.in.taps.mean_layers = (uint64_t)1 | (uint64_t)1 << object | (uint64_t)1 << s->feature_layer;
         wn_prune_wants(method, &c.in.ask, s->feature_layer, &w);
-        c.in.taps.keys_layer = w.keys_layer;
+        c.in.taps.keys_layers = w.keys_layers;
         must_read(&rows, sizeof(rows), f);
         rc = wn_prune_run(method, &c.in, &c.out, &err);
         if (rows == REFUSED) {

@@ -11,16 +11,17 @@
 
 enum { ROWS = 4, WIDTH = 8, TOKENS = 5, HEADS = 2 };
 
-static float features[ROWS * WIDTH], cls[3 * 2 * HEADS * TOKENS], mean[2 * TOKENS], keys[TOKENS * WIDTH], query[WIDTH];
+static float features[ROWS * WIDTH], cls[3 * 2 * HEADS * TOKENS], mean[2 * TOKENS];
+static float keys[3 * TOKENS * WIDTH], query[3 * WIDTH];
 
-/* A view of picture n; layers 1 and 3 of the CLS attention lie two images apart, as in a batch. */
+/* A view of picture n; layers 1 and 3 of the CLS attention, and keys of 4 and 6, lie two images apart, as in a batch. */
 static struct wn_vision_view picture(int n)
 {
     for (int i = 0; i < ROWS * WIDTH; i++) features[i] = (float)(n * 1000 + i);
     for (size_t i = 0; i < sizeof(cls) / sizeof(cls[0]); i++) cls[i] = (float)(n * 100) + (float)i;
     for (int i = 0; i < 2 * TOKENS; i++) mean[i] = (float)(n + i);
-    for (int i = 0; i < TOKENS * WIDTH; i++) keys[i] = (float)(n - i);
-    for (int i = 0; i < WIDTH; i++) query[i] = (float)(n + 7 * i);
+    for (int i = 0; i < 3 * TOKENS * WIDTH; i++) keys[i] = (float)(n - i);
+    for (int i = 0; i < 3 * WIDTH; i++) query[i] = (float)(n + 7 * i);
     return (struct wn_vision_view){
         .features = features,
         .rows = ROWS,
@@ -34,9 +35,11 @@ static struct wn_vision_view picture(int n)
                  .mean_attention = mean,
                  .cls_stride = 2 * HEADS * TOKENS,
                  .mean_stride = TOKENS,
-                 .keys_layer = 4,
+                 .keys_layers = 0x50,
                  .keys = keys,
-                 .cls_query = query},
+                 .cls_query = query,
+                 .keys_stride = 2 * TOKENS * WIDTH,
+                 .query_stride = 2 * WIDTH},
     };
 }
 
@@ -59,7 +62,7 @@ static bool get(struct wn_vision_cache *c, int n, const struct wn_prune_wants *w
     return wn_vision_cache_get(c, key, &wants, v);
 }
 
-static const struct wn_prune_wants nothing = {.keys_layer = WN_PRUNE_NO_LAYER};
+static const struct wn_prune_wants nothing;
 
 static void test_copies(void **state)
 {
@@ -73,13 +76,15 @@ static void test_copies(void **state)
     assert_true(get(c, 1, &nothing, &v));
     want = picture(1);
     assert_memory_equal(v.features, want.features, sizeof(features));
-    assert_memory_equal(v.taps.keys, want.taps.keys, sizeof(keys));
-    assert_memory_equal(v.taps.cls_query, want.taps.cls_query, sizeof(query));
     for (size_t layer = 0; layer < 2; layer++) { /* strides differ, contents do not */
         assert_memory_equal(v.taps.cls_attention + layer * v.taps.cls_stride,
                             want.taps.cls_attention + layer * want.taps.cls_stride, HEADS * TOKENS * sizeof(float));
         assert_memory_equal(v.taps.mean_attention + layer * v.taps.mean_stride,
                             want.taps.mean_attention + layer * want.taps.mean_stride, TOKENS * sizeof(float));
+        assert_memory_equal(v.taps.keys + layer * v.taps.keys_stride, want.taps.keys + layer * want.taps.keys_stride,
+                            TOKENS * WIDTH * sizeof(float));
+        assert_memory_equal(v.taps.cls_query + layer * v.taps.query_stride,
+                            want.taps.cls_query + layer * want.taps.query_stride, WIDTH * sizeof(float));
     }
     assert_null(v.taps.cls_row);
     wn_vision_cache_destroy(c);
@@ -87,12 +92,10 @@ static void test_copies(void **state)
 
 static void test_missing_taps_miss(void **state)
 {
-    const struct wn_prune_wants has[] = {{.cls_layers = 8, .keys_layer = WN_PRUNE_NO_LAYER},
-                                         {.cls_layers = 10, .mean_layers = 1, .keys_layer = 4}};
-    const struct wn_prune_wants lacks[] = {{.cls_layers = 4, .keys_layer = WN_PRUNE_NO_LAYER},
-                                           {.mean_layers = 4, .keys_layer = WN_PRUNE_NO_LAYER},
-                                           {.keys_layer = 5},
-                                           {.keys_layer = WN_PRUNE_NO_LAYER, .cls_row = true}};
+    const struct wn_prune_wants has[] = {{.cls_layers = 8},
+                                         {.cls_layers = 10, .mean_layers = 1, .keys_layers = 0x40}};
+    const struct wn_prune_wants lacks[] = {
+        {.cls_layers = 4}, {.mean_layers = 4}, {.keys_layers = 0x30}, {.cls_row = true}};
     struct wn_vision_cache *c = NULL;
     struct wn_vision_view v;
     (void)state;
@@ -106,7 +109,7 @@ static void test_missing_taps_miss(void **state)
 /* What a picture has here is not lost by the encode for what it lacks. */
 static void test_a_miss_asks_for_what_is_there(void **state)
 {
-    struct wn_prune_wants w = {.cls_layers = 4, .keys_layer = WN_PRUNE_NO_LAYER, .cls_row = true};
+    struct wn_prune_wants w = {.cls_layers = 4, .keys_layers = 0x20, .cls_row = true};
     struct wn_vision_cache *c = NULL;
     struct wn_vision_view v;
     uint8_t key[WN_VISION_KEY_BYTES];
@@ -116,10 +119,7 @@ static void test_a_miss_asks_for_what_is_there(void **state)
     put(c, 1);
     wn_vision_cache_key(&pixel, 1, key);
     assert_false(wn_vision_cache_get(c, key, &w, &v));
-    assert_true(w.cls_layers == 14 && w.mean_layers == 3 && w.keys_layer == 4 && w.cls_row);
-    w = (struct wn_prune_wants){.cls_layers = 4, .keys_layer = 5};
-    assert_false(wn_vision_cache_get(c, key, &w, &v));
-    assert_true(w.cls_layers == 14 && w.mean_layers == 3 && w.keys_layer == 5 && !w.cls_row);
+    assert_true(w.cls_layers == 14 && w.mean_layers == 3 && w.keys_layers == 0x70 && w.cls_row);
     wn_vision_cache_destroy(c);
 }
 
