@@ -7,6 +7,8 @@
  * are the tower's own (CLIP) features: the same algorithm, other distances, another choice. With
  * projected rows it is the paper's. A token is picked once at most; the reference can pick equal
  * ones twice. */
+#include <math.h>
+
 #include "pruning/impl.h"
 
 static void wants(const struct wn_prune_ask *ask, uint32_t feature_layer, struct wn_prune_wants *w)
@@ -16,64 +18,60 @@ static void wants(const struct wn_prune_ask *ask, uint32_t feature_layer, struct
     w->features = true;
 }
 
-/* score[i]: how far the nearest other one is. */
-static void nearest_other(const float *cos, uint32_t n, float *score)
+/* far[i]: how far the nearest other one is. */
+static void nearest_other(const float *cos, uint32_t n, float *far)
 {
     for (uint32_t i = 0; i < n; i++) {
         const float *row = cos + (size_t)i * n;
-        float least = 2.0f;
-        for (uint32_t j = 0; j < n; j++) {
-            const float d = 1.0f - row[j];
-            if (j != i && d < least) least = d;
-        }
-        score[i] = least;
+        const float before = wn_prune_most(row, NULL, i), after = wn_prune_most(row + i + 1, NULL, n - i - 1);
+        const float d = 1.0f - (before > after ? before : after);
+        far[i] = d < 2.0f ? d : 2.0f;
     }
 }
 
-/* far[i] = min(far[i], distance to `pick`), but for what is kept: their far is what it was when they
- * were picked. */
-static void come_closer(const float *cos, uint32_t n, uint32_t pick, const uint8_t *kept, float *far)
+/* far[i] = min(far[i], distance to the picked row); what is below all distances stays. */
+static void come_closer(const float *cos, uint32_t n, float *far)
 {
-    const float *row = cos + (size_t)pick * n;
-
     for (uint32_t i = 0; i < n; i++) {
-        const float d = 1.0f - row[i];
-        if (!kept[i] && d < far[i]) far[i] = d;
+        const float d = 1.0f - cos[i];
+        far[i] = d < far[i] ? d : far[i];
     }
 }
 
-static uint32_t farthest(const float *far, const uint8_t *kept, uint32_t n)
+static uint32_t farthest(const float *far, uint32_t n)
 {
-    uint32_t best = n;
+    const float most = wn_prune_most(far, NULL, n);
+    uint32_t i = 0;
 
-    for (uint32_t i = 0; i < n; i++)
-        if (!kept[i] && (best == n || far[i] > far[best])) best = i;
-    return best;
+    while (far[i] < most) i++;
+    return i;
 }
 
 static wn_status run(struct wn_prune_ctx *c)
 {
     const uint32_t n = c->n;
-    float *inv = wn_prune_alloc(c, n, sizeof(*inv)), *far, *cos;
+    float *inv = wn_prune_alloc(c, n, sizeof(*inv)), *far, *score, *cos;
     uint8_t *kept;
-    uint32_t pick;
 
     far = inv ? wn_prune_alloc(c, n, sizeof(*far)) : NULL;
-    cos = far ? wn_prune_alloc(c, (size_t)n * n, sizeof(*cos)) : NULL;
+    score = far ? wn_prune_alloc(c, n, sizeof(*score)) : NULL;
+    cos = score ? wn_prune_alloc(c, (size_t)n * n, sizeof(*cos)) : NULL;
     kept = cos ? wn_prune_calloc(c, n, 1) : NULL;
     if (!kept) return WN_ENOMEM;
     wn_prune_cosines(c->width, (struct wn_prune_rows){.x = c->features, .n = n}, inv, cos);
     nearest_other(cos, n, far);
-    pick = farthest(far, kept, n);
-    for (uint32_t i = 0; i < n; i++)
-        if (i != pick) far[i] = 3.0f; /* more than any distance */
     for (uint32_t k = 0; k < c->count; k++) {
-        if (k > 0) pick = farthest(far, kept, n);
+        const uint32_t pick = farthest(far, n);
         kept[pick] = 1;
-        come_closer(cos, n, pick, kept, far);
+        score[pick] = far[pick]; /* what it was picked for */
+        for (uint32_t i = 0; k == 0 && i < n; i++) far[i] = 3.0f; /* more than any distance */
+        far[pick] = -INFINITY; /* not again */
+        come_closer(cos + (size_t)pick * n, n, far);
     }
+    for (uint32_t i = 0; i < n; i++)
+        if (!kept[i]) score[i] = far[i];
     wn_prune_put_kept(c, kept);
-    wn_prune_put_scores(c, far);
+    wn_prune_put_scores(c, score);
     return WN_OK;
 }
 

@@ -72,7 +72,7 @@ void wn_prune_top_keys(uint64_t *keys, uint32_t n, uint32_t k);
 /* The q-quantile with linear interpolation; scratch [n]. */
 double wn_prune_quantile(const float *v, uint32_t n, double q, uint64_t *scratch);
 
-/* ---- similarities (dots.c) ---- */
+/* ---- loops over rows (dots.c) ---- */
 
 struct wn_prune_rows {
     const float *x;       /* [.., width] */
@@ -93,5 +93,11 @@ void wn_prune_cosines(uint32_t width, struct wn_prune_rows rows, float *inv, flo
 
 /* y += w * x */
 void wn_prune_axpy(float *y, float w, const float *x, uint32_t width);
+
+/* The largest of v[i] + bias[i] (NULL: of v[i]); NaN does not count; -INFINITY of none. */
+float wn_prune_most(const float *v, const float *bias, uint32_t n);
+
+/* y += the rows, each times its weight w[i], one after the other. */
+void wn_prune_add_rows(float *y, uint32_t width, struct wn_prune_rows rows, const float *w);
 
 #endif

@@ -29,6 +29,7 @@
 #include <string.h>
 
 #define NEIGHBOURS  32
+#define TRIALS      12
 #define FIXED_RATIO 8  /* one in eight, without a budget and without outliers */
 #define PANEL       48 /* rows whose similarities are held at a time */
 
@@ -73,33 +74,68 @@ struct merge {
     struct wn_prune_ctx *c;
     const struct wn_prumerge *m;
     struct wn_prune_rows others; /* candidates: all rows, or those that were not kept */
-    float *inv, *sims;           /* [n], [PANEL, others.n] */
+    float *inv, *inv_others;     /* [n], [others.n] 1 / length of their keys */
+    float *sims;                 /* [PANEL, n] */
     uint64_t *keys;              /* [n] */
+    uint32_t *near;              /* [n] */
+    float *weights;              /* [n] */
+    float fence;                 /* above which the neighbours of the row before were */
 };
 
-/* Row `kept[s]` and its neighbours become the next row of the result. */
-static void merge_one(struct merge *g, uint32_t s, const float *sims)
+/* A number that at least k of the n cosines reach, and, where few trials find one, not many more. The first trial is
+ * what did for the row before. */
+static float low_fence(const float *cosines, uint32_t n, uint32_t k, float trial)
 {
-    const struct wn_prumerge *m = g->m;
-    const float *x = g->c->features;
-    const uint32_t i = m->kept[s], width = g->c->width;
-    float *row = wn_prune_next_values(g->c), sum = m->a[i];
-    uint32_t n = 0, k = m->neighbours;
+    float reached = -INFINITY, low = -1, high = 1;
 
-    for (uint32_t t = 0; t < g->others.n; t++) {
-        const uint32_t j = g->others.list ? g->others.list[t] : t;
-        if (j != i) g->keys[n++] = wn_prune_key(sims[t] * g->inv[i] * g->inv[j], j);
+    for (int t = 0; t < TRIALS; t++) {
+        uint32_t count = 0;
+        for (uint32_t i = 0; i < n; i++) count += cosines[i] >= trial;
+        if (count >= k) reached = low = trial;
+        else high = trial;
+        if (count >= k && count < k + k / 2) break;
+        trial = (low + high) / 2;
+    }
+    return reached;
+}
+
+/* The m.neighbours rows most like row i, the nearest first, into g->near; returns how many there are. sims: its dots
+ * with the others; they become cosines. */
+static uint32_t find_near(struct merge *g, uint32_t i, float *sims)
+{
+    const float inv = g->inv[i];
+    uint32_t m = 0, n = 0, k = g->m->neighbours;
+
+    for (uint32_t t = 0; t < g->others.n; t++) sims[t] = sims[t] * inv * g->inv_others[t];
+    if (k + 1 < g->others.n) g->fence = low_fence(sims, g->others.n, k + 1, g->fence); /* the row itself is one */
+    else g->fence = -INFINITY;
+    for (uint32_t t = 0; t < g->others.n; t++) { /* NaN is there, too: the last */
+        g->near[m] = t;
+        m += !(sims[t] < g->fence);
+    }
+    for (uint32_t t = 0; t < m; t++) {
+        const uint32_t j = g->others.list ? g->others.list[g->near[t]] : g->near[t];
+        if (j != i) g->keys[n++] = wn_prune_key(sims[g->near[t]], j);
     }
     if (k > n) k = n;
     wn_prune_top_keys(g->keys, n, k);
+    for (uint32_t t = 0; t < k; t++) g->near[t] = wn_prune_key_index(g->keys[t]);
+    return k;
+}
+
+/* Row `kept[s]` and its neighbours become the next row of the result. */
+static void merge_one(struct merge *g, uint32_t s, float *sims)
+{
+    const struct wn_prumerge *m = g->m;
+    const float *x = g->c->features;
+    const uint32_t i = m->kept[s], width = g->c->width, k = find_near(g, i, sims);
+    float *row = wn_prune_next_values(g->c), sum = m->a[i];
+
     memcpy(row, x + (size_t)i * width, width * sizeof(*row));
     if (m->setting == WN_PRUNE_PAPER)
         for (uint32_t t = 0; t < width; t++) row[t] *= m->a[i];
-    for (uint32_t t = 0; t < k; t++) {
-        const uint32_t j = wn_prune_key_index(g->keys[t]);
-        wn_prune_axpy(row, m->a[j], x + (size_t)j * width, width);
-        sum += m->a[j];
-    }
+    for (uint32_t t = 0; t < k; t++) sum += g->weights[t] = m->a[g->near[t]];
+    wn_prune_add_rows(row, width, (struct wn_prune_rows){x, g->near, k}, g->weights);
     if (m->setting == WN_PRUNE_PAPER) {
         if (sum > 0)
             for (uint32_t t = 0; t < width; t++) row[t] /= sum;
@@ -109,14 +145,14 @@ static void merge_one(struct merge *g, uint32_t s, const float *sims)
     wn_prune_put(g->c, i, WN_PRUNE_MERGED);
 }
 
-static void put_extra(struct wn_prune_ctx *c, const struct wn_prumerge *m, const uint32_t *left,
-                      uint32_t left_n)
+static void put_extra(struct merge *g, const uint32_t *left, uint32_t left_n)
 {
+    struct wn_prune_ctx *c = g->c;
     float *row = wn_prune_next_values(c);
 
     memset(row, 0, c->width * sizeof(*row));
-    for (uint32_t t = 0; t < left_n; t++)
-        wn_prune_axpy(row, m->a[left[t]], c->features + (size_t)left[t] * c->width, c->width);
+    for (uint32_t t = 0; t < left_n; t++) g->weights[t] = g->m->a[left[t]];
+    wn_prune_add_rows(row, c->width, (struct wn_prune_rows){c->features, left, left_n}, g->weights);
     wn_prune_put(c, WN_PRUNE_NO_INDEX, WN_PRUNE_EXTRA);
 }
 
@@ -140,8 +176,11 @@ wn_status wn_prumerge_merge(struct wn_prune_ctx *c, const struct wn_prumerge *m)
     uint32_t *left = mark ? wn_prune_alloc(c, c->n, sizeof(*left)) : NULL, left_n;
 
     g.inv = left ? wn_prune_alloc(c, c->n, sizeof(*g.inv)) : NULL;
-    g.keys = g.inv ? wn_prune_alloc(c, c->n, sizeof(*g.keys)) : NULL;
-    g.sims = g.keys ? wn_prune_alloc(c, (size_t)PANEL * c->n, sizeof(*g.sims)) : NULL;
+    g.inv_others = g.inv ? wn_prune_alloc(c, c->n, sizeof(*g.inv_others)) : NULL;
+    g.keys = g.inv_others ? wn_prune_alloc(c, c->n, sizeof(*g.keys)) : NULL;
+    g.near = g.keys ? wn_prune_alloc(c, c->n, sizeof(*g.near)) : NULL;
+    g.weights = g.near ? wn_prune_alloc(c, c->n, sizeof(*g.weights)) : NULL;
+    g.sims = g.weights ? wn_prune_alloc(c, (size_t)PANEL * c->n, sizeof(*g.sims)) : NULL;
     if (!g.sims) return WN_ENOMEM;
     left_n = complement(m->kept, m->kept_n, c->n, mark, left);
     if (m->setting == WN_PRUNE_PAPER) {
@@ -149,13 +188,14 @@ wn_status wn_prumerge_merge(struct wn_prune_ctx *c, const struct wn_prumerge *m)
         g.others.n = left_n;
     }
     wn_prune_inverse_lengths(m->keys, c->width, c->n, g.inv);
+    for (uint32_t t = 0; t < g.others.n; t++) g.inv_others[t] = g.inv[g.others.list ? g.others.list[t] : t];
     for (uint32_t s = 0; s < m->kept_n; s += PANEL) {
         const uint32_t rows_n = m->kept_n - s < PANEL ? m->kept_n - s : PANEL;
         const struct wn_prune_rows rows = {.x = m->keys, .list = m->kept + s, .n = rows_n};
         wn_prune_dots(c->width, rows, g.others, g.sims, c->n);
         for (uint32_t t = 0; t < rows_n; t++) merge_one(&g, s + t, g.sims + (size_t)t * c->n);
     }
-    if (m->setting == WN_PRUNE_FAITHFUL) put_extra(c, m, left, left_n);
+    if (m->setting == WN_PRUNE_FAITHFUL) put_extra(&g, left, left_n);
     return WN_OK;
 }
 

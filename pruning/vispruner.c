@@ -7,6 +7,8 @@
  * are compared. Raster order.
  *
  * The reference fails when the number of the others is odd. Here a then has one more than b. */
+#include <math.h>
+
 #include "pruning/impl.h"
 
 #define IMPORTANT 0.5
@@ -20,9 +22,10 @@ static void wants(const struct wn_prune_ask *ask, uint32_t feature_layer, struct
 }
 
 struct thin {
-    const float *cos;        /* [n, n] of the others */
+    const float *cos;         /* [n, n] of the others */
+    float *not_b;             /* [n] 0 for b, -INFINITY for all else */
     uint32_t n, *pool, *next; /* [n] places among the others, in the current order */
-    uint64_t *keys;          /* [n] */
+    uint64_t *keys;           /* [n] */
 };
 
 /* One round: returns how many of the m in the pool are left. */
@@ -32,14 +35,11 @@ static uint32_t thin_once(struct thin *t, uint32_t m, uint32_t goal)
     uint32_t drop = m - goal < DROP ? m - goal : DROP, left = 0, *swap;
 
     if (drop > a_n) drop = a_n;
+    for (uint32_t i = 0; i < t->n; i++) t->not_b[i] = -INFINITY;
+    for (uint32_t j = 0; j < b_n; j++) t->not_b[t->pool[2 * j + 1]] = 0;
     for (uint32_t i = 0; i < a_n; i++) {
-        const float *row = t->cos + (size_t)t->pool[2 * i] * t->n;
-        float most = row[t->pool[1]];
-        for (uint32_t j = 1; j < b_n; j++) {
-            const float v = row[t->pool[2 * j + 1]];
-            if (v > most) most = v;
-        }
-        t->keys[i] = wn_prune_key(most, t->pool[2 * i]);
+        const uint32_t a = t->pool[2 * i];
+        t->keys[i] = wn_prune_key(wn_prune_most(t->cos + (size_t)a * t->n, t->not_b, t->n), a);
     }
     wn_prune_top_keys(t->keys, a_n, a_n);
     for (uint32_t i = drop; i < a_n; i++) t->next[left++] = wn_prune_key_index(t->keys[i]);
@@ -66,7 +66,8 @@ static wn_status add_diverse(struct wn_prune_ctx *c, const float *score, uint32_
     }
     inv = wn_prune_alloc(c, m, sizeof(*inv));
     cos = inv ? wn_prune_alloc(c, (size_t)m * m, sizeof(*cos)) : NULL;
-    t.pool = cos ? wn_prune_alloc(c, m, sizeof(*t.pool)) : NULL;
+    t.not_b = cos ? wn_prune_alloc(c, m, sizeof(*t.not_b)) : NULL;
+    t.pool = t.not_b ? wn_prune_alloc(c, m, sizeof(*t.pool)) : NULL;
     t.next = t.pool ? wn_prune_alloc(c, m, sizeof(*t.next)) : NULL;
     t.keys = t.next ? wn_prune_alloc(c, m, sizeof(*t.keys)) : NULL;
     if (!t.keys) return WN_ENOMEM;

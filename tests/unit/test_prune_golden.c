@@ -303,6 +303,37 @@ static void dots_have_one_order(void **state)
     }
 }
 
+/* Sums of rows, bit for bit one row after the other, and the largest of a row. */
+static void loops_over_rows(void **state)
+{
+    static const uint32_t widths[] = {1, 15, 16, 33, 256}, list[5] = {4, 0, 2, 2, 3};
+    static float x[5 * 256], bias[256];
+    float w[5], sum[256], want[256];
+
+    (void)state;
+    fill(x, 5 * 256, 56);
+    fill(w, 5, 57);
+    for (size_t t = 0; t < sizeof(widths) / sizeof(widths[0]); t++) {
+        const uint32_t n = widths[t];
+        for (uint32_t j = 0; j < n; j++) sum[j] = want[j] = (float)j;
+        for (uint32_t i = 0; i < 5; i++) wn_prune_axpy(want, w[i], x + list[i] * n, n);
+        wn_prune_add_rows(sum, n, (struct wn_prune_rows){x, list, 5}, w);
+        assert_memory_equal(sum, want, n * sizeof(*sum));
+        for (uint32_t at = 0; at < n; at++) {
+            memset(bias, 0, sizeof(bias));
+            bias[at] = 3; /* the numbers are between -1 and 1 */
+            assert_true(wn_prune_most(x, bias, n) == x[at] + 3);
+            bias[at] = NAN;
+            assert_true(wn_prune_most(x, bias, n) < 3);
+            bias[at] = -INFINITY;
+            assert_true((wn_prune_most(x, bias, n) == wn_prune_most(x, NULL, n)) ==
+                        (x[at] < wn_prune_most(x, NULL, n)));
+        }
+        for (uint32_t j = 0; j < n; j++) assert_true(x[j] <= wn_prune_most(x, NULL, n));
+    }
+    assert_true(wn_prune_most(x, NULL, 0) == -INFINITY);
+}
+
 /* Memory that runs out at any of a method's allocations is an error and no leak. */
 static void out_of_memory(void **state)
 {
@@ -391,6 +422,7 @@ int main(void)
         cmocka_unit_test(budgets),
         cmocka_unit_test(not_a_number),
         cmocka_unit_test(dots_have_one_order),
+        cmocka_unit_test(loops_over_rows),
         cmocka_unit_test(out_of_memory),
         cmocka_unit_test(beats_random),
     };

@@ -14,7 +14,7 @@ enum { ROWS = 4, WIDTH = 8, TOKENS = 5, HEADS = 2 };
 static float features[ROWS * WIDTH], cls[3 * 2 * HEADS * TOKENS], mean[2 * TOKENS];
 static float keys[3 * TOKENS * WIDTH], query[3 * WIDTH];
 
-/* A view of picture n; layers 1 and 3 of the CLS attention, and keys of 4 and 6, lie two images apart, as in a batch. */
+/* A view of picture n; layers 1 and 3 of the CLS attention and keys of 4 and 6 lie two images apart, as in a batch. */
 static struct wn_vision_view picture(int n)
 {
     for (int i = 0; i < ROWS * WIDTH; i++) features[i] = (float)(n * 1000 + i);
