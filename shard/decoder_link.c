@@ -50,12 +50,12 @@ wn_status wn_stage_links_open(struct wn_stage *s, struct wn_err *err)
                         (size_t)lent[i]->rows * lent[i]->stride * wn_dtype_bytes(lent[i]->dtype));
     if (!s->o.be->ops->device_memory || !s->o.link) return WN_OK;
     most = sums > scores ? sums : scores;
-    s->host = malloc(most);
-    s->host_part = malloc(most);
-    s->host_next = malloc(most);
-    return s->host && s->host_part && s->host_next ? WN_OK
-                                                   : wn_fail(err, WN_ENOMEM, "stage %u: host buffers of messages",
-                                                             s->stage);
+    s->host = malloc(s->device ? scores : most);
+    if (s->staged) s->host_part = malloc(most);
+    if (s->staged) s->host_next = malloc(most);
+    if (!s->host || (s->staged && (!s->host_part || !s->host_next)))
+        return wn_fail(err, WN_ENOMEM, "stage %u: host buffers of messages", s->stage);
+    return WN_OK;
 }
 
 void wn_stage_links_close(struct wn_stage *s)

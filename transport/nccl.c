@@ -127,11 +127,9 @@ static bool leave(struct wn_link *l)
 
 static void destroy(struct wn_nccl *n)
 {
-    cudaEvent_t *const events[] = {&n->ready, &n->sent, &n->rows_asked, &n->rows_here};
-
     if (n->scratch) (void)cudaFree(n->scratch);
-    for (size_t i = 0; i < sizeof(events) / sizeof(events[0]); i++)
-        if (*events[i]) (void)cudaEventDestroy(*events[i]);
+    for (int i = 0; i < WN_NCCL_EVENTS; i++)
+        if (n->events[i]) (void)cudaEventDestroy(n->events[i]);
     if (n->out) (void)cudaStreamDestroy(n->out);
     if (n->in) (void)cudaStreamDestroy(n->in);
     pthread_mutex_destroy(&n->lock);
@@ -169,7 +167,8 @@ static wn_status note_wait(struct wn_link *l)
     wn_status rc;
 
     if (!n->rows_pending) return WN_OK;
-    rc = wn_nccl_cuda(l, cudaEventElapsedTime(&ms, n->rows_asked, n->rows_here), "time of rows");
+    rc = wn_nccl_cuda(l, cudaEventElapsedTime(&ms, n->events[WN_NCCL_ROWS_ASKED], n->events[WN_NCCL_ROWS_HERE]),
+                      "time of rows");
     n->rows_pending = false;
     if (rc == WN_OK) n->waited_us += (uint64_t)(ms * 1000.0f);
     return rc;
@@ -260,10 +259,10 @@ static wn_status prepare(struct wn_nccl **out, const struct wn_link *l, const st
         rc = wn_cuda_check(cudaStreamCreateWithPriority(&n->out, cudaStreamNonBlocking, greatest), "stream", err);
     if (rc == WN_OK)
         rc = wn_cuda_check(cudaStreamCreateWithPriority(&n->in, cudaStreamNonBlocking, greatest), "stream", err);
-    if (rc == WN_OK) rc = wn_cuda_check(cudaEventCreateWithFlags(&n->ready, cudaEventDisableTiming), "event", err);
-    if (rc == WN_OK) rc = wn_cuda_check(cudaEventCreateWithFlags(&n->sent, cudaEventDisableTiming), "event", err);
-    if (rc == WN_OK) rc = wn_cuda_check(cudaEventCreateWithFlags(&n->rows_asked, 0), "event", err);
-    if (rc == WN_OK) rc = wn_cuda_check(cudaEventCreateWithFlags(&n->rows_here, 0), "event", err);
+    for (int i = 0; rc == WN_OK && i < WN_NCCL_EVENTS; i++) {
+        const bool timed = i == WN_NCCL_ROWS_ASKED || i == WN_NCCL_ROWS_HERE;
+        rc = wn_cuda_check(cudaEventCreateWithFlags(&n->events[i], timed ? 0 : cudaEventDisableTiming), "event", err);
+    }
     if (rc != WN_OK) return rc;
     for (int i = 0; i < WN_NCCL_COMMS; i++) {
         ncclResult_t code = ncclSuccess;

@@ -10,6 +10,7 @@
 #include "transport/nccl_lib.h"
 
 enum { WN_NCCL_GROUP, WN_NCCL_OUT, WN_NCCL_IN, WN_NCCL_COMMS };
+enum { WN_NCCL_READY, WN_NCCL_SENT, WN_NCCL_ROWS_ASKED, WN_NCCL_ROWS_HERE, WN_NCCL_EVENTS };
 
 struct wn_nccl {
     struct wn_link_device base;
@@ -22,7 +23,7 @@ struct wn_nccl {
     atomic_bool aborting, aborter_runs;
     bool failed; /* and the link's error says how */
     cudaStream_t queue, out, in; /* where the caller computes; rows to and from the neighbours */
-    cudaEvent_t ready, sent, rows_asked, rows_here;
+    cudaEvent_t events[WN_NCCL_EVENTS];
     bool sent_any, rows_pending;
     uint64_t waited_us;
     void *scratch; /* parts of sums */

@@ -220,12 +220,12 @@ wn_status wn_nccl_send(struct wn_link *l, wn_traffic kind, const void *data, siz
 
     if (rc != WN_OK || bytes == 0) return rc;
     if (n->o.next < 0) return wn_nccl_failed(l, WN_EINVAL, "a send", "there is no next neighbour");
-    if ((rc = follow(l, n->out, n->queue, n->ready)) != WN_OK) return rc;
+    if ((rc = follow(l, n->out, n->queue, n->events[WN_NCCL_READY])) != WN_OK) return rc;
     count(l, n->o.next, kind, bytes, 0);
     LOCKED(n, WN_NCCL_OUT, code, n->lib->ncclSend(data, bytes, ncclUint8, 1, n->comms[WN_NCCL_OUT], n->out));
     if ((rc = wn_nccl_settle(l, WN_NCCL_OUT, code, "a send")) != WN_OK) return rc;
     n->sent_any = true;
-    return wn_nccl_cuda(l, cudaEventRecord(n->sent, n->out), "event");
+    return wn_nccl_cuda(l, cudaEventRecord(n->events[WN_NCCL_SENT], n->out), "event");
 }
 
 wn_status wn_nccl_reuse(struct wn_link *l)
@@ -234,7 +234,7 @@ wn_status wn_nccl_reuse(struct wn_link *l)
     wn_status rc = wn_nccl_ready(l, "a send");
 
     if (rc != WN_OK || !n->sent_any) return rc;
-    return wn_nccl_cuda(l, cudaStreamWaitEvent(n->queue, n->sent, 0), "event");
+    return wn_nccl_cuda(l, cudaStreamWaitEvent(n->queue, n->events[WN_NCCL_SENT], 0), "event");
 }
 
 wn_status wn_nccl_recv(struct wn_link *l, wn_traffic kind, void *data, size_t bytes)
@@ -245,13 +245,14 @@ wn_status wn_nccl_recv(struct wn_link *l, wn_traffic kind, void *data, size_t by
 
     if (rc != WN_OK || bytes == 0) return rc;
     if (n->o.prev < 0) return wn_nccl_failed(l, WN_EINVAL, "a receive", "there is no neighbour before");
-    if ((rc = follow(l, n->in, n->queue, n->ready)) != WN_OK) return rc; /* the buffer is free by then */
-    if ((rc = wn_nccl_cuda(l, cudaEventRecord(n->rows_asked, n->in), "event")) != WN_OK) return rc;
+    /* the buffer is free by then */
+    if ((rc = follow(l, n->in, n->queue, n->events[WN_NCCL_READY])) != WN_OK) return rc;
+    if ((rc = wn_nccl_cuda(l, cudaEventRecord(n->events[WN_NCCL_ROWS_ASKED], n->in), "event")) != WN_OK) return rc;
     count(l, n->o.prev, kind, 0, bytes);
     LOCKED(n, WN_NCCL_IN, code, n->lib->ncclRecv(data, bytes, ncclUint8, 0, n->comms[WN_NCCL_IN], n->in));
     if ((rc = wn_nccl_settle(l, WN_NCCL_IN, code, "a receive")) != WN_OK) return rc;
     n->rows_pending = true;
-    return follow(l, n->queue, n->in, n->rows_here);
+    return follow(l, n->queue, n->in, n->events[WN_NCCL_ROWS_HERE]);
 }
 
 uint64_t wn_nccl_waited_us(const struct wn_link *l)

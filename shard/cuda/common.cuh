@@ -39,6 +39,18 @@ __host__ __device__ __forceinline__ size_t wn_at(const struct wn_cuda_mat &m, si
     return row * m.stride + col;
 }
 
+/* The most blocks that a grid has along y. */
+#define WN_GRID_Y_MAX 65535u
+
+/* Rows [first, first + rows) of m. */
+static inline struct wn_cuda_mat wn_rows_of(const struct wn_cuda_mat &m, uint32_t first, uint32_t rows)
+{
+    struct wn_cuda_mat part = m;
+    part.ptr = (char *)m.ptr + wn_at(m, first, 0) * (m.dtype == WN_CUDA_F32 ? 4 : 2);
+    part.rows = rows;
+    return part;
+}
+
 /* W elements at once: 16-byte accesses for W = 8 (the caller has checked the alignment), single ones for W = 1. */
 template <int W> __device__ __forceinline__ void wn_get_n(float *v, const void *p, uint32_t dtype, size_t i)
 {

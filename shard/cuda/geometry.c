@@ -2,7 +2,7 @@
 
 #include <string.h>
 
-static bool wide(const struct wn_mat *m)
+bool wn_cuda_aligned(const struct wn_mat *m)
 {
     return m->stride % 8 == 0 && (uintptr_t)m->ptr % 16 == 0;
 }
@@ -10,12 +10,12 @@ static bool wide(const struct wn_mat *m)
 wn_cuda_matmul_kind wn_cuda_choose_matmul(wn_cuda_kernels kernels, const struct wn_matmul *a, wn_dtype w_type,
                                           uint32_t n, uint32_t k)
 {
-    bool tensor = a->x.dtype == WN_BF16 && w_type == WN_BF16 && wide(&a->x) && k % 8 == 0;
+    bool tensor = a->x.dtype == WN_BF16 && w_type == WN_BF16 && wn_cuda_aligned(&a->x) && k % 8 == 0;
 
     if (kernels == WN_CUDA_PLAIN || !tensor) return WN_CUDA_MATMUL_PLAIN;
     /* cuBLASLt wants 16-byte aligned rows of out too; with an epilogue it writes parts, which are ours. */
     if (kernels == WN_CUDA_FAST && a->out.rows >= WN_CUDA_LT_ROWS && n % 8 == 0 &&
-        (a->bias || a->act != WN_ACT_NONE || wide(&a->out)))
+        (a->bias || a->act != WN_ACT_NONE || wn_cuda_aligned(&a->out)))
         return WN_CUDA_MATMUL_LT;
     if (k / a->slices % 8 != 0 || a->slices > WN_CUDA_SLICES_MAX) return WN_CUDA_MATMUL_PLAIN;
     return WN_CUDA_MATMUL_MMA;
@@ -24,8 +24,8 @@ wn_cuda_matmul_kind wn_cuda_choose_matmul(wn_cuda_kernels kernels, const struct 
 bool wn_cuda_choose_attn_mma(wn_cuda_kernels kernels, const struct wn_mat *q, const struct wn_mat *k,
                              const struct wn_mat *v, uint32_t head_dim)
 {
-    return kernels != WN_CUDA_PLAIN && q->dtype == WN_BF16 && k->dtype == WN_BF16 && v->dtype == WN_BF16 && wide(q) &&
-           wide(k) && wide(v) && head_dim % 8 == 0 && head_dim <= 128;
+    return kernels != WN_CUDA_PLAIN && q->dtype == WN_BF16 && k->dtype == WN_BF16 && v->dtype == WN_BF16 &&
+           wn_cuda_aligned(q) && wn_cuda_aligned(k) && wn_cuda_aligned(v) && head_dim % 8 == 0 && head_dim <= 128;
 }
 
 size_t wn_cuda_matmul_parts(wn_cuda_matmul_kind kind, const struct wn_matmul *a, uint32_t n)

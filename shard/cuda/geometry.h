@@ -15,7 +15,9 @@ typedef enum wn_cuda_matmul_kind { WN_CUDA_MATMUL_PLAIN, WN_CUDA_MATMUL_MMA, WN_
 /* Rows from which on cuBLASLt is asked: below, a matmul reads its weights and does little else. */
 #define WN_CUDA_LT_ROWS 65u
 
-/* stride in elements; wide: 16-byte aligned rows. */
+/* Do all rows begin on 16 bytes? */
+bool wn_cuda_aligned(const struct wn_mat *m);
+
 wn_cuda_matmul_kind wn_cuda_choose_matmul(wn_cuda_kernels kernels, const struct wn_matmul *a, wn_dtype w_type,
                                           uint32_t n, uint32_t k);
 

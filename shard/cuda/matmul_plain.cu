@@ -39,13 +39,11 @@ __global__ void __launch_bounds__(TILE *TILE) plain_kernel(struct wn_cuda_matmul
 
 int wn_cuda_run_matmul_plain(const struct wn_cuda_matmul *a, wn_cuda_stream st)
 {
-    /* Chunks of 65535 tiles, the most that a grid's y may be. */
-    for (uint32_t first = 0; first < a->out.rows; first += 65535u * TILE) {
+    for (uint32_t first = 0; first < a->out.rows; first += WN_GRID_Y_MAX * TILE) {
         struct wn_cuda_matmul p = *a;
-        const uint32_t left = a->out.rows - first, rows = left < 65535u * TILE ? left : 65535u * TILE;
-        p.out.ptr = (char *)a->out.ptr + wn_at(a->out, first, 0) * (a->out.dtype == WN_CUDA_F32 ? 4 : 2);
-        p.x.ptr = (char *)a->x.ptr + wn_at(a->x, first, 0) * (a->x.dtype == WN_CUDA_F32 ? 4 : 2);
-        p.out.rows = p.x.rows = rows;
+        const uint32_t left = a->out.rows - first, rows = left < WN_GRID_Y_MAX * TILE ? left : WN_GRID_Y_MAX * TILE;
+        p.out = wn_rows_of(a->out, first, rows);
+        p.x = wn_rows_of(a->x, first, rows);
         dim3 grid((a->w.n + TILE - 1) / TILE, (rows + TILE - 1) / TILE);
         WN_LAUNCH(plain_kernel, grid, TILE * TILE, 0, st, p);
     }

@@ -91,7 +91,7 @@ static struct wn_cuda_norm norm_of(const struct wn_norm *a)
 /* Rows that are read eight elements at a time, as common.cuh says it. */
 static bool is_wide(const struct wn_mat *m)
 {
-    return m->cols % 8 == 0 && m->stride % 8 == 0 && (uintptr_t)m->ptr % 16 == 0;
+    return m->cols % 8 == 0 && wn_cuda_aligned(m);
 }
 
 wn_status wn_cuda_add_norm(struct wn_backend *be, const struct wn_mat *y, const struct wn_norm *a)

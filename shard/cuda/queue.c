@@ -14,32 +14,35 @@ _Static_assert(sizeof(struct wn_cuda_norm) == 96 && sizeof(struct wn_cuda_rope) 
                "an argument struct has padding, or has grown");
 _Static_assert(sizeof(struct wn_cuda_launch) == 200, "the union's words cover its largest member");
 
-static wn_status run(struct wn_cuda *c, const struct wn_cuda_launch *l)
+static int run_op(const struct wn_cuda_launch *l, cudaStream_t st)
 {
     switch ((wn_cuda_op)l->op) {
-    case WN_CUDA_OP_NORM:
-        return wn_cuda_check((cudaError_t)wn_cuda_run_norm(&l->as.norm, c->stream), "norm", NULL);
-    case WN_CUDA_OP_ROPE:
-        return wn_cuda_check((cudaError_t)wn_cuda_run_rope(&l->as.rope, c->stream), "rope", NULL);
-    case WN_CUDA_OP_ROPE_KV:
-        return wn_cuda_check((cudaError_t)wn_cuda_run_rope_kv(&l->as.rope_kv, c->stream), "rope_kv", NULL);
-    case WN_CUDA_OP_ROWS:
-        return wn_cuda_check((cudaError_t)wn_cuda_run_rows(&l->as.rows, c->stream), "rows", NULL);
-    case WN_CUDA_OP_ADD:
-        return wn_cuda_check((cudaError_t)wn_cuda_run_add(&l->as.pair, c->stream), "add", NULL);
-    case WN_CUDA_OP_SILU_MUL:
-        return wn_cuda_check((cudaError_t)wn_cuda_run_silu_mul(&l->as.pair, c->stream), "silu_mul", NULL);
-    case WN_CUDA_OP_MATMUL_PLAIN:
-        return wn_cuda_check((cudaError_t)wn_cuda_run_matmul_plain(&l->as.matmul, c->stream), "matmul", NULL);
-    case WN_CUDA_OP_MATMUL_MMA:
-        return wn_cuda_check((cudaError_t)wn_cuda_run_matmul_mma(&l->as.matmul, c->stream), "matmul", NULL);
-    case WN_CUDA_OP_ATTN_PLAIN:
-        return wn_cuda_check((cudaError_t)wn_cuda_run_attn_plain(&l->as.attn, c->stream), "attention", NULL);
-    case WN_CUDA_OP_ATTN_MMA:
-        return wn_cuda_check((cudaError_t)wn_cuda_run_attn_mma(&l->as.attn, c->stream), "attention", NULL);
+    case WN_CUDA_OP_NORM: return wn_cuda_run_norm(&l->as.norm, st);
+    case WN_CUDA_OP_ROPE: return wn_cuda_run_rope(&l->as.rope, st);
+    case WN_CUDA_OP_ROPE_KV: return wn_cuda_run_rope_kv(&l->as.rope_kv, st);
+    case WN_CUDA_OP_ROWS: return wn_cuda_run_rows(&l->as.rows, st);
+    case WN_CUDA_OP_ADD: return wn_cuda_run_add(&l->as.pair, st);
+    case WN_CUDA_OP_SILU_MUL: return wn_cuda_run_silu_mul(&l->as.pair, st);
+    case WN_CUDA_OP_MATMUL_PLAIN: return wn_cuda_run_matmul_plain(&l->as.matmul, st);
+    case WN_CUDA_OP_MATMUL_MMA: return wn_cuda_run_matmul_mma(&l->as.matmul, st);
+    case WN_CUDA_OP_ATTN_PLAIN: return wn_cuda_run_attn_plain(&l->as.attn, st);
+    case WN_CUDA_OP_ATTN_MMA: return wn_cuda_run_attn_mma(&l->as.attn, st);
     }
     WN_ASSERT(!"an operation that is not in the list");
-    return WN_EINVAL;
+    return (int)cudaErrorInvalidValue;
+}
+
+static wn_status run(struct wn_cuda *c, const struct wn_cuda_launch *l)
+{
+    static const char *const names[] = {
+        [WN_CUDA_OP_NORM] = "norm",           [WN_CUDA_OP_ROPE] = "rope",
+        [WN_CUDA_OP_ROPE_KV] = "rope_kv",     [WN_CUDA_OP_ROWS] = "rows",
+        [WN_CUDA_OP_ADD] = "add",             [WN_CUDA_OP_SILU_MUL] = "silu_mul",
+        [WN_CUDA_OP_MATMUL_PLAIN] = "matmul", [WN_CUDA_OP_MATMUL_MMA] = "matmul",
+        [WN_CUDA_OP_ATTN_PLAIN] = "attention", [WN_CUDA_OP_ATTN_MMA] = "attention"};
+    const cudaError_t code = (cudaError_t)run_op(l, c->stream);
+
+    return wn_cuda_check(code, names[l->op], NULL);
 }
 
 wn_status wn_cuda_launch(struct wn_cuda *c, const struct wn_cuda_launch *l)

@@ -55,13 +55,14 @@ int wn_cuda_run_rope_kv(const struct wn_cuda_rope_kv *a, wn_cuda_stream st)
 {
     const uint32_t blocks = (a->x.cols / 2 + a->v.cols / 2 + THREADS - 1) / THREADS;
 
-    for (uint32_t first = 0; first < a->x.rows; first += 65535) { /* the most that a grid's y may be */
+    for (uint32_t first = 0; first < a->x.rows; first += WN_GRID_Y_MAX) {
+        const uint32_t left = a->x.rows - first, rows = left < WN_GRID_Y_MAX ? left : WN_GRID_Y_MAX;
         struct wn_cuda_rope_kv part = *a;
-        part.x.ptr = (char *)a->x.ptr + wn_at(a->x, first, 0) * (a->x.dtype == WN_CUDA_F32 ? 4 : 2);
-        part.v.ptr = (char *)a->v.ptr + wn_at(a->v, first, 0) * (a->v.dtype == WN_CUDA_F32 ? 4 : 2);
+        part.x = wn_rows_of(a->x, first, rows);
+        part.v = wn_rows_of(a->v, first, rows);
         part.position += first;
         part.targets += first;
-        dim3 grid(blocks, a->x.rows - first < 65535 ? a->x.rows - first : 65535);
+        dim3 grid(blocks, rows);
         WN_LAUNCH(rope_kv_kernel, grid, THREADS, 0, st, part);
     }
     return (int)cudaGetLastError();
@@ -69,14 +70,11 @@ int wn_cuda_run_rope_kv(const struct wn_cuda_rope_kv *a, wn_cuda_stream st)
 
 int wn_cuda_run_rope(const struct wn_cuda_rope *a, wn_cuda_stream st)
 {
-    const struct wn_cuda_mat *x = &a->x;
-
-    for (uint32_t first = 0; first < x->rows; first += 65535) { /* the most that a grid's y may be */
-        struct wn_cuda_mat part = *x;
-        part.ptr = (char *)x->ptr + wn_at(*x, first, 0) * (x->dtype == WN_CUDA_F32 ? 4 : 2);
-        part.rows = x->rows - first < 65535 ? x->rows - first : 65535;
-        dim3 grid((x->cols / 2 + THREADS - 1) / THREADS, part.rows);
-        WN_LAUNCH(rope_kernel, grid, THREADS, 0, st, part, a->position + first, a->freq, (uint32_t)a->head_dim);
+    for (uint32_t first = 0; first < a->x.rows; first += WN_GRID_Y_MAX) {
+        const uint32_t left = a->x.rows - first, rows = left < WN_GRID_Y_MAX ? left : WN_GRID_Y_MAX;
+        dim3 grid((a->x.cols / 2 + THREADS - 1) / THREADS, rows);
+        WN_LAUNCH(rope_kernel, grid, THREADS, 0, st, wn_rows_of(a->x, first, rows), a->position + first, a->freq,
+                  (uint32_t)a->head_dim);
     }
     return (int)cudaGetLastError();
 }
