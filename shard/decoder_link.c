@@ -50,7 +50,7 @@ wn_status wn_stage_links_open(struct wn_stage *s, struct wn_err *err)
                         (size_t)lent[i]->rows * lent[i]->stride * wn_dtype_bytes(lent[i]->dtype));
     if (!s->o.be->ops->device_memory || !s->o.link) return WN_OK;
     most = sums > scores ? sums : scores;
-    s->host = malloc(s->device ? scores : most);
+    s->host = malloc(s->staged ? most : scores + 1);
     if (s->staged) s->host_part = malloc(most);
     if (s->staged) s->host_next = malloc(most);
     if (!s->host || (s->staged && (!s->host_part || !s->host_next)))
@@ -68,6 +68,8 @@ void wn_stage_links_close(struct wn_stage *s)
     if (!s->failed && s->device)
         left = wn_dev_reuse(s->o.link) == WN_OK && wn_dev_sync(s->o.link, deadline_us) == WN_OK;
     if (!left) wn_warn("shard", "stage %u: the rows of the last step did not leave", s->stage);
+    if (!s->failed && s->device && left) wn_dev_unlend(s->o.link);
+    if (s->device && !left) wn_link_cancel(s->o.link); /* else to free what they lie in would wait for them */
     if (!s->failed && wn_link_withdraw(s->o.link, s->coming, deadline_us) != WN_OK)
         wn_warn("shard", "stage %u: rows came that no step was for", s->stage);
     free(s->host);

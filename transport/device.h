@@ -43,6 +43,7 @@ struct wn_link_device_ops {
     wn_status (*sync)(struct wn_link *link, int64_t deadline_us);
     uint64_t (*waited_us)(const struct wn_link *link);
     void (*lend)(struct wn_link *link, void *data, size_t bytes);
+    void (*unlend)(struct wn_link *link);
     void (*cancel)(struct wn_link *link); /* any thread, after the flag was set */
     void (*close)(struct wn_link *link);
 };
@@ -105,8 +106,11 @@ static inline wn_status wn_dev_sync(struct wn_link *l, int64_t deadline_us)
 static inline uint64_t wn_dev_waited_us(const struct wn_link *l) { return l->device->ops->waited_us(l); }
 
 /* Registers a buffer that messages will often start from or end in, where the library can make use of that. It must
- * outlive the link. */
+ * not be freed before wn_dev_unlend, or the close. */
 static inline void wn_dev_lend(struct wn_link *l, void *data, size_t bytes) { l->device->ops->lend(l, data, bytes); }
+
+/* Takes all of them back: after a wn_dev_sync that succeeded, with no send on its way. */
+static inline void wn_dev_unlend(struct wn_link *l) { l->device->ops->unlend(l); }
 
 /* Payload bytes that member `from` of a group of n counts as sent to member `to`. Pure. In an all-gather, a gather to
  * the root and a broadcast from it each part is counted once for each member it goes to. */

@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/log.h"
 #include "transport/backoff.h"
@@ -12,6 +13,7 @@
 #define CLOSE_US  5000000  /* for the other ranks to leave, too */
 #define LOOK_US   1000     /* between two looks at NCCL's errors, while the device computes */
 #define SPIN_US   200
+#define ABORT_WAIT_S 1
 
 wn_status wn_nccl_failed(struct wn_link *l, wn_status code, const char *what, const char *why)
 {
@@ -75,19 +77,35 @@ wn_status wn_nccl_cuda(struct wn_link *l, cudaError_t code, const char *what)
 
 /* ---- the end ---- */
 
+static void abort_comms(struct wn_nccl *n)
+{
+    for (int i = 0; i < WN_NCCL_COMMS; i++) {
+        ncclComm_t comm = n->comms[i];
+        n->comms[i] = NULL;
+        if (comm) (void)n->lib->ncclCommAbort(comm);
+    }
+}
+
 static void abort_all(struct wn_nccl *n)
 {
     pthread_mutex_lock(&n->lock);
-    for (int i = 0; i < WN_NCCL_COMMS; i++) {
-        if (n->comms[i]) (void)n->lib->ncclCommAbort(n->comms[i]);
-        n->comms[i] = NULL;
-    }
+    abort_comms(n);
     pthread_mutex_unlock(&n->lock);
 }
 
+/* The link's thread has the lock while it is inside NCCL, which is short - unless the device's queue is full of work
+ * that waits for a lost rank: then that call returns only after the abort, which must not wait for it. */
 static void *aborter_main(void *arg)
 {
-    abort_all(arg);
+    struct wn_nccl *n = arg;
+    struct timespec until;
+    bool locked;
+
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += ABORT_WAIT_S;
+    locked = pthread_mutex_timedlock(&n->lock, &until) == 0;
+    abort_comms(n);
+    if (locked) pthread_mutex_unlock(&n->lock);
     return NULL;
 }
 
@@ -225,6 +243,7 @@ static const struct wn_link_device_ops ops = {
     .sync = wn_nccl_sync,
     .waited_us = wn_nccl_waited_us,
     .lend = wn_nccl_lend,
+    .unlend = wn_nccl_unlend,
     .cancel = wn_nccl_cancel,
     .close = wn_nccl_close,
 };

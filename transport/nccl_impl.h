@@ -12,6 +12,8 @@
 enum { WN_NCCL_GROUP, WN_NCCL_OUT, WN_NCCL_IN, WN_NCCL_COMMS };
 enum { WN_NCCL_READY, WN_NCCL_SENT, WN_NCCL_ROWS_ASKED, WN_NCCL_ROWS_HERE, WN_NCCL_EVENTS };
 
+#define WN_NCCL_LENT 16 /* registrations; more buffers go without */
+
 struct wn_nccl {
     struct wn_link_device base;
     struct wn_nccl_opts o;
@@ -26,6 +28,11 @@ struct wn_nccl {
     cudaEvent_t events[WN_NCCL_EVENTS];
     bool sent_any, rows_pending;
     uint64_t waited_us;
+    struct {
+        int which; /* communicator */
+        void *handle;
+    } lent[WN_NCCL_LENT];
+    int lent_n;
     void *scratch; /* parts of sums */
     size_t scratch_bytes;
 };
@@ -57,5 +64,6 @@ wn_status wn_nccl_recv(struct wn_link *l, wn_traffic kind, void *data, size_t by
 wn_status wn_nccl_reuse(struct wn_link *l);
 uint64_t wn_nccl_waited_us(const struct wn_link *l);
 void wn_nccl_lend(struct wn_link *l, void *data, size_t bytes);
+void wn_nccl_unlend(struct wn_link *l);
 
 #endif

@@ -33,7 +33,8 @@ static wn_status lib_find(struct wn_err *err)
     if (!lib.name) return wn_fail(err, WN_EUNSUPP, "NCCL: %s has no " #name ": 2.18 or later is needed", lib.path);
     WN_NCCL_FUNCTIONS(LOAD)
 #undef LOAD
-    *(void **)&lib.ncclCommRegister = dlsym(found, "ncclCommRegister");
+    *(void **)&lib.ncclCommDeregister = dlsym(found, "ncclCommDeregister");
+    if (lib.ncclCommDeregister) *(void **)&lib.ncclCommRegister = dlsym(found, "ncclCommRegister");
     if (lib.ncclGetVersion(&lib.version) != ncclSuccess || lib.version < OLDEST)
         return wn_fail(err, WN_EUNSUPP, "NCCL: %s is version %d.%d, 2.18 or later is needed", lib.path,
                        lib.version / 10000, lib.version / 100 % 100);

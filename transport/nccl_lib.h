@@ -21,7 +21,8 @@ struct wn_nccl_lib {
 #define MEMBER(name) __typeof__(name) *name;
     WN_NCCL_FUNCTIONS(MEMBER)
 #undef MEMBER
-    __typeof__(ncclCommRegister) *ncclCommRegister; /* NULL before 2.19 */
+    __typeof__(ncclCommRegister) *ncclCommRegister; /* NULL, both, before 2.19 */
+    __typeof__(ncclCommDeregister) *ncclCommDeregister;
 };
 
 /* *out is good until the process ends. */

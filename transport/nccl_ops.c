@@ -260,7 +260,7 @@ uint64_t wn_nccl_waited_us(const struct wn_link *l)
     return wn_nccl_of(l)->waited_us;
 }
 
-/* NCCL forgets registrations with the communicator. */
+/* An abort, or the end of the communicator, forgets registrations too. */
 void wn_nccl_lend(struct wn_link *l, void *data, size_t bytes)
 {
     struct wn_nccl *n = wn_nccl_of(l);
@@ -268,9 +268,26 @@ void wn_nccl_lend(struct wn_link *l, void *data, size_t bytes)
     for (int i = 0; n->lib->ncclCommRegister && bytes && i < WN_NCCL_COMMS; i++) {
         ncclResult_t code;
         void *handle = NULL;
-        if (!n->comms[i]) continue;
+        if (!n->comms[i] || n->lent_n == WN_NCCL_LENT) continue;
         LOCKED(n, i, code, n->lib->ncclCommRegister(n->comms[i], data, bytes, &handle));
         if (code == ncclInProgress && wn_nccl_settle(l, i, code, "a registration") == WN_OK) code = ncclSuccess;
-        if (code != ncclSuccess) wn_debug("nccl", "a buffer of %zu bytes is not registered: %d", bytes, (int)code);
+        if (code == ncclSuccess) {
+            n->lent[n->lent_n].which = i;
+            n->lent[n->lent_n++].handle = handle;
+        } else {
+            wn_debug("nccl", "a buffer of %zu bytes is not registered: %d", bytes, (int)code);
+        }
+    }
+}
+
+void wn_nccl_unlend(struct wn_link *l)
+{
+    struct wn_nccl *n = wn_nccl_of(l);
+
+    while (n->lent_n > 0) {
+        const int which = n->lent[--n->lent_n].which;
+        ncclResult_t code;
+        LOCKED(n, which, code, n->lib->ncclCommDeregister(n->comms[which], n->lent[n->lent_n].handle));
+        if (code != ncclSuccess) wn_debug("nccl", "a buffer stays registered: %d", (int)code);
     }
 }

@@ -1,7 +1,11 @@
 /* tests/cudasim/cuda_runtime_api.h - the part of the CUDA runtime that shard/cuda calls, over host memory; same names
  * and meanings. Work is done at once, but for what waits for other ranks (runtime.cpp). While a stream is captured,
- * launches are noted, and what would break the capture on the device fails. Device memory is malloc's, so that the
- * address sanitizer sees accesses beyond a buffer; it starts as NaNs. WN_CUDASIM_DEVICES: how many devices. */
+ * launches are noted, and what would break the capture on the device fails. Launches are refused where the device
+ * refuses them: a grid or block that is empty or too large, more shared memory than was allowed, a stream of another
+ * device than the thread's; and where the program never wants them: on the legacy stream. What was refused is what
+ * cudaGetLastError says, once. A stream holds so many launches, then the host waits; cudaFree waits for the device.
+ * Device memory is malloc's, so that the address sanitizer sees accesses beyond a buffer; it starts as NaNs.
+ * WN_CUDASIM_DEVICES: how many devices. */
 #ifndef WN_TESTS_CUDASIM_CUDA_RUNTIME_API_H
 #define WN_TESTS_CUDASIM_CUDA_RUNTIME_API_H
 
@@ -15,9 +19,11 @@ typedef enum cudaError {
     cudaSuccess = 0,
     cudaErrorInvalidValue = 1,
     cudaErrorMemoryAllocation = 2,
+    cudaErrorInvalidConfiguration = 9,
     cudaErrorInsufficientDriver = 35,
     cudaErrorNoDevice = 100,
     cudaErrorInvalidDevice = 101,
+    cudaErrorInvalidResourceHandle = 400,
     cudaErrorNotReady = 600,
     cudaErrorStreamCaptureUnsupported = 900
 } cudaError_t;

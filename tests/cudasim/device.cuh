@@ -52,10 +52,14 @@ extern sim_state sim;
 void sim_launch(dim3 grid, dim3 block, size_t shared, const std::function<void()> &kernel);
 void sim_push(cudaStream_t st, std::function<bool()> fn); /* queues work, which says whether it is done */
 void sim_kernel(cudaStream_t st, std::function<bool()> fn); /* the same, or notes it in the graph that is captured */
+/* Would the device take it? If not, cudaGetLastError says why. */
+bool sim_launchable(cudaStream_t st, const void *kernel, dim3 grid, dim3 block, size_t shared);
+int sim_allow_shared(const void *kernel, size_t bytes);
 /* Arguments are taken when the kernel is queued, as on the device. */
 template <typename K, typename... A>
 void sim_queue_kernel(cudaStream_t st, dim3 grid, dim3 block, size_t shared, K kernel, A... args)
 {
+    if (!sim_launchable(st, reinterpret_cast<const void *>(kernel), grid, block, shared)) return;
     sim_kernel(st, [=] { return sim_launch(grid, block, shared, [=] { kernel(args...); }), true; });
 }
 void sim_block_barrier(void);
@@ -69,14 +73,22 @@ void sim_cp_wait(int left);
     sim_queue_kernel((stream), (grid), (block), (shared), (kernel), __VA_ARGS__)
 #define WN_DYNAMIC_SHARED(name) unsigned char *const name = sim.shared
 
-template <typename K> static inline int wn_allow_shared(K, size_t bytes)
+template <typename K> static inline int wn_allow_shared(K kernel, size_t bytes)
 {
-    return bytes <= 227 * 1024 ? 0 : 1;
+    return sim_allow_shared(reinterpret_cast<const void *>(kernel), bytes);
 }
 
 static inline void __syncthreads(void)
 {
     sim_block_barrier();
+}
+
+/* Between two barriers one thread runs at a time. */
+static inline uint32_t atomicAdd(uint32_t *p, uint32_t v)
+{
+    const uint32_t old = *p;
+    *p = old + v;
+    return old;
 }
 
 static inline float __shfl_xor_sync(uint32_t, float v, int d)

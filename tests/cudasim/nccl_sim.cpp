@@ -5,7 +5,8 @@
  * Ranks are threads or processes of one machine; every two members of a communicator share a socket. A rank that dies
  * closes its sockets, and its peers' communicators then report ncclRemoteError, as NCCL does over a network. As NCCL it
  * refuses two ranks on one device of one host (NCCL_HOSTID tells hosts apart). Unlike NCCL it notices a receive of
- * another size than its send, where NCCL hangs or writes too far, and fails. Its all-reduce adds from the last rank to
+ * another size than its send, where NCCL hangs or writes too far, and fails. Memory that is freed while it is registered
+ * ends the program, where a network card would write to what lies there next. Its all-reduce adds from the last rank to
  * the first: an order that is not the tree.
  *
  * What it cannot show: speed, transports, topology, and whether NCCL itself does what its documentation says. */
@@ -21,6 +22,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -74,6 +76,7 @@ struct state {
     std::deque<work *> order; /* started one after the other */
     std::vector<std::pair<cudaStream_t, work *>> late; /* called for, not in their streams yet */
     unsigned calls;
+    std::set<void *> registered;
 };
 
 ncclResult_t fail(state &s, ncclResult_t code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
@@ -372,6 +375,7 @@ static void shut(ncclComm_t comm)
         if (fd >= 0) close(fd);
         fd = -1;
     }
+    for (void *p : s.registered) sim_memory_return(p);
     delete comm;
 }
 
@@ -396,9 +400,22 @@ ncclResult_t ncclCommDestroy(ncclComm_t comm)
     return ncclSuccess;
 }
 
-ncclResult_t ncclCommRegister(const ncclComm_t, void *, size_t, void **handle)
+ncclResult_t ncclCommRegister(const ncclComm_t comm, void *data, size_t, void **handle)
 {
-    *handle = nullptr;
+    std::lock_guard<std::mutex> hold(comm->s->lock);
+
+    if (!comm->s->registered.insert(data).second) return ncclInvalidArgument;
+    sim_memory_lend(data);
+    *handle = data;
+    return ncclSuccess;
+}
+
+ncclResult_t ncclCommDeregister(const ncclComm_t comm, void *handle)
+{
+    std::lock_guard<std::mutex> hold(comm->s->lock);
+
+    if (comm->s->registered.erase(handle) == 0) return ncclInvalidArgument;
+    sim_memory_return(handle);
     return ncclSuccess;
 }
 

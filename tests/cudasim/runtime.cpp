@@ -6,13 +6,19 @@
 #include <chrono>
 #include <condition_variable>
 #include <deque>
+#include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <thread>
 #include <vector>
 
 #include "tests/cudasim/device.cuh"
 #include "tests/cudasim/sim_stream.h"
+
+#define USUAL_SHARED ((size_t)48 << 10)
+#define MOST_SHARED  ((size_t)227 << 10)
+#define QUEUE_ROOM   1024 /* operations of a stream; one more waits */
 
 struct CUgraph_st {
     std::vector<std::function<bool()>> nodes;
@@ -25,6 +31,7 @@ struct CUgraphExec_st {
 struct CUstream_st {
     std::deque<std::function<bool()>> work; /* each says whether it is done */
     cudaGraph_t capture;                    /* not NULL: launches go there */
+    int device;
 };
 
 struct sim_counts sim_counts;
@@ -46,6 +53,8 @@ struct device_state {
     std::condition_variable_any more;
     std::vector<cudaStream_t> streams;
     bool running;
+    std::map<const void *, size_t> shared; /* what kernels may have, beyond the usual */
+    std::multiset<const void *> lent;      /* device memory that the network library knows */
 };
 
 device_state &device(void)
@@ -87,6 +96,13 @@ void device_main(void)
 /* Does this thread's stream note what it is given? Allocations and waits are forbidden meanwhile. */
 thread_local bool capturing;
 
+thread_local cudaError_t last_error;
+
+cudaError_t refuse(cudaError_t why)
+{
+    return last_error = why;
+}
+
 double now_ms(void)
 {
     return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -99,13 +115,73 @@ bool stream_empty(cudaStream_t st)
     return !st || st->work.empty();
 }
 
+size_t queued(cudaStream_t st)
+{
+    std::lock_guard<std::recursive_mutex> hold(device().lock);
+    return st->work.size();
+}
+
+bool device_idle(int which)
+{
+    progress();
+    std::lock_guard<std::recursive_mutex> hold(device().lock);
+    for (cudaStream_t st : device().streams)
+        if (st->device == which && !st->work.empty()) return false;
+    return true;
+}
+
+void nap(void)
+{
+    std::this_thread::sleep_for(std::chrono::microseconds(20));
+}
+
 } // namespace
 
-void sim_push(cudaStream_t st, std::function<bool()> fn)
+bool sim_launchable(cudaStream_t st, const void *kernel, dim3 grid, dim3 block, size_t shared)
+{
+    device_state &d = device();
+    std::lock_guard<std::recursive_mutex> hold(d.lock);
+    const auto allowed = d.shared.find(kernel);
+    const uint64_t threads = (uint64_t)block.x * block.y * block.z;
+    cudaError_t why = cudaSuccess;
+
+    if (!st || st->device != current_device) why = cudaErrorInvalidResourceHandle;
+    else if (grid.x < 1 || grid.x > INT32_MAX || grid.y < 1 || grid.y > 65535 || grid.z < 1 || grid.z > 65535)
+        why = cudaErrorInvalidConfiguration;
+    else if (threads < 1 || threads > 1024 || block.z > 64) why = cudaErrorInvalidConfiguration;
+    else if (shared > (allowed == d.shared.end() ? USUAL_SHARED : allowed->second)) why = cudaErrorInvalidValue;
+    if (why != cudaSuccess) refuse(why);
+    return why == cudaSuccess;
+}
+
+int sim_allow_shared(const void *kernel, size_t bytes)
 {
     device_state &d = device();
     std::lock_guard<std::recursive_mutex> hold(d.lock);
 
+    if (bytes > MOST_SHARED) return refuse(cudaErrorInvalidValue);
+    d.shared[kernel] = bytes;
+    return cudaSuccess;
+}
+
+void sim_memory_lend(const void *p)
+{
+    std::lock_guard<std::recursive_mutex> hold(device().lock);
+    device().lent.insert(p);
+}
+
+void sim_memory_return(const void *p)
+{
+    std::lock_guard<std::recursive_mutex> hold(device().lock);
+    device().lent.erase(device().lent.find(p));
+}
+
+void sim_push(cudaStream_t st, std::function<bool()> fn)
+{
+    device_state &d = device();
+
+    while (st && queued(st) >= QUEUE_ROOM) nap();
+    std::lock_guard<std::recursive_mutex> hold(d.lock);
     if ((!st || st->work.empty()) && fn()) return;
     if (!st) abort(); /* the default stream never waits here */
     st->work.push_back(std::move(fn));
@@ -136,12 +212,21 @@ int sim_current_device(void)
 
 const char *cudaGetErrorString(cudaError_t e)
 {
-    return e == cudaSuccess ? "no error" : e == cudaErrorMemoryAllocation ? "out of memory" : "simulated error";
+    switch (e) {
+    case cudaSuccess: return "no error";
+    case cudaErrorMemoryAllocation: return "out of memory";
+    case cudaErrorInvalidConfiguration: return "invalid configuration argument";
+    case cudaErrorInvalidResourceHandle: return "invalid resource handle";
+    default: return "simulated error";
+    }
 }
 
 cudaError_t cudaGetLastError(void)
 {
-    return cudaSuccess;
+    const cudaError_t e = last_error;
+
+    last_error = cudaSuccess;
+    return e;
 }
 
 cudaError_t cudaGetDeviceCount(int *n)
@@ -155,7 +240,7 @@ cudaError_t cudaSetDevice(int device)
 {
     int n;
     cudaGetDeviceCount(&n);
-    if (device < 0 || device >= n) return cudaErrorInvalidDevice;
+    if (device < 0 || device >= n) return refuse(cudaErrorInvalidDevice);
     current_device = device;
     return cudaSuccess;
 }
@@ -185,23 +270,31 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total)
 
 cudaError_t cudaMalloc(void **p, size_t bytes)
 {
-    if (capturing) return cudaErrorStreamCaptureUnsupported;
+    if (capturing) return refuse(cudaErrorStreamCaptureUnsupported);
     sim_counts.allocations++;
-    if (posix_memalign(p, 256, bytes ? bytes : 1) != 0) return cudaErrorMemoryAllocation;
+    if (posix_memalign(p, 256, bytes ? bytes : 1) != 0) return refuse(cudaErrorMemoryAllocation);
     memset(*p, 0xff, bytes);
     return cudaSuccess;
 }
 
 cudaError_t cudaFree(void *p)
 {
-    if (capturing) return cudaErrorStreamCaptureUnsupported;
+    if (capturing) return refuse(cudaErrorStreamCaptureUnsupported);
+    while (p && !device_idle(current_device)) nap();
+    {
+        std::lock_guard<std::recursive_mutex> hold(device().lock);
+        if (p && device().lent.count(p)) {
+            fprintf(stderr, "cudasim: memory is freed that the network library still knows\n");
+            abort();
+        }
+    }
     free(p);
     return cudaSuccess;
 }
 
 cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned)
 {
-    if (capturing) return cudaErrorStreamCaptureUnsupported;
+    if (capturing) return refuse(cudaErrorStreamCaptureUnsupported);
     sim_counts.allocations++;
     *p = malloc(bytes);
     return *p ? cudaSuccess : cudaErrorMemoryAllocation;
@@ -215,7 +308,8 @@ cudaError_t cudaFreeHost(void *p)
 
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind, cudaStream_t st)
 {
-    if (capturing) return cudaErrorStreamCaptureUnsupported;
+    if (!st) return refuse(cudaErrorInvalidResourceHandle);
+    if (capturing) return refuse(cudaErrorStreamCaptureUnsupported);
     sim_counts.copies++;
     sim_push(st, [=] { return memmove(dst, src, bytes), true; });
     return cudaSuccess;
@@ -224,7 +318,8 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpy
 cudaError_t cudaMemcpy2DAsync(void *dst, size_t dst_step, const void *src, size_t src_step, size_t width, size_t height,
                               cudaMemcpyKind, cudaStream_t st)
 {
-    if (capturing) return cudaErrorStreamCaptureUnsupported;
+    if (!st) return refuse(cudaErrorInvalidResourceHandle);
+    if (capturing) return refuse(cudaErrorStreamCaptureUnsupported);
     sim_counts.copies++;
     sim_push(st, [=] {
         for (size_t i = 0; i < height; i++) memcpy((char *)dst + i * dst_step, (const char *)src + i * src_step, width);
@@ -235,7 +330,8 @@ cudaError_t cudaMemcpy2DAsync(void *dst, size_t dst_step, const void *src, size_
 
 cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t st)
 {
-    if (capturing) return cudaErrorStreamCaptureUnsupported;
+    if (!st) return refuse(cudaErrorInvalidResourceHandle);
+    if (capturing) return refuse(cudaErrorStreamCaptureUnsupported);
     sim_push(st, [=] { return memset(p, value, bytes), true; });
     return cudaSuccess;
 }
@@ -244,6 +340,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *st, unsigned)
 {
     std::lock_guard<std::recursive_mutex> hold(device().lock);
     *st = new CUstream_st();
+    (*st)->device = current_device;
     device().streams.push_back(*st);
     return cudaSuccess;
 }
@@ -275,16 +372,16 @@ cudaError_t cudaStreamDestroy(cudaStream_t st)
 
 cudaError_t cudaStreamSynchronize(cudaStream_t st)
 {
-    if (capturing) return cudaErrorStreamCaptureUnsupported;
+    if (capturing) return refuse(cudaErrorStreamCaptureUnsupported);
     sim_counts.waits++;
-    while (!stream_empty(st)) std::this_thread::sleep_for(std::chrono::microseconds(20));
+    while (!stream_empty(st)) nap();
     return cudaSuccess;
 }
 
 cudaError_t cudaStreamQuery(cudaStream_t st)
 {
-    if (capturing) return cudaErrorStreamCaptureUnsupported;
-    return stream_empty(st) ? cudaSuccess : cudaErrorNotReady;
+    if (capturing) return refuse(cudaErrorStreamCaptureUnsupported);
+    return stream_empty(st) ? cudaSuccess : refuse(cudaErrorNotReady);
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t st, cudaEvent_t e, unsigned)
@@ -311,7 +408,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t e)
 
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t st)
 {
-    if (capturing) return cudaErrorStreamCaptureUnsupported;
+    if (capturing) return refuse(cudaErrorStreamCaptureUnsupported);
     std::shared_ptr<record> r = e->r;
     std::lock_guard<std::recursive_mutex> hold(device().lock);
     uint64_t asked = ++r->asked;
@@ -326,7 +423,7 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t st)
 
 cudaError_t cudaEventSynchronize(cudaEvent_t e)
 {
-    if (capturing) return cudaErrorStreamCaptureUnsupported;
+    if (capturing) return refuse(cudaErrorStreamCaptureUnsupported);
     std::shared_ptr<record> r = e->r;
 
     while (true) {
@@ -335,7 +432,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t e)
             std::lock_guard<std::recursive_mutex> hold(device().lock);
             if (r->done >= r->asked) return cudaSuccess;
         }
-        std::this_thread::sleep_for(std::chrono::microseconds(20));
+        nap();
     }
 }
 
@@ -348,7 +445,7 @@ cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end)
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t st, cudaStreamCaptureMode)
 {
-    if (capturing) return cudaErrorStreamCaptureUnsupported;
+    if (capturing) return refuse(cudaErrorStreamCaptureUnsupported);
     capturing = true;
     st->capture = new CUgraph_st();
     sim_counts.captures++;
@@ -372,7 +469,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsig
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t st)
 {
-    if (capturing) return cudaErrorStreamCaptureUnsupported;
+    if (capturing) return refuse(cudaErrorStreamCaptureUnsupported);
     sim_counts.graph_launches++;
     for (const std::function<bool()> &node : exec->nodes) sim_push(st, node);
     return cudaSuccess;

@@ -1,5 +1,5 @@
 /* tests/cudasim/sim_stream.h - what the simulated NCCL asks of the simulated device. A program that lets the library be
- * opened exports these two. */
+ * opened exports these. */
 #ifndef WN_TESTS_CUDASIM_SIM_STREAM_H
 #define WN_TESTS_CUDASIM_SIM_STREAM_H
 
@@ -14,6 +14,9 @@ extern "C" {
 /* Queues work: step is called, under the device's lock, until it says that the work is done. */
 void sim_stream_push(cudaStream_t st, bool (*step)(void *ctx), void *ctx);
 int sim_current_device(void); /* of this thread */
+/* Device memory that is registered must not be freed before it is returned: the device's cudaFree ends the program. */
+void sim_memory_lend(const void *p);
+void sim_memory_return(const void *p);
 
 #ifdef __cplusplus
 }
