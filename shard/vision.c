@@ -169,7 +169,7 @@ static wn_status scratch_alloc(struct wn_vision *v, struct wn_err *err)
     wn_status rc = WN_OK;
 
     if ((rc = mat_alloc(v, &v->pixels, n * c->patches, v->patch_cols, WN_F32, err)) != WN_OK ||
-        (rc = mat_alloc(v, &v->patches, n * c->patches, v->patch_cols, v->dtype, err)) != WN_OK ||
+        (rc = mat_alloc(v, &v->patches, n * c->patches, (v->patch_cols + 7) / 8 * 8, v->dtype, err)) != WN_OK ||
         (rc = mat_alloc(v, &v->x, rows, c->hidden, v->dtype, err)) != WN_OK ||
         (rc = mat_alloc(v, &v->normed, rows, c->hidden, v->dtype, err)) != WN_OK ||
         (rc = mat_alloc(v, &v->qkv, rows, 3 * c->hidden, v->dtype, err)) != WN_OK ||
@@ -177,6 +177,7 @@ static wn_status scratch_alloc(struct wn_vision *v, struct wn_err *err)
         (rc = mat_alloc(v, &v->mid, rows, c->mlp, v->dtype, err)) != WN_OK ||
         (rc = mat_alloc(v, &v->features, n * feature_rows(v), c->hidden, v->dtype, err)) != WN_OK)
         return rc;
+    v->patches.cols = v->patch_cols; /* its rows begin on 16 bytes, which fast kernels want: 588 values do not */
     v->zeros = calloc(n, sizeof(*v->zeros));
     v->cls_rows = calloc(n, sizeof(*v->cls_rows));
     v->im2col = malloc((size_t)n * c->patches * v->patch_cols * sizeof(float));

@@ -87,9 +87,14 @@ static wn_status cuda_open(struct wn_backend **out, int device, struct wn_err *e
     c->kernels = kernels;
     if ((rc = wn_cuda_memory_open(c, err)) != WN_OK) goto out;
     if (kernels == WN_CUDA_FAST) {
-        rc = wn_cuda_lt_open(&c->lt, err);
-        if (rc == WN_EUNSUPP) rc = WN_OK; /* built without: the own kernels do it all */
-        if (rc != WN_OK) goto out;
+        struct wn_err why = {0};
+        rc = wn_cuda_lt_open(&c->lt, &why);
+        if (rc == WN_EUNSUPP) {
+            wn_warn("cuda", "%s: steps of many rows run on our own kernels, which are slower", why.text);
+        } else if (rc != WN_OK) {
+            rc = wn_fail(err, rc, "%s", why.text);
+            goto out;
+        }
     }
     wn_info("cuda", "device %d: %s, %.1f of %.1f GB free, kernels: %s%s", device, info.name,
             (double)info.free_bytes * 1e-9, (double)info.total_bytes * 1e-9, names[kernels],

@@ -132,19 +132,13 @@ __device__ __forceinline__ float wn_activate(float v, uint32_t act)
     }
 }
 
-/* parts[slices] `step` floats apart, slices a power of two: the balanced tree ((p0+p1)+(p2+p3)). */
-__device__ __forceinline__ float wn_tree_sum(const float *parts, size_t step, uint32_t slices)
+/* parts[N] `step` floats apart, N a power of two: the balanced tree ((p0+p1)+(p2+p3)). */
+template <uint32_t N> __device__ __forceinline__ float wn_tree_sum(const float *parts, size_t step)
 {
-    float level[8]; /* one finished subtree for each power of two; slices <= 64 */
-    for (uint32_t s = 0; s < slices; s++) {
-        float v = parts[s * step];
-        int l = 0;
-        for (uint32_t n = s; n & 1; n >>= 1, l++) v = level[l] + v;
-        level[l] = v;
-    }
-    int top = 0;
-    while ((1u << top) < slices) top++;
-    return level[top];
+    if constexpr (N == 1)
+        return parts[0];
+    else
+        return wn_tree_sum<N / 2>(parts, step) + wn_tree_sum<N / 2>(parts + N / 2 * step, step);
 }
 
 #endif

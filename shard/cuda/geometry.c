@@ -10,14 +10,14 @@ bool wn_cuda_aligned(const struct wn_mat *m)
 wn_cuda_matmul_kind wn_cuda_choose_matmul(wn_cuda_kernels kernels, const struct wn_matmul *a, wn_dtype w_type,
                                           uint32_t n, uint32_t k)
 {
-    bool tensor = a->x.dtype == WN_BF16 && w_type == WN_BF16 && wn_cuda_aligned(&a->x) && k % 8 == 0;
+    bool tensor = a->x.dtype == WN_BF16 && w_type == WN_BF16 && wn_cuda_aligned(&a->x);
 
     if (kernels == WN_CUDA_PLAIN || !tensor) return WN_CUDA_MATMUL_PLAIN;
     /* cuBLASLt wants 16-byte aligned rows of out too; with an epilogue it writes parts, which are ours. */
     if (kernels == WN_CUDA_FAST && a->out.rows >= WN_CUDA_LT_ROWS && n % 8 == 0 &&
         (a->bias || a->act != WN_ACT_NONE || wn_cuda_aligned(&a->out)))
         return WN_CUDA_MATMUL_LT;
-    if (k / a->slices % 8 != 0 || a->slices > WN_CUDA_SLICES_MAX) return WN_CUDA_MATMUL_PLAIN;
+    if (a->slices > 1 && (k / a->slices % 8 != 0 || a->slices > WN_CUDA_SLICES_MAX)) return WN_CUDA_MATMUL_PLAIN;
     return WN_CUDA_MATMUL_MMA;
 }
 

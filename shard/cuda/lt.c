@@ -150,9 +150,12 @@ static wn_status ask(struct wn_cuda_lt *lt, const struct wn_cuda_matmul *a, uint
     for (size_t i = 0; rc == WN_OK && i < sizeof(loose) / sizeof(loose[0]); i++)
         rc = check(lib.cublasLtMatmulPreferenceSetAttribute(wish, loose[i], &align, sizeof(align)), "preference",
                    NULL);
-    if (rc == WN_OK)
-        rc = check(lib.cublasLtMatmulAlgoGetHeuristic(lt->handle, p.op, p.w, p.x, p.out, p.out, wish, 1, found, &n),
-                   "choice of an algorithm", NULL);
+    if (rc == WN_OK) {
+        cublasStatus_t code =
+            lib.cublasLtMatmulAlgoGetHeuristic(lt->handle, p.op, p.w, p.x, p.out, p.out, wish, 1, found, &n);
+        if (code == CUBLAS_STATUS_NOT_SUPPORTED) n = 0;
+        else rc = check(code, "choice of an algorithm", NULL);
+    }
     if (rc == WN_OK && n == 0)
         rc = wn_fail(NULL, WN_EUNSUPP, "cuBLASLt: no algorithm for [%u, %u] x [%u, %u]", rows, a->w.k, a->w.n, a->w.k);
     if (rc == WN_OK) *out = found[0].algo;
@@ -168,10 +171,10 @@ static uint32_t row_class(uint32_t rows)
     return r;
 }
 
-static wn_status choose(struct wn_cuda_lt *lt, const struct wn_cuda_matmul *a, uint32_t out_type, uint32_t out_stride,
-                        const cublasLtMatmulAlgo_t **out)
+static wn_status choose(struct wn_cuda_lt *lt, const struct wn_cuda_matmul *a, uint32_t rows, uint32_t out_type,
+                        uint32_t out_stride, const cublasLtMatmulAlgo_t **out)
 {
-    struct choice c = {.rows = row_class(a->out.rows),
+    struct choice c = {.rows = rows,
                        .n = a->w.n,
                        .k = a->w.k,
                        .x_stride = a->x.stride,
@@ -195,22 +198,33 @@ static wn_status choose(struct wn_cuda_lt *lt, const struct wn_cuda_matmul *a, u
     return WN_OK;
 }
 
-wn_status wn_cuda_lt_run(struct wn_cuda_lt *lt, const struct wn_cuda_matmul *a, cudaStream_t st)
+/* With the algorithm that was chosen for `rows` rows. WN_EUNSUPP: it does not do this number of them. */
+static wn_status run_as(struct wn_cuda_lt *lt, const struct wn_cuda_matmul *a, uint32_t rows, cudaStream_t st)
 {
     const float one = 1.0f, zero = 0.0f;
     uint32_t type = a->parts ? (uint32_t)WN_CUDA_F32 : a->out.dtype, stride = a->parts ? a->w.n : a->out.stride;
     void *out = a->parts ? (void *)a->parts : a->out.ptr;
     const cublasLtMatmulAlgo_t *algo = NULL;
     struct problem p = {NULL, NULL, NULL, NULL};
-    wn_status rc = choose(lt, a, type, stride, &algo);
+    wn_status rc = choose(lt, a, rows, type, stride, &algo);
 
     if (rc == WN_OK) rc = problem_init(&p, a, a->out.rows, type, stride);
-    if (rc == WN_OK)
-        rc = check(lib.cublasLtMatmul(lt->handle, p.op, &one, a->w.ptr, p.w, a->x.ptr, p.x, &zero, out, p.out, out,
-                                      p.out, algo, lt->workspace, WORKSPACE, st),
-                   "matmul", NULL);
+    if (rc == WN_OK) {
+        cublasStatus_t code = lib.cublasLtMatmul(lt->handle, p.op, &one, a->w.ptr, p.w, a->x.ptr, p.x, &zero, out,
+                                                 p.out, out, p.out, algo, lt->workspace, WORKSPACE, st);
+        bool refused = code == CUBLAS_STATUS_NOT_SUPPORTED || code == CUBLAS_STATUS_INVALID_VALUE;
+        rc = refused ? WN_EUNSUPP : check(code, "matmul", NULL);
+    }
     problem_fini(&p);
     return rc;
+}
+
+wn_status wn_cuda_lt_run(struct wn_cuda_lt *lt, const struct wn_cuda_matmul *a, cudaStream_t st)
+{
+    const uint32_t class = row_class(a->out.rows);
+    wn_status rc = run_as(lt, a, class, st);
+
+    return rc == WN_EUNSUPP && class != a->out.rows ? run_as(lt, a, a->out.rows, st) : rc;
 }
 
 #else

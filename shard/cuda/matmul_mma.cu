@@ -22,8 +22,8 @@ __device__ __forceinline__ void load_tile(uint16_t *to, const uint16_t *from, si
 {
     for (uint32_t i = threadIdx.x; i < rows * (DEPTH / 8); i += THREADS) {
         const uint32_t r = i / (DEPTH / 8), c = i % (DEPTH / 8) * 8;
-        const bool inside = row0 + r < rows_n && k + c < k_end;
-        wn_cp_async(to + r * STRIDE + c, inside ? from + (row0 + r) * stride + k + c : from, inside ? 16 : 0);
+        const uint32_t left = row0 + r < rows_n && k + c < k_end ? k_end - k - c : 0; /* in the row, not in the tile */
+        wn_cp_async(to + r * STRIDE + c, left ? from + (row0 + r) * stride + k + c : from, left < 8 ? 2 * left : 16);
     }
 }
 

@@ -10,7 +10,7 @@ __global__ void __launch_bounds__(TILE *TILE) plain_kernel(struct wn_cuda_matmul
     __shared__ float xs[TILE][TILE + 1], ws[TILE][TILE + 1];
     const uint32_t tx = threadIdx.x % TILE, ty = threadIdx.x / TILE, part = a.w.k / a.slices;
     const uint32_t n0 = blockIdx.x * TILE, m0 = blockIdx.y * TILE, n = n0 + tx, m = m0 + ty;
-    float level[8]; /* finished subtrees of parts, as in wn_tree_sum */
+    float level[8]; /* one finished subtree of parts for each power of two: the tree of wn_tree_sum */
 
     for (uint32_t s = 0; s < a.slices; s++) {
         float sum = 0.0f;

@@ -189,6 +189,8 @@ static void matmul_close(void **state)
         {9, 40, 1040, 1, WN_ACT_QUICK_GELU, true, WN_BF16, WN_BF16, WN_BF16, 8},
         {65, 200, 520, 1, WN_ACT_GELU, true, WN_BF16, WN_BF16, WN_F32, 8},
         {130, 72, 264, 1, WN_ACT_NONE, false, WN_BF16, WN_BF16, WN_BF16, 16},
+        {66, 40, 588, 1, WN_ACT_NONE, false, WN_BF16, WN_BF16, WN_BF16, 4}, /* patches of 14 x 14 pixels */
+        {11, 33, 509, 1, WN_ACT_NONE, false, WN_BF16, WN_BF16, WN_F32, 3},
     };
     (void)state;
     for (size_t i = 0; i < COUNT(cases); i++) {
@@ -251,7 +253,6 @@ static void tree_add(float *p, uint32_t ranks, size_t n)
             for (size_t i = 0; i < n; i++) p[r * n + i] += p[(r + step) * n + i];
 }
 
-/* Ranks that hold K/T columns each, and an all-reduce in the same tree, give the bits of the whole. */
 /* Products of the same x in one call: the bits of one call each. */
 static void matmul_together(void **state)
 {
@@ -287,6 +288,7 @@ static void matmul_together(void **state)
     }
 }
 
+/* Ranks that hold K/T columns each, and an all-reduce in the same tree, give the bits of the whole. */
 static void matmul_slices(void **state)
 {
     enum { M = 9, N = 50 };

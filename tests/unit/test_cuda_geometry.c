@@ -29,7 +29,9 @@ static void matmuls(void **state)
     for (uint32_t rows = 1; rows < 1000; rows *= 3) /* the bits of a row may not hang on the number of rows */
         assert_int_equal(choose(WN_CUDA_EXACT, WN_BF16, rows, 256, 8, 0, WN_ACT_NONE), WN_CUDA_MATMUL_MMA);
     assert_int_equal(choose(WN_CUDA_EXACT, WN_BF16, 8, 256, 64, 0, WN_ACT_NONE), WN_CUDA_MATMUL_PLAIN); /* parts of 4 */
-    assert_int_equal(choose(WN_CUDA_EXACT, WN_BF16, 8, 250, 1, 6, WN_ACT_NONE), WN_CUDA_MATMUL_PLAIN);
+    assert_int_equal(choose(WN_CUDA_EXACT, WN_BF16, 8, 250, 1, 6, WN_ACT_NONE), WN_CUDA_MATMUL_MMA); /* a short end */
+    assert_int_equal(choose(WN_CUDA_EXACT, WN_BF16, 8, 250, 1, 0, WN_ACT_NONE), WN_CUDA_MATMUL_PLAIN);
+    assert_int_equal(choose(WN_CUDA_EXACT, WN_BF16, 8, 500, 2, 4, WN_ACT_NONE), WN_CUDA_MATMUL_PLAIN);
     assert_int_equal(choose(WN_CUDA_EXACT, WN_BF16, 8, 256, 1, 3, WN_ACT_NONE), WN_CUDA_MATMUL_PLAIN);
     assert_int_equal(choose(WN_CUDA_FAST, WN_BF16, 64, 256, 1, 0, WN_ACT_NONE), WN_CUDA_MATMUL_MMA);
     assert_int_equal(choose(WN_CUDA_FAST, WN_BF16, 65, 256, 1, 0, WN_ACT_NONE), WN_CUDA_MATMUL_LT);
