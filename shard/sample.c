@@ -1,21 +1,31 @@
-/* Sums of probabilities are made in double and in one fixed order, so a draw is the same on every machine whose exp()
- * is. Top-k and top-p pop a heap instead of sorting the vocabulary: they mostly need a few ids of many thousand. */
+/* Weights and their sums are those of shard/draw.h, so a draw is the same on every machine. Top-k and top-p pop a heap
+ * instead of sorting the vocabulary: they mostly need a few ids of many thousand. */
 #include "shard/sample.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "shard/draw.h"
+
+#define POP_FIRST 64u
+
 struct wn_sampler {
     uint32_t vocab;
     float *score; /* [vocab] logits after the penalty */
     double
         *weight; /* [vocab] not normalised probabilities: of an id, or of the i-th kept candidate */
+    double *leaf, *group; /* [vocab / 32], [vocab / 1024], rounded up: sums of weight */
     uint32_t *heap;  /* [vocab] ids, largest (score, lowest id) first out */
     uint32_t *kept;  /* [vocab] ids that survived, largest first */
     uint32_t *stamp; /* [vocab] pick that last punished this id: each id is punished once */
     uint32_t pick;
 };
+
+static uint32_t parts(uint32_t n)
+{
+    return (n + WN_DRAW_FAN - 1) / WN_DRAW_FAN;
+}
 
 wn_status wn_sampler_create(struct wn_sampler **out, uint32_t vocab, struct wn_err *err)
 {
@@ -30,11 +40,13 @@ wn_status wn_sampler_create(struct wn_sampler **out, uint32_t vocab, struct wn_e
         s->vocab = vocab;
         s->score = calloc(vocab, sizeof(*s->score));
         s->weight = calloc(vocab, sizeof(*s->weight));
+        s->leaf = calloc(parts(vocab), sizeof(*s->leaf));
+        s->group = calloc(parts(parts(vocab)), sizeof(*s->group));
         s->heap = calloc(vocab, sizeof(*s->heap));
         s->kept = calloc(vocab, sizeof(*s->kept));
         s->stamp = calloc(vocab, sizeof(*s->stamp));
     }
-    if (!s || !s->score || !s->weight || !s->heap || !s->kept || !s->stamp) {
+    if (!s || !s->score || !s->weight || !s->leaf || !s->group || !s->heap || !s->kept || !s->stamp) {
         rc = wn_fail(err, WN_ENOMEM, "sampler: vocabulary of %u", vocab);
         goto out;
     }
@@ -50,6 +62,8 @@ void wn_sampler_destroy(struct wn_sampler *s)
     if (!s) return;
     free(s->score);
     free(s->weight);
+    free(s->leaf);
+    free(s->group);
     free(s->heap);
     free(s->kept);
     free(s->stamp);
@@ -66,36 +80,6 @@ wn_status wn_sample_opts_check(const struct wn_sample_opts *o, struct wn_err *er
         return wn_fail(err, WN_EINVAL, "repetition_penalty %g: not above 0 and at most 100",
                        (double)o->repetition_penalty);
     return WN_OK;
-}
-
-void wn_philox(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4])
-{
-    uint32_t c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3], k0 = key[0],
-             k1 = key[1];
-
-    for (int round = 0; round < 10; round++) {
-        uint64_t a = (uint64_t)0xd2511f53u * c0, b = (uint64_t)0xcd9e8d57u * c2;
-        c0 = (uint32_t)(b >> 32) ^ c1 ^ k0;
-        c1 = (uint32_t)b;
-        c2 = (uint32_t)(a >> 32) ^ c3 ^ k1;
-        c3 = (uint32_t)a;
-        k0 += 0x9e3779b9u;
-        k1 += 0xbb67ae85u;
-    }
-    out[0] = c0;
-    out[1] = c1;
-    out[2] = c2;
-    out[3] = c3;
-}
-
-/* In [0, 1), 53 bits. */
-static double uniform_at(uint64_t seed, uint64_t position)
-{
-    uint32_t counter[4] = {(uint32_t)position, (uint32_t)(position >> 32), 0, 0};
-    uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)}, word[4];
-
-    wn_philox(counter, key, word);
-    return (double)(((uint64_t)word[1] << 32 | word[0]) >> 11) * 0x1p-53;
 }
 
 /* Copies the logits and divides (or, below zero, multiplies) those of ids that were seen. */
@@ -160,49 +144,64 @@ static uint32_t heap_pop(struct wn_sampler *s, uint32_t *n)
     return top;
 }
 
-/* Fills kept and weight (in kept's order) and returns how many: top_k first, then top_p of what top_k left. */
-static uint32_t filter(struct wn_sampler *s, const struct wn_sample_opts *o, double max)
+/* Part i of n summands, as a sum. */
+static double part_sum(const double *of, uint32_t n, uint32_t i)
 {
-    uint32_t n = s->vocab, k = o->top_k && o->top_k < n ? o->top_k : n, heap_n = n, kept_n = 0;
-    double total = 0.0, taken = 0.0, temperature = (double)o->temperature;
+    const uint32_t first = i * WN_DRAW_FAN, left = n - first;
 
-    for (uint32_t i = 0; i < n; i++) s->heap[i] = i;
-    for (uint32_t i = n / 2; i-- > 0;) sift_down(s, i, n);
-    if (k == n) { /* top_p alone: stop popping as soon as enough is taken */
-        for (uint32_t i = 0; i < n; i++) total += exp(((double)s->score[i] - max) / temperature);
-    } else {
-        while (kept_n < k) s->kept[kept_n++] = heap_pop(s, &heap_n);
-        for (uint32_t i = 0; i < kept_n; i++) {
-            s->weight[i] = exp(((double)s->score[s->kept[i]] - max) / temperature);
-            total += s->weight[i];
-        }
-    }
-    if (o->top_p >= 1.0f) return kept_n;
-    for (uint32_t i = 0; i < k; i++) {
-        if (i > 0 && taken >= (double)o->top_p * total) return i;
-        if (k == n) {
-            s->kept[i] = heap_pop(s, &heap_n);
-            s->weight[i] = exp(((double)s->score[s->kept[i]] - max) / temperature);
-        }
-        taken += s->weight[i];
-    }
-    return k;
+    return wn_draw_sum(of + first, left < WN_DRAW_FAN ? left : WN_DRAW_FAN);
 }
 
-/* The index at which the running sum of weight [n] passes the fraction u of the whole. */
-static uint32_t draw(const double *weight, uint32_t n, double u)
+/* Weights of the whole vocabulary and the sums of its parts; returns the sum of all. */
+static double weigh(struct wn_sampler *s, const struct wn_sample_opts *o, float max)
 {
-    double total = 0.0, sum = 0.0;
-    uint32_t last = 0;
+    const uint32_t leaves = parts(s->vocab), groups = parts(leaves);
 
-    for (uint32_t i = 0; i < n; i++) total += weight[i];
-    for (uint32_t i = 0; i < n; i++) {
-        if (weight[i] <= 0.0) continue;
-        sum += weight[i];
-        last = i;
-        if (sum > u * total) return i;
+    for (uint32_t i = 0; i < s->vocab; i++) s->weight[i] = wn_draw_weight(s->score[i], max, o->temperature);
+    for (uint32_t i = 0; i < leaves; i++) s->leaf[i] = part_sum(s->weight, s->vocab, i);
+    for (uint32_t i = 0; i < groups; i++) s->group[i] = part_sum(s->leaf, leaves, i);
+    return wn_draw_sum(s->group, groups);
+}
+
+/* Where among the members of part `i` of n summands the running sum passes target. */
+static uint32_t find_in(const double *of, uint32_t n, uint32_t i, double target, double *before)
+{
+    const uint32_t first = i * WN_DRAW_FAN, left = n - first;
+
+    return first + wn_draw_find(of + first, left < WN_DRAW_FAN ? left : WN_DRAW_FAN, target, before);
+}
+
+/* The id at which the running sum of all weights passes the fraction u of the whole. */
+static uint32_t draw_all(const struct wn_sampler *s, double total, double u)
+{
+    const uint32_t leaves = parts(s->vocab);
+    double before = 0.0;
+    uint32_t at = wn_draw_find(s->group, parts(leaves), u * total, &before);
+
+    at = find_in(s->leaf, leaves, at, u * total, &before);
+    return find_in(s->weight, s->vocab, at, u * total, &before);
+}
+
+/* Fills kept and weight (in kept's order) and returns how many: top_k first, then top_p of what top_k left. */
+static uint32_t filter(struct wn_sampler *s, const struct wn_sample_opts *o, float max)
+{
+    uint32_t n = s->vocab, k = o->top_k && o->top_k < n ? o->top_k : n, heap_n = n, want = k;
+    double total = 0.0;
+
+    if (k == n) total = weigh(s, o, max);
+    for (uint32_t i = 0; i < n; i++) s->heap[i] = i;
+    for (uint32_t i = n / 2; i-- > 0;) sift_down(s, i, n);
+    if (k == n && want > POP_FIRST) want = POP_FIRST; /* top_p alone mostly stops long before the end */
+    for (uint32_t have = 0;; want = want < k / 2 ? 2 * want : k) {
+        for (; have < want; have++) {
+            s->kept[have] = heap_pop(s, &heap_n);
+            s->weight[have] = wn_draw_weight(s->score[s->kept[have]], max, o->temperature);
+        }
+        if (k < n) total = wn_draw_sum(s->weight, k);
+        if (o->top_p >= 1.0f) return k;
+        const uint32_t stay = wn_draw_cut(s->weight, have, o->top_p, total);
+        if (stay <= have || have == k) return stay < k ? stay : k;
     }
-    return last; /* u * total rounded up to the whole sum */
 }
 
 static float logprob_of(const float *logits, uint32_t vocab, uint32_t token)
@@ -246,15 +245,15 @@ wn_status wn_sampler_pick(struct wn_sampler *s, const struct wn_sample_opts *o, 
     if (rc != WN_OK) return rc;
     picked.token = largest(s->score, s->vocab);
     if (o->temperature > 0.0f) {
-        double max = (double)s->score[picked.token], u = uniform_at(o->seed, position);
+        const float max = s->score[picked.token];
+        const double u = wn_draw_uniform(o->seed, position);
         bool all = (o->top_k == 0 || o->top_k >= s->vocab) && o->top_p >= 1.0f;
         if (all) {
-            for (uint32_t i = 0; i < s->vocab; i++)
-                s->weight[i] = exp(((double)s->score[i] - max) / (double)o->temperature);
-            picked.token = draw(s->weight, s->vocab, u);
+            picked.token = draw_all(s, weigh(s, o, max), u);
         } else {
-            uint32_t n = filter(s, o, max);
-            picked.token = s->kept[draw(s->weight, n, u)];
+            const uint32_t n = filter(s, o, max);
+            double before = 0.0;
+            picked.token = s->kept[wn_draw_find(s->weight, n, u * wn_draw_sum(s->weight, n), &before)];
         }
     }
     if (logprob) picked.logprob = logprob_of(logits, s->vocab, picked.token);

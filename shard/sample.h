@@ -61,7 +61,4 @@ WN_NODISCARD wn_status wn_sampler_pick(struct wn_sampler *s, const struct wn_sam
 uint32_t wn_sampler_logprobs(const struct wn_sampler *s, const float *logits, uint32_t token, float *chosen,
                              struct wn_sampled *top, uint32_t n);
 
-/* Philox4x32-10 (Salmon and others, 2011): four words from a 128-bit counter and a 64-bit key. */
-void wn_philox(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]);
-
 #endif
