@@ -55,7 +55,9 @@ struct wn_replica {
     /* sampler only */
     struct wn_sampler *sampler;
     struct slot *slots;
-    float *logits;
+    float *logits;         /* [seqs_max, vocab], or one row where the device picks */
+    struct wn_pick *picks; /* [seqs_max] where it does; else NULL */
+    uint32_t *picked;      /* [seqs_max] */
     struct wn_step_token *drawn;
     uint32_t *slot_top, *top_n; /* [seqs_max] leader and sampler: of each slot 0 or 1 + top; of what is wanted now */
     top_row *top;               /* [seqs_max] sampler: as flight.top */
@@ -71,9 +73,14 @@ static wn_status open_sampler(struct wn_replica *r, struct wn_err *err)
 {
     const struct wn_step_limits *l = &r->opts.limits;
 
+    const bool device = wn_stage_can_pick(r->stage);
+
     r->slots = calloc(l->seqs_max, sizeof(*r->slots));
-    r->logits = malloc((size_t)l->seqs_max * l->vocab * sizeof(float));
-    if (!r->slots || !r->logits) return wn_fail(err, WN_ENOMEM, "sampler of %u sequences", l->seqs_max);
+    r->logits = malloc((device ? 1 : (size_t)l->seqs_max) * l->vocab * sizeof(float));
+    if (device) r->picks = calloc(l->seqs_max, sizeof(*r->picks));
+    r->picked = calloc(l->seqs_max, sizeof(*r->picked));
+    if (!r->slots || !r->logits || !r->picked || (device && !r->picks))
+        return wn_fail(err, WN_ENOMEM, "sampler of %u sequences", l->seqs_max);
     for (uint32_t i = 0; i < l->seqs_max; i++) {
         r->slots[i].history = malloc((size_t)r->opts.tokens_max * sizeof(uint32_t));
         if (!r->slots[i].history) return wn_fail(err, WN_ENOMEM, "token history");
@@ -134,7 +141,6 @@ wn_status wn_replica_open(struct wn_replica **out, const struct wn_replica_opts 
         goto out;
     }
     if (r->rank == 0 && (rc = open_flights(r, err)) != WN_OK) goto out;
-    if (is_sampler(r) && (rc = open_sampler(r, err)) != WN_OK) goto out;
     so = (struct wn_stage_opts){
         .be = opts->be,
         .link = opts->link,
@@ -148,7 +154,8 @@ wn_status wn_replica_open(struct wn_replica **out, const struct wn_replica_opts 
         .wanted_max = l->seqs_max,
         .slots = l->features_max,
     };
-    rc = wn_stage_open(&r->stage, &so, err);
+    if ((rc = wn_stage_open(&r->stage, &so, err)) != WN_OK) goto out;
+    if (is_sampler(r)) rc = open_sampler(r, err);
 out:
     if (rc != WN_OK) {
         wn_replica_close(r);
@@ -166,6 +173,8 @@ void wn_replica_close(struct wn_replica *r)
     for (uint32_t i = 0; r->slots && i < r->opts.limits.seqs_max; i++) free(r->slots[i].history);
     free(r->slots);
     free(r->logits);
+    free(r->picks);
+    free(r->picked);
     free(r->drawn);
     free(r->top);
     free(r->top_n);
@@ -254,6 +263,31 @@ static void note_tokens(struct wn_replica *r)
     }
 }
 
+/* Where the device picks: what it is told of each row. Penalties need the history and likelihoods all of the row, and
+ * those are here. */
+static void fill_picks(struct wn_replica *r)
+{
+    for (uint32_t i = 0; i < r->step.wanted_n; i++) {
+        const struct wn_step_seq *s = &r->record.seqs[r->wanted_seq[i]];
+        const struct wn_sample_opts *o = &r->slots[s->slot].opts;
+        r->picks[i] = (struct wn_pick){.seed = o->seed,
+                                       .position = (uint64_t)s->pos + s->rows,
+                                       .temperature = o->temperature,
+                                       .top_p = o->top_p,
+                                       .top_k = o->top_k,
+                                       .wanted = o->repetition_penalty == 1.0f && !r->slot_top[s->slot]};
+    }
+}
+
+/* Logits of wanted row i, or NULL: the device has picked. */
+static wn_status row_logits(struct wn_replica *r, uint32_t i, const float **out, struct wn_err *err)
+{
+    *out = r->picks ? NULL : r->logits + (size_t)i * r->opts.limits.vocab;
+    if (!r->picks || r->picked[i] != WN_PICK_NONE) return WN_OK;
+    *out = r->logits;
+    return wn_stage_logits(r->stage, i, r->logits, err);
+}
+
 static wn_status draw(struct wn_replica *r, struct wn_err *err)
 {
     struct wn_sampled top[WN_STEP_TOP_MAX] = {{0}};
@@ -262,10 +296,12 @@ static wn_status draw(struct wn_replica *r, struct wn_err *err)
     for (uint32_t i = 0; i < r->step.wanted_n; i++) {
         const struct wn_step_seq *s = &r->record.seqs[r->wanted_seq[i]];
         const struct slot *slot = &r->slots[s->slot];
-        struct wn_sampled got;
-        const float *logits = r->logits + (size_t)i * r->opts.limits.vocab;
-        wn_status rc = wn_sampler_pick(r->sampler, &slot->opts, logits, slot->history, slot->history_n,
-                                       (uint64_t)s->pos + s->rows, false, &got, err);
+        struct wn_sampled got = {.token = r->picked[i]};
+        const float *logits;
+        wn_status rc = row_logits(r, i, &logits, err);
+        if (rc == WN_OK && logits)
+            rc = wn_sampler_pick(r->sampler, &slot->opts, logits, slot->history, slot->history_n,
+                                 (uint64_t)s->pos + s->rows, false, &got, err);
         if (rc != WN_OK) return rc;
         if (r->slot_top[s->slot]) {
             wn_sampler_logprobs(r->sampler, logits, got.token, &got.logprob, top, r->top_n[i]);
@@ -321,7 +357,9 @@ static wn_status run(struct wn_replica *r, const void *const *features, int64_t 
     if (is_sampler(r)) note_tokens(r);
     fill_step(r);
     if (r->step.rows == 0) return WN_OK;
-    rc = wn_stage_run(r->stage, &r->step, deadline_us, is_sampler(r) ? r->logits : NULL, err);
+    if (r->picks) fill_picks(r);
+    rc = r->picks ? wn_stage_pick(r->stage, &r->step, deadline_us, r->picks, r->picked, err)
+                  : wn_stage_run(r->stage, &r->step, deadline_us, r->logits, err);
     if (rc == WN_OK && is_sampler(r)) rc = draw(r, err);
     return rc;
 }

@@ -23,6 +23,7 @@
 
 struct wn_backend; /* one processor: opaque, each backend has its own */
 struct wn_dev_sum; /* transport/device.h */
+struct wn_picks;   /* shard/pick.h */
 
 /* A weight matrix [out, in] prepared by the backend for matmul (packed, or as it is). Owned by the caller. */
 struct wn_weight;
@@ -143,6 +144,7 @@ struct wn_backend_ops {
      * holds afterwards is not said. */
     wn_status (*add_norm)(struct wn_backend *be, const struct wn_mat *y, const struct wn_norm *n);
     wn_status (*rope_kv)(struct wn_backend *be, const struct wn_rope *r, const struct wn_kv_write *w);
+    wn_status (*pick)(struct wn_backend *be, const struct wn_picks *a); /* NULL: rows come to the host for that */
     /* NULL where there is nothing to gain. Opens a step of `rows` rows, one for each of its sequences: until step_end,
      * which follows whatever happens, calls may be kept back and go to the device together, at the latest for a sync,
      * a download or queue; host tables that they name keep their contents. *padded, at most rows_max, is how many rows

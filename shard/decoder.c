@@ -68,6 +68,7 @@ static wn_status scratch_alloc(struct wn_stage *s, struct wn_err *err)
         {s->last, &s->rounded, want, s->vocab.n, t},
         {s->last && t != WN_F32, &s->scores, want, s->vocab.n, WN_F32},
         {s->last && s->tensor == 0 && s->plan.tensors > 1, &s->all_scores, want, m->text.vocab, WN_F32},
+        {s->last && s->tensor == 0 && s->plan.tensors > 1 && s->device, &s->whole, want, m->text.vocab, WN_F32},
     };
     wn_status rc = WN_OK;
 
@@ -80,7 +81,12 @@ static wn_status scratch_alloc(struct wn_stage *s, struct wn_err *err)
     s->position = calloc(rows, sizeof(*s->position));
     s->wanted_rows = calloc(want ? want : 1, sizeof(*s->wanted_rows));
     s->slots = calloc(s->o.slots ? s->o.slots : 1, sizeof(*s->slots));
-    if (!s->index || !s->zeros || !s->position || !s->wanted_rows || !s->slots)
+    s->picks = calloc(want ? want : 1, sizeof(*s->picks));
+    if (wn_stage_can_pick(s) && want > 0) {
+        rc = s->o.be->ops->buf_alloc(s->o.be, want * sizeof(uint32_t), &s->picked);
+        if (rc != WN_OK) return wn_fail(err, rc, "stage %u: %u tokens", s->stage, want);
+    }
+    if (!s->picks || !s->index || !s->zeros || !s->position || !s->wanted_rows || !s->slots)
         return wn_fail(err, WN_ENOMEM, "stage %u: steps of %u rows", s->stage, rows);
     return WN_OK;
 }
@@ -169,6 +175,8 @@ static void place(struct wn_stage *s)
     s->mlp = wn_plan_mlp(p, s->tensor).n;
     s->vocab = wn_plan_vocab(p, s->tensor);
     for (uint32_t t = 0; t < p->tensors; t++) s->ranks[t] = (int)wn_plan_rank(p, s->stage, t);
+    s->device = wn_link_has_device(s->o.link);
+    s->staged = s->o.be->ops->device_memory && s->o.link && !s->device;
     s->comm = (struct wn_comm){.ranks = s->ranks, .n = (int)p->tensors, .me = (int)s->tensor};
 }
 
@@ -218,8 +226,10 @@ void wn_stage_close(struct wn_stage *s)
     for (uint32_t i = 0; s->slots && i < s->o.slots; i++)
         if (s->slots[i].buf.ptr) s->o.be->ops->buf_free(s->o.be, &s->slots[i].buf);
     for (uint32_t i = 0; i < s->bufs_n; i++) s->o.be->ops->buf_free(s->o.be, &s->bufs[i]);
+    if (s->picked.ptr) s->o.be->ops->buf_free(s->o.be, &s->picked);
     wn_loader_close(s->loader);
     free(s->slots);
+    free(s->picks);
     free(s->index);
     free(s->zeros);
     free(s->position);
@@ -346,6 +356,11 @@ wn_status wn_stage_features_share(struct wn_stage *s, uint32_t slot, const void 
 void wn_stage_features_drop(struct wn_stage *s, uint32_t slot)
 {
     if (slot < s->o.slots) s->slots[slot].rows.ptr = NULL;
+}
+
+bool wn_stage_can_pick(const struct wn_stage *s)
+{
+    return wn_stage_is_last(s) && s->o.be->ops->pick && (s->plan.tensors == 1 || s->device);
 }
 
 bool wn_stage_is_last(const struct wn_stage *s)

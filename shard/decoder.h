@@ -20,6 +20,7 @@
 #include <stdint.h>
 
 #include "shard/backend.h"
+#include "shard/pick.h"
 #include "shard/plan.h"
 #include "shard/weights.h"
 
@@ -79,6 +80,17 @@ WN_NODISCARD wn_status wn_stage_check(const struct wn_stage *s, const struct wn_
  * when the rows are on their way, so that the next step may follow at once. Every wait ends at deadline_us. */
 WN_NODISCARD wn_status wn_stage_run(struct wn_stage *s, const struct wn_step *step,
                                     int64_t deadline_us, float *logits, struct wn_err *err);
+
+/* May this rank's device choose the tokens? Then what comes back from it is an id a row, not the logits. */
+bool wn_stage_can_pick(const struct wn_stage *s);
+
+/* As wn_stage_run on such a rank, and tokens [wanted_n] are what each [wanted_n] says, or WN_PICK_NONE: not wanted, or
+ * left to wn_sampler_pick with the row's logits. */
+WN_NODISCARD wn_status wn_stage_pick(struct wn_stage *s, const struct wn_step *step, int64_t deadline_us,
+                                     const struct wn_pick *each, uint32_t *tokens, struct wn_err *err);
+
+/* Logits [vocab] of wanted row i of the last step, which was a wn_stage_pick. */
+WN_NODISCARD wn_status wn_stage_logits(struct wn_stage *s, uint32_t i, float *logits, struct wn_err *err);
 
 /* Features as they arrive: the vision tower's rows and width, or rows that are projected already, of the decoder's. */
 struct wn_features {

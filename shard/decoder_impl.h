@@ -54,6 +54,9 @@ struct wn_stage {
     struct wn_mat rounded;        /* last: [wanted_max, vocab.n], what the head stores */
     struct wn_mat scores;         /* last: the same in float32; the same memory if that is the type */
     struct wn_mat all_scores;     /* last, tensor rank 0: [wanted_max * vocab], rank after rank */
+    struct wn_mat whole;          /* the same with a link that has a device: [wanted_max, vocab] */
+    struct wn_buf picked;         /* wn_stage_can_pick: [wanted_max] ids; host: how each is chosen, of a padded step */
+    struct wn_pick *picks;
     uint32_t *index, *zeros, *position; /* [rows_max] host */
     uint32_t *wanted_rows;              /* [wanted_max] host */
     uint32_t rows, wanted_n;            /* of the step that runs, with the rows that pad it */
@@ -61,7 +64,7 @@ struct wn_stage {
     struct wn_stage_waits waits;        /* since open */
     bool failed;                        /* a run failed: messages may be in flight */
     bool device, staged; /* matrices on a device: the link reaches it, or goes by way of the buffers below */
-    void *host, *host_part, *host_next; /* host memory of the largest message; host_part is lent to `sending` */
+    void *host, *host_part, *host_next; /* staged: host memory of the largest message; host_part is lent to `sending` */
     void *spread;                       /* features on their way to the device; grows */
     size_t sending_bytes;
     wn_op coming;     /* the receive of the next step's rows that `next`, or host_next, is lent to */
@@ -81,6 +84,8 @@ WN_NODISCARD wn_status wn_stage_sum(struct wn_stage *s, uint32_t rows, int64_t d
 WN_NODISCARD wn_status wn_stage_receive(struct wn_stage *s, uint32_t rows, int64_t deadline_us);
 /* Sends this rank's columns of s->x on and returns while they are on their way. */
 WN_NODISCARD wn_status wn_stage_send(struct wn_stage *s, uint32_t rows, int64_t deadline_us);
+/* Last stage, with a device link: the scores of all tensor ranks to s->whole of tensor rank 0. Queued. */
+WN_NODISCARD wn_status wn_stage_gather_scores(struct wn_stage *s, uint32_t wanted);
 /* Last stage: the scores of all tensor ranks to tensor rank 0's logits [wanted, vocab]. */
 WN_NODISCARD wn_status wn_stage_collect(struct wn_stage *s, uint32_t wanted, int64_t deadline_us, float *logits);
 /* Stage 0: tensor rank 0's features, which `data` has on the host too, to its tensor ranks' buffers. */

@@ -42,18 +42,16 @@ wn_status wn_stage_links_open(struct wn_stage *s, struct wn_err *err)
     size_t sums = rows * hidden * sizeof(float);
     size_t scores = (size_t)s->o.wanted_max * s->plan.model.text.vocab * sizeof(float), most;
 
-    s->device = wn_link_has_device(s->o.link);
-    s->staged = s->o.be->ops->device_memory && s->o.link && !s->device;
     for (size_t i = 0; s->device && i < sizeof(lent) / sizeof(lent[0]); i++)
         if (lent[i]->ptr)
             wn_dev_lend(s->o.link, lent[i]->ptr,
                         (size_t)lent[i]->rows * lent[i]->stride * wn_dtype_bytes(lent[i]->dtype));
-    if (!s->o.be->ops->device_memory || !s->o.link) return WN_OK;
+    if (!s->staged) return WN_OK;
     most = sums > scores ? sums : scores;
-    s->host = malloc(s->staged ? most : scores + 1);
-    if (s->staged) s->host_part = malloc(most);
-    if (s->staged) s->host_next = malloc(most);
-    if (!s->host || (s->staged && (!s->host_part || !s->host_next)))
+    s->host = malloc(most);
+    s->host_part = malloc(most);
+    s->host_next = malloc(most);
+    if (!s->host || !s->host_part || !s->host_next)
         return wn_fail(err, WN_ENOMEM, "stage %u: host buffers of messages", s->stage);
     return WN_OK;
 }
@@ -250,32 +248,52 @@ static void lay_scores(const struct wn_stage *s, const float *from, uint32_t wan
     }
 }
 
+static void score_bytes(const struct wn_stage *s, uint32_t wanted, size_t bytes_of[WN_TENSOR_MAX])
+{
+    for (uint32_t t = 0; t < s->plan.tensors; t++)
+        bytes_of[t] = (size_t)wanted * wn_plan_vocab(&s->plan, t).n * sizeof(float);
+}
+
+wn_status wn_stage_gather_scores(struct wn_stage *s, uint32_t wanted)
+{
+    float *from = s->tensor == 0 ? s->all_scores.ptr : NULL;
+    size_t bytes_of[WN_TENSOR_MAX];
+    wn_status rc;
+
+    score_bytes(s, wanted, bytes_of);
+    rc = wn_dev_gather(s->o.link, 0, WN_TRAFFIC_LOGITS, s->scores.ptr, from, bytes_of);
+    for (uint32_t t = 0; rc == WN_OK && s->tensor == 0 && t < s->plan.tensors; t++) {
+        const struct wn_range cols = wn_plan_vocab(&s->plan, t);
+        const struct wn_mat to = wn_mat_cols(wn_mat_rows(s->whole, 0, wanted), cols.first, cols.n),
+                            part = {from, WN_F32, wanted, cols.n, cols.n};
+        if (cols.n > 0) rc = wn_be_convert(s->o.be, &to, &part);
+        from += (size_t)wanted * cols.n;
+    }
+    return rc;
+}
+
 wn_status wn_stage_collect(struct wn_stage *s, uint32_t wanted, int64_t deadline_us, float *logits)
 {
-    const struct wn_backend_ops *be = s->o.be->ops;
+    const bool alone = s->plan.tensors == 1;
     const size_t mine = (size_t)wanted * s->vocab.n * sizeof(float), row = s->plan.model.text.vocab * sizeof(float);
     void *scores = s->scores.ptr, *all = s->tensor == 0 ? s->all_scores.ptr : NULL;
     size_t bytes_of[WN_TENSOR_MAX];
     int64_t since_us;
     wn_status rc = WN_OK;
 
-    if (s->plan.tensors == 1 && !s->device) return be->download(s->o.be, logits, scores, mine);
-    for (uint32_t t = 0; t < s->plan.tensors; t++)
-        bytes_of[t] = (size_t)wanted * wn_plan_vocab(&s->plan, t).n * sizeof(float);
-    if (s->device && s->plan.tensors > 1) rc = wn_dev_gather(s->o.link, 0, WN_TRAFFIC_LOGITS, scores, all, bytes_of);
-    if (rc == WN_OK) rc = wn_stage_sync(s, deadline_us); /* a download has no deadline of its own */
+    if (s->device && !alone) rc = wn_stage_gather_scores(s, wanted);
+    if (rc == WN_OK && (s->device || !alone)) rc = wn_stage_sync(s, deadline_us); /* a download has no deadline */
     if (rc != WN_OK) return rc;
-    if (s->plan.tensors == 1) return be->download(s->o.be, logits, scores, mine);
-    if (s->device) {
-        if (s->tensor == 0) rc = be->download(s->o.be, s->host, all, wanted * row);
-        all = s->host;
-    } else {
-        if ((rc = to_host(s, s->host_part, &scores, mine)) != WN_OK) return rc;
-        if (s->staged) all = s->tensor == 0 ? s->host : NULL;
-        since_us = wn_now_us();
-        rc = wn_coll_gather(s->o.link, &s->comm, 0, WN_TRAFFIC_LOGITS, scores, all, bytes_of, deadline_us);
-        s->waits.link_us += (uint64_t)(wn_now_us() - since_us);
+    if (s->device || alone) {
+        if (s->tensor != 0) return WN_OK;
+        return s->o.be->ops->download(s->o.be, logits, alone ? scores : s->whole.ptr, wanted * row);
     }
+    if ((rc = to_host(s, s->host_part, &scores, mine)) != WN_OK) return rc;
+    if (s->staged) all = s->tensor == 0 ? s->host : NULL;
+    score_bytes(s, wanted, bytes_of);
+    since_us = wn_now_us();
+    rc = wn_coll_gather(s->o.link, &s->comm, 0, WN_TRAFFIC_LOGITS, scores, all, bytes_of, deadline_us);
+    s->waits.link_us += (uint64_t)(wn_now_us() - since_us);
     if (rc == WN_OK && s->tensor == 0) lay_scores(s, all, wanted, logits);
     return rc;
 }

@@ -225,8 +225,34 @@ static wn_status layers(struct wn_stage *s, const struct wn_step *step, int64_t 
     return rc;
 }
 
+/* What comes of a step on the rank that has the scores: logits, or (each not NULL) tokens. */
+struct result {
+    float *logits;
+    const struct wn_pick *each;
+    uint32_t *tokens;
+};
+
+/* Wanted rows of the whole vocabulary; alone a rank has them as the head stored them. */
+static const struct wn_mat *whole_rows(const struct wn_stage *s)
+{
+    return s->plan.tensors == 1 ? &s->rounded : &s->whole;
+}
+
+static wn_status pick(struct wn_stage *s, uint32_t n, int64_t deadline_us, const struct result *out)
+{
+    const struct wn_picks a = {
+        .logits = wn_mat_rows(*whole_rows(s), 0, s->wanted_n), .each = s->picks, .out = s->picked.ptr};
+    wn_status rc;
+
+    memset(s->picks, 0, s->wanted_n * sizeof(*s->picks)); /* rows that pad the step want nothing */
+    memcpy(s->picks, out->each, n * sizeof(*s->picks));
+    rc = s->o.be->ops->pick(s->o.be, &a);
+    if (rc == WN_OK && s->device) rc = wn_stage_sync(s, deadline_us); /* a download has no deadline of its own */
+    return rc == WN_OK ? s->o.be->ops->download(s->o.be, out->tokens, s->picked.ptr, n * sizeof(*out->tokens)) : rc;
+}
+
 /* Last stage: scores of the wanted rows, whole on tensor rank 0. */
-static wn_status head(struct wn_stage *s, const struct wn_step *step, int64_t deadline_us, float *logits)
+static wn_status head(struct wn_stage *s, const struct wn_step *step, int64_t deadline_us, const struct result *out)
 {
     struct wn_backend *be = s->o.be;
     uint32_t n = step->wanted_n;
@@ -238,8 +264,11 @@ static wn_status head(struct wn_stage *s, const struct wn_step *step, int64_t de
     rc = wn_be_gather_rows(be, &rows, &x, s->wanted_rows);
     if (rc == WN_OK) rc = rms_norm(s, rows, rows, s->norm);
     if (rc == WN_OK && s->vocab.n > 0) rc = matmul(s, rounded, rows, s->head, 1);
+    if (rc == WN_OK && out->each && s->plan.tensors == 1) return pick(s, n, deadline_us, out);
     if (rc == WN_OK && rounded.dtype != WN_F32) rc = wn_be_convert(be, &scores, &rounded);
-    return rc == WN_OK ? wn_stage_collect(s, n, deadline_us, logits) : rc;
+    if (rc != WN_OK || !out->each) return rc == WN_OK ? wn_stage_collect(s, n, deadline_us, out->logits) : rc;
+    rc = wn_stage_gather_scores(s, n);
+    return rc == WN_OK ? pick(s, n, deadline_us, out) : rc;
 }
 
 /* What of a step the operations are told; rows that pad it have position 0, and are gathered from nowhere. */
@@ -271,21 +300,21 @@ static wn_status begin(struct wn_stage *s, const struct wn_step *step)
     return rc;
 }
 
-wn_status wn_stage_run(struct wn_stage *s, const struct wn_step *step, int64_t deadline_us, float *logits,
-                       struct wn_err *err)
+static wn_status run(struct wn_stage *s, const struct wn_step *step, int64_t deadline_us, const struct result *out,
+                     struct wn_err *err)
 {
     wn_status rc = wn_stage_check(s, step, err), ended;
 
     if (rc == WN_OK && s->first) rc = check_features(s, step, err);
     if (rc != WN_OK) return rc;
-    WN_ASSERT(logits || step->wanted_n == 0 || !wn_stage_is_last(s));
+    WN_ASSERT(out->logits || out->each || step->wanted_n == 0 || !wn_stage_is_last(s));
     if (s->failed)
         return wn_fail(err, WN_EPEER, "stage %u, tensor rank %u: a step failed before", s->stage, s->tensor);
     if ((rc = begin(s, step)) != WN_OK) goto out;
     set_rows(s, step);
     rc = s->first ? input_rows(s, step, deadline_us) : wn_stage_receive(s, step->rows, deadline_us);
     if (rc == WN_OK) rc = layers(s, step, deadline_us);
-    if (rc == WN_OK) rc = s->last ? head(s, step, deadline_us, logits) : wn_stage_send(s, step->rows, deadline_us);
+    if (rc == WN_OK) rc = s->last ? head(s, step, deadline_us, out) : wn_stage_send(s, step->rows, deadline_us);
     ended = s->o.be->ops->step_end ? s->o.be->ops->step_end(s->o.be) : WN_OK;
     if (rc == WN_OK) rc = ended;
     if (rc == WN_OK) rc = wn_stage_sync(s, deadline_us);
@@ -295,4 +324,33 @@ out:
     return wn_fail(err, rc, "stage %u, tensor rank %u: %s", s->stage, s->tensor,
                    s->o.link && wn_link_error(s->o.link)->code == rc ? wn_link_error(s->o.link)->text
                                                                      : wn_status_name(rc));
+}
+
+wn_status wn_stage_run(struct wn_stage *s, const struct wn_step *step, int64_t deadline_us, float *logits,
+                       struct wn_err *err)
+{
+    const struct result out = {.logits = logits};
+
+    return run(s, step, deadline_us, &out, err);
+}
+
+wn_status wn_stage_pick(struct wn_stage *s, const struct wn_step *step, int64_t deadline_us,
+                        const struct wn_pick *each, uint32_t *tokens, struct wn_err *err)
+{
+    const struct result out = {.each = each, .tokens = tokens};
+
+    WN_ASSERT(wn_stage_can_pick(s));
+    return run(s, step, deadline_us, &out, err);
+}
+
+wn_status wn_stage_logits(struct wn_stage *s, uint32_t i, float *logits, struct wn_err *err)
+{
+    struct wn_backend *be = s->o.be;
+    const struct wn_mat from = wn_mat_rows(*whole_rows(s), i, 1), scores = wn_mat_rows(s->scores, i, 1);
+    const bool wide = from.dtype == WN_F32;
+    wn_status rc = wide ? WN_OK : wn_be_convert(be, &scores, &from);
+
+    WN_ASSERT(wn_stage_can_pick(s) && i < s->wanted_n);
+    if (rc == WN_OK) rc = be->ops->download(be, logits, wide ? from.ptr : scores.ptr, from.cols * sizeof(*logits));
+    return rc == WN_OK ? rc : wn_fail(err, rc, "logits of row %u: %s", i, wn_status_name(rc));
 }

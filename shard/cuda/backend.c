@@ -144,6 +144,7 @@ const struct wn_backend_ops wn_backend_cuda = {
     .silu_mul = wn_cuda_silu_mul,
     .gather_rows = wn_cuda_gather_rows,
     .convert = wn_cuda_convert,
+    .pick = wn_cuda_pick,
     .sync = wn_cuda_sync,
     .step_begin = wn_cuda_step_begin,
     .step_end = wn_cuda_step_end,

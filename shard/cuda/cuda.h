@@ -80,6 +80,7 @@ wn_status wn_cuda_silu_mul(struct wn_backend *be, const struct wn_mat *out, cons
                            const struct wn_mat *up);
 wn_status wn_cuda_gather_rows(struct wn_backend *be, const struct wn_mat *out, const struct wn_mat *table,
                               const uint32_t *index);
+wn_status wn_cuda_pick(struct wn_backend *be, const struct wn_picks *a);
 wn_status wn_cuda_convert(struct wn_backend *be, const struct wn_mat *out, const struct wn_mat *in);
 
 wn_status wn_cuda_sum_parts(struct wn_backend *be, const struct wn_dev_sum *a);
@@ -87,7 +88,7 @@ wn_status wn_cuda_sum_parts(struct wn_backend *be, const struct wn_dev_sum *a);
 /* ---- lt.c ---- */
 wn_status wn_cuda_lt_open(struct wn_cuda_lt **out, struct wn_err *err); /* WN_EUNSUPP: built without */
 void wn_cuda_lt_close(struct wn_cuda_lt *lt);                          /* NULL is fine */
-/* parts (if not NULL) or out = x * w^T, as cuBLASLt sums; no bias, no activation. */
+/* parts (if not NULL) or out = x * w^T, as cuBLASLt sums; no bias, no activation. WN_EUNSUPP: no algorithm for it. */
 wn_status wn_cuda_lt_run(struct wn_cuda_lt *lt, const struct wn_cuda_matmul *a, cudaStream_t st);
 
 #endif

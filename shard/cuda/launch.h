@@ -108,6 +108,19 @@ struct wn_cuda_rope {
     uint64_t head_dim;
 };
 
+/* How the token of a row is chosen: struct wn_pick. */
+struct wn_cuda_pick {
+    uint64_t seed, position;
+    float temperature, top_p;
+    uint32_t top_k, wanted;
+};
+
+struct wn_cuda_picks {
+    struct wn_cuda_mat logits;
+    const struct wn_cuda_pick *each; /* [logits.rows] */
+    uint32_t *out;
+};
+
 /* The tree of transport/coll.h over n parts, `stride` floats apart; part `me` is at own unless that is NULL. */
 struct wn_cuda_sum {
     float *out;
@@ -123,8 +136,9 @@ int wn_cuda_run_rope_kv(const struct wn_cuda_rope_kv *a, wn_cuda_stream st);
 int wn_cuda_run_rows(const struct wn_cuda_rows *a, wn_cuda_stream st);
 int wn_cuda_run_add(const struct wn_cuda_pair *a, wn_cuda_stream st);
 int wn_cuda_run_silu_mul(const struct wn_cuda_pair *a, wn_cuda_stream st);
+int wn_cuda_run_pick(const struct wn_cuda_picks *a, wn_cuda_stream st);
 int wn_cuda_run_matmul_plain(const struct wn_cuda_matmul *a, wn_cuda_stream st);
-/* bfloat16 x and w, 16-byte aligned rows, k / slices a multiple of 8 */
+/* bfloat16 x and w, 16-byte aligned rows; one slice, or k / slices a multiple of 8 */
 int wn_cuda_run_matmul_mma(const struct wn_cuda_matmul *a, wn_cuda_stream st);
 /* parts -> out: the tree over `slices` parts, bias, activation, rounding */
 int wn_cuda_run_matmul_finish(const struct wn_cuda_matmul *a, wn_cuda_stream st);

@@ -1,6 +1,7 @@
 /* The operations: checks, the choice of a kernel, the tables that it reads, and the launch. */
 #include "shard/cpu/check.h"
 #include "shard/cuda/cuda.h"
+#include "shard/pick.h"
 #include "transport/device.h"
 
 static struct wn_cuda *cuda(struct wn_backend *be)
@@ -366,6 +367,22 @@ wn_status wn_cuda_convert(struct wn_backend *be, const struct wn_mat *out, const
     wn_check_source(in);
     wn_check_same_shape(out, in);
     return out->rows == 0 || out->cols == 0 ? WN_OK : move_rows(cuda(be), out, in, NULL, NULL);
+}
+
+_Static_assert(sizeof(struct wn_pick) == sizeof(struct wn_cuda_pick), "the device reads a table of the host's");
+
+wn_status wn_cuda_pick(struct wn_backend *be, const struct wn_picks *a)
+{
+    const uint32_t words = a->logits.rows * (uint32_t)(sizeof(struct wn_pick) / sizeof(uint32_t));
+    struct wn_cuda_launch l = {.op = WN_CUDA_OP_PICK, .as.picks = {.logits = view(&a->logits), .out = a->out}};
+    const uint32_t *device = NULL;
+    wn_status rc;
+
+    wn_check_mat(&a->logits);
+    if (a->logits.rows == 0) return WN_OK;
+    rc = wn_cuda_table(cuda(be), key_of(a->each, WN_CUDA_TABLE_PICKS, words), (const uint32_t *)a->each, &device);
+    l.as.picks.each = (const struct wn_cuda_pick *)device;
+    return rc == WN_OK ? wn_cuda_launch(cuda(be), &l) : rc;
 }
 
 wn_status wn_cuda_sum_parts(struct wn_backend *be, const struct wn_dev_sum *a)

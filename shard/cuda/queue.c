@@ -10,7 +10,8 @@
 _Static_assert(sizeof(struct wn_cuda_norm) == 96 && sizeof(struct wn_cuda_rope) == 48 &&
                    sizeof(struct wn_cuda_rope_kv) == 128 &&
                    sizeof(struct wn_cuda_rows) == 72 && sizeof(struct wn_cuda_pair) == 72 &&
-                   sizeof(struct wn_cuda_matmul) == 96 && sizeof(struct wn_cuda_attn) == 192,
+                   sizeof(struct wn_cuda_matmul) == 96 && sizeof(struct wn_cuda_attn) == 192 &&
+                   sizeof(struct wn_cuda_picks) == 40,
                "an argument struct has padding, or has grown");
 _Static_assert(sizeof(struct wn_cuda_launch) == 200, "the union's words cover its largest member");
 
@@ -27,6 +28,7 @@ static int run_op(const struct wn_cuda_launch *l, cudaStream_t st)
     case WN_CUDA_OP_MATMUL_MMA: return wn_cuda_run_matmul_mma(&l->as.matmul, st);
     case WN_CUDA_OP_ATTN_PLAIN: return wn_cuda_run_attn_plain(&l->as.attn, st);
     case WN_CUDA_OP_ATTN_MMA: return wn_cuda_run_attn_mma(&l->as.attn, st);
+    case WN_CUDA_OP_PICK: return wn_cuda_run_pick(&l->as.picks, st);
     }
     WN_ASSERT(!"an operation that is not in the list");
     return (int)cudaErrorInvalidValue;
@@ -39,7 +41,8 @@ static wn_status run(struct wn_cuda *c, const struct wn_cuda_launch *l)
         [WN_CUDA_OP_ROPE_KV] = "rope_kv",     [WN_CUDA_OP_ROWS] = "rows",
         [WN_CUDA_OP_ADD] = "add",             [WN_CUDA_OP_SILU_MUL] = "silu_mul",
         [WN_CUDA_OP_MATMUL_PLAIN] = "matmul", [WN_CUDA_OP_MATMUL_MMA] = "matmul",
-        [WN_CUDA_OP_ATTN_PLAIN] = "attention", [WN_CUDA_OP_ATTN_MMA] = "attention"};
+        [WN_CUDA_OP_ATTN_PLAIN] = "attention", [WN_CUDA_OP_ATTN_MMA] = "attention",
+        [WN_CUDA_OP_PICK] = "pick"};
     const cudaError_t code = (cudaError_t)run_op(l, c->stream);
 
     return wn_cuda_check(code, names[l->op], NULL);

@@ -46,7 +46,8 @@ typedef enum wn_cuda_op {
     WN_CUDA_OP_MATMUL_PLAIN,
     WN_CUDA_OP_MATMUL_MMA,
     WN_CUDA_OP_ATTN_PLAIN,
-    WN_CUDA_OP_ATTN_MMA
+    WN_CUDA_OP_ATTN_MMA,
+    WN_CUDA_OP_PICK
 } wn_cuda_op;
 
 /* All of it is compared: it has no padding, and what an operation does not use is zero. */
@@ -60,6 +61,7 @@ struct wn_cuda_launch {
         struct wn_cuda_pair pair;
         struct wn_cuda_matmul matmul;
         struct wn_cuda_attn attn;
+        struct wn_cuda_picks picks;
         uint64_t words[24];
     } as;
 };
@@ -77,7 +79,7 @@ struct wn_cuda_key {
     uint32_t purpose, words;
 };
 
-enum { WN_CUDA_TABLE_POSITIONS, WN_CUDA_TABLE_ROWS, WN_CUDA_TABLE_TARGETS, WN_CUDA_TABLE_ATTN };
+enum { WN_CUDA_TABLE_POSITIONS, WN_CUDA_TABLE_ROWS, WN_CUDA_TABLE_TARGETS, WN_CUDA_TABLE_ATTN, WN_CUDA_TABLE_PICKS };
 
 struct wn_cuda_meta {
     uint32_t *host, *device; /* pinned; its copy */

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "shard/decoder.h"
+#include "shard/sample.h"
 #include "shard/vision.h"
 #include "tests/order.h"
 
@@ -246,13 +247,33 @@ struct step_case {
     struct wn_step step;
     struct wn_seq seqs[SEQS_MAX];
     uint32_t token[CONTEXT + SEQS_MAX], slot[CONTEXT + SEQS_MAX], wanted[SEQS_MAX];
-    float *logits;
+    float *logits; /* NULL: tokens are picked on the device, as in a service */
+    struct wn_pick each[SEQS_MAX];
+    uint32_t picked[SEQS_MAX];
 };
 
 static void run_step(void *arg)
 {
     struct step_case *c = arg;
-    must(wn_stage_run(c->stage, &c->step, WN_NEVER, c->logits, &err), "step");
+    if (!c->logits)
+        must(wn_stage_pick(c->stage, &c->step, WN_NEVER, c->each, c->picked, &err), "step");
+    else
+        must(wn_stage_run(c->stage, &c->step, WN_NEVER, c->logits, &err), "step");
+}
+
+static void check_picked(const struct step_case *c, uint32_t n, const float *logits)
+{
+    const struct wn_sample_opts greedy = WN_SAMPLE_GREEDY;
+    struct wn_sampler *sampler = NULL;
+    struct wn_sampled want;
+
+    must(wn_sampler_create(&sampler, model.text.vocab, &err), "sampler");
+    for (uint32_t i = 0; i < n; i++) {
+        must(wn_sampler_pick(sampler, &greedy, logits + (size_t)i * model.text.vocab, NULL, 0, 0, false, &want, &err),
+             "sampler");
+        if (c->picked[i] != want.token) must(WN_EDEVICE, "the token that was picked is not the likeliest");
+    }
+    wn_sampler_destroy(sampler);
 }
 
 /* `seqs` sequences of `pos` tokens in their pages, `rows` new ones each, of which `image` are image rows. */
@@ -274,6 +295,7 @@ static void bench_step(struct wn_stage *s, const struct wn_plan *plan, uint32_t 
         c.seqs[i] = (struct wn_seq){
             .first_row = i * rows, .rows = rows, .pos = pos, .pages = pages + (size_t)i * (CONTEXT / PAGE)};
         c.wanted[i] = (i + 1) * rows - 1;
+        c.each[i] = (struct wn_pick){.top_p = 1.0f, .wanted = 1};
     }
     for (uint32_t i = 0; i < seqs * rows; i++) {
         c.slot[i] = i < image ? 0 : WN_SLOT_NONE;
@@ -285,10 +307,14 @@ static void bench_step(struct wn_stage *s, const struct wn_plan *plan, uint32_t 
     c.logits = again; /* the first run launches one by one, later ones of a decode step replay a graph */
     run_step(&c);
     c.logits = logits;
-    median = time_it(run_step, &c, 2.0, &best);
+    run_step(&c);
+    run_step(&c);
     for (size_t i = 0; i < values; i++)
         if (!isfinite(logits[i])) must(WN_EDEVICE, "logits are not finite");
     if (memcmp(logits, again, values * sizeof(float)) != 0) must(WN_EDEVICE, "two runs of a step differ");
+    if (wn_stage_can_pick(s)) c.logits = NULL;
+    median = time_it(run_step, &c, 2.0, &best);
+    if (wn_stage_can_pick(s)) check_picked(&c, seqs, logits);
     snprintf(shape, sizeof(shape), "B%u_P%u_R%u_I%u", seqs, pos, rows, image);
     report(rows == 1 ? "decode" : "prefill", shape, median, best, floor_of(flops, bytes), flops, bytes);
 }

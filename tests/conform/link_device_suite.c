@@ -302,8 +302,8 @@ static void *cancel_later(void *link)
 }
 
 /* A lease that ends: another thread cancels while a sum waits for a member that never comes. The device is free again,
- * so that even a wait of the backend's own, which knows of no link, ends. full: the thread that queues is inside a call,
- * because the device takes no more work. */
+ * so that even a wait of the backend's own, which knows of no link, ends. full: the thread that queues is inside a
+ * call, because the device takes no more work. */
 static void case_cancel(struct suite *s, bool full)
 {
     struct wn_buf dev = device_buf(s, 1000);

@@ -81,6 +81,7 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 struct sim_counts {
     unsigned long launches, captures, graph_launches; /* launches: of kernels, outside of graphs */
     unsigned long allocations, copies, waits;         /* device and pinned memory; to and fro; for a stream */
+    unsigned long bytes_back;                         /* copied to the host */
 };
 extern struct sim_counts sim_counts;
 

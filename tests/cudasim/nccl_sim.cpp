@@ -5,9 +5,9 @@
  * Ranks are threads or processes of one machine; every two members of a communicator share a socket. A rank that dies
  * closes its sockets, and its peers' communicators then report ncclRemoteError, as NCCL does over a network. As NCCL it
  * refuses two ranks on one device of one host (NCCL_HOSTID tells hosts apart). Unlike NCCL it notices a receive of
- * another size than its send, where NCCL hangs or writes too far, and fails. Memory that is freed while it is registered
- * ends the program, where a network card would write to what lies there next. Its all-reduce adds from the last rank to
- * the first: an order that is not the tree.
+ * another size than its send, where NCCL hangs or writes too far, and fails. Memory that is freed while it is
+ * registered ends the program, where a network card would write to what lies there next. Its all-reduce adds from the
+ * last rank to the first: an order that is not the tree.
  *
  * What it cannot show: speed, transports, topology, and whether NCCL itself does what its documentation says. */
 #include <atomic>

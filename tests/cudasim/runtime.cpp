@@ -306,11 +306,12 @@ cudaError_t cudaFreeHost(void *p)
     return cudaSuccess;
 }
 
-cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind, cudaStream_t st)
+cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind, cudaStream_t st)
 {
     if (!st) return refuse(cudaErrorInvalidResourceHandle);
     if (capturing) return refuse(cudaErrorStreamCaptureUnsupported);
     sim_counts.copies++;
+    if (kind == cudaMemcpyDeviceToHost) sim_counts.bytes_back += bytes;
     sim_push(st, [=] { return memmove(dst, src, bytes), true; });
     return cudaSuccess;
 }

@@ -11,6 +11,7 @@
 
 #include "shard/cuda/cuda.h"
 #include "shard/decoder.h"
+#include "shard/sample.h"
 
 #define SEQS        6
 #define PAGE_TOKENS 16
@@ -173,6 +174,57 @@ static void one_graph_a_step(void **state)
     assert_int_equal(q->graphs_n, known);
 }
 
+/* Tokens are picked in the graph: what comes back is an id a row, and logits where they are asked for. */
+static void picks_come_back(void **state)
+{
+    static const uint32_t which[3] = {1, 3, 5};
+    const struct wn_pick each[3] = {{.temperature = 0.0f, .top_p = 1.0f, .wanted = 1},
+                                    {.temperature = 0.8f, .top_p = 1.0f, .wanted = 1, .seed = 77, .position = 9},
+                                    {.temperature = 0.8f, .top_p = 1.0f}};
+    const uint32_t vocab = graphs.model.text.vocab;
+    uint32_t token[3], wanted[3], got[3];
+    struct wn_seq seqs[3];
+    const struct wn_step step = {.rows = 3, .token = token, .seqs_n = 3, .seqs = seqs, .wanted_n = 3, .wanted = wanted};
+    float *row = calloc(vocab, sizeof(*row));
+    struct wn_sampler *sampler = NULL;
+    (void)state;
+
+    assert_non_null(row);
+    assert_int_equal(wn_sampler_create(&sampler, vocab, NULL), WN_OK);
+    for (int turn = 0; turn < 4; turn++) {
+        struct sim_counts before;
+        for (uint32_t i = 0; i < 3; i++) {
+            token[i] = token_at(which[i], length[which[i]]);
+            wanted[i] = i;
+            seqs[i] = (struct wn_seq){.first_row = i, .rows = 1, .pos = length[which[i]]++, .pages = pages[which[i]]};
+        }
+        run(&single, &step);
+        before = sim_counts;
+        assert_int_equal(wn_stage_pick(graphs.stage, &step, WN_NEVER, each, got, NULL), WN_OK);
+        if (turn > 1) { /* the list is known */
+            assert_int_equal(sim_counts.graph_launches - before.graph_launches, 1);
+            assert_int_equal(sim_counts.launches - before.launches, 0);
+            assert_int_equal(sim_counts.allocations - before.allocations, 0);
+            assert_int_equal(sim_counts.copies - before.copies, 2); /* tables there, tokens back */
+            assert_true(sim_counts.bytes_back - before.bytes_back == sizeof(got));
+        }
+        for (uint32_t i = 0; i < 2; i++) {
+            const struct wn_sample_opts o = {.temperature = each[i].temperature, .top_p = 1.0f,
+                                             .repetition_penalty = 1.0f, .seed = each[i].seed};
+            struct wn_sampled want;
+            assert_int_equal(wn_sampler_pick(sampler, &o, single.logits + (size_t)i * vocab, NULL, 0, each[i].position,
+                                             false, &want, NULL),
+                             WN_OK);
+            assert_int_equal(got[i], want.token);
+        }
+        assert_int_equal(got[2], WN_PICK_NONE);
+        assert_int_equal(wn_stage_logits(graphs.stage, 2, row, NULL), WN_OK);
+        assert_memory_equal(row, single.logits + (size_t)2 * vocab, vocab * sizeof(*row));
+    }
+    wn_sampler_destroy(sampler);
+    free(row);
+}
+
 /* A prefill between two steps makes scratch grow: what names the old memory is never launched again. */
 static void scratch_moves(void **state)
 {
@@ -227,6 +279,7 @@ static void larger_steps(void **state)
 int main(int argc, char **argv)
 {
     static const struct CMUnitTest tests[] = {cmocka_unit_test(same_bits), cmocka_unit_test(one_graph_a_step),
+                                              cmocka_unit_test(picks_come_back),
                                               cmocka_unit_test(scratch_moves), cmocka_unit_test(few_graphs_are_kept),
                                               cmocka_unit_test(larger_steps)};
     int bad;

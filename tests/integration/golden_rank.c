@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "shard/sample.h"
+
 bool failed(struct rank *r, const char *fmt, ...)
 {
     va_list args;
@@ -105,6 +107,38 @@ static uint32_t largest(const float *x, uint32_t n)
     return best;
 }
 
+/* Where the device picks tokens: the step once more, greedily and by a draw, gives what r->got says. */
+static bool check_pick(struct rank *r, const struct piece *part, uint64_t position)
+{
+    const struct wn_sample_opts how[] = {
+        WN_SAMPLE_GREEDY, {.temperature = 1.0f, .top_p = 1.0f, .repetition_penalty = 1.0f, .seed = position}};
+    const uint32_t vocab = r->g->model.text.vocab;
+    struct wn_sampler *sampler = NULL;
+    struct wn_sampled want = {0};
+    struct wn_err err = {0};
+    struct filled f;
+    bool good = true;
+
+    fill(r->g, &f, part, 1, false);
+    if (r->root && wn_sampler_create(&sampler, vocab, &err) != WN_OK) return failed(r, "%s", err.text);
+    for (int i = 0; good && i < 2; i++) {
+        const struct wn_pick each = {.temperature = how[i].temperature, .top_p = 1.0f, .wanted = 1,
+                                     .seed = how[i].seed, .position = position};
+        uint32_t got = WN_PICK_NONE;
+        if (!r->root) {
+            good = run_step(r, r->stage, &f.step, NULL);
+            continue;
+        }
+        if (wn_stage_pick(r->stage, &f.step, wn_deadline_in_us(PATIENCE_US), &each, &got, &err) != WN_OK ||
+            wn_sampler_pick(sampler, &how[i], r->got, NULL, 0, position, false, &want, &err) != WN_OK)
+            good = failed(r, "%s", err.text);
+        else if (got != want.token)
+            good = failed(r, "position %llu: picked %u, not %u", (unsigned long long)position, got, want.token);
+    }
+    wn_sampler_destroy(sampler);
+    return good;
+}
+
 /* A prompt in chunks, then its greedy continuation one by one. */
 static bool check_chunks(struct rank *r, uint32_t prompt, uint32_t chunk)
 {
@@ -118,6 +152,7 @@ static bool check_chunks(struct rank *r, uint32_t prompt, uint32_t chunk)
         struct piece part = {prompt, at, len, pages};
         if (!run(r, r->stage, &part, 1, true, r->got)) return false;
         if (r->root && !same_rows(r, "chunks", prompt, at, r->got, len)) return false;
+        if (r->nccl && at >= p->rows && !check_pick(r, &part, at)) return false;
         if (r->root && r->plan.dtype == WN_F32 && at + len >= p->rows) {
             uint32_t i = at + len - p->rows, id = largest(r->got + (size_t)(len - 1) * vocab, vocab);
             if (id != p->greedy[i])
