@@ -6,7 +6,10 @@
 #include "proto/limits.h"
 
 static const struct wn_field_limit limits[] = {
-    {"JobRef", "job_id", 1, 32},
+    {"JobRef", "job_id", 1, 32}, /* these first: each token has them */
+    {"Tokens", "ids", WN_TOKENS_IDS_MAX, 0},
+    {"Tokens", "text", 1, WN_ANSWER_BYTES_MAX},
+    {"Tokens", "logprobs", WN_TOKENS_IDS_MAX, WN_LOGPROBS_BYTES_MAX},
     {"Sampling", "stop", WN_STOP_MAX, WN_STOP_BYTES_MAX},
     {"Sampling", "stop_token_ids", WN_STOP_MAX, 0},
     {"Pruning", "method", 1, 64},
@@ -23,9 +26,6 @@ static const struct wn_field_limit limits[] = {
     {"Accepted", "client_tag", 1, 64},
     {"Busy", "client_tag", 1, 64},
     {"Busy", "reason", 1, 4096},
-    {"Tokens", "ids", WN_TOKENS_IDS_MAX, 0},
-    {"Tokens", "text", 1, WN_ANSWER_BYTES_MAX},
-    {"Tokens", "logprobs", WN_TOKENS_IDS_MAX, WN_LOGPROBS_BYTES_MAX},
     {"TokenChance", "text", 1, WN_TOKEN_TEXT_MAX},
     {"TokenLogprobs", "top", WN_LOGPROBS_MAX, 0},
     {"Done", "text", 1, WN_ANSWER_BYTES_MAX},
@@ -155,9 +155,10 @@ struct scan {
 static wn_status scan_field(struct scan *s, const ProtobufCFieldDescriptor *f, unsigned wire, struct cursor v,
                             struct wn_err *err)
 {
-    const struct wn_field_limit *lim = wn_field_limit_find(s->type->short_name, f->name);
     const size_t bytes = wire == 2 ? (size_t)(v.end - v.at) : 0;
     const bool repeated = f->label == PROTOBUF_C_LABEL_REPEATED, text = f->type == PROTOBUF_C_TYPE_STRING;
+    const bool limited = repeated || text || f->type == PROTOBUF_C_TYPE_BYTES; /* of the others there is one */
+    const struct wn_field_limit *lim = limited ? wn_field_limit_find(s->type->short_name, f->name) : NULL;
     const uint32_t count_max = lim ? lim->count_max : repeated ? 0 : 1;
     uint32_t *seen = &s->seen[f - s->type->fields];
     int64_t n = 1;
