@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define BUCKETS 256
+
 /* One answer: where its frame lies in the job's bytes. */
 struct entry {
     struct wn_ledger_note note;
@@ -11,7 +13,8 @@ struct entry {
 };
 
 struct job {
-    struct job *next;
+    struct job *prev, *next; /* in order of arrival */
+    struct job *chain;       /* in its bucket */
     Wn__JobRef ref; /* its text is id */
     char id[WN_JOB_ID_CHARS + 1];
     bool answering;   /* has given a token in this attempt */
@@ -23,7 +26,8 @@ struct job {
 };
 
 struct wn_ledger {
-    struct job *jobs, **jobs_end; /* in order of arrival */
+    struct job *first, *last;
+    struct job *buckets[BUCKETS]; /* jobs that have ended stay a while: each token would pass them all */
     size_t jobs_n;
     Wn__JobRef **running, **answering; /* of the last Hello */
     size_t lists_room;
@@ -34,17 +38,36 @@ wn_status wn_ledger_create(struct wn_ledger **out, struct wn_err *err)
     struct wn_ledger *l = calloc(1, sizeof(*l));
 
     if (!l) return wn_fail(err, WN_ENOMEM, "ledger");
-    l->jobs_end = &l->jobs;
     *out = l;
     return WN_OK;
 }
 
-static void remove_at(struct wn_ledger *l, struct job **at)
+static struct job **bucket_of(struct wn_ledger *l, const char *id)
 {
-    struct job *j = *at;
+    uint32_t h = 2166136261u; /* FNV-1a; a bucket's length is bounded by the number of jobs */
 
-    *at = j->next;
-    if (l->jobs_end == &j->next) l->jobs_end = at;
+    for (; *id; id++) h = (h ^ (unsigned char)*id) * 16777619u;
+    return &l->buckets[h % BUCKETS];
+}
+
+static struct job *find(struct wn_ledger *l, const Wn__JobRef *ref)
+{
+    struct job *j = *bucket_of(l, ref->job_id);
+
+    while (j && !wn_jobref_equal(&j->ref, ref)) j = j->chain;
+    return j;
+}
+
+static void remove_job(struct wn_ledger *l, struct job *j)
+{
+    struct job **at = bucket_of(l, j->id);
+
+    while (*at != j) at = &(*at)->chain;
+    *at = j->chain;
+    if (j->prev) j->prev->next = j->next;
+    else l->first = j->next;
+    if (j->next) j->next->prev = j->prev;
+    else l->last = j->prev;
     l->jobs_n--;
     free(j->entries);
     free(j->frames);
@@ -53,7 +76,7 @@ static void remove_at(struct wn_ledger *l, struct job **at)
 
 void wn_ledger_clear(struct wn_ledger *l)
 {
-    while (l->jobs) remove_at(l, &l->jobs);
+    while (l->first) remove_job(l, l->first);
 }
 
 void wn_ledger_destroy(struct wn_ledger *l)
@@ -65,27 +88,23 @@ void wn_ledger_destroy(struct wn_ledger *l)
     free(l);
 }
 
-/* The place that points at the job; *place is NULL if it is not there. */
-static struct job **find(struct wn_ledger *l, const Wn__JobRef *ref)
-{
-    struct job **at = &l->jobs;
-
-    while (*at && !wn_jobref_equal(&(*at)->ref, ref)) at = &(*at)->next;
-    return at;
-}
-
 void wn_ledger_order(struct wn_ledger *l, const Wn__JobRef *ref)
 {
-    struct job *j;
+    struct job *j, **bucket;
 
-    if (!wn_job_id_valid(ref->job_id) || *find(l, ref) || l->jobs_n == WN_RUNNING_MAX) return;
+    if (!wn_job_id_valid(ref->job_id) || find(l, ref) || l->jobs_n == WN_RUNNING_MAX) return;
     if (!(j = calloc(1, sizeof(*j)))) return;
     memcpy(j->id, ref->job_id, sizeof(j->id)); /* valid: it has exactly that length */
     j->ref = (Wn__JobRef)WN__JOB_REF__INIT;
     j->ref.job_id = j->id;
     j->ref.attempt = ref->attempt;
-    *l->jobs_end = j;
-    l->jobs_end = &j->next;
+    bucket = bucket_of(l, j->id);
+    j->chain = *bucket;
+    *bucket = j;
+    j->prev = l->last;
+    if (j->prev) j->prev->next = j;
+    else l->first = j;
+    l->last = j;
     l->jobs_n++;
 }
 
@@ -112,11 +131,11 @@ static bool make_room(struct job *j, size_t bytes)
 bool wn_ledger_said(struct wn_ledger *l, const Wn__JobRef *ref, struct wn_ledger_note note, const void *frame,
                     size_t bytes, int64_t now_us)
 {
-    struct job **at = find(l, ref), *j = *at;
+    struct job *j = find(l, ref);
 
     if (!j) return false;
     if (!make_room(j, bytes)) {
-        remove_at(l, at);
+        remove_job(l, j);
         return false;
     }
     memcpy(j->frames + j->frames_bytes, frame, bytes);
@@ -129,16 +148,16 @@ bool wn_ledger_said(struct wn_ledger *l, const Wn__JobRef *ref, struct wn_ledger
 
 void wn_ledger_drop(struct wn_ledger *l, const Wn__JobRef *ref)
 {
-    struct job **at = find(l, ref);
+    struct job *j = find(l, ref);
 
-    if (*at) remove_at(l, at);
+    if (j) remove_job(l, j);
 }
 
 void wn_ledger_expire(struct wn_ledger *l, int64_t before_us)
 {
-    for (struct job **at = &l->jobs; *at;) {
-        if ((*at)->ended_us && (*at)->ended_us < before_us) remove_at(l, at);
-        else at = &(*at)->next;
+    for (struct job *j = l->first, *next; j; j = next) {
+        next = j->next;
+        if (j->ended_us && j->ended_us < before_us) remove_job(l, j);
     }
 }
 
@@ -155,7 +174,7 @@ wn_status wn_ledger_hello(struct wn_ledger *l, Wn__Hello *hello, struct wn_err *
     hello->n_running = hello->n_answering = 0;
     hello->running = l->running;
     hello->answering = l->answering;
-    for (struct job *j = l->jobs; j; j = j->next) {
+    for (struct job *j = l->first; j; j = j->next) {
         l->running[hello->n_running++] = &j->ref;
         if (j->answering || j->ended_us) l->answering[hello->n_answering++] = &j->ref;
     }
@@ -165,7 +184,7 @@ wn_status wn_ledger_hello(struct wn_ledger *l, Wn__Hello *hello, struct wn_err *
 void wn_ledger_resume(struct wn_ledger *l, const Wn__JobRef *ref, uint32_t tokens,
                       void (*say)(void *arg, const void *frame, size_t bytes), void *arg)
 {
-    const struct job *j = *find(l, ref);
+    const struct job *j = find(l, ref);
 
     for (size_t i = 0; j && i < j->entries_n; i++) {
         const struct entry *e = &j->entries[i];
