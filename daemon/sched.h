@@ -78,13 +78,13 @@ struct wn_job {
     unsigned watchers_n;
     Wn__FinishReason reason;
     struct wn_err error;              /* of a failed job; or why the last attempt was lost */
-    bool retriable;
+    bool retriable, news;             /* news: followers have not been sent its last tokens */
     Wn__Usage usage, leader_usage;    /* the parts we measure; what the leader said, by value, without pointers */
     Wn__LinkBytes link;
     int64_t submitted_us, queued_us, dispatched_us, first_token_us, ended_us, deadline_us;
     struct wn_ticket ticket;          /* of the client that brought it, until it ends */
     struct wn_job *prev, *next;       /* in its list */
-    struct wn_job *by_id, *by_key;    /* next in the bucket */
+    struct wn_job *by_id, *by_key, *by_news; /* next in the bucket; next that has news */
     enum wn_job_list list;
 };
 
@@ -109,7 +109,7 @@ struct wn_scheduler {
     struct wn_sched_worker worker[WN_SCHED_WORKERS_MAX];
     int64_t adopt_until_us;           /* how long orphaned jobs wait for their leaders */
     int64_t absent_us[2];             /* since when there is no leader [0], no vision worker [1]; 0: there is one */
-    struct wn_job *by_id[WN_SCHED_BUCKETS], *by_key[WN_SCHED_BUCKETS];
+    struct wn_job *by_id[WN_SCHED_BUCKETS], *by_key[WN_SCHED_BUCKETS], *news;
     struct {
         struct wn_job *first, *last;
         size_t n;
@@ -160,9 +160,9 @@ WN_NODISCARD wn_status wn_sched_send(struct wn_endpoint *ep, const struct wn_pee
 /* ---- sched_client.c ---- */
 void wn_sched_client_message(struct wn_scheduler *s, struct wn_msg *msg);
 void wn_sched_flush(struct wn_scheduler *s, struct wn_job *job); /* brings its followers up to date */
+void wn_sched_tell_news(struct wn_scheduler *s); /* the same for all jobs that have news, after a burst of messages */
 /* About the last message, or (tag) about a Submit. */
 void wn_sched_refuse(struct wn_endpoint *ep, const struct wn_peer_id *to, const char *tag, const struct wn_err *err);
-
 void wn_sched_busy(struct wn_scheduler *s, const struct wn_peer_id *to, const char *tag, const char *why);
 int64_t wn_sched_deadline(const Wn__Submit *r, int64_t submitted_us);
 

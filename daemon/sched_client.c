@@ -150,6 +150,18 @@ void wn_sched_flush(struct wn_scheduler *s, struct wn_job *job)
     }
 }
 
+/* What a step gave goes out together: that wakes who writes to the socket, and who reads, once. */
+void wn_sched_tell_news(struct wn_scheduler *s)
+{
+    struct wn_job *job;
+
+    while ((job = s->news) != NULL) {
+        s->news = job->by_news;
+        job->news = false;
+        wn_sched_flush(s, job);
+    }
+}
+
 /* ---- requests ---- */
 
 static wn_status check_images(const struct wn_scheduler *s, const Wn__Submit *r, size_t payload, struct wn_err *err)

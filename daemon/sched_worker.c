@@ -354,6 +354,7 @@ static void on_tokens(struct wn_scheduler *s, int worker, const Wn__Tokens *t, s
     if (!job || job->leader != worker) return;
     job->link.control += bytes;
     job->answered = true;
+    if (job->news) wn_sched_flush(s, job); /* pieces stay what the leader sent */
     if (wn_transcript_add(&job->answer, t->first, t->ids, t->n_ids, t->text, &news, &err) != WN_OK) {
         wn_warn("scheduler", "%s: job %s: %s", s->worker[worker].name, job->id, err.text);
         if (err.code == WN_EPROTO) wn_sched_lose(s, job, err.text);
@@ -365,7 +366,10 @@ static void on_tokens(struct wn_scheduler *s, int worker, const Wn__Tokens *t, s
     if (t->n_logprobs) (void)!wn_chances_add(&job->chances, t->first, t->logprobs, t->n_logprobs);
     job->dirty = true; /* recorded before long */
     if (!job->first_token_us) job->first_token_us = wn_now_us();
-    wn_sched_flush(s, job);
+    if (job->news) return;
+    job->news = true;
+    job->by_news = s->news;
+    s->news = job;
 }
 
 static void on_error(struct wn_scheduler *s, int worker, const Wn__Error *e)

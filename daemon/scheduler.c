@@ -198,6 +198,7 @@ wn_status wn_scheduler_run(struct wn_scheduler *s, int stop_fd, struct wn_err *e
         rc = wn_endpoint_poll(items, n, next_tick_us);
         if (rc != WN_OK && rc != WN_ETIME) return wn_fail(err, rc, "scheduler: waiting failed");
         if (items[0].readable) receive(s, s->workers, wn_sched_worker_message);
+        wn_sched_tell_news(s);
         if (items[1].readable) receive(s, s->clients, wn_sched_client_message);
         if (journal && journal->readable) wn_sched_journal_outcomes(s);
         if (stop && stop->readable) {
