@@ -365,7 +365,6 @@ static void refused_submits(void **state)
     bed_stop(&b);
 }
 
-/* Garbage, wrong bodies, other versions, frames over the limit: answered or dropped, and the next client is served. */
 /* A worker that lives and does nothing with its order: another one gets it, for the same attempt. */
 static void slow_vision_worker(void **state)
 {
@@ -398,6 +397,7 @@ static void slow_vision_worker(void **state)
     bed_stop(&b);
 }
 
+/* Garbage, wrong bodies, other versions, frames over the limit: answered or dropped, and the next client is served. */
 static void malformed_frames(void **state)
 {
     struct bed b;
