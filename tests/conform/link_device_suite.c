@@ -7,6 +7,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "tests/conform/link_parts.h"
+
 #define LONG_US 60000000
 #define RANKS_MAX 16
 
@@ -22,45 +24,14 @@ struct suite {
     int bad;
 };
 
-#define CHECK(s, cond) ((cond) ? (void)0 : check_failed((s), #cond, __LINE__))
-#define CHECK_OK(s, call) check_ok((s), (call), #call, __LINE__)
-
-static void check_failed(struct suite *s, const char *cond, int line)
-{
-    if (s->bad++ < 5) fprintf(stderr, "rank %d: %s: link_device_suite.c:%d: %s\n", s->rank, s->name, line, cond);
-}
-
-static void check_ok(struct suite *s, wn_status rc, const char *call, int line)
-{
-    if (rc != WN_OK && s->bad++ < 5) {
-        fprintf(stderr, "rank %d: %s: link_device_suite.c:%d: %s: %s (%s)\n", s->rank, s->name, line, call,
-                wn_status_name(rc), wn_link_error(s->link)->text);
-    }
-}
-
 static int64_t soon(void)
 {
     return wn_deadline_in_us(LONG_US);
 }
 
-static uint64_t mix(uint64_t x) /* splitmix64 */
-{
-    x += 0x9e3779b97f4a7c15u;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-    return x ^ (x >> 31);
-}
-
-/* Element i of a member's part: any exponent from -20 to 20, so that another order of sums gives other bits. */
-static float element(int rank, size_t i, uint64_t seed)
-{
-    uint64_t u = mix(mix(seed + i) + (uint64_t)rank);
-    return ldexpf((float)((int64_t)(u >> 40) - (1 << 23)), (int)(u & 1023) % 41 - 20);
-}
-
 static void fill(struct suite *s, struct wn_buf *dev, float *host, int rank, size_t count, uint64_t seed)
 {
-    for (size_t i = 0; i < count; i++) host[i] = element(rank, i, seed);
+    for (size_t i = 0; i < count; i++) host[i] = link_element(rank, i, seed);
     CHECK_OK(s, s->be->ops->upload(s->be, dev->ptr, host, count * sizeof(float)));
 }
 
@@ -89,29 +60,18 @@ static float *host_buf(size_t floats)
     return p;
 }
 
-/* The contract, word for word: a balanced tree over the next power of two, missing members left out. */
-static float tree_sum(const float *parts, int first, int width, int n)
-{
-    float left;
-    if (width == 1) return parts[first];
-    left = tree_sum(parts, first, width / 2, n);
-    return first + width / 2 < n ? left + tree_sum(parts, first + width / 2, width / 2, n) : left;
-}
-
 static void check_sums(struct suite *s, const float *got, size_t count, uint64_t seed)
 {
-    int width = 1, wrong = 0;
+    int wrong = 0;
 
-    while (width < s->group.n) width *= 2;
     for (size_t i = 0; i < count && wrong == 0; i++) {
-        float parts[RANKS_MAX] = {0}, want;
+        const float want = link_sum(s->ranks, s->group.n, i, seed);
         double exact = 0, scale = 0;
         for (int k = 0; k < s->group.n; k++) {
-            parts[k] = element(s->ranks[k], i, seed);
-            exact += (double)parts[k];
-            scale += fabs((double)parts[k]);
+            const double part = (double)link_element(s->ranks[k], i, seed);
+            exact += part;
+            scale += fabs(part);
         }
-        want = tree_sum(parts, 0, width, s->group.n);
         wrong = s->fast ? fabs((double)got[i] - exact) > scale * 1e-6 : memcmp(&want, &got[i], sizeof(want)) != 0;
     }
     CHECK(s, wrong == 0);
@@ -132,7 +92,7 @@ static void case_allreduce(struct suite *s)
         CHECK_OK(s, wn_dev_allreduce_f32(s->link, dev.ptr, count));
         if (!fetch(s, host, dev.ptr, count + 1)) break;
         check_sums(s, host, count, c);
-        CHECK(s, host[count] == element(s->rank, count, c)); /* nothing behind it was touched */
+        CHECK(s, host[count] == link_element(s->rank, count, c)); /* nothing behind it was touched */
         for (int i = 0; i < s->group.n; i++) {
             struct wn_traffic_table now = {0};
             struct wn_traffic_count *n = &now.of[WN_TRAFFIC_ALLREDUCE], *b = &before[i].of[WN_TRAFFIC_ALLREDUCE];
@@ -194,20 +154,20 @@ static void case_gathers(struct suite *s)
         bool right = true;
         for (int i = 0; s->group.me == root && i < n; at += of[i++ % 4])
             for (size_t k = 0; k < of[i % 4]; k++)
-                right = right && host[at + k] == element(s->ranks[i], k, 5);
+                right = right && host[at + k] == link_element(s->ranks[i], k, 5);
         CHECK(s, right);
         fill(s, &mine, host, s->rank, 33000, 6 + (uint64_t)root);
         CHECK_OK(s, wn_dev_broadcast(s->link, root, WN_TRAFFIC_EMBEDDING, mine.ptr, 33000 * sizeof(float)));
         if (!fetch(s, host, mine.ptr, 33000)) break;
-        CHECK(s, host[0] == element(s->ranks[root], 0, 6 + (uint64_t)root));
-        CHECK(s, host[32999] == element(s->ranks[root], 32999, 6 + (uint64_t)root));
+        CHECK(s, host[0] == link_element(s->ranks[root], 0, 6 + (uint64_t)root));
+        CHECK(s, host[32999] == link_element(s->ranks[root], 32999, 6 + (uint64_t)root));
     }
     fill(s, &mine, host, s->rank, 777, 9);
     CHECK_OK(s, wn_dev_allgather(s->link, WN_TRAFFIC_ACTIVATION, mine.ptr, all.ptr, 777 * sizeof(float)));
     if (fetch(s, host, all.ptr, 777 * (size_t)n))
         for (int i = 0; i < n; i++) {
-            CHECK(s, host[777 * i] == element(s->ranks[i], 0, 9));
-            CHECK(s, host[777 * i + 776] == element(s->ranks[i], 776, 9));
+            CHECK(s, host[777 * i] == link_element(s->ranks[i], 0, 9));
+            CHECK(s, host[777 * i + 776] == link_element(s->ranks[i], 776, 9));
         }
     free(host);
     s->be->ops->buf_free(s->be, &mine);
@@ -236,8 +196,8 @@ static void case_chain(struct suite *s)
     }
     for (size_t i = 0; i < 7; i++) {
         if (s->prev >= 0 && fetch(s, host, kept[i].ptr, counts[i]) && counts[i]) {
-            CHECK(s, host[0] == element(s->prev, 0, 100 + i));
-            CHECK(s, host[counts[i] - 1] == element(s->prev, counts[i] - 1, 100 + i));
+            CHECK(s, host[0] == link_element(s->prev, 0, 100 + i));
+            CHECK(s, host[counts[i] - 1] == link_element(s->prev, counts[i] - 1, 100 + i));
         }
     }
     CHECK_OK(s, wn_dev_reuse(s->link)); /* the last one has left before the buffer goes */

@@ -1,4 +1,4 @@
-#include "tests/conform/link_suite.h"
+#include "tests/conform/link_parts.h"
 
 #include <pthread.h>
 #include <stdio.h>
@@ -19,22 +19,6 @@ struct suite {
     int bad; /* failed checks of the case */
 };
 
-#define CHECK(s, cond) ((cond) ? (void)0 : check_failed((s), #cond, __LINE__))
-#define CHECK_OK(s, call) check_ok((s), (call), #call, __LINE__)
-
-static void check_failed(struct suite *s, const char *cond, int line)
-{
-    if (s->bad++ < 5) fprintf(stderr, "rank %d: %s: link_suite.c:%d: %s\n", s->rank, s->name, line, cond);
-}
-
-static void check_ok(struct suite *s, wn_status rc, const char *call, int line)
-{
-    if (rc != WN_OK && s->bad++ < 5) {
-        fprintf(stderr, "rank %d: %s: link_suite.c:%d: %s: %s (%s)\n", s->rank, s->name, line, call,
-                wn_status_name(rc), wn_link_error(s->link)->text);
-    }
-}
-
 static int64_t soon(void)
 {
     return wn_deadline_in_us(LONG_US);
@@ -51,19 +35,11 @@ static void sleep_us(long us)
     nanosleep(&ts, NULL);
 }
 
-static uint64_t mix(uint64_t x) /* splitmix64 */
-{
-    x += 0x9e3779b97f4a7c15u;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-    return x ^ (x >> 31);
-}
-
 /* Bytes that tell which message they are of and where they lie in it. */
 static void fill(unsigned char *p, size_t bytes, uint64_t seed)
 {
     for (size_t i = 0; i < bytes; i += 8) {
-        uint64_t v = mix(seed + i);
+        uint64_t v = link_mix(seed + i);
         memcpy(p + i, &v, bytes - i < 8 ? bytes - i : 8);
     }
 }
@@ -71,7 +47,7 @@ static void fill(unsigned char *p, size_t bytes, uint64_t seed)
 static bool filled(const unsigned char *p, size_t bytes, uint64_t seed)
 {
     for (size_t i = 0; i < bytes; i += 8) {
-        uint64_t v = mix(seed + i);
+        uint64_t v = link_mix(seed + i);
         if (memcmp(p + i, &v, bytes - i < 8 ? bytes - i : 8) != 0) return false;
     }
     return true;
@@ -413,42 +389,17 @@ static void case_traffic(struct suite *s)
     CHECK(s, memcmp(&total, &sum, sizeof(sum)) == 0);
 }
 
-/* Element i of a member's part: any exponent from -20 to 20, so that another order of sums gives other bits. */
-static float element(int rank, size_t i, uint64_t seed)
-{
-    uint64_t u = mix(mix(seed + i) + (uint64_t)rank);
-    float f = (float)((int64_t)(u >> 40) - (1 << 23));
-    uint32_t bits, exponent = (uint32_t)(u & 1023) % 41;
-    float scale;
-    bits = (127 - 20 + exponent) << 23;
-    memcpy(&scale, &bits, sizeof(scale));
-    return f * scale;
-}
-
-/* The contract, word for word: a balanced tree over the next power of two, missing members left out. */
-static float tree_sum(const float *parts, int first, int width, int n)
-{
-    float left;
-    if (width == 1) return parts[first];
-    left = tree_sum(parts, first, width / 2, n);
-    return first + width / 2 < n ? left + tree_sum(parts, first + width / 2, width / 2, n) : left;
-}
-
 static void check_allreduce(struct suite *s, const struct wn_comm *comm, size_t count, uint64_t seed)
 {
     float *data = need((count + 1) * sizeof(*data));
     struct wn_traffic_table before[16] = {0};
-    int width = 1;
 
-    while (width < comm->n) width *= 2;
     for (int i = 0; i < comm->n; i++) wn_link_traffic(s->link, comm->ranks[i], &before[i]);
-    for (size_t i = 0; i < count; i++) data[i] = element(s->rank, i, seed);
+    for (size_t i = 0; i < count; i++) data[i] = link_element(s->rank, i, seed);
     data[count] = 12345.0f;
     CHECK_OK(s, wn_coll_allreduce_f32(s->link, comm, data, count, soon()));
     for (size_t i = 0; i < count; i++) {
-        float parts[16] = {0}, want;
-        for (int k = 0; k < comm->n; k++) parts[k] = element(comm->ranks[k], i, seed);
-        want = tree_sum(parts, 0, width, comm->n);
+        const float want = link_sum(comm->ranks, comm->n, i, seed);
         CHECK(s, memcmp(&want, &data[i], sizeof(want)) == 0);
     }
     CHECK(s, data[count] == 12345.0f);

@@ -1,45 +1,25 @@
 /* test_link LINK [death|abort|close]: the conformance suite on one link; a new link adds one line to `links`.
  * local: the ranks are threads, groups of 1 to 4. mpi: the ranks are the processes that mpirun started.
  * death, abort, close (mpi): what happens when a rank is gone; link_mpi_lost.sh looks at the exit codes. */
-#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "tests/conform/link_suite.h"
+#include "tests/conform/link_parts.h"
 #include "transport/coll.h"
 
 #define HUGE_BYTES ((size_t)64 << 20)
 
-struct rank {
-    pthread_t thread;
-    struct wn_local_hub *hub;
-    int rank, size;
-    void (*run)(struct rank *r);
-    struct link_suite_result result;
-};
-
-static struct wn_link *open_local(struct rank *r)
+static void run_suite(struct link_thread *r)
 {
-    struct wn_group group = {.rank = r->rank, .size = r->size, .hub = r->hub};
-    struct wn_link *link = NULL;
-    struct wn_err err = {0};
-
-    if (wn_link_open(&link, "local", &group, &err) != WN_OK) fprintf(stderr, "%s\n", err.text);
-    WN_ASSERT(link);
-    return link;
-}
-
-static void run_suite(struct rank *r)
-{
-    struct wn_link *link = open_local(r);
+    struct wn_link *link = link_thread_open(r);
     r->result = link_suite_run(link, HUGE_BYTES);
     wn_link_close(link);
 }
 
-static void expect(struct rank *r, bool ok, const char *what)
+static void expect(struct link_thread *r, bool ok, const char *what)
 {
     if (ok) return;
     r->result.failed++;
@@ -47,9 +27,9 @@ static void expect(struct rank *r, bool ok, const char *what)
 }
 
 /* Rank 0 sends one small and one large message and leaves; the others notice. */
-static void run_lost(struct rank *r)
+static void run_lost(struct link_thread *r)
 {
-    struct wn_link *link = open_local(r);
+    struct wn_link *link = link_thread_open(r);
     struct wn_route small = {.peer = 0, .tag = 1}, large = {.peer = 0, .tag = 2};
     struct wn_comm all = {.ranks = (const int[]){0, 1, 2}, .n = 3, .me = r->rank};
     static char data[3][1 << 20];
@@ -79,45 +59,14 @@ static void run_lost(struct rank *r)
     wn_link_close(link);
 }
 
-static void *rank_main(void *arg)
-{
-    struct rank *r = arg;
-    r->run(r);
-    return NULL;
-}
-
-static void run_threads(int size, void (*run)(struct rank *r), struct link_suite_result *sum)
-{
-    struct rank ranks[4] = {0};
-    struct wn_local_hub *hub = NULL;
-
-    WN_ASSERT(wn_local_hub_create(&hub, size, NULL) == WN_OK);
-    for (int i = 0; i < size; i++) {
-        ranks[i] = (struct rank){.hub = hub, .rank = i, .size = size, .run = run};
-        WN_ASSERT(pthread_create(&ranks[i].thread, NULL, rank_main, &ranks[i]) == 0);
-    }
-    for (int i = 0; i < size; i++) {
-        pthread_join(ranks[i].thread, NULL);
-        if (i == 0) sum->passed += ranks[i].result.passed;
-        sum->failed += ranks[i].result.failed;
-    }
-    wn_local_hub_destroy(hub);
-}
-
-static int report(const char *name, struct link_suite_result sum)
-{
-    printf("%s: %d passed, %d failed\n", name, sum.passed, sum.failed);
-    return sum.failed || !sum.passed ? 1 : 0;
-}
-
 static int main_local(const char *mode)
 {
     struct link_suite_result sum = {0};
 
     (void)mode;
-    for (int size = 1; size <= 4; size++) run_threads(size, run_suite, &sum);
-    run_threads(3, run_lost, &sum);
-    return report("local", sum);
+    for (int size = 1; size <= 4; size++) link_threads_run(size, run_suite, NULL, &sum);
+    link_threads_run(3, run_lost, NULL, &sum);
+    return link_suite_report("local", sum);
 }
 
 /* The last rank vanishes in one of three ways; rank 0 must end with the code that its caller expects. */
@@ -157,7 +106,7 @@ static int main_mpi(const char *mode)
     }
     if (mode) return lose_rank(link, mode);
     sum = link_suite_run(link, HUGE_BYTES);
-    if (wn_link_rank(link) == 0) rc = report("mpi", sum);
+    if (wn_link_rank(link) == 0) rc = link_suite_report("mpi", sum);
     if (sum.failed) rc = 1;
     wn_link_close(link);
     return rc;

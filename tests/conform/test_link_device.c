@@ -4,31 +4,26 @@
  * GPUs, where threads and ranks take the devices in turn, and with one GPU each rank an NCCL_HOSTID of its own.
  * threads: groups of 1 to 4, and what goes wrong. mpi: the processes that mpirun started; with death the last one ends
  * in the middle of an all-reduce, and the others must end with code 17. */
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "tests/conform/link_device_suite.h"
-
-#define RANKS_MAX 4
+#include "tests/conform/link_parts.h"
 
 struct rank {
-    pthread_t thread;
-    struct wn_local_hub *hub;
-    int rank, size, device;
-    void (*run)(struct rank *r);
     struct wn_link *link;
     struct wn_backend *be;
-    struct link_suite_result result;
+    int rank, device;
+    struct link_suite_result *result;
 };
 
 static void expect(struct rank *r, bool ok, const char *what)
 {
-    r->result.passed += ok;
+    r->result->passed += ok;
     if (ok) return;
-    r->result.failed++;
+    r->result->failed++;
     fprintf(stderr, "rank %d: %s\n", r->rank, what);
 }
 
@@ -39,7 +34,7 @@ static int64_t soon(void)
 
 static void run_suite(struct rank *r)
 {
-    r->result = link_device_suite_run(r->link, r->be, r->device);
+    *r->result = link_device_suite_run(r->link, r->be, r->device);
 }
 
 /* The first attachment of the process: the library is not where WINNOW_NCCL says. */
@@ -115,44 +110,32 @@ static void run_lost(struct rank *r)
     r->be->ops->buf_free(r->be, &dev);
 }
 
-static void *rank_main(void *arg)
-{
-    struct rank *r = arg;
-    const struct wn_group group = {.rank = r->rank, .size = r->size, .hub = r->hub};
-    struct wn_err err = {0};
-    bool open = wn_link_open(&r->link, "local", &group, &err) == WN_OK &&
-                wn_backend_open(&r->be, "cuda", r->device, &err) == WN_OK;
+/* What the ranks of a group do, each with a device. */
+struct task {
+    void (*run)(struct rank *r);
+    bool one_device;
+};
 
-    expect(r, open, err.text);
+static void run_task(struct link_thread *t)
+{
+    const struct task *task = t->arg;
+    struct rank r = {.rank = t->rank, .device = task->one_device ? 0 : t->rank, .result = &t->result};
+    struct wn_err err = {0};
+    bool open;
+
+    r.link = link_thread_open(t);
+    open = wn_backend_open(&r.be, "cuda", r.device, &err) == WN_OK;
+    expect(&r, open, err.text);
     WN_ASSERT(open);
-    r->run(r);
-    wn_link_close(r->link);
-    wn_backend_close(r->be);
-    return NULL;
+    task->run(&r);
+    wn_link_close(r.link);
+    wn_backend_close(r.be);
 }
 
 static void run_threads(int size, void (*run)(struct rank *r), bool one_device, struct link_suite_result *sum)
 {
-    struct rank ranks[RANKS_MAX] = {0};
-    struct wn_local_hub *hub = NULL;
-
-    WN_ASSERT(wn_local_hub_create(&hub, size, NULL) == WN_OK);
-    for (int i = 0; i < size; i++) {
-        ranks[i] = (struct rank){.hub = hub, .rank = i, .size = size, .device = one_device ? 0 : i, .run = run};
-        WN_ASSERT(pthread_create(&ranks[i].thread, NULL, rank_main, &ranks[i]) == 0);
-    }
-    for (int i = 0; i < size; i++) {
-        pthread_join(ranks[i].thread, NULL);
-        if (i == 0) sum->passed += ranks[i].result.passed;
-        sum->failed += ranks[i].result.failed;
-    }
-    wn_local_hub_destroy(hub);
-}
-
-static int report(const char *name, struct link_suite_result sum)
-{
-    printf("%s: %d passed, %d failed\n", name, sum.passed, sum.failed);
-    return sum.failed || !sum.passed ? 1 : 0;
+    struct task task = {run, one_device};
+    link_threads_run(size, run_task, &task, sum);
 }
 
 static int main_threads(void)
@@ -166,11 +149,11 @@ static int main_threads(void)
 #else
     unsetenv("WINNOW_NCCL");
 #endif
-    for (int size = 1; size <= RANKS_MAX; size++) run_threads(size, run_suite, false, &sum);
+    for (int size = 1; size <= LINK_THREADS_MAX; size++) run_threads(size, run_suite, false, &sum);
     run_threads(2, run_same_device, true, &sum);
     run_threads(2, run_absent, false, &sum);
     run_threads(3, run_lost, false, &sum);
-    return report("threads", sum);
+    return link_suite_report("threads", sum);
 }
 
 /* The last rank ends while the others wait for its part; rank 0 must end with 17. */
@@ -222,7 +205,7 @@ static int main_mpi(const char *mode)
     }
     if (mode) return die(link, be, device);
     sum = link_device_suite_run(link, be, device);
-    rc = wn_link_rank(link) == 0 ? report("mpi", sum) : sum.failed != 0;
+    rc = wn_link_rank(link) == 0 ? link_suite_report("mpi", sum) : sum.failed != 0;
     wn_link_close(link);
     wn_backend_close(be);
     return rc;
