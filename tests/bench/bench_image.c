@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "shard/image.h"
 #include "shard/preprocess.h"
+#include "tests/file_read.h"
 #include "tests/order.h"
 
 #define DIR    "tests/golden/image/"
@@ -21,21 +22,6 @@
 #define HEIGHT 1224
 
 static const struct wn_image_limits limits = WN_IMAGE_LIMITS_DEFAULT;
-
-static uint8_t *read_path(const char *path, size_t *bytes)
-{
-    FILE *f = fopen(path, "rb");
-    uint8_t *data = NULL;
-    long n = 0;
-
-    if (f && fseek(f, 0, SEEK_END) == 0 && (n = ftell(f)) > 0 &&
-        (data = malloc((size_t)n)) != NULL) {
-        rewind(f);
-        *bytes = fread(data, 1, (size_t)n, f);
-    }
-    if (f) fclose(f);
-    return data;
-}
 
 /* Smooth colours with texture, so that the entropy coder has the work that a photograph gives it.
  * */
@@ -75,8 +61,8 @@ static int verify(const struct wn_preprocess *pp)
     struct wn_image img = {0}, want = {0};
     struct wn_err err = {0};
     size_t a = 0, b = 0, n = (size_t)3 * pp->height * pp->width;
-    uint8_t *jpeg = read_path(DIR "large.jpg", &a),
-            *png = read_path(DIR "large.jpg.clip336.png", &b);
+    uint8_t *jpeg = file_read(DIR "large.jpg", &a),
+            *png = file_read(DIR "large.jpg.clip336.png", &b);
     uint8_t *rgb = malloc(n);
     int ok = jpeg && png && rgb && wn_image_decode(&img, jpeg, a, &limits, &err) == WN_OK &&
              wn_image_decode(&want, png, b, &limits, &err) == WN_OK && want.width == pp->width &&

@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "client/winnow.h"
+#include "tests/file_read.h"
 
 #define PICTURES  8
 #define TEXT_ROOM 4096
@@ -53,25 +54,6 @@ struct load {
     struct load_totals totals;
 };
 
-static void *read_whole(const char *path, size_t *bytes)
-{
-    FILE *f = fopen(path, "rb");
-    long n;
-    void *data = NULL;
-
-    if (!f) return NULL;
-    fseek(f, 0, SEEK_END);
-    n = ftell(f);
-    rewind(f);
-    if (n > 0 && (data = malloc((size_t)n)) != NULL && fread(data, 1, (size_t)n, f) != (size_t)n) {
-        free(data);
-        data = NULL;
-    }
-    fclose(f);
-    *bytes = (size_t)n;
-    return data;
-}
-
 static bool connect_to(struct load *l)
 {
     const struct winnow_options o = {.connect_timeout_ms = 20000, .reconnect_timeout_ms = 120000};
@@ -92,7 +74,7 @@ struct load *load_open(const char *endpoint, const char *folder, unsigned in_fli
     l->state = seed;
     for (int i = 0; i < PICTURES; i++) {
         snprintf(path, sizeof(path), "%s/%03d.jpg", folder, i);
-        l->pictures[i] = read_whole(path, &l->picture_bytes[i]);
+        l->pictures[i] = file_read(path, &l->picture_bytes[i]);
         if (!l->pictures[i]) {
             fprintf(stderr, "chaos: %s cannot be read\n", path);
             load_close(l);

@@ -17,6 +17,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "tests/file_read.h"
+
 #define READY_S 60
 #define STOP_S  40
 
@@ -150,20 +152,9 @@ int service_stop(struct service *s)
 
 void *read_file(const char *path, size_t *bytes)
 {
-    FILE *f = fopen(path, "rb");
-    long n;
-    char *data;
+    void *data = file_read(path, bytes);
 
-    if (!f) fail_msg("%s cannot be read", path);
-    fseek(f, 0, SEEK_END);
-    n = ftell(f);
-    rewind(f);
-    data = malloc((size_t)n + 1);
-    assert_non_null(data);
-    assert_int_equal(fread(data, 1, (size_t)n, f), n);
-    data[n] = '\0';
-    fclose(f);
-    *bytes = (size_t)n;
+    if (!data) fail_msg("%s cannot be read", path);
     return data;
 }
 

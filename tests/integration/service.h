@@ -37,7 +37,7 @@ int service_stages(struct winnow *w, struct stage_time *out, int max);
 /* Seconds of a clock that only goes on. */
 double now_s(void);
 
-/* Whole file; *bytes is its size; fails the test if it cannot be read. free() it. */
+/* As file_read; fails the test if it cannot be read. */
 void *read_file(const char *path, size_t *bytes);
 
 /* Asks one question and waits for the end. Returns the event type; *answer (free it) is the answer or the error

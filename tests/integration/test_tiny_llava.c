@@ -21,6 +21,7 @@
 #include "shard/prompt.h"
 #include "shard/sample.h"
 #include "shard/vision.h"
+#include "tests/file_read.h"
 #include "tests/one_seq.h"
 #include "transport/link.h"
 
@@ -94,17 +95,10 @@ static bool read_question(FILE *f, struct question *q)
 
 static void *read_file(const char *path, size_t *bytes)
 {
-    FILE *f = fopen(path, "rb");
-    void *p;
+    void *data = file_read(path, bytes);
 
-    if (!f) fail_msg("%s: cannot be opened", path);
-    fseek(f, 0, SEEK_END);
-    *bytes = (size_t)ftell(f);
-    rewind(f);
-    p = malloc(*bytes + 1);
-    assert_int_equal(fread(p, 1, *bytes, f), *bytes);
-    fclose(f);
-    return p;
+    if (!data) fail_msg("%s cannot be read", path);
+    return data;
 }
 
 /* The first line of the answers names the checkpoint that gave them. */

@@ -14,6 +14,7 @@
 #include "shard/image.h"
 #include "shard/preprocess.h"
 #include "shard/resample.h"
+#include "tests/file_read.h"
 
 #define DIR       "tests/golden/image/"
 #define CONFIGS_N 5
@@ -21,28 +22,15 @@
 static const struct wn_image_limits limits = WN_IMAGE_LIMITS_DEFAULT;
 static const char *const configs[CONFIGS_N] = {"clip336", "clip64", "pad", "stretch", "croponly"};
 
-static void *read_path(const char *path, size_t *bytes)
-{
-    FILE *f = fopen(path, "rb");
-    uint8_t *data = NULL;
-
-    if (!f) fail_msg("cannot open %s", path);
-    fseek(f, 0, SEEK_END);
-    *bytes = (size_t)ftell(f);
-    rewind(f);
-    data = malloc(*bytes + 1);
-    assert_non_null(data);
-    assert_int_equal(fread(data, 1, *bytes, f), *bytes);
-    fclose(f);
-    return data;
-}
-
 static void *read_golden(const char *name, const char *suffix, size_t *bytes)
 {
     char path[256];
+    void *data;
 
     snprintf(path, sizeof(path), DIR "%s%s", name, suffix);
-    return read_path(path, bytes);
+    data = file_read(path, bytes);
+    if (!data) fail_msg("cannot open %s", path);
+    return data;
 }
 
 static void digest(const void *data, size_t bytes, char text[17])

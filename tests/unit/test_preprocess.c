@@ -15,6 +15,7 @@
 
 #include "shard/preprocess.h"
 #include "shard/threadpool.h"
+#include "tests/file_read.h"
 
 #define DIR "tests/golden/image/"
 
@@ -191,18 +192,6 @@ static void pool_runs_each_turn_once(void **state)
 
 /* ---- several pictures ---- */
 
-static void *read_file(const char *path, size_t *bytes)
-{
-    FILE *f = fopen(path, "rb");
-    void *data = malloc(1 << 20);
-
-    assert_non_null(f);
-    assert_non_null(data);
-    *bytes = fread(data, 1, 1 << 20, f);
-    fclose(f);
-    return data;
-}
-
 static void a_bad_picture_harms_no_other(void **state)
 {
     static const char *const names[] = {"rgb.png",    "wide.jpg", "index.txt",
@@ -221,7 +210,8 @@ static void a_bad_picture_harms_no_other(void **state)
     for (int i = 0; i < N; i++) {
         char path[128];
         snprintf(path, sizeof(path), DIR "%s", names[i]);
-        items[i].data = read_file(path, &items[i].bytes);
+        items[i].data = file_read(path, &items[i].bytes);
+        assert_non_null(items[i].data);
         items[i].pixels = malloc(PIXELS * sizeof(float));
     }
     wn_preprocess_many(pool, &pp, &limits, items, N);

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "client/wire.h"
+#include "tests/file_read.h"
 
 static const char status_json[] =
     "{\"model\": \"some model\", \"sent_bytes\": {\"control\": 100, \"image\": 5000},"
@@ -80,18 +81,6 @@ static void test_cell(void **state)
     assert_true(near(c.bytes[1], 1500) && near(c.bytes[2], 0));
 }
 
-static char *contents(const char *path, size_t *n)
-{
-    FILE *f = fopen(path, "rb");
-    char *text = calloc(1, 1 << 20);
-
-    assert_non_null(f);
-    assert_non_null(text);
-    *n = fread(text, 1, (1 << 20) - 1, f);
-    fclose(f);
-    return text;
-}
-
 static void test_report(void **state)
 {
     static struct wire_report r;
@@ -108,7 +97,7 @@ static void test_report(void **state)
     close(mkstemp(csv));
     close(mkstemp(png));
     assert_true(wire_write_csv(csv, &r) && wire_write_csv(csv, &r)); /* the heading once */
-    text = contents(csv, &n);
+    assert_non_null(text = file_read(csv, &n));
     assert_int_equal(strncmp(text, "time,commit,host,model,method,rate,", 35), 0);
     assert_null(strstr(text + 1, "time,commit"));
     row = strstr(text, ",none,576,new,");
@@ -130,7 +119,7 @@ static void test_report(void **state)
     r.model = "m";
     assert_true(wire_read_csv(csv, &r));
     assert_true(wire_write_plot(png, &r));
-    text = contents(png, &n);
+    assert_non_null(text = file_read(png, &n));
     assert_true(n > 1000 && memcmp(text, "\x89PNG", 4) == 0);
     free(text);
     assert_false(wire_write_csv("/nowhere/at/all.csv", &r));
