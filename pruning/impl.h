@@ -69,8 +69,8 @@ uint32_t wn_prune_top(const float *score, const uint8_t *skip, uint32_t n, uint3
 /* The k largest keys of n, largest first, moved to the front: O(n log k). */
 void wn_prune_top_keys(uint64_t *keys, uint32_t n, uint32_t k);
 
-/* The q-quantile with linear interpolation; scratch [n]. */
-double wn_prune_quantile(const float *v, uint32_t n, double q, uint64_t *scratch);
+/* The q-quantile of v [n] with linear interpolation; order [n]: all indices, as wn_prune_top gives them. */
+double wn_prune_quantile(const float *v, const uint32_t *order, uint32_t n, double q);
 
 /* ---- loops over rows (dots.c) ---- */
 

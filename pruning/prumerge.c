@@ -51,17 +51,17 @@ void wn_prumerge_scores(const float *q, const float *keys, uint32_t tokens, uint
         a[j] = (float)(exp((double)a[j] - (double)most) / sum);
 }
 
-double wn_prumerge_fence(const float *a, uint32_t n, uint64_t *scratch)
+double wn_prumerge_fence(const float *a, const uint32_t *order, uint32_t n)
 {
-    const double q1 = wn_prune_quantile(a, n, 0.25, scratch);
-    const double q3 = wn_prune_quantile(a, n, 0.75, scratch);
+    const double q1 = wn_prune_quantile(a, order, n, 0.25);
+    const double q3 = wn_prune_quantile(a, order, n, 0.75);
 
     return q3 + 1.5 * (q3 - q1);
 }
 
-uint32_t wn_prumerge_outliers(const float *a, uint32_t n, uint64_t *scratch)
+uint32_t wn_prumerge_outliers(const float *a, const uint32_t *order, uint32_t n)
 {
-    const double fence = wn_prumerge_fence(a, n, scratch);
+    const double fence = wn_prumerge_fence(a, order, n);
     uint32_t count = 0;
 
     for (uint32_t i = 0; i < n; i++) count += (double)a[i] > fence;
@@ -278,7 +278,7 @@ static wn_status choose(struct wn_prune_ctx *c, const float *a, bool plus, struc
         choose_count(h, plus, !paper, c->count);
         return WN_OK;
     }
-    choose_adaptive(h, plus, paper, wn_prumerge_outliers(a, c->n, scratch));
+    choose_adaptive(h, plus, paper, wn_prumerge_outliers(a, order, c->n));
     if (cap && h->kept_n + extra > cap) choose_count(h, plus, !paper, cap < c->n ? cap : c->n);
     return WN_OK;
 }

@@ -10,9 +10,10 @@
 void wn_prumerge_scores(const float *q, const float *keys, uint32_t tokens, uint32_t width,
                         float *a);
 
-/* The upper fence Q3 + 1.5 (Q3 - Q1); how many scores lie strictly above it. scratch [n]. */
-double wn_prumerge_fence(const float *a, uint32_t n, uint64_t *scratch);
-uint32_t wn_prumerge_outliers(const float *a, uint32_t n, uint64_t *scratch);
+/* The upper fence Q3 + 1.5 (Q3 - Q1); how many scores lie strictly above it. order [n]: all
+ * indices, the highest score first. */
+double wn_prumerge_fence(const float *a, const uint32_t *order, uint32_t n);
+uint32_t wn_prumerge_outliers(const float *a, const uint32_t *order, uint32_t n);
 
 struct wn_prumerge {
     const float *a, *keys; /* [n], [n, width]: without CLS */

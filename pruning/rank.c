@@ -1,6 +1,5 @@
 /* pruning/rank.c - who comes first. A score and an index make one integer, so that the order is
  * total, ties included, and NaN (a broken tower) can not upset a sort. */
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -14,17 +13,6 @@ static uint32_t order_of(float v)
     v += 0.0f; /* -0 is 0 */
     memcpy(&u, &v, sizeof(u));
     return u & 0x80000000u ? ~u : u | 0x80000000u;
-}
-
-static float value_of(uint64_t key)
-{
-    uint32_t u = (uint32_t)(key >> 32);
-    float v;
-
-    if (u == 0) return NAN;
-    u = u & 0x80000000u ? u & 0x7fffffffu : ~u;
-    memcpy(&v, &u, sizeof(v));
-    return v;
 }
 
 uint64_t wn_prune_key(float score, uint32_t index)
@@ -84,15 +72,11 @@ void wn_prune_top_keys(uint64_t *keys, uint32_t n, uint32_t k)
     }
 }
 
-double wn_prune_quantile(const float *v, uint32_t n, double q, uint64_t *scratch)
+double wn_prune_quantile(const float *v, const uint32_t *order, uint32_t n, double q)
 {
     const double at = q * (double)(n - 1);
     const uint32_t low = (uint32_t)at;
-    double a, b;
+    const double a = (double)v[order[n - 1 - low]], b = low + 1 < n ? (double)v[order[n - 2 - low]] : a;
 
-    for (uint32_t i = 0; i < n; i++) scratch[i] = wn_prune_key(v[i], i);
-    qsort(scratch, n, sizeof(*scratch), larger_first);
-    a = (double)value_of(scratch[n - 1 - low]);
-    b = low + 1 < n ? (double)value_of(scratch[n - 2 - low]) : a;
     return a + (at - (double)low) * (b - a);
 }

@@ -14,27 +14,36 @@
 
 static const float eight_a[8] = {.01f, .02f, .02f, .03f, .03f, .04f, .30f, .05f};
 
+/* All of a, the highest first. */
+static const uint32_t *order_of(const float *a, uint32_t n)
+{
+    static uint64_t scratch[N];
+    static uint32_t order[N];
+
+    wn_prune_top(a, NULL, n, n, order, scratch);
+    return order;
+}
+
 static void fence(void **state)
 {
-    uint64_t scratch[8];
+    const uint32_t *order = order_of(eight_a, 8);
 
     (void)state;
-    assert_true(fabs(wn_prune_quantile(eight_a, 8, 0.25, scratch) - .02) < 1e-7);
-    assert_true(fabs(wn_prune_quantile(eight_a, 8, 0.75, scratch) - .0425) < 1e-7);
-    assert_true(fabs(wn_prumerge_fence(eight_a, 8, scratch) - .07625) < 1e-7);
-    assert_int_equal(wn_prumerge_outliers(eight_a, 8, scratch), 1);
+    assert_true(fabs(wn_prune_quantile(eight_a, order, 8, 0.25) - .02) < 1e-7);
+    assert_true(fabs(wn_prune_quantile(eight_a, order, 8, 0.75) - .0425) < 1e-7);
+    assert_true(fabs(wn_prumerge_fence(eight_a, order, 8) - .07625) < 1e-7);
+    assert_int_equal(wn_prumerge_outliers(eight_a, order, 8), 1);
 }
 
 /* Percentiles of 576: s[143] + 0.75 (s[144] - s[143]) and s[431] + 0.25 (s[432] - s[431]). */
 static void fence_576(void **state)
 {
-    uint64_t scratch[N];
     float a[N];
 
     (void)state;
     for (uint32_t i = 0; i < N; i++) a[i] = (float)((i * 7) % N); /* 0 .. 575, shuffled */
-    assert_true(wn_prune_quantile(a, N, 0.25, scratch) == 143.75);
-    assert_true(wn_prune_quantile(a, N, 0.75, scratch) == 431.25);
+    assert_true(wn_prune_quantile(a, order_of(a, N), N, 0.25) == 143.75);
+    assert_true(wn_prune_quantile(a, order_of(a, N), N, 0.75) == 431.25);
 }
 
 /* Merges the eight rows of the specification, keeping `kept`, with two neighbours. */
@@ -325,11 +334,10 @@ static void outlier_bound(void **state)
     (void)state;
     for (uint32_t t = 0; t < 20; t++) {
         struct prune_case c;
-        uint64_t scratch[N];
         case_random(&c, grid24, 500 + t * 10);
         for (uint32_t j = 0; j < W; j++) c.query[j] *= (float)(1 << (t % 6));
         must_run(&c, &wn_prune_prumerge);
-        assert_int_equal(c.out.rows, 1 + wn_prumerge_outliers(c.out.scores, N, scratch));
+        assert_int_equal(c.out.rows, 1 + wn_prumerge_outliers(c.out.scores, order_of(c.out.scores, N), N));
         assert_true(c.out.rows <= 145);
         case_fini(&c);
     }
