@@ -155,6 +155,11 @@ static struct leader *find_leader(struct vision_worker *v, const char *address)
     return NULL;
 }
 
+static const char *worker_name(const struct vision_worker *v)
+{
+    return v->cfg.name[0] ? v->cfg.name : "vision-0";
+}
+
 /* Says who we are; the answer is credit. */
 static void greet(struct vision_worker *v, const char *address)
 {
@@ -162,7 +167,7 @@ static void greet(struct vision_worker *v, const char *address)
     struct wn_party to = {.side = WN_SIDE_LEADER};
 
     snprintf(to.address, sizeof(to.address), "%s", address);
-    hello.name = (char *)(uintptr_t)(v->cfg.name[0] ? v->cfg.name : "vision-0");
+    hello.name = (char *)(uintptr_t)worker_name(v);
     hello.model_id = v->model_id;
     wn_front_send(v->front, &to, WN__ENVELOPE__BODY_FEATURES_HELLO, &hello, WN_TRAFFIC_CONTROL, NULL, 0, NULL, NULL);
 }
@@ -522,7 +527,7 @@ int wn_role_vision(int argc, char **argv)
     if ((rc = wn_worker_netif(&v.cfg, &net, &err)) != WN_OK) goto out;
     if (net.name[0]) wn_info("vision", "interface %s (%s) towards the scheduler", net.name, net.address);
     wn_role_scheduler_address(&v.cfg, scheduler);
-    fo.name = v.cfg.name[0] ? v.cfg.name : "vision-0";
+    fo.name = worker_name(&v);
     fo.model_id = v.model_id;
     fo.slots = v.cfg.vision_queue;
     fo.payload_max = v.cfg.image_bytes_max;
