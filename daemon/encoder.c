@@ -23,7 +23,8 @@ struct wn_encoder {
     struct wn_preprocess preprocess;
     struct wn_pool *pool;
     struct wn_vision_cache *cache;
-    uint64_t kept_cls_layers; /* made with every picture that is kept: see wn_encoder_run */
+    uint64_t kept_cls_layers; /* made with every picture that is kept: half of the methods read it, and beside an
+                                 encode it costs nothing */
     float *pixels; /* [BATCH_MAX, 3, side, side] */
     size_t image_floats;
 };
@@ -314,37 +315,31 @@ static struct wn_vision_taps to_taps(const struct wn_prune_wants *w)
     };
 }
 
-/* Pictures whose pixels are neighbours: one encode makes the taps that any of them wants. */
-struct group {
-    struct picture *of[WN_ENCODE_BATCH_MAX];
-    uint32_t first, n; /* place of the first one's pixels */
-    struct wn_prune_wants wants;
-};
-
-static void encode(struct wn_encoder *e, struct group *g)
+/* One encode of pictures whose pixels lie at the places 0 .. n - 1, with the taps that any of them wants. */
+static void encode(struct wn_encoder *e, struct picture **pictures, uint32_t n)
 {
-    const struct wn_vision_taps taps = to_taps(&g->wants);
+    struct wn_prune_wants wants = {.cls_layers = e->kept_cls_layers};
     const int64_t began_us = wn_now_us();
+    struct wn_vision_taps taps;
     struct wn_vision_out out;
     struct wn_err err = {0};
     uint64_t took_us;
     wn_status rc;
 
-    if (g->n == 0) return;
-    rc = wn_vision_encode(e->tower, e->pixels + g->first * e->image_floats, g->n, &taps,
-                          wn_deadline_in_us(ENCODE_TIMEOUT_US), &out, &err);
+    if (n == 0) return;
+    for (uint32_t i = 0; i < n; i++) wn_prune_wants_join(&wants, &pictures[i]->wants);
+    taps = to_taps(&wants);
+    rc = wn_vision_encode(e->tower, e->pixels, n, &taps, wn_deadline_in_us(ENCODE_TIMEOUT_US), &out, &err);
     took_us = (uint64_t)(wn_now_us() - began_us);
-    for (uint32_t i = 0; i < g->n; i++) {
-        g->of[i]->item->encode_us = took_us;
-        g->of[i]->item->rc = rc;
-        g->of[i]->item->err = err;
-        if (rc == WN_OK) g->of[i]->view = view_of(&out, &taps, i);
+    for (uint32_t i = 0; i < n; i++) {
+        pictures[i]->item->encode_us = took_us;
+        pictures[i]->item->rc = rc;
+        pictures[i]->item->err = err;
+        if (rc == WN_OK) pictures[i]->view = view_of(&out, &taps, i);
     }
-    if (rc == WN_OK) {
-        prune(e, g->of, g->n);
-        for (uint32_t i = 0; i < g->n; i++) wn_vision_cache_put(e->cache, g->of[i]->key, &g->of[i]->view);
-    }
-    *g = (struct group){.n = 0};
+    if (rc != WN_OK) return;
+    prune(e, pictures, n);
+    for (uint32_t i = 0; i < n; i++) wn_vision_cache_put(e->cache, pictures[i]->key, &pictures[i]->view);
 }
 
 /* Is the picture in the cache with all that is wanted of it? What the cache lends is lent until an encode. */
@@ -369,8 +364,7 @@ static bool check(const struct wn_encoder *e, struct picture *p)
 void wn_encoder_run(struct wn_encoder *e, struct wn_encode_item *items, uint32_t n)
 {
     struct picture pictures[WN_ENCODE_BATCH_MAX], *fresh[WN_ENCODE_BATCH_MAX], *cached[WN_ENCODE_BATCH_MAX];
-    struct group g = {.n = 0};
-    uint32_t fresh_n = 0, cached_n = 0;
+    uint32_t fresh_n = 0, cached_n = 0, left = 0;
 
     WN_ASSERT(n <= WN_ENCODE_BATCH_MAX);
     for (uint32_t i = 0; i < n; i++) {
@@ -382,18 +376,16 @@ void wn_encoder_run(struct wn_encoder *e, struct wn_encode_item *items, uint32_t
         else fresh[fresh_n++] = p;
     }
     preprocess(e, fresh, fresh_n);
-    for (uint32_t i = 0; i < fresh_n; i++)
-        if (fresh[i]->item->rc == WN_OK && find(e, fresh[i])) cached[cached_n++] = fresh[i];
-    prune(e, cached, cached_n);
     for (uint32_t i = 0; i < fresh_n; i++) {
-        struct picture *p = fresh[i];
-        if (p->item->rc != WN_OK || p->item->cached) continue;
-        /* half of the methods read it, and beside an encode it costs nothing: they find whatever picture is here */
-        p->wants.cls_layers |= e->kept_cls_layers;
-        if (g.first + g.n != i) encode(e, &g);
-        if (g.n == 0) g.first = i;
-        wn_prune_wants_join(&g.wants, &p->wants);
-        g.of[g.n++] = p;
+        const float *pixels = e->pixels + i * e->image_floats;
+        if (fresh[i]->item->rc != WN_OK) continue;
+        if (find(e, fresh[i])) {
+            cached[cached_n++] = fresh[i];
+            continue;
+        }
+        if (left < i) memcpy(e->pixels + left * e->image_floats, pixels, e->image_floats * sizeof(float));
+        fresh[left++] = fresh[i];
     }
-    encode(e, &g);
+    prune(e, cached, cached_n); /* first: an encode may take what the cache lends */
+    encode(e, fresh, left);
 }
