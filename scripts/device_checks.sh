@@ -173,14 +173,15 @@ run() {
 }
 
 steps() {
-    step conform 90 "$bin/test_backend_cuda"
+    step conform 80 "$bin/test_backend_cuda"
     export WINNOW_CUDA_KERNELS=exact
     step golden 30 "$bin/test_golden"
     step vision 30 "$bin/test_vision"
     unset WINNOW_CUDA_KERNELS
     WN_TEST_BACKEND=cuda step tiny_llava 40 "$bin/test_tiny_llava" 20
     step memcheck 50 compute-sanitizer --tool memcheck --error-exitcode 9 "$bin/test_backend_cuda" 'attn_paged_close'
-    step racecheck 40 compute-sanitizer --tool racecheck --error-exitcode 9 "$bin/test_backend_cuda" 'weight_types'
+    step racecheck 30 compute-sanitizer --tool racecheck --error-exitcode 9 "$bin/test_backend_cuda" 'weight_types'
+    step racecheck2 20 compute-sanitizer --tool racecheck --error-exitcode 9 "$bin/test_backend_cuda" 'pick_seeds'
     [ -n "$dry" ] || mkdir -p "$scratch"
     step bench 110 "$bin/bench_gpu" "$CONFIG" "$scratch"
     [ -n "$dry" ] || rm -rf "$scratch"

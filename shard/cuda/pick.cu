@@ -62,7 +62,7 @@ __device__ __forceinline__ uint32_t largest(const struct wn_cuda_mat &m, size_t 
 #pragma unroll 8
     for (uint32_t i = t; i < m.cols; i += THREADS) {
         const float v = score_at(m, row, i);
-        if (!(fabsf(v) < INFINITY)) room->bad = 1; /* whoever writes, writes this */
+        if (!(fabsf(v) < INFINITY)) atomicAdd(&room->bad, 1);
         if (v > best) {
             best = v;
             id = i;
@@ -186,8 +186,8 @@ __device__ __forceinline__ void sort_from(const struct wn_cuda_mat &m, size_t ro
     __syncthreads();
 }
 
-/* grid: rows. */
-__global__ void __launch_bounds__(THREADS) pick_kernel(struct wn_cuda_picks a)
+/* grid: rows. One block an SM is enough, and registers for all that the draw keeps. */
+__global__ void __launch_bounds__(THREADS, 1) pick_kernel(struct wn_cuda_picks a)
 {
     WN_DYNAMIC_SHARED(raw);
     struct room *room = (struct room *)raw;
