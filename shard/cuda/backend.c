@@ -133,6 +133,7 @@ const struct wn_backend_ops wn_backend_cuda = {
     .weight_create = wn_cuda_weight_create,
     .weight_destroy = wn_cuda_weight_destroy,
     .matmul = wn_cuda_matmul,
+    .matmuls = wn_cuda_matmuls,
     .norm = wn_cuda_norm,
     .rope = wn_cuda_rope,
     .add_norm = wn_cuda_add_norm,

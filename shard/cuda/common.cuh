@@ -34,6 +34,12 @@ __device__ __forceinline__ void wn_put(void *p, uint32_t dtype, size_t i, float 
         ((uint16_t *)p)[i] = wn_bf16_round(v);
 }
 
+/* v as it comes back from memory of this type. */
+__device__ __forceinline__ float wn_stored(float v, uint32_t dtype)
+{
+    return dtype == WN_CUDA_F32 ? v : wn_bf16_value(wn_bf16_round(v));
+}
+
 __host__ __device__ __forceinline__ size_t wn_at(const struct wn_cuda_mat &m, size_t row, size_t col)
 {
     return row * m.stride + col;

@@ -68,6 +68,7 @@ wn_status wn_cuda_words(struct wn_cuda *c, size_t words, uint32_t **out);
 
 /* ---- ops.c ---- */
 wn_status wn_cuda_matmul(struct wn_backend *be, const struct wn_matmul *a);
+wn_status wn_cuda_matmuls(struct wn_backend *be, const struct wn_matmul *a, uint32_t n);
 wn_status wn_cuda_norm(struct wn_backend *be, const struct wn_norm *a);
 wn_status wn_cuda_add_norm(struct wn_backend *be, const struct wn_mat *y, const struct wn_norm *a);
 wn_status wn_cuda_rope_kv(struct wn_backend *be, const struct wn_rope *r, const struct wn_kv_write *w);

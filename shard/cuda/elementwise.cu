@@ -9,8 +9,7 @@ template <int OP> __device__ __forceinline__ float pair_op(float a, float b, uin
 {
     if (OP == ADD) return a + b;
     /* silu(gate) is rounded to out's type before the product, as the model's own arithmetic does */
-    const float s = wn_activate(a, 3);
-    return (type == WN_CUDA_BF16 ? wn_bf16_value(wn_bf16_round(s)) : s) * b;
+    return wn_stored(wn_activate(a, 3), type) * b;
 }
 
 template <int OP, int W>

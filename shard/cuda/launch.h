@@ -43,6 +43,14 @@ struct wn_cuda_matmul {
     float *parts; /* _mma with slices > 1: [slices, rows, n]; cuBLASLt with an epilogue: [1, rows, n] */
 };
 
+/* n products of the same x in one launch: plain sums, no bias, no activation. */
+#define WN_CUDA_GROUP 3
+struct wn_cuda_matmul_group {
+    struct wn_cuda_mat x, out[WN_CUDA_GROUP];
+    struct wn_cuda_w w[WN_CUDA_GROUP];
+    uint64_t n;
+};
+
 /* A sequence of a step. Its page table is tables + table. */
 struct wn_cuda_seq {
     uint32_t first_row, rows, pos, table;
@@ -140,6 +148,7 @@ int wn_cuda_run_pick(const struct wn_cuda_picks *a, wn_cuda_stream st);
 int wn_cuda_run_matmul_plain(const struct wn_cuda_matmul *a, wn_cuda_stream st);
 /* bfloat16 x and w, 16-byte aligned rows; one slice, or k / slices a multiple of 8 */
 int wn_cuda_run_matmul_mma(const struct wn_cuda_matmul *a, wn_cuda_stream st);
+int wn_cuda_run_matmul_group(const struct wn_cuda_matmul_group *a, wn_cuda_stream st); /* each as _mma */
 /* parts -> out: the tree over `slices` parts, bias, activation, rounding */
 int wn_cuda_run_matmul_finish(const struct wn_cuda_matmul *a, wn_cuda_stream st);
 int wn_cuda_run_attn_plain(const struct wn_cuda_attn *a, wn_cuda_stream st);

@@ -27,14 +27,15 @@ __device__ __forceinline__ void load_tile(uint16_t *to, const uint16_t *from, si
     }
 }
 
-/* grid: tiles of rows, tiles of columns, slices. */
-template <int ROWS, int STAGES> __global__ void __launch_bounds__(THREADS) mma_kernel(struct wn_cuda_matmul a)
+/* Block (tile of rows x, tile of columns `tile`, slice z). */
+template <int ROWS, int STAGES>
+__device__ __forceinline__ void mma_block(const struct wn_cuda_matmul &a, uint32_t tile)
 {
     typedef tile_shape<ROWS, STAGES> shape;
     WN_DYNAMIC_SHARED(raw);
     uint16_t *tiles = (uint16_t *)raw;
     const uint16_t *x = (const uint16_t *)a.x.ptr, *w = (const uint16_t *)a.w.ptr;
-    const uint32_t m0 = blockIdx.x * ROWS, n0 = blockIdx.y * COLS, part = a.w.k / a.slices;
+    const uint32_t m0 = blockIdx.x * ROWS, n0 = tile * COLS, part = a.w.k / a.slices;
     const uint32_t k_begin = blockIdx.z * part, k_end = k_begin + part, steps = (part + DEPTH - 1) / DEPTH;
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const uint32_t half = warp % 2, quarter = warp / 2; /* columns 16 * half ..; steps 4 * quarter .. */
@@ -95,10 +96,38 @@ template <int ROWS, int STAGES> __global__ void __launch_bounds__(THREADS) mma_k
     }
 }
 
+/* grid: tiles of rows, tiles of columns, slices. */
+template <int ROWS, int STAGES> __global__ void __launch_bounds__(THREADS) mma_kernel(struct wn_cuda_matmul a)
+{
+    mma_block<ROWS, STAGES>(a, blockIdx.y);
+}
+
+__host__ __device__ __forceinline__ uint32_t col_tiles(const struct wn_cuda_w &w)
+{
+    return (w.n + COLS - 1) / COLS;
+}
+
+/* grid: tiles of rows, tiles of columns of one product after the other. */
+template <int ROWS, int STAGES>
+__global__ void __launch_bounds__(THREADS) group_kernel(struct wn_cuda_matmul_group g)
+{
+    struct wn_cuda_matmul a = {g.out[0], g.x, g.w[0], NULL, 1, 0, NULL};
+    uint32_t tile = blockIdx.y;
+
+#pragma unroll
+    for (uint32_t i = 1; i < WN_CUDA_GROUP; i++) {
+        if (i >= g.n || tile < col_tiles(a.w)) break;
+        tile -= col_tiles(a.w);
+        a.out = g.out[i];
+        a.w = g.w[i];
+    }
+    mma_block<ROWS, STAGES>(a, tile);
+}
+
 template <int ROWS, int STAGES> static int run(const struct wn_cuda_matmul *a, wn_cuda_stream st)
 {
     const size_t shared = tile_shape<ROWS, STAGES>::bytes;
-    dim3 grid((a->out.rows + ROWS - 1) / ROWS, (a->w.n + COLS - 1) / COLS, a->slices);
+    dim3 grid((a->out.rows + ROWS - 1) / ROWS, col_tiles(a->w), a->slices);
     int rc = wn_allow_shared(mma_kernel<ROWS, STAGES>, shared);
 
     if (rc != 0) return rc;
@@ -112,4 +141,24 @@ int wn_cuda_run_matmul_mma(const struct wn_cuda_matmul *a, wn_cuda_stream st)
     if (a->out.rows <= 8) return run<8, 4>(a, st); /* 84, 76, 68 KiB: within every target's limit */
     if (a->out.rows <= 16) return run<16, 3>(a, st);
     return run<32, 2>(a, st);
+}
+
+template <int ROWS, int STAGES> static int run_group(const struct wn_cuda_matmul_group *a, wn_cuda_stream st)
+{
+    const size_t shared = tile_shape<ROWS, STAGES>::bytes;
+    uint32_t tiles = 0;
+    int rc = wn_allow_shared(group_kernel<ROWS, STAGES>, shared);
+
+    if (rc != 0) return rc;
+    for (uint64_t i = 0; i < a->n; i++) tiles += col_tiles(a->w[i]);
+    dim3 grid((a->x.rows + ROWS - 1) / ROWS, tiles);
+    WN_LAUNCH((group_kernel<ROWS, STAGES>), grid, THREADS, shared, st, *a);
+    return (int)cudaGetLastError();
+}
+
+int wn_cuda_run_matmul_group(const struct wn_cuda_matmul_group *a, wn_cuda_stream st)
+{
+    if (a->x.rows <= 8) return run_group<8, 4>(a, st);
+    if (a->x.rows <= 16) return run_group<16, 3>(a, st);
+    return run_group<32, 2>(a, st);
 }

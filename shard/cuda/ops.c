@@ -55,15 +55,26 @@ static wn_status matmul_as(struct wn_cuda *c, const struct wn_matmul *a, struct 
     return wn_cuda_launch(c, &l);
 }
 
+static wn_cuda_matmul_kind choose(const struct wn_cuda *c, const struct wn_matmul *a)
+{
+    const wn_cuda_kernels kernels = c->kernels == WN_CUDA_FAST && !c->lt ? WN_CUDA_EXACT : c->kernels;
+
+    return wn_cuda_choose_matmul(kernels, a, a->w->dtype, a->w->n, a->w->k);
+}
+
+static struct wn_cuda_w weight_view(const struct wn_weight *w)
+{
+    return (struct wn_cuda_w){w->ptr, (uint32_t)w->dtype, w->n, w->k, w->stride};
+}
+
 wn_status wn_cuda_matmul(struct wn_backend *be, const struct wn_matmul *a)
 {
     struct wn_cuda *c = cuda(be);
     const struct wn_weight *w = a->w;
-    wn_cuda_kernels kernels = c->kernels == WN_CUDA_FAST && !c->lt ? WN_CUDA_EXACT : c->kernels;
     wn_cuda_matmul_kind kind;
     struct wn_cuda_matmul m = {.out = view(&a->out),
                                .x = view(&a->x),
-                               .w = {w->ptr, (uint32_t)w->dtype, w->n, w->k, w->stride},
+                               .w = weight_view(w),
                                .bias = a->bias,
                                .slices = a->slices,
                                .act = (uint32_t)a->act};
@@ -72,11 +83,37 @@ wn_status wn_cuda_matmul(struct wn_backend *be, const struct wn_matmul *a)
     wn_check_matmul(a, w->n, w->k);
     WN_ASSERT(a->slices <= 128); /* the kernels keep eight levels of the tree */
     if (a->out.rows == 0 || w->n == 0) return WN_OK;
-    kind = wn_cuda_choose_matmul(kernels, a, w->dtype, w->n, w->k);
+    kind = choose(c, a);
     rc = matmul_as(c, a, m, kind);
     if (kind != WN_CUDA_MATMUL_LT || rc != WN_EUNSUPP) return rc;
     /* cuBLASLt has no algorithm for this shape */
     return matmul_as(c, a, m, wn_cuda_choose_matmul(WN_CUDA_EXACT, a, w->dtype, w->n, w->k));
+}
+
+/* May product b go into one launch with a? */
+static bool joins(const struct wn_cuda *c, const struct wn_matmul *a, const struct wn_matmul *b)
+{
+    return b->x.ptr == a->x.ptr && b->x.rows == a->x.rows && b->x.stride == a->x.stride && b->slices == 1 && !b->bias &&
+           b->act == WN_ACT_NONE && b->w->n > 0 && choose(c, b) == WN_CUDA_MATMUL_MMA;
+}
+
+/* Several launches read several matrices one after the other, and each ends with a part of the device idle. */
+wn_status wn_cuda_matmuls(struct wn_backend *be, const struct wn_matmul *a, uint32_t n)
+{
+    struct wn_cuda *c = cuda(be);
+    struct wn_cuda_launch l = {.op = WN_CUDA_OP_MATMUL_GROUP, .as.group = {.x = view(&a->x), .n = n}};
+    bool together = n <= WN_CUDA_GROUP && a->x.rows > 0;
+    wn_status rc = WN_OK;
+
+    for (uint32_t i = 0; together && i < n; i++) {
+        wn_check_matmul(&a[i], a[i].w->n, a[i].w->k);
+        together = joins(c, a, &a[i]);
+        l.as.group.out[i] = view(&a[i].out);
+        l.as.group.w[i] = weight_view(a[i].w);
+    }
+    if (together) return wn_cuda_launch(c, &l);
+    for (uint32_t i = 0; rc == WN_OK && i < n; i++) rc = wn_cuda_matmul(be, &a[i]);
+    return rc;
 }
 
 static struct wn_cuda_norm norm_of(const struct wn_norm *a)

@@ -11,7 +11,7 @@ _Static_assert(sizeof(struct wn_cuda_norm) == 96 && sizeof(struct wn_cuda_rope) 
                    sizeof(struct wn_cuda_rope_kv) == 128 &&
                    sizeof(struct wn_cuda_rows) == 72 && sizeof(struct wn_cuda_pair) == 72 &&
                    sizeof(struct wn_cuda_matmul) == 96 && sizeof(struct wn_cuda_attn) == 192 &&
-                   sizeof(struct wn_cuda_picks) == 40,
+                   sizeof(struct wn_cuda_picks) == 40 && sizeof(struct wn_cuda_matmul_group) == 176,
                "an argument struct has padding, or has grown");
 _Static_assert(sizeof(struct wn_cuda_launch) == 200, "the union's words cover its largest member");
 
@@ -26,6 +26,7 @@ static int run_op(const struct wn_cuda_launch *l, cudaStream_t st)
     case WN_CUDA_OP_SILU_MUL: return wn_cuda_run_silu_mul(&l->as.pair, st);
     case WN_CUDA_OP_MATMUL_PLAIN: return wn_cuda_run_matmul_plain(&l->as.matmul, st);
     case WN_CUDA_OP_MATMUL_MMA: return wn_cuda_run_matmul_mma(&l->as.matmul, st);
+    case WN_CUDA_OP_MATMUL_GROUP: return wn_cuda_run_matmul_group(&l->as.group, st);
     case WN_CUDA_OP_ATTN_PLAIN: return wn_cuda_run_attn_plain(&l->as.attn, st);
     case WN_CUDA_OP_ATTN_MMA: return wn_cuda_run_attn_mma(&l->as.attn, st);
     case WN_CUDA_OP_PICK: return wn_cuda_run_pick(&l->as.picks, st);
@@ -42,7 +43,7 @@ static wn_status run(struct wn_cuda *c, const struct wn_cuda_launch *l)
         [WN_CUDA_OP_ADD] = "add",             [WN_CUDA_OP_SILU_MUL] = "silu_mul",
         [WN_CUDA_OP_MATMUL_PLAIN] = "matmul", [WN_CUDA_OP_MATMUL_MMA] = "matmul",
         [WN_CUDA_OP_ATTN_PLAIN] = "attention", [WN_CUDA_OP_ATTN_MMA] = "attention",
-        [WN_CUDA_OP_PICK] = "pick"};
+        [WN_CUDA_OP_PICK] = "pick",           [WN_CUDA_OP_MATMUL_GROUP] = "matmuls"};
     const cudaError_t code = (cudaError_t)run_op(l, c->stream);
 
     return wn_cuda_check(code, names[l->op], NULL);

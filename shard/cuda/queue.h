@@ -45,6 +45,7 @@ typedef enum wn_cuda_op {
     WN_CUDA_OP_SILU_MUL,
     WN_CUDA_OP_MATMUL_PLAIN,
     WN_CUDA_OP_MATMUL_MMA,
+    WN_CUDA_OP_MATMUL_GROUP,
     WN_CUDA_OP_ATTN_PLAIN,
     WN_CUDA_OP_ATTN_MMA,
     WN_CUDA_OP_PICK
@@ -60,6 +61,7 @@ struct wn_cuda_launch {
         struct wn_cuda_rows rows;
         struct wn_cuda_pair pair;
         struct wn_cuda_matmul matmul;
+        struct wn_cuda_matmul_group group;
         struct wn_cuda_attn attn;
         struct wn_cuda_picks picks;
         uint64_t words[24];

@@ -18,11 +18,6 @@ __global__ void __launch_bounds__(THREADS) rope_kernel(struct wn_cuda_mat x, con
     wn_put(x.ptr, x.dtype, at + half, x1 * c + x0 * s);
 }
 
-__device__ __forceinline__ float as_stored(float v, uint32_t dtype)
-{
-    return dtype == WN_CUDA_BF16 ? wn_bf16_value(wn_bf16_round(v)) : v;
-}
-
 /* Pairs of x, then pairs of neighbours in v. */
 __global__ void __launch_bounds__(THREADS) rope_kv_kernel(struct wn_cuda_rope_kv a)
 {
@@ -46,8 +41,8 @@ __global__ void __launch_bounds__(THREADS) rope_kv_kernel(struct wn_cuda_rope_kv
         wn_put(a.x.ptr, a.x.dtype, at + half, y1);
     } else {
         const size_t to = wn_at(a.keys, target, col - a.q_cols);
-        wn_put(a.keys.ptr, a.keys.dtype, to, as_stored(y0, a.x.dtype));
-        wn_put(a.keys.ptr, a.keys.dtype, to + half, as_stored(y1, a.x.dtype));
+        wn_put(a.keys.ptr, a.keys.dtype, to, wn_stored(y0, a.x.dtype));
+        wn_put(a.keys.ptr, a.keys.dtype, to + half, wn_stored(y1, a.x.dtype));
     }
 }
 

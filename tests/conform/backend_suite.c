@@ -258,8 +258,8 @@ static void matmul_together(void **state)
 {
     static const uint32_t rows[] = {1, 5, 40, 200}, cols[] = {33, 16, 300};
     (void)state;
-    for (size_t i = 0; i < 2 * COUNT(rows); i++) {
-        struct case_matmul c = {rows[i / 2], 0, i & 1 ? 768 : 332, 4, WN_ACT_NONE, false,
+    for (size_t i = 0; i < 4 * COUNT(rows); i++) {
+        struct case_matmul c = {rows[i / 4], 0, i & 1 ? 768 : 332, i & 2 ? 1 : 4, WN_ACT_NONE, false,
                                 i & 1 ? WN_BF16 : WN_F32, WN_BF16, WN_BF16, 8};
         struct case_mat xc = case_matmul_x(&c);
         struct dev x = dev_rows(be, &xc, 0, c.m), o[COUNT(cols)];

@@ -43,7 +43,7 @@ static void norm_case(uint32_t cols, uint32_t pad, wn_dtype type, bool rms, bool
 
 void fused_norm(void **state)
 {
-    static const uint32_t cols[] = {1, 9, 64, 1024, 1411};
+    static const uint32_t cols[] = {1, 9, 64, 1024, 1411, 4104, 8208};
     (void)state;
     for (size_t i = 0; i < COUNT(cols) * 8; i++)
         norm_case(cols[i / 8], i & 1 ? 3 : 0, i & 2 ? WN_BF16 : WN_F32, i & 4, i % 3 == 0);
