@@ -63,13 +63,19 @@ size_t wn_utf8_cut(const char *text, size_t bytes)
     return n;
 }
 
+/* Crockford's base 32: digits, and letters without I, L, O and U. Every token's message is asked this at both ends. */
+static bool is_id_char(char c)
+{
+    return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z' && c != 'I' && c != 'L' && c != 'O' && c != 'U');
+}
+
 bool wn_job_id_valid(const char *id)
 {
     size_t n = 0;
 
     if (!id) return false;
     for (; id[n]; n++)
-        if (n == WN_JOB_ID_CHARS || !strchr("0123456789ABCDEFGHJKMNPQRSTVWXYZ", id[n])) return false;
+        if (n == WN_JOB_ID_CHARS || !is_id_char(id[n])) return false;
     return n == WN_JOB_ID_CHARS;
 }
 
