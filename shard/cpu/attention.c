@@ -18,16 +18,6 @@
 #define KEYS       256u    /* values swept while a panel of them is in the first-level cache */
 #define SMALL_WORK 400000u /* multiply-adds that are not worth waking threads for: 40 microseconds */
 
-static size_t round_up(size_t n)
-{
-    return (n + WN_CPU_COLS - 1) / WN_CPU_COLS * WN_CPU_COLS;
-}
-
-static uint32_t min_u32(uint32_t a, uint32_t b)
-{
-    return a < b ? a : b;
-}
-
 /* ---- paged ---- */
 
 struct paged {
@@ -77,7 +67,7 @@ static void gather_block(const struct paged *p, const struct wn_seq *seq, uint32
 {
     const struct wn_mat *k = &p->a->kv.k, *v = &p->a->kv.v;
     const bool panels = wn_cpu_kv_panels(&p->a->kv);
-    const size_t hd = p->a->head_dim, n = min_u32(BLOCK, end - base);
+    const size_t hd = p->a->head_dim, n = wn_cpu_min(BLOCK, end - base);
 
     memset(f + p->k, 0, BLOCK * hd * sizeof(float));
     for (size_t j = 0; j < n; j++) {
@@ -103,12 +93,12 @@ static void add_block(const struct paged *p, uint32_t base, uint32_t first, uint
     uint32_t r0 = base > first ? (base - first) * p->group : 0;
 
     for (uint32_t r = r0; r < rows; r += WN_CPU_ROWS) {
-        uint32_t n = min_u32(WN_CPU_ROWS, rows - r), last = first + (r + n - 1) / p->group, keys[WN_CPU_ROWS];
+        uint32_t n = wn_cpu_min(WN_CPU_ROWS, rows - r), last = first + (r + n - 1) / p->group, keys[WN_CPU_ROWS];
         float *s = f + p->s + (size_t)r * BLOCK, *o = f + p->o + r * p->wide;
 
         for (uint32_t j = 0; j < BLOCK && base + j <= last; j += WN_CPU_COLS)
             p->isa->tile(n, hd, f + p->q + r * hd, hd, f + p->k + j * hd, s + j, BLOCK, true);
-        for (uint32_t i = 0; i < n; i++) keys[i] = min_u32(BLOCK, first + (r + i) / p->group - base + 1);
+        for (uint32_t i = 0; i < n; i++) keys[i] = wn_cpu_min(BLOCK, first + (r + i) / p->group - base + 1);
         p->isa->softmax(n, s, keys, base == 0, f + p->max + r, f + p->sum + r, o, p->wide);
         /* Keys that all rows of the tile see, then each row's own rest: no row is touched by keys after it. */
         for (size_t d = 0; d < p->wide; d += WN_CPU_COLS) {
@@ -157,7 +147,7 @@ struct places {
 
 static struct places find_block(const struct paged *p, const struct wn_seq *seq, uint32_t base)
 {
-    struct places b = {.n = base <= seq->pos ? min_u32(BLOCK, seq->pos - base + 1) : 0};
+    struct places b = {.n = base <= seq->pos ? wn_cpu_min(BLOCK, seq->pos - base + 1) : 0};
 
     for (uint32_t i = 0; i * WN_CPU_COLS < b.n; i++)
         b.at[i] = wn_cpu_kv_row(&p->a->kv, seq, base + i * WN_CPU_COLS) * p->a->kv.k.cols;
@@ -204,10 +194,10 @@ static uint32_t keys_in_common(const struct paged *p, const struct paged_task *t
 
     for (uint32_t i = 1; i < t->seqs; i++) {
         const struct wn_seq *seq = &p->a->seqs[(uint32_t)p->order[t->first + i]];
-        const uint32_t both = min_u32(keys, seq->pos + 1);
+        const uint32_t both = wn_cpu_min(keys, seq->pos + 1);
         uint32_t page = 0;
         while (page * p->a->kv.page_tokens < both && seq->pages[page] == one->pages[page]) page++;
-        keys = min_u32(both, page * p->a->kv.page_tokens);
+        keys = wn_cpu_min(both, page * p->a->kv.page_tokens);
     }
     return keys / BLOCK * BLOCK;
 }
@@ -279,7 +269,7 @@ static void make_tasks(struct paged *p, uint32_t threads)
             t0 -= p->tokens_max;
             for (uint32_t h = 0; h < a->kv_heads; h++)
                 p->tasks[p->tasks_n++] = (struct paged_task){
-                    .first = s, .head = h, .heads = 1, .t0 = t0, .t1 = min_u32(t0 + p->tokens_max, seq->rows)};
+                    .first = s, .head = h, .heads = 1, .t0 = t0, .t1 = wn_cpu_min(t0 + p->tokens_max, seq->rows)};
         }
     }
     sort(p->order, order_n);
@@ -290,7 +280,7 @@ static void make_tasks(struct paged *p, uint32_t threads)
         for (n = 1; i + n < order_n && n < p->seqs_max && p->order[i + n] >> 32 == p->order[i] >> 32; n++) {}
         for (uint32_t h = 0; h < a->kv_heads; h += heads)
             p->tasks[p->tasks_n++] =
-                (struct paged_task){.first = i, .seqs = n, .head = h, .heads = min_u32(heads, a->kv_heads - h)};
+                (struct paged_task){.first = i, .seqs = n, .head = h, .heads = wn_cpu_min(heads, a->kv_heads - h)};
     }
 }
 
@@ -308,17 +298,17 @@ wn_status wn_cpu_attn_paged(struct wn_backend *be, const struct wn_attn_paged *a
     p.group = a->heads / a->kv_heads;
     p.tokens_max = p.group < ROWS ? ROWS / p.group : 1;
     p.seqs_max = p.group < TOGETHER ? TOGETHER / p.group : 1;
-    p.wide = round_up(hd);
+    p.wide = wn_cpu_round_up(hd);
     p.in_place = wn_cpu_kv_panels(&a->kv) && hd % WN_CPU_COLS == 0 && p.group <= TOGETHER;
     rows_max = (size_t)p.tokens_max * p.group;
     if (rows_max < (size_t)p.seqs_max * a->heads) rows_max = (size_t)p.seqs_max * a->heads;
-    p.s = round_up(rows_max * hd);
+    p.s = wn_cpu_round_up(rows_max * hd);
     p.o = p.s + rows_max * BLOCK;
     p.k = p.o + rows_max * p.wide;
     p.v = p.k + BLOCK * hd;
     p.max = p.v + BLOCK * p.wide;
     p.sum = p.max + rows_max;
-    p.task_floats = round_up(p.sum + rows_max);
+    p.task_floats = wn_cpu_round_up(p.sum + rows_max);
     for (uint32_t s = 0; s < a->seqs_n; s++) {
         const struct wn_seq *q = &a->seqs[s];
         tasks += (size_t)((q->rows + p.tokens_max - 1) / p.tokens_max) * a->kv_heads;
@@ -365,7 +355,7 @@ static void full_rows(const struct full *p, uint32_t image, uint32_t head, uint3
     p->isa->scale(f + p->q, a->scale, (r1 - r0) * hd);
     for (size_t j = 0; j < p->keys; j += WN_CPU_COLS)
         for (uint32_t r = 0; r < r1 - r0; r += WN_CPU_ROWS)
-            p->isa->tile(min_u32(WN_CPU_ROWS, r1 - r0 - r), hd, f + p->q + r * hd, hd, f + p->k + j * hd,
+            p->isa->tile(wn_cpu_min(WN_CPU_ROWS, r1 - r0 - r), hd, f + p->q + r * hd, hd, f + p->k + j * hd,
                          f + p->s + r * p->keys + j, p->keys, true);
     for (uint32_t r = 0; r < r1 - r0; r++) {
         float *s = f + p->s + r * p->keys;
@@ -380,7 +370,7 @@ static void full_rows(const struct full *p, uint32_t image, uint32_t head, uint3
     for (uint32_t j = 0; j < a->tokens; j += KEYS)
         for (size_t d = 0; d < p->wide; d += WN_CPU_COLS)
             for (uint32_t r = 0; r < r1 - r0; r += WN_CPU_ROWS)
-                p->isa->tile(min_u32(WN_CPU_ROWS, r1 - r0 - r), min_u32(KEYS, a->tokens - j),
+                p->isa->tile(wn_cpu_min(WN_CPU_ROWS, r1 - r0 - r), wn_cpu_min(KEYS, a->tokens - j),
                              f + p->s + r * p->keys + j, p->keys, f + p->v + d * p->keys + (size_t)j * WN_CPU_COLS,
                              f + p->o + r * p->wide + d, p->wide, j == 0);
     for (uint32_t r = 0; r < r1 - r0; r++) {
@@ -409,14 +399,14 @@ static void full_task(const struct full *p, uint32_t image, uint32_t head, float
     }
     if (p->mean) memset(p->mean + ((size_t)image * a->heads + head) * a->tokens, 0, a->tokens * sizeof(float));
     for (uint32_t r = 0; r < a->tokens; r += FULL_ROWS)
-        full_rows(p, image, head, r, min_u32(r + FULL_ROWS, a->tokens), f);
+        full_rows(p, image, head, r, wn_cpu_min(r + FULL_ROWS, a->tokens), f);
 }
 
 wn_status wn_cpu_attn_full(struct wn_backend *be, const struct wn_attn_full *a)
 {
     struct wn_cpu *cpu = (struct wn_cpu *)be;
-    struct full p = {.isa = cpu->isa, .a = a, .wide = round_up(a->head_dim), .keys = round_up(a->tokens)};
-    size_t hd = a->head_dim, mean_floats = a->mean_cols ? round_up((size_t)a->images * a->heads * a->tokens) : 0;
+    struct full p = {.isa = cpu->isa, .a = a, .wide = wn_cpu_round_up(a->head_dim), .keys = wn_cpu_round_up(a->tokens)};
+    size_t hd = a->head_dim, mean_floats = a->mean_cols ? wn_cpu_round_up((size_t)a->images * a->heads * a->tokens) : 0;
     uint32_t tasks = a->images * a->heads;
     int threads = (uint64_t)tasks * a->tokens * a->tokens * hd < SMALL_WORK ? 1 : wn_cpu_threads();
     float *scratch;
@@ -427,7 +417,7 @@ wn_status wn_cpu_attn_full(struct wn_backend *be, const struct wn_attn_full *a)
     p.s = p.q + FULL_ROWS * hd;
     p.o = p.s + FULL_ROWS * p.keys;
     p.tmp = p.o + FULL_ROWS * p.wide;
-    p.task_floats = round_up(p.tmp + WN_CPU_COLS * hd);
+    p.task_floats = wn_cpu_round_up(p.tmp + WN_CPU_COLS * hd);
     scratch = wn_cpu_scratch(cpu, ((size_t)threads * p.task_floats + mean_floats) * sizeof(float));
     if (!scratch) return WN_ENOMEM;
     if (a->mean_cols) p.mean = scratch + (size_t)threads * p.task_floats;

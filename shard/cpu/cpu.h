@@ -92,6 +92,16 @@ struct wn_cpu {
     float rope_theta;
 };
 
+static inline uint32_t wn_cpu_min(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+static inline size_t wn_cpu_round_up(size_t n) /* to whole panels */
+{
+    return (n + WN_CPU_COLS - 1) / WN_CPU_COLS * WN_CPU_COLS;
+}
+
 /* The backend's scratch, at least `bytes` large; contents undefined. NULL if there is no memory. */
 void *wn_cpu_scratch(struct wn_cpu *cpu, size_t bytes);
 int wn_cpu_threads(void); /* of the next parallel region */

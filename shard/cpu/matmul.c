@@ -31,11 +31,6 @@ struct mm {
     size_t area; /* floats of one level of sums */
 };
 
-static uint32_t min_u32(uint32_t a, uint32_t b)
-{
-    return a < b ? a : b;
-}
-
 static uint32_t div_up(uint32_t a, uint32_t b)
 {
     return a / b + (a % b != 0);
@@ -64,8 +59,8 @@ wn_status wn_cpu_weight_create(struct wn_backend *be, struct wn_weight **out, co
         char *to = (char *)w->panels + p * panel_bytes;
         memset(rows, 0, sizeof(rows));
         for (uint32_t k = 0; k < w->k; k += 64) {
-            uint32_t n = min_u32(64, w->k - k);
-            for (uint32_t j = 0; j < min_u32(WN_CPU_COLS, w->n - p * WN_CPU_COLS); j++)
+            uint32_t n = wn_cpu_min(64, w->k - k);
+            for (uint32_t j = 0; j < wn_cpu_min(WN_CPU_COLS, w->n - p * WN_CPU_COLS); j++)
                 isa->load(rows[j], wn_mat_at(host, p * WN_CPU_COLS + j, k), host->dtype, n);
             isa->transpose(cols, rows[0], 64, n);
             if (as == WN_F32)
@@ -118,11 +113,11 @@ static void slice_sums(const struct mm *p, uint32_t slice, uint32_t p0, uint32_t
                        const char *next, float *sums)
 {
     for (uint32_t b = 0; b < p->blocks_per_slice; b++) {
-        uint32_t k0 = slice * p->slice_len + b * p->kc, n = min_u32(p->kc, p->slice_len - b * p->kc);
+        uint32_t k0 = slice * p->slice_len + b * p->kc, n = wn_cpu_min(p->kc, p->slice_len - b * p->kc);
         const float *x = p->x + (size_t)(slice * p->blocks_per_slice + b) * p->block_stride;
         if (p->block_stride == 0) x = p->x + k0;
         for (uint32_t m0 = r0; m0 < r1; m0 += MC) {
-            uint32_t m1 = min_u32(m0 + MC, r1);
+            uint32_t m1 = wn_cpu_min(m0 + MC, r1);
             for (uint32_t j = p0; j < p1; j++) {
                 const char *after = next;
                 if (j + 1 < p1) after = panel_at(p, j + 1, k0);
@@ -140,8 +135,8 @@ static void mm_task(const struct mm *p, uint32_t task, const char *next, float *
 {
     const struct wn_matmul *a = p->a;
     uint32_t panels = div_up(a->w->n, WN_CPU_COLS), p0 = task / p->row_blocks * p->strip,
-             p1 = min_u32(p0 + p->strip, panels);
-    uint32_t r0 = task % p->row_blocks * p->rows, r1 = min_u32(r0 + p->rows, p->m);
+             p1 = wn_cpu_min(p0 + p->strip, panels);
+    uint32_t r0 = task % p->row_blocks * p->rows, r1 = wn_cpu_min(r0 + p->rows, p->m);
 
     /* Level by level like a binary counter: slice s has popcount(s) finished sums before it. */
     for (uint32_t s = 0; s < a->slices; s++) {
@@ -155,7 +150,7 @@ static void mm_task(const struct mm *p, uint32_t task, const char *next, float *
     for (uint32_t j = p0; j < p1; j++)
         p->isa->finish(wn_mat_at(&a->out, r0, (size_t)j * WN_CPU_COLS), a->out.dtype, a->out.stride,
                        scratch + (size_t)(j - p0) * p->rows * WN_CPU_COLS, r1 - r0,
-                       min_u32(WN_CPU_COLS, a->w->n - j * WN_CPU_COLS), a->bias ? a->bias + j * WN_CPU_COLS : NULL,
+                       wn_cpu_min(WN_CPU_COLS, a->w->n - j * WN_CPU_COLS), a->bias ? a->bias + j * WN_CPU_COLS : NULL,
                        a->act);
 }
 
@@ -169,7 +164,7 @@ static void copy_x_row(const struct mm *p, float *to, uint32_t row)
     }
     for (uint32_t s = 0; s < p->a->slices; s++) {
         for (uint32_t b = 0; b < p->blocks_per_slice; b++) {
-            uint32_t at = b * p->kc, n = min_u32(p->kc, p->slice_len - at);
+            uint32_t at = b * p->kc, n = wn_cpu_min(p->kc, p->slice_len - at);
             p->isa->load(to + (size_t)(s * p->blocks_per_slice + b) * p->block_stride + row * p->x_ld,
                          wn_mat_at(x, row, (size_t)s * p->slice_len + at), x->dtype, n);
         }
@@ -248,7 +243,7 @@ static void plan_work(struct work *w, const struct wn_cpu_isa *isa, const struct
         struct mm *p = &w->p[i];
         *p = w->p[0];
         p->a = &a[i];
-        p->strip = p->m <= FEW_ROWS || panels == 0 ? 1 : min_u32(STRIP, div_up(panels, 4 * (uint32_t)threads));
+        p->strip = p->m <= FEW_ROWS || panels == 0 ? 1 : wn_cpu_min(STRIP, div_up(panels, 4 * (uint32_t)threads));
         p->area = (size_t)p->strip * p->rows * WN_CPU_COLS;
         if (w->task_floats < p->levels * p->area) w->task_floats = p->levels * p->area;
         w->tasks[i] = div_up(panels, p->strip) * p->row_blocks;

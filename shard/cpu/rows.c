@@ -16,11 +16,6 @@ static int threads_for(size_t rows, size_t cols)
     return rows * cols < SMALL_ELEMENTS ? 1 : wn_cpu_threads();
 }
 
-static size_t round_up(size_t n)
-{
-    return (n + 15) / 16 * 16;
-}
-
 /* x += y for a row, in `sum`; what is stored is taken up again, rounded. */
 static void add_row(const struct wn_cpu_isa *isa, const struct wn_mat *x, const struct wn_mat *y, uint32_t r,
                     float *sum, float *room)
@@ -35,7 +30,7 @@ static void add_row(const struct wn_cpu_isa *isa, const struct wn_mat *x, const 
 static wn_status norm_rows(struct wn_cpu *cpu, const struct wn_mat *y, const struct wn_norm *a)
 {
     const struct wn_cpu_isa *isa = cpu->isa;
-    size_t n = a->x.cols, room = round_up(n);
+    size_t n = a->x.cols, room = wn_cpu_round_up(n);
     int threads = threads_for(a->x.rows, y ? 2 * n : n);
     float *scratch;
 
@@ -110,7 +105,7 @@ static wn_status rope_prepare(struct wn_cpu *cpu, const struct wn_rope *a, int t
     for (uint32_t r = 0; r < a->x.rows; r++)
         if (a->position[r] > last && a->position[r] < ROPE_ROWS_MAX) last = a->position[r];
     if ((rc = rope_table(cpu, last + 1, a->head_dim, a->theta)) != WN_OK) return rc;
-    *room = round_up((size_t)a->x.cols + a->head_dim);
+    *room = wn_cpu_round_up((size_t)a->x.cols + a->head_dim);
     *scratch = wn_cpu_scratch(cpu, (size_t)threads * *room * sizeof(float));
     return *scratch ? WN_OK : WN_ENOMEM;
 }
