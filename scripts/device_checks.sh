@@ -79,7 +79,7 @@ build_there() {
     done
     wait
     for f in base/{status,log}.c shard/backend.c shard/cpu/{memory,reference,cpu,matmul,attention,rows,portable}.c \
-        shard/cuda/*.c tests/conform/{test_backend_cuda,backend_suite,backend_suite_attn,backend_suite_fused,backend_suite_pick,backend_double}.c shard/sample.c; do
+        shard/cuda/*.c tests/conform/{test_backend_cuda,backend_suite,backend_suite_attn,backend_suite_fused,backend_suite_load,backend_suite_pick,backend_double}.c shard/sample.c; do
         # shellcheck disable=SC2086
         gcc $flags -fopenmp -DWN_HAVE_CUDA -DWN_CUDA_HAVE_CUBLASLT -I"$cuda/include" -c "$f" -o "$dir/${f//\//_}.o" || return 1
         objects+=("$dir/${f//\//_}.o")

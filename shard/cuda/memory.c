@@ -5,6 +5,8 @@
 
 #include "shard/cuda/cuda.h"
 
+#define PIECE ((size_t)256 << 10) /* bytes that a thread copies at a time */
+
 static struct wn_cuda *cuda(struct wn_backend *be)
 {
     return (struct wn_cuda *)be;
@@ -88,6 +90,19 @@ static wn_status stage_take(struct wn_cuda *c, struct wn_cuda_stage **out)
     return wn_cuda_check(cudaEventSynchronize(s->copied), "wait for a copy", NULL);
 }
 
+/* n rows of `len` bytes, `step` apart, to `to`, one after the other. Threads share it: one alone reads memory, or the
+ * pages of a file, at a fraction of the rate at which the device takes them. */
+static void pack_rows(char *to, const char *from, size_t step, size_t len, size_t n)
+{
+    const size_t all = n * len, piece = step == len ? PIECE : len, pieces = (all + piece - 1) / piece;
+
+#pragma omp parallel for schedule(static) if (all > PIECE)
+    for (size_t i = 0; i < pieces; i++) {
+        const size_t left = all - i * piece;
+        memcpy(to + i * piece, from + i * (step == len ? piece : step), left < piece ? left : piece);
+    }
+}
+
 /* rows of `width` bytes, `host_step` apart, to dst with rows `step` apart: through the ring, so `host` is the caller's
  * again at return. */
 static wn_status upload_rows(struct wn_cuda *c, char *dst, size_t step, const char *host, size_t host_step,
@@ -103,8 +118,7 @@ static wn_status upload_rows(struct wn_cuda *c, char *dst, size_t step, const ch
             size_t len = width - at < piece ? width - at : piece;
             struct wn_cuda_stage *s = NULL;
             if ((rc = stage_take(c, &s)) != WN_OK) break;
-            for (size_t i = 0; i < n; i++)
-                memcpy((char *)s->pinned + i * len, host + (r + i) * host_step + at, len);
+            pack_rows(s->pinned, host + r * host_step + at, host_step, len, n);
             rc = wn_cuda_check(cudaMemcpy2DAsync(dst + r * step + at, step, s->pinned, len, len, n,
                                                  cudaMemcpyHostToDevice, c->stream),
                                "upload", NULL);

@@ -41,6 +41,8 @@ void attn_paged_shared(void **state);
 void attn_full_close(void **state);
 void fused_norm(void **state);
 void fused_rope(void **state);
+void upload_large(void **state);
+void weight_large(void **state);
 void pick_as_sampler(void **state);
 void pick_seeds(void **state);
 void pick_left(void **state);
