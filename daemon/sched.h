@@ -179,7 +179,8 @@ void wn_sched_worker_message(struct wn_scheduler *s, struct wn_msg *msg);
 void wn_sched_slow_encodes(struct wn_scheduler *s, int64_t now_us);
 void wn_sched_leases(struct wn_scheduler *s, int64_t now_us);
 void wn_sched_worker_lost(struct wn_scheduler *s, int worker, const char *why);
-void wn_sched_dismiss(struct wn_scheduler *s); /* asks every worker to leave */
+/* Asks every worker to leave, once; false: some are still connected, or could not be told yet. */
+bool wn_sched_dismiss(struct wn_scheduler *s);
 unsigned wn_sched_workers_up(const struct wn_scheduler *s, Wn__Role role);
 
 /* ---- sched_route.c: changes of a job's state; each may flush and free nothing ---- */

@@ -445,12 +445,22 @@ void wn_sched_worker_message(struct wn_scheduler *s, struct wn_msg *msg)
     wn_codec_free(env);
 }
 
-void wn_sched_dismiss(struct wn_scheduler *s)
+bool wn_sched_dismiss(struct wn_scheduler *s)
 {
     Wn__Drain drain = WN__DRAIN__INIT;
+    Wn__Heartbeat beat = WN__HEARTBEAT__INIT;
+    bool all = true;
 
     for (int i = 0; i < WN_SCHED_WORKERS_MAX; i++) {
-        if (!s->worker[i].used || !s->worker[i].up) continue;
-        (void)!wn_sched_send(s->workers, &s->worker[i].peer, WN__ENVELOPE__BODY_DRAIN, &drain, NULL, 0, 0, NULL);
+        struct wn_sched_worker *w = &s->worker[i];
+        const bool told = w->draining; /* or it leaves by itself */
+        wn_status rc;
+        if (!w->used || !w->up) continue;
+        rc = wn_sched_send(s->workers, &w->peer, told ? WN__ENVELOPE__BODY_HEARTBEAT : WN__ENVELOPE__BODY_DRAIN,
+                           told ? (const void *)&beat : &drain, NULL, 0, 0, NULL);
+        w->draining = told || rc == WN_OK;
+        w->up = rc == WN_OK || rc == WN_EBUSY;
+        all = all && !w->up;
     }
+    return all;
 }

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/log.h"
 #include "daemon/pruning_ask.h"
@@ -13,6 +14,7 @@
 #define TICK_US  ((int64_t)50000)
 #define SWEEP_US ((int64_t)1000000)
 #define STALL_US ((int64_t)10000) /* while a client's queue is full */
+#define LEAVE_US ((int64_t)1000000) /* for all to hear that this is the end */
 
 static wn_status open_endpoints(struct wn_scheduler *s, const char *workers, struct wn_err *err)
 {
@@ -133,6 +135,16 @@ static void receive(struct wn_scheduler *s, struct wn_endpoint *ep,
     wn_msg_clear(&msg);
 }
 
+/* Goes on where a client's queue was full. */
+static void flush_stalled(struct wn_scheduler *s)
+{
+    if (!s->stalled) return;
+    s->stalled = false;
+    for (int l = 0; l < WN_LISTS; l++)
+        for (struct wn_job *job = s->list[l].first; job; job = job->next)
+            if (job->watchers_n) wn_sched_flush(s, job);
+}
+
 static void tick(struct wn_scheduler *s)
 {
     const int64_t now = wn_now_us();
@@ -142,12 +154,7 @@ static void tick(struct wn_scheduler *s)
     wn_sched_slow_encodes(s, now);
     wn_sched_deadlines(s, now);
     wn_sched_journal_tick(s, now);
-    if (s->stalled) {
-        s->stalled = false;
-        for (int l = 0; l < WN_LISTS; l++)
-            for (struct wn_job *job = s->list[l].first; job; job = job->next)
-                if (job->watchers_n) wn_sched_flush(s, job);
-    }
+    flush_stalled(s);
     wn_sched_expire(s, now);
     if (now < s->sweep_us) return;
     s->sweep_us = now + SWEEP_US;
@@ -179,7 +186,19 @@ static void end_rest(struct wn_scheduler *s)
             wn_sched_busy(s, &job->watchers[i].peer, job->watchers[i].tag, "the server is shutting down");
     for (int l = WN_LIST_QUEUED; l <= WN_LIST_RUNNING && !s->journal; l++)
         while (s->list[l].first) wn_sched_fail(s, s->list[l].first, WN_ECANCEL, true, "the server is shutting down");
-    wn_sched_dismiss(s);
+}
+
+/* The last words: a full queue is tried again, and workers hang up when they have heard. Whoever has a question
+ * meanwhile is answered; bytes that nobody read would make the kernel drop what is still to go out. */
+static void say_goodbye(struct wn_scheduler *s)
+{
+    const int64_t until_us = wn_deadline_in_us(LEAVE_US);
+
+    while ((!wn_sched_dismiss(s) || s->stalled) && !wn_deadline_passed(until_us)) {
+        usleep((useconds_t)STALL_US);
+        receive(s, s->clients, wn_sched_client_message);
+        flush_stalled(s);
+    }
 }
 
 wn_status wn_scheduler_run(struct wn_scheduler *s, int stop_fd, struct wn_err *err)
@@ -194,7 +213,7 @@ wn_status wn_scheduler_run(struct wn_scheduler *s, int stop_fd, struct wn_err *e
 
         if (s->journal) (journal = &items[n++])->fd = wn_journal_fd(s->journal);
         if (!s->draining) (stop = &items[n++])->fd = stop_fd;
-        if (s->draining && (jobs_left(s) == 0 || wn_deadline_passed(end_us))) break;
+        if (s->draining && ((jobs_left(s) == 0 && !s->stalled) || wn_deadline_passed(end_us))) break;
         rc = wn_endpoint_poll(items, n, next_tick_us);
         if (rc != WN_OK && rc != WN_ETIME) return wn_fail(err, rc, "scheduler: waiting failed");
         if (items[0].readable) receive(s, s->workers, wn_sched_worker_message);
@@ -212,5 +231,6 @@ wn_status wn_scheduler_run(struct wn_scheduler *s, int stop_fd, struct wn_err *e
         wn_sched_dispatch(s);
     }
     end_rest(s);
+    say_goodbye(s);
     return WN_OK;
 }

@@ -31,6 +31,7 @@
 #define ASK_PERIOD_US   50000ll
 #define KILL_GRACE_US   5000000ll
 #define FOLLOW_GRACE_US 2000000ll
+#define LEAVE_US        3000000ll /* for the scheduler, when the time for its jobs is over */
 
 struct component {
     const char *name; /* of its part of the crew */
@@ -288,7 +289,7 @@ static void begin_stop(struct supervisor *s)
 {
     if (s->stop_us) return;
     wn_info("supervisor", "draining");
-    s->stop_us = wn_deadline_in_us((int64_t)s->cfg.shutdown_timeout_s * 1000000 + 1000000);
+    s->stop_us = wn_deadline_in_us((int64_t)s->cfg.shutdown_timeout_s * 1000000 + LEAVE_US);
     if (s->parts[0].pid) s->crew.launcher->signal(s->parts[0].pid, SIGTERM);
 }
 

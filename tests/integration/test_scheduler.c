@@ -578,6 +578,19 @@ static void models_do_not_mix(void **state)
     bed_stop(&b);
 }
 
+static bool is_draining(struct end *client)
+{
+    Wn__StatusRequest r = WN__STATUS_REQUEST__INIT;
+    Wn__Envelope *env;
+    bool yes;
+
+    end_send(client, WN__ENVELOPE__BODY_STATUS_REQUEST, &r, NULL, 0);
+    env = end_expect(client, WN__ENVELOPE__BODY_STATUS);
+    yes = strstr(env->status->not_ready_because, "shutting down") != NULL;
+    wn_codec_free(env);
+    return yes;
+}
+
 static void shutdown_tells_clients(void **state)
 {
     struct bed b;
@@ -585,7 +598,7 @@ static void shutdown_tells_clients(void **state)
 
     (void)state;
     bed_init(&b);
-    b.cfg.shutdown_timeout_s = 1;
+    b.cfg.shutdown_timeout_s = 2;
     b.cfg.lease_ms = 60000;
     bed_start(&b);
     leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 4);
@@ -594,10 +607,14 @@ static void shutdown_tells_clients(void **state)
     expect_accepted(&client, false, NULL);
     (void)take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
     eventfd_write(b.stop_fd, 1);
-    usleep(100000);
+    while (!is_draining(&client)) usleep(1000);
     submit(&client, "q", NULL, "");
     wn_codec_free(end_expect(&client, WN__ENVELOPE__BODY_BUSY));
     end_expect_error(&client, WN_ECANCEL, "shutting down");
+    (void)take_order(&leader, WN__ENVELOPE__BODY_CANCEL);
+    wn_codec_free(end_expect(&leader, WN__ENVELOPE__BODY_DRAIN));
+    submit(&client, "too late, and the leader is still there", NULL, "");
+    wn_codec_free(end_expect(&client, WN__ENVELOPE__BODY_BUSY));
     end_close(&client);
     end_close(&leader);
     bed_stop(&b);

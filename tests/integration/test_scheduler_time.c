@@ -2,16 +2,34 @@
  * forgotten. */
 #include "sched_bed.h"
 
+#include <sys/eventfd.h>
+
 #include "base/log.h"
+
+enum { JOBS = 40, PIECES = 100, PIECE = 5000 };
+
+/* 20 MB of answers to a client that does not read: job j's are of the letter 'A' + j. */
+static void flood(struct end *client, struct end *leader, char ids[JOBS][32])
+{
+    char piece[PIECE + 1] = "";
+
+    for (int j = 0; j < JOBS; j++) {
+        struct order gen;
+        submit(client, "q", NULL, "");
+        gen = take_order(leader, WN__ENVELOPE__BODY_GENERATE);
+        memcpy(ids[j], gen.id, sizeof(ids[j]));
+        memset(piece, 'A' + j, PIECE);
+        for (uint32_t i = 0; i < PIECES; i++) give_tokens(leader, &gen, i, i, piece);
+        give_done(leader, &gen, 1);
+    }
+}
 
 /* A client that does not read: its queue fills, the leader and others are not held up, and when it reads again it gets
  * every byte of every answer in order. */
 static void slow_client(void **state)
 {
-    enum { JOBS = 40, PIECES = 100, PIECE = 5000 };
     struct bed b;
     struct end client, other, leader;
-    char *piece = malloc(PIECE + 1);
     size_t got[JOBS] = {0}, most = 0;
     char ids[JOBS][32];
     int done = 0;
@@ -22,16 +40,7 @@ static void slow_client(void **state)
     bed_start(&b);
     leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", JOBS + 1);
     client = end_open(&b, false);
-    for (int j = 0; j < JOBS; j++) {
-        struct order gen;
-        submit(&client, "q", NULL, "");
-        gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
-        memcpy(ids[j], gen.id, sizeof(ids[j]));
-        memset(piece, 'A' + j, PIECE);
-        piece[PIECE] = '\0';
-        for (uint32_t i = 0; i < PIECES; i++) give_tokens(&leader, &gen, i, i, piece);
-        give_done(&leader, &gen, 1);
-    }
+    flood(&client, &leader, ids);
     other = end_open(&b, false); /* in the meantime */
     submit(&other, "q", NULL, "");
     expect_accepted(&other, false, NULL);
@@ -62,9 +71,37 @@ static void slow_client(void **state)
         wn_codec_free(env);
     }
     assert_true(most > 1); /* pieces were put together: the queue had really been full */
-    free(piece);
     end_close(&client);
     end_close(&other);
+    end_close(&leader);
+    bed_stop(&b);
+}
+
+/* A scheduler that drains waits for it as for a job that runs. */
+static void slow_client_at_the_end(void **state)
+{
+    struct bed b;
+    struct end client, leader;
+    char ids[JOBS][32];
+
+    (void)state;
+    bed_init(&b);
+    b.cfg.lease_ms = 60000;
+    b.cfg.shutdown_timeout_s = 20;
+    bed_start(&b);
+    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", JOBS);
+    client = end_open(&b, false);
+    flood(&client, &leader, ids);
+    eventfd_write(b.stop_fd, 1);
+    usleep(1500000);
+    for (int done = 0; done < JOBS;) {
+        Wn__Envelope *env = end_recv(&client, 5000);
+        if (!env) fail_msg("after %d answers nothing came", done);
+        done += env->body_case == WN__ENVELOPE__BODY_DONE;
+        wn_codec_free(env);
+    }
+    wn_codec_free(end_expect(&leader, WN__ENVELOPE__BODY_DRAIN));
+    end_close(&client);
     end_close(&leader);
     bed_stop(&b);
 }
@@ -273,6 +310,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(slow_client),
+        cmocka_unit_test(slow_client_at_the_end),
         cmocka_unit_test(deadlines),
         cmocka_unit_test(keys),
         cmocka_unit_test(results_are_bounded),
