@@ -99,6 +99,7 @@ int cmd_eval(int argc, char **argv);
 int cmd_status(int argc, char **argv);
 int cmd_top(int argc, char **argv);
 int cmd_cancel(int argc, char **argv);
+int cmd_drain(int argc, char **argv);
 int cmd_run_batch(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
 int cmd_attach(int argc, char **argv);

@@ -24,6 +24,7 @@ static const struct {
     {"check", NULL, "Servers", "networks, versions, memory and keys of such a server, measured"},
     {"plan", NULL, "Servers", "who would hold what, and the bytes on each link"},
     {"prune", NULL, "Servers", "draw which visual tokens of a picture are kept"},
+    {"drain", cmd_drain, "Servers", "end a server when its jobs are done"},
     {"keygen", cmd_keygen, "Servers", "make the keys of a server, its workers and its clients"},
     {"status", cmd_status, "Servers", "what the server and its workers do"},
     {"top", cmd_top, "Servers", "the same, live"},

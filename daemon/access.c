@@ -158,9 +158,9 @@ const struct wn_access_entry *wn_access_find(const struct wn_access *a, const ch
 
 wn_status wn_access_check(const struct wn_access_entry *who, Wn__Envelope__BodyCase kind, struct wn_err *err)
 {
-    const bool asks = kind == WN__ENVELOPE__BODY_STATUS_REQUEST;
+    const bool asks = kind == WN__ENVELOPE__BODY_STATUS_REQUEST, ends = kind == WN__ENVELOPE__BODY_DRAIN;
 
-    if (!who || who->role == WN_KEY_CLIENT || who->role == WN_KEY_ADMIN || asks) return WN_OK;
+    if (!who || who->role == WN_KEY_ADMIN || asks || (who->role == WN_KEY_CLIENT && !ends)) return WN_OK;
     return wn_fail(err, WN_EAUTH, "a %s key may not send %s here", wn_key_role_name(who->role),
                    wn_codec_body_name(kind));
 }

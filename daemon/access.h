@@ -6,7 +6,7 @@
  *   key      may connect to      may
  *   client   the clients' port   submit; follow and cancel what was submitted with the same key; ask whether the server
  *                                is ready
- *   admin    the clients' port   the same with everybody's jobs; see the workers and what was refused
+ *   admin    the clients' port   the same with everybody's jobs; see the workers and what was refused; end the service
  *   worker   both                on the clients' port: ask for the state, no more; on the workers': all that workers do
  *
  * Without keys (NULL below) everybody may do everything: the addresses are then local, or --insecure was said.

@@ -1,5 +1,4 @@
-/* daemon/sched.h - what the files of the scheduler share: sched_table.c, sched_client.c, sched_worker.c,
- * sched_route.c, sched_journal.c, sched_status.c and scheduler.c. Everything runs in the scheduler's one thread. */
+/* daemon/sched.h - what scheduler.c and the sched_*.c share. Everything runs in the scheduler's one thread. */
 #ifndef WN_DAEMON_SCHED_H
 #define WN_DAEMON_SCHED_H
 
@@ -123,17 +122,20 @@ struct wn_scheduler {
     unsigned gone_at;
     size_t held_bytes;
     int64_t ended_us, gap_us;         /* when the last job ended, and how long that takes: a moving mean */
-    bool draining, stalled;           /* stalled: a client's queue is full, try again soon */
+    bool draining, stalled, probing;  /* stalled: a client's queue is full, try again soon */
     struct wn_journal *journal;       /* NULL: jobs live in memory only */
     struct wn_err journal_error;      /* why it cannot be written; code WN_OK: it can */
-    bool probing;
     int64_t probe_us, record_us;      /* when to try it again, when to record tokens again */
-    int64_t sweep_us;                 /* when to look for accounts to forget */
+    int64_t sweep_us, drain_until_us; /* when to look for accounts to forget; draining: the end of what runs */
     size_t unsettled;                 /* ended jobs whose end was not told yet */
     int64_t started_us;
     uint64_t accepted, answered, failed, cancelled, replayed, busy, refused_messages;
     uint64_t prompt_tokens, generated_tokens, image_tokens, image_tokens_before;
 };
+
+/* ---- scheduler.c ---- */
+void wn_sched_drain(struct wn_scheduler *s, int64_t until_us); /* and end; said again it can only be sooner */
+size_t wn_sched_jobs_left(const struct wn_scheduler *s);
 
 /* ---- sched_table.c: jobs ---- */
 struct wn_job *wn_sched_job_find(struct wn_scheduler *s, const char *id);
@@ -143,8 +145,7 @@ void wn_blob_release(struct wn_blob *b); /* any thread; NULL is fine */
 WN_NODISCARD wn_status wn_sched_job_create(struct wn_scheduler *s, struct wn_job **out, Wn__Envelope *request,
                                            const char *id, const void *images, size_t images_bytes,
                                            struct wn_err *err);
-/* Gives a job that was made without images those of another. */
-void wn_sched_job_share(struct wn_scheduler *s, struct wn_job *job, const struct wn_job *twin);
+void wn_sched_job_share(struct wn_scheduler *s, struct wn_job *job, const struct wn_job *twin); /* the twin's images */
 void wn_sched_job_destroy(struct wn_scheduler *s, struct wn_job *job);
 void wn_sched_list_put(struct wn_scheduler *s, struct wn_job *job, enum wn_job_list list, bool first);
 void wn_sched_payload_drop(struct wn_scheduler *s, struct wn_job *job);
@@ -179,8 +180,7 @@ void wn_sched_worker_message(struct wn_scheduler *s, struct wn_msg *msg);
 void wn_sched_slow_encodes(struct wn_scheduler *s, int64_t now_us);
 void wn_sched_leases(struct wn_scheduler *s, int64_t now_us);
 void wn_sched_worker_lost(struct wn_scheduler *s, int worker, const char *why);
-/* Asks every worker to leave, once; false: some are still connected, or could not be told yet. */
-bool wn_sched_dismiss(struct wn_scheduler *s);
+bool wn_sched_dismiss(struct wn_scheduler *s); /* asks every worker to leave, once; false: not all have */
 unsigned wn_sched_workers_up(const struct wn_scheduler *s, Wn__Role role);
 
 /* ---- sched_route.c: changes of a job's state; each may flush and free nothing ---- */

@@ -500,6 +500,22 @@ static void on_acknowledge(struct wn_scheduler *s, const struct wn_peer_id *peer
     wn_sched_list_put(s, job, WN_LIST_ENDED, true);
 }
 
+/* The service ends, as after SIGTERM. */
+static void on_drain(struct wn_scheduler *s, const struct wn_peer_id *peer, const Wn__Drain *d,
+                     const struct wn_access_entry *who)
+{
+    const int64_t wait_us = d->deadline_ms ? d->deadline_ms * 1000ll : s->cfg.shutdown_timeout_s * 1000000ll;
+    Wn__Drain answer = WN__DRAIN__INIT;
+    int64_t left_us;
+
+    wn_info("scheduler", "%s drains the service", who ? who->name : "a client");
+    wn_sched_drain(s, wn_deadline_in_us(wait_us));
+    left_us = s->drain_until_us - wn_now_us();
+    answer.deadline_ms = left_us > 0 ? (uint32_t)(left_us / 1000) : 0;
+    answer.jobs = (uint32_t)wn_sched_jobs_left(s);
+    (void)!wn_sched_send(s->clients, peer, WN__ENVELOPE__BODY_DRAIN, &answer, NULL, 0, 0, NULL);
+}
+
 /* Parses a message and checks that it may come from here. *env may be set on failure, too. */
 static wn_status admit_message(const struct wn_scheduler *s, Wn__Envelope **env, struct wn_msg *msg,
                                const struct wn_access_entry *who, struct wn_err *err)
@@ -546,6 +562,7 @@ void wn_sched_client_message(struct wn_scheduler *s, struct wn_msg *msg)
     case WN__ENVELOPE__BODY_ATTACH: on_attach(s, &peer, env->attach, who); break;
     case WN__ENVELOPE__BODY_CANCEL: on_cancel(s, &peer, env->cancel, who); break;
     case WN__ENVELOPE__BODY_STATUS_REQUEST: wn_sched_status_send(s, &peer, who); break;
+    case WN__ENVELOPE__BODY_DRAIN: on_drain(s, &peer, env->drain, who); break;
     default:
         wn_fail(&err, WN_EPROTO, "%s is not for clients", wn_codec_body_name(env->body_case));
         s->refused_messages++;

@@ -161,17 +161,23 @@ static void tick(struct wn_scheduler *s)
     wn_accounts_sweep(&s->accounts, now);
 }
 
-static void begin_drain(struct wn_scheduler *s)
-{
-    s->draining = true; /* workers go on: what is queued may still be finished */
-    wn_info("scheduler", "shutting down: %zu jobs are left",
-            s->list[WN_LIST_QUEUED].n + s->list[WN_LIST_ORPHANED].n + s->list[WN_LIST_RUNNING].n);
-}
-
-static size_t jobs_left(const struct wn_scheduler *s)
+size_t wn_sched_jobs_left(const struct wn_scheduler *s)
 {
     return s->list[WN_LIST_PENDING].n + s->list[WN_LIST_QUEUED].n + s->list[WN_LIST_ORPHANED].n +
            s->list[WN_LIST_RUNNING].n + s->unsettled;
+}
+
+void wn_sched_drain(struct wn_scheduler *s, int64_t until_us)
+{
+    if (!s->draining) wn_info("scheduler", "shutting down: %zu jobs are left", wn_sched_jobs_left(s));
+    if (!s->draining || until_us < s->drain_until_us) s->drain_until_us = until_us;
+    s->draining = true; /* workers go on: what is queued may still be finished */
+}
+
+static bool drained(const struct wn_scheduler *s)
+{
+    if (!s->draining) return false;
+    return (wn_sched_jobs_left(s) == 0 && !s->stalled) || wn_deadline_passed(s->drain_until_us);
 }
 
 /* What could not be finished in time. With a journal it is left to the next scheduler. */
@@ -203,17 +209,17 @@ static void say_goodbye(struct wn_scheduler *s)
 
 wn_status wn_scheduler_run(struct wn_scheduler *s, int stop_fd, struct wn_err *err)
 {
-    int64_t end_us = WN_NEVER, next_tick_us = 0;
+    int64_t next_tick_us = 0;
+    bool stopped = false;
 
-    for (;;) {
+    while (!drained(s)) {
         struct wn_poll_item items[4] = {{.ep = s->workers}, {.ep = s->clients}};
         struct wn_poll_item *stop = NULL, *journal = NULL;
         size_t n = 2;
         wn_status rc;
 
         if (s->journal) (journal = &items[n++])->fd = wn_journal_fd(s->journal);
-        if (!s->draining) (stop = &items[n++])->fd = stop_fd;
-        if (s->draining && ((jobs_left(s) == 0 && !s->stalled) || wn_deadline_passed(end_us))) break;
+        if (!stopped) (stop = &items[n++])->fd = stop_fd;
         rc = wn_endpoint_poll(items, n, next_tick_us);
         if (rc != WN_OK && rc != WN_ETIME) return wn_fail(err, rc, "scheduler: waiting failed");
         if (items[0].readable) receive(s, s->workers, wn_sched_worker_message);
@@ -221,8 +227,8 @@ wn_status wn_scheduler_run(struct wn_scheduler *s, int stop_fd, struct wn_err *e
         if (items[1].readable) receive(s, s->clients, wn_sched_client_message);
         if (journal && journal->readable) wn_sched_journal_outcomes(s);
         if (stop && stop->readable) {
-            begin_drain(s);
-            end_us = wn_deadline_in_us((int64_t)s->cfg.shutdown_timeout_s * 1000000);
+            stopped = true;
+            wn_sched_drain(s, wn_deadline_in_us((int64_t)s->cfg.shutdown_timeout_s * 1000000));
         }
         if (wn_now_us() >= next_tick_us) {
             tick(s); /* after what had come was read: a pause of this process is not a worker's fault */

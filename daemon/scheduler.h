@@ -25,9 +25,9 @@ struct wn_scheduler;
 WN_NODISCARD wn_status wn_scheduler_open(struct wn_scheduler **out, const struct wn_config *cfg, const char *workers,
                                          struct wn_err *err);
 
-/* Serves until stop_fd becomes readable (a signalfd, eventfd or pipe; it is not read). Then it takes nothing new,
- * waits for running jobs up to --shutdown-timeout, fails what is left, and returns when clients and workers have been
- * told, a second later at most. */
+/* Serves until stop_fd becomes readable (a signalfd, eventfd or pipe; it is not read), or an admin says Drain. Then it
+ * takes nothing new, waits for running jobs up to --shutdown-timeout or as long as the admin says, fails what is left,
+ * and returns when clients and workers have been told, a second later at most. */
 WN_NODISCARD wn_status wn_scheduler_run(struct wn_scheduler *s, int stop_fd, struct wn_err *err);
 
 void wn_scheduler_close(struct wn_scheduler *s); /* NULL is fine */

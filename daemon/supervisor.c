@@ -1,6 +1,6 @@
 /* daemon/supervisor.c - `winnow serve`: checks everything that can be checked before weights load, starts the
  * scheduler, the vision workers and the replicas, says when the service is ready, starts again what dies, and
- * drains on SIGTERM.
+ * drains on SIGTERM, or when an admin tells its scheduler to.
  *
  * A component that gives up before the service was ready once ends the service: its own error line says why. One that
  * is ended by a signal or loses a rank, and any after that, is started again after a pause; one that keeps dying ends
@@ -32,6 +32,7 @@
 #define KILL_GRACE_US   5000000ll
 #define FOLLOW_GRACE_US 2000000ll
 #define LEAVE_US        3000000ll /* for the scheduler, when the time for its jobs is over */
+#define LEFT_US         1000000ll /* until a worker that left in order is started again: the service may be ending */
 
 struct component {
     const char *name; /* of its part of the crew */
@@ -227,7 +228,7 @@ static void plan_restart(struct supervisor *s, struct component *c, int status)
                  strsignal(WTERMSIG(status)));
     else
         snprintf(why, sizeof(why), "%s ended with exit code %d", c->name, WEXITSTATUS(status));
-    if (!s->ready && !was_ended(status)) {
+    if (!s->ready && !was_ended(status) && status != 0) {
         snprintf(why + strlen(why), sizeof(why) - strlen(why), " before the service was ready");
         fail_service(s, why);
         return;
@@ -237,8 +238,19 @@ static void plan_restart(struct supervisor *s, struct component *c, int status)
         fail_service(s, why);
         return;
     }
+    if (status == 0 && pause < LEFT_US) pause = LEFT_US;
     c->start_at_us = now + pause;
-    wn_warn("supervisor", "%s; it starts again in %lld ms", why, (long long)pause / 1000);
+    WN_LOG(status == 0 ? WN_LOG_INFO : WN_LOG_WARN, "supervisor", "%s; it starts again in %lld ms", why,
+           (long long)pause / 1000);
+}
+
+/* The scheduler drains: it finishes its jobs, tells the workers to leave, and leaves. */
+static void begin_stop(struct supervisor *s)
+{
+    if (s->stop_us) return;
+    wn_info("supervisor", "draining");
+    s->stop_us = wn_deadline_in_us((int64_t)s->cfg.shutdown_timeout_s * 1000000 + LEAVE_US);
+    if (s->parts[0].pid) s->crew.launcher->signal(s->parts[0].pid, SIGTERM);
 }
 
 static void reap(struct supervisor *s)
@@ -253,6 +265,7 @@ static void reap(struct supervisor *s)
             c->stopped_us = WIFSTOPPED(status) ? wn_now_us() : 0;
             if (WIFSTOPPED(status) || WIFCONTINUED(status)) break;
             c->pid = 0;
+            if (c == &s->parts[0] && status == 0) begin_stop(s); /* an admin told it to drain */
             if (s->stop_us && c == &s->parts[0]) { /* it has told the others to leave: they have this long */
                 const int64_t until = wn_deadline_in_us(FOLLOW_GRACE_US);
                 if (until < s->stop_us) s->stop_us = until;
@@ -282,15 +295,6 @@ static bool any_running(const struct supervisor *s)
     for (size_t i = 0; i < s->crew.parts_n; i++)
         if (s->parts[i].pid) return true;
     return false;
-}
-
-/* The scheduler drains: it finishes its jobs, tells the workers to leave, and leaves. */
-static void begin_stop(struct supervisor *s)
-{
-    if (s->stop_us) return;
-    wn_info("supervisor", "draining");
-    s->stop_us = wn_deadline_in_us((int64_t)s->cfg.shutdown_timeout_s * 1000000 + LEAVE_US);
-    if (s->parts[0].pid) s->crew.launcher->signal(s->parts[0].pid, SIGTERM);
 }
 
 /* Ends what is left: politely, then not. */

@@ -472,9 +472,15 @@ static wn_status open_worker(struct vision_worker *v, struct wn_err *err)
     return wn_encoder_warm_up(v->encoder, err);
 }
 
+/* Told to leave, and nothing is left to send. */
+static bool may_leave(const struct vision_worker *v)
+{
+    return (v->draining || drain_asked) && !v->queue.first && !v->outbox.first;
+}
+
 static void serve(struct vision_worker *v)
 {
-    while (!((v->draining || drain_asked) && !v->queue.first && !v->outbox.first)) {
+    while (!may_leave(v)) {
         struct wn_front_load *load = wn_front_load(v->front);
         struct wn_front_msg *m;
 
@@ -485,7 +491,7 @@ static void serve(struct vision_worker *v)
         atomic_store(&load->features, v->sent.n);
         if (v->queue.first && v->outbox.n < v->cfg.vision_queue)
             encode_batch(v);
-        else
+        else if (!may_leave(v))
             wn_front_wait(v->front, wn_deadline_in_us(IDLE_WAIT_US));
     }
 }

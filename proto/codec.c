@@ -206,6 +206,12 @@ static wn_status check_done(const Wn__Done *d, struct wn_err *err)
     return check_ref("Done", d->job, err);
 }
 
+static wn_status check_drain(const Wn__Drain *d, struct wn_err *err)
+{
+    if (d->deadline_ms <= WN_DRAIN_MS_MAX) return WN_OK;
+    return wn_fail(err, WN_ELIMIT, "Drain: %u ms, at most %d", d->deadline_ms, WN_DRAIN_MS_MAX);
+}
+
 static wn_status check_tokens(const Wn__Tokens *t, struct wn_err *err)
 {
     if (t->n_logprobs != 0 && t->n_logprobs != t->n_ids)
@@ -225,6 +231,7 @@ static wn_status check_body(const Wn__Envelope *e, struct wn_err *err)
     case WN__ENVELOPE__BODY_GENERATE: return check_generate(e->generate, err);
     case WN__ENVELOPE__BODY_HELLO: return check_hello(e->hello, err);
     case WN__ENVELOPE__BODY_WELCOME: return check_welcome(e->welcome, err);
+    case WN__ENVELOPE__BODY_DRAIN: return check_drain(e->drain, err);
     case WN__ENVELOPE__BODY_FEATURES: {
         wn_status rc = check_ref("Features", e->features->job, err);
         return rc == WN_OK ? check_features(e->features, err) : rc;

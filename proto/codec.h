@@ -38,6 +38,7 @@
 #define WN_LOGPROBS_BYTES_MAX  2048                /* one packed TokenLogprobs */
 #define WN_CHOICES_MAX         16                  /* answers of one Submit */
 #define WN_KEY_BYTES_MAX       128                 /* idempotency key */
+#define WN_DRAIN_MS_MAX        86400000            /* for jobs that run when the service ends */
 
 /* The bytes of one message; *out is owned by the caller: free(). env->version is ignored and sent as ours. */
 WN_NODISCARD wn_status wn_codec_pack(uint8_t **out, size_t *out_bytes, const Wn__Envelope *env, struct wn_err *err);

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # scripts/tsan.sh - the threaded parts under ThreadSanitizer: the tests whose threads share something, and whole
 # services with keys and a journal, of one rank and of two. Fails if anything was reported; reports stay in
-# build/tsan/reports. Tests of short leases are not among them: all is ten times slower here. 5 to 9 minutes on two
+# build/tsan/reports. Tests of short leases are not among them: all is ten times slower here. 5 to 10 minutes on two
 # cores; CI does not run it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-tests=(test_ring test_log test_traffic test_endpoint test_journal test_preprocess test_tokenizer test_plan test_plan_links
-    test_link test_front test_client test_scheduler test_scheduler_clients test_access test_vision_link)
+tests=(test_ring test_log test_traffic test_endpoint test_endpoint_wire test_journal test_preprocess test_tokenizer
+    test_plan test_plan_links test_link test_front test_client test_scheduler test_scheduler_clients test_access
+    test_vision_link)
 cmake --preset tsan >/dev/null
 cmake --build --preset tsan -j "$(nproc)" --target winnow winnowd winnow_shared "${tests[@]}" -- --quiet
 build=$PWD/build/tsan

@@ -220,6 +220,8 @@ static void small_messages(void)
     beat.ranks = ranks;
     beat.n_ranks = 1;
     emit("heartbeat", WN__ENVELOPE__BODY_HEARTBEAT, &beat, true);
+    drain.deadline_ms = 30000;
+    drain.jobs = 3;
     emit("drain", WN__ENVELOPE__BODY_DRAIN, &drain, false);
 }
 

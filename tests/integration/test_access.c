@@ -202,10 +202,50 @@ static void test_library(void **state)
     unsetenv("WINNOW_KEY");
 }
 
+/* Only an admin ends the service; a second word can bring the end nearer, not put it off. The last test of this bed. */
+static void test_drain(void **state)
+{
+    struct bed *b = *state;
+    struct end client = end_open_as(b, false, key("client")), worker = end_open_as(b, false, key("worker"));
+    struct end admin = end_open_as(b, false, key("admin")), leader = end_open_as(b, true, key("worker"));
+    const uint32_t asked[] = {60000, 2000, 60000}, most[] = {60000, 2000, 2000};
+    Wn__Drain drain = WN__DRAIN__INIT;
+    struct wn_endpoint_stats stats;
+    Wn__Envelope *env;
+
+    end_send(&client, WN__ENVELOPE__BODY_DRAIN, &drain, NULL, 0);
+    end_expect_error(&client, WN_EAUTH, "a client key may not send Drain");
+    end_send(&worker, WN__ENVELOPE__BODY_DRAIN, &drain, NULL, 0);
+    end_expect_error(&worker, WN_EAUTH, "a worker key may not send Drain");
+    worker_hello(&leader, WN__ROLE__ROLE_LEADER, "replica-0", 1, 1);
+    submit(&client, "a job that does not end", NULL, "");
+    expect_accepted(&client, false, NULL);
+    for (int i = 0; i < 3; i++) {
+        drain.deadline_ms = asked[i];
+        end_send(&admin, WN__ENVELOPE__BODY_DRAIN, &drain, NULL, 0);
+        env = end_expect(&admin, WN__ENVELOPE__BODY_DRAIN);
+        assert_in_range(env->drain->deadline_ms, i == 0 ? most[0] - 5000 : 0, most[i]);
+        assert_true(env->drain->jobs > 0);
+        wn_codec_free(env);
+    }
+    submit(&client, "too late", NULL, "");
+    wn_codec_free(end_expect(&client, WN__ENVELOPE__BODY_BUSY));
+    end_expect_error(&client, WN_ECANCEL, "shutting down");
+    end_close(&leader);
+    do { /* nobody else tells it to end */
+        assert_null(end_recv(&admin, 10));
+        wn_endpoint_stats_get(admin.ep, &stats);
+    } while (stats.disconnected == 0);
+    end_close(&client);
+    end_close(&worker);
+    end_close(&admin);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_owner), cmocka_unit_test(test_roles),
-                                       cmocka_unit_test(test_strangers), cmocka_unit_test(test_library)};
+                                       cmocka_unit_test(test_strangers), cmocka_unit_test(test_library),
+                                       cmocka_unit_test(test_drain)};
 
     winnow = argc > 1 ? argv[1] : "winnow";
     return cmocka_run_group_tests(tests, setup, teardown);

@@ -311,6 +311,25 @@ static void ranges(void **state)
     assert_int_equal(pack_generate(0, 0, "01ARZ3NDEKTSV4RRFFQ69G5FA/"), WN_EPROTO);
 }
 
+static void drain_has_an_end(void **state)
+{
+    Wn__Drain drain = WN__DRAIN__INIT;
+    const struct {
+        uint32_t ms;
+        wn_status want;
+    } cases[] = {{0, WN_OK}, {WN_DRAIN_MS_MAX, WN_OK}, {WN_DRAIN_MS_MAX + 1, WN_ELIMIT}, {UINT32_MAX, WN_ELIMIT}};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct wn_err err = {0};
+        uint8_t *data = NULL;
+        size_t n;
+        drain.deadline_ms = cases[i].ms;
+        assert_int_equal(wn_codec_pack_body(&data, &n, WN__ENVELOPE__BODY_DRAIN, &drain, &err), cases[i].want);
+        free(data);
+    }
+}
+
 static void features_must_agree(void **state)
 {
     Wn__JobRef job = WN__JOB_REF__INIT;
@@ -426,7 +445,7 @@ int main(void)
         cmocka_unit_test(bad_frames),
         cmocka_unit_test(unknown_fields_are_bounded),
         cmocka_unit_test(text_must_be_utf8),
-        cmocka_unit_test(ranges),
+        cmocka_unit_test(ranges), cmocka_unit_test(drain_has_an_end),
         cmocka_unit_test(features_must_agree),
         cmocka_unit_test(damaged_messages),
         cmocka_unit_test(names_and_helpers),

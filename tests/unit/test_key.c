@@ -167,6 +167,10 @@ static void roles(void **state)
     assert_int_equal(wn_access_check(&admin, WN__ENVELOPE__BODY_CANCEL, &err), WN_OK);
     assert_int_equal(wn_access_check(&worker, WN__ENVELOPE__BODY_STATUS_REQUEST, &err), WN_OK);
     assert_int_equal(wn_access_check(NULL, WN__ENVELOPE__BODY_SUBMIT, &err), WN_OK);
+    assert_int_equal(wn_access_check(NULL, WN__ENVELOPE__BODY_DRAIN, &err), WN_OK);
+    assert_int_equal(wn_access_check(&admin, WN__ENVELOPE__BODY_DRAIN, &err), WN_OK);
+    assert_int_equal(wn_access_check(&client, WN__ENVELOPE__BODY_DRAIN, &err), WN_EAUTH);
+    assert_string_equal(err.text, "a client key may not send Drain here");
     for (int kind = 1; kind < 60; kind++) {
         if (kind == WN__ENVELOPE__BODY_STATUS_REQUEST) continue;
         assert_int_equal(wn_access_check(&worker, (Wn__Envelope__BodyCase)kind, &err), WN_EAUTH);
