@@ -88,7 +88,7 @@ struct wn_job {
 };
 
 struct wn_sched_worker {
-    bool used, up, confirmed, draining; /* confirmed: it has answered our Welcome */
+    bool up, confirmed, draining;     /* confirmed: it has answered our Welcome */
     bool solo;                        /* its one job has killed leaders before: it gets no other beside it */
     struct wn_peer_id peer;
     Wn__Role role;
@@ -106,6 +106,7 @@ struct wn_scheduler {
     struct wn_net *net;
     struct wn_endpoint *clients, *workers;
     struct wn_sched_worker worker[WN_SCHED_WORKERS_MAX];
+    int workers_n;                    /* places in use, from the first on */
     int64_t adopt_until_us;           /* how long orphaned jobs wait for their leaders */
     int64_t absent_us[2];             /* since when there is no leader [0], no vision worker [1]; 0: there is one */
     struct wn_job *by_id[WN_SCHED_BUCKETS], *by_key[WN_SCHED_BUCKETS], *news;
@@ -120,15 +121,13 @@ struct wn_scheduler {
         bool acknowledged;
     } gone[WN_SCHED_GONE];            /* the last results that were dropped, a ring: for a better answer */
     unsigned gone_at;
-    size_t held_bytes;
-    int64_t ended_us, gap_us;         /* when the last job ended, and how long that takes: a moving mean */
+    size_t held_bytes, unsettled;     /* unsettled: ended jobs whose end was not told yet */
+    int64_t started_us, ended_us, gap_us; /* when the last job ended, and how long that takes: a moving mean */
     bool draining, stalled, probing;  /* stalled: a client's queue is full, try again soon */
     struct wn_journal *journal;       /* NULL: jobs live in memory only */
     struct wn_err journal_error;      /* why it cannot be written; code WN_OK: it can */
     int64_t probe_us, record_us;      /* when to try it again, when to record tokens again */
     int64_t sweep_us, drain_until_us; /* when to look for accounts to forget; draining: the end of what runs */
-    size_t unsettled;                 /* ended jobs whose end was not told yet */
-    int64_t started_us;
     uint64_t accepted, answered, failed, cancelled, replayed, busy, refused_messages;
     uint64_t prompt_tokens, generated_tokens, image_tokens, image_tokens_before;
 };

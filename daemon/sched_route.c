@@ -23,7 +23,7 @@ static int pick_leader(const struct wn_scheduler *s, bool solo)
 {
     int best = WN_NO_WORKER;
 
-    for (int i = 0; i < WN_SCHED_WORKERS_MAX; i++) {
+    for (int i = 0; i < s->workers_n; i++) {
         const struct wn_sched_worker *w = &s->worker[i], *b = &s->worker[best < 0 ? 0 : best];
         uint64_t load, best_load;
         if (!has_room(w, WN__ROLE__ROLE_LEADER) || (solo && w->outstanding > 0)) continue;
@@ -50,7 +50,7 @@ static int pick_vision(const struct wn_scheduler *s, const struct wn_job_image *
     int home = WN_NO_WORKER, idle = WN_NO_WORKER;
     uint64_t home_hash = 0;
 
-    for (int i = 0; i < WN_SCHED_WORKERS_MAX; i++) {
+    for (int i = 0; i < s->workers_n; i++) {
         const struct wn_sched_worker *w = &s->worker[i];
         uint64_t h;
         if (!w->up || w->draining || w->role != WN__ROLE__ROLE_VISION || (choice && i == im->avoid)) continue;

@@ -8,7 +8,7 @@
 /* The first rank of a replica that its leader has not heard of within the lease. */
 static bool silent_rank(const struct wn_scheduler *s, char *text, size_t size)
 {
-    for (int i = 0; i < WN_SCHED_WORKERS_MAX; i++) {
+    for (int i = 0; i < s->workers_n; i++) {
         const struct wn_sched_worker *w = &s->worker[i];
         const Wn__Heartbeat *h = w->up && w->heartbeat ? w->heartbeat->heartbeat : NULL;
         for (size_t k = 0; h && k < h->n_ranks; k++) {
@@ -102,10 +102,9 @@ void wn_sched_status_send(struct wn_scheduler *s, const struct wn_peer_id *to, c
     fill_totals(s, &st, &sent, now);
     st.uptime_ms = (uint64_t)(now - s->started_us) / 1000;
     if (all) fill_refused(s, &st);
-    for (int i = 0; all && i < WN_SCHED_WORKERS_MAX; i++) {
+    for (int i = 0; all && i < s->workers_n; i++) {
         struct wn_sched_worker *w = &s->worker[i];
         Wn__WorkerStatus *one = &ws[st.n_workers];
-        if (!w->used) continue;
         *one = (Wn__WorkerStatus)WN__WORKER_STATUS__INIT;
         one->role = w->role;
         one->name = w->name;

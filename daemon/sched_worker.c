@@ -16,24 +16,23 @@ static bool is_leader(const struct wn_sched_worker *w)
 
 static int find_peer(const struct wn_scheduler *s, const struct wn_peer_id *peer)
 {
-    for (int i = 0; i < WN_SCHED_WORKERS_MAX; i++)
-        if (s->worker[i].used && wn_peer_equal(&s->worker[i].peer, peer)) return i;
+    for (int i = 0; i < s->workers_n; i++)
+        if (wn_peer_equal(&s->worker[i].peer, peer)) return i;
     return WN_NO_WORKER;
 }
 
 static int find_name(const struct wn_scheduler *s, Wn__Role role, const char *name)
 {
-    for (int i = 0; i < WN_SCHED_WORKERS_MAX; i++)
-        if (s->worker[i].used && s->worker[i].role == role && strcmp(s->worker[i].name, name) == 0) return i;
+    for (int i = 0; i < s->workers_n; i++)
+        if (s->worker[i].role == role && strcmp(s->worker[i].name, name) == 0) return i;
     return WN_NO_WORKER;
 }
 
-/* A free place, or that of somebody who is long gone. */
-static int find_place(const struct wn_scheduler *s)
+/* A new place, or that of somebody who is long gone. */
+static int find_place(struct wn_scheduler *s)
 {
-    for (int i = 0; i < WN_SCHED_WORKERS_MAX; i++)
-        if (!s->worker[i].used) return i;
-    for (int i = 0; i < WN_SCHED_WORKERS_MAX; i++)
+    if (s->workers_n < WN_SCHED_WORKERS_MAX) return s->workers_n++;
+    for (int i = 0; i < s->workers_n; i++)
         if (!s->worker[i].up) return i;
     return WN_NO_WORKER;
 }
@@ -42,7 +41,7 @@ unsigned wn_sched_workers_up(const struct wn_scheduler *s, Wn__Role role)
 {
     unsigned n = 0;
 
-    for (int i = 0; i < WN_SCHED_WORKERS_MAX; i++) n += s->worker[i].up && s->worker[i].role == role;
+    for (int i = 0; i < s->workers_n; i++) n += s->worker[i].up && s->worker[i].role == role;
     return n;
 }
 
@@ -183,7 +182,7 @@ void wn_sched_leases(struct wn_scheduler *s, int64_t now_us)
     char why[64];
 
     snprintf(why, sizeof(why), "nothing heard for %u ms", s->cfg.lease_ms);
-    for (int i = 0; i < WN_SCHED_WORKERS_MAX; i++)
+    for (int i = 0; i < s->workers_n; i++)
         if (s->worker[i].up && now_us - s->worker[i].last_seen_us > (int64_t)s->cfg.lease_ms * 1000)
             wn_sched_worker_lost(s, i, why);
 }
@@ -191,7 +190,7 @@ void wn_sched_leases(struct wn_scheduler *s, int64_t now_us)
 /* Against all but the place that the worker had. */
 static wn_status check_model(const struct wn_scheduler *s, const Wn__Hello *h, int place, struct wn_err *err)
 {
-    for (int i = 0; i < WN_SCHED_WORKERS_MAX; i++) {
+    for (int i = 0; i < s->workers_n; i++) {
         const struct wn_sched_worker *w = &s->worker[i];
         if (i != place && w->up && strcmp(w->model_id, h->model_id) != 0)
             return wn_fail(err, WN_EINVAL, "%s serves model %.12s, but %s serves %.12s: they do not mix", h->name,
@@ -226,7 +225,7 @@ static void send_welcome(struct wn_scheduler *s, int worker, const Wn__Hello *h)
 
 static void fill_worker(struct wn_sched_worker *w, const Wn__Hello *h, const struct wn_peer_id *peer)
 {
-    w->used = w->up = true;
+    w->up = true;
     w->confirmed = w->draining = false;
     w->peer = *peer;
     w->role = h->role;
@@ -451,11 +450,11 @@ bool wn_sched_dismiss(struct wn_scheduler *s)
     Wn__Heartbeat beat = WN__HEARTBEAT__INIT;
     bool all = true;
 
-    for (int i = 0; i < WN_SCHED_WORKERS_MAX; i++) {
+    for (int i = 0; i < s->workers_n; i++) {
         struct wn_sched_worker *w = &s->worker[i];
         const bool told = w->draining; /* or it leaves by itself */
         wn_status rc;
-        if (!w->used || !w->up) continue;
+        if (!w->up) continue;
         rc = wn_sched_send(s->workers, &w->peer, told ? WN__ENVELOPE__BODY_HEARTBEAT : WN__ENVELOPE__BODY_DRAIN,
                            told ? (const void *)&beat : &drain, NULL, 0, 0, NULL);
         w->draining = told || rc == WN_OK;

@@ -93,7 +93,7 @@ void wn_scheduler_close(struct wn_scheduler *s)
     for (int l = 0; l < WN_LISTS; l++)
         while (s->list[l].first) wn_sched_job_destroy(s, s->list[l].first);
     wn_accounts_fini(&s->accounts);
-    for (int i = 0; i < WN_SCHED_WORKERS_MAX; i++) wn_codec_free(s->worker[i].heartbeat);
+    for (int i = 0; i < s->workers_n; i++) wn_codec_free(s->worker[i].heartbeat);
     wn_endpoint_close(s->clients);
     wn_endpoint_close(s->workers);
     wn_net_destroy(s->net);
