@@ -51,22 +51,13 @@ static void send_beat(struct wn_pulse *p, struct wn_endpoint *ep)
 {
     Wn__RankInfo info = WN__RANK_INFO__INIT, *list[] = {&info};
     Wn__Heartbeat beat = WN__HEARTBEAT__INIT;
-    struct wn_err err = {0};
-    struct wn_msg msg;
-    uint8_t *data = NULL;
-    size_t bytes = 0;
 
     info.rank = p->opts.rank;
     info.pid = (uint32_t)getpid();
     info.rss_bytes = resident_bytes();
     beat.ranks = list;
     beat.n_ranks = 1;
-    wn_msg_init(&msg);
-    if (wn_codec_pack_body(&data, &bytes, WN__ENVELOPE__BODY_HEARTBEAT, &beat, &err) == WN_OK &&
-        wn_msg_add_copy(&msg, data, bytes) == WN_OK)
-        (void)!wn_endpoint_send(ep, &msg, WN_TRAFFIC_CONTROL); /* not there: its silence counts */
-    wn_msg_clear(&msg);
-    free(data);
+    wn_worker_say(ep, WN__ENVELOPE__BODY_HEARTBEAT, &beat); /* not there: its silence counts */
 }
 
 /* Whatever the leader answers is a sign of life. */

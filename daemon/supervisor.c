@@ -176,18 +176,9 @@ static void read_status(struct supervisor *s)
 static void ask_status(struct supervisor *s)
 {
     Wn__StatusRequest body = WN__STATUS_REQUEST__INIT;
-    uint8_t *bytes = NULL;
-    size_t n = 0;
-    struct wn_msg msg;
-    struct wn_err err = {0};
 
     s->asked_us = wn_now_us();
-    wn_msg_init(&msg);
-    if (wn_codec_pack_body(&bytes, &n, WN__ENVELOPE__BODY_STATUS_REQUEST, &body, &err) == WN_OK &&
-        wn_msg_add_copy(&msg, bytes, n) == WN_OK)
-        (void)!wn_endpoint_send(s->ask, &msg, WN_TRAFFIC_CONTROL);
-    wn_msg_clear(&msg);
-    free(bytes);
+    wn_worker_say(s->ask, WN__ENVELOPE__BODY_STATUS_REQUEST, &body);
 }
 
 /* ---- life and death of components ---- */

@@ -188,3 +188,16 @@ struct wn_curve_opts wn_worker_curve(const struct wn_key *key, bool to_scheduler
                                   .secret_key = key->secret_key,
                                   .server_key = to_scheduler ? key->server_key : key->public_key};
 }
+
+void wn_worker_say(struct wn_endpoint *ep, Wn__Envelope__BodyCase kind, const void *body)
+{
+    struct wn_msg msg;
+    uint8_t *data = NULL;
+    size_t bytes = 0;
+
+    wn_msg_init(&msg);
+    if (wn_codec_pack_body(&data, &bytes, kind, body, NULL) == WN_OK && wn_msg_add_copy(&msg, data, bytes) == WN_OK)
+        (void)!wn_endpoint_send(ep, &msg, WN_TRAFFIC_CONTROL);
+    wn_msg_clear(&msg);
+    free(data);
+}

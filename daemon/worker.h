@@ -7,6 +7,7 @@
 #include "base/key.h"
 #include "daemon/config.h"
 #include "daemon/netif.h"
+#include "proto/codec.h"
 #include "shard/backend.h"
 #include "shard/model.h"
 #include "shard/plan.h"
@@ -59,5 +60,8 @@ WN_NODISCARD wn_status wn_worker_key(const struct wn_config *cfg, struct wn_key 
 /* How a worker proves itself with that key (NULL: plain text), to the scheduler or to a leader: workers share one key
  * pair, and a leader lets in who has it, too. Points into *key. */
 struct wn_curve_opts wn_worker_curve(const struct wn_key *key, bool to_scheduler);
+
+/* Sends a message without a payload; one that cannot go now is dropped. */
+void wn_worker_say(struct wn_endpoint *ep, Wn__Envelope__BodyCase kind, const void *body);
 
 #endif
