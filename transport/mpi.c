@@ -20,6 +20,8 @@ struct mpi_op {
     struct wn_route route;
     size_t bytes; /* size of a send, room of a receive */
     bool send;
+    bool left; /* a large send: over, and `code` says how */
+    int code;
 };
 
 struct mpi_link {
@@ -27,6 +29,7 @@ struct mpi_link {
     MPI_Comm comm; /* ours alone */
     struct wn_op_table table;
     uint32_t large_n; /* large sends in flight: a wait must not sleep, since it moves their pieces */
+    uint16_t large[WN_LINK_OPS_MAX]; /* their indices */
     struct mpi_op ops[WN_LINK_OPS_MAX];
 };
 
@@ -152,7 +155,7 @@ static wn_status mpi_start_op(struct mpi_link *l, const struct mpi_op *what, voi
         wn_op_table_give(&l->table, index);
         return wn_mpi_check(&l->base.error, code, op->send ? "mpi link: MPI_Isend" : "mpi link: MPI_Irecv");
     }
-    if (op->send && op->bytes > LARGE_BYTES) l->large_n++;
+    if (op->send && op->bytes > LARGE_BYTES) l->large[l->large_n++] = (uint16_t)index;
     *out = handle;
     return WN_OK;
 }
@@ -169,6 +172,18 @@ static wn_status mpi_recv(struct wn_link *link, struct wn_route from, void *data
     return mpi_start_op((struct mpi_link *)link, &op, data, out);
 }
 
+/* Notes which large sends are over, so that a wait for something else may sleep, and need not poll until their turn. */
+static void test_large(struct mpi_link *l)
+{
+    for (uint32_t i = l->large_n; i-- > 0;) {
+        struct mpi_op *op = &l->ops[l->large[i]];
+        int done = 0;
+        op->code = MPI_Test(&op->request, &done, MPI_STATUS_IGNORE);
+        op->left = op->code != MPI_SUCCESS || done;
+        if (op->left) l->large[i] = l->large[--l->large_n];
+    }
+}
+
 /* The operation is over, well or not: its size or its error, and its place back. */
 static wn_status mpi_end(struct mpi_link *l, wn_op handle, int code, const MPI_Status *status, size_t *bytes)
 {
@@ -178,7 +193,6 @@ static wn_status mpi_end(struct mpi_link *l, wn_op handle, int code, const MPI_S
     int count = 0;
 
     wn_op_table_give(&l->table, index);
-    if (op.send && op.bytes > LARGE_BYTES) l->large_n--;
     if (rc == WN_EPROTO) {
         return wn_link_op_failed(&l->base, rc, op.route, op.send, "the message is larger than the buffer");
     }
@@ -211,8 +225,9 @@ static wn_status mpi_wait(struct wn_link *link, wn_op handle, size_t *bytes, int
         if (atomic_load_explicit(&link->cancelled, memory_order_relaxed)) {
             return wn_link_op_failed(link, WN_ECANCEL, op->route, op->send, "cancelled");
         }
-        code = MPI_Test(&op->request, &done, &status);
-        if (code != MPI_SUCCESS || done) return mpi_end(l, handle, code, &status, bytes);
+        test_large(l);
+        code = op->send && op->bytes > LARGE_BYTES ? op->code : MPI_Test(&op->request, &done, &status);
+        if (code != MPI_SUCCESS || done || op->left) return mpi_end(l, handle, code, &status, bytes);
         if (deadline_us == WN_LINK_POLL) return WN_ETIME;
         if (wn_deadline_passed(deadline_us)) {
             return wn_link_op_failed(link, WN_ETIME, op->route, op->send, "the deadline passed");
