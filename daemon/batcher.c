@@ -6,7 +6,8 @@
 
 #include "shard/kvpool.h"
 
-#define STEP_ROWS 8
+#define STEP_ROWS      8
+#define CHUNKS_A_STAGE 4 /* of a prompt alone: with two stages it takes an eighth more than no pipeline would */
 
 struct wn_batcher {
     struct wn_step_limits step;
@@ -18,12 +19,13 @@ struct wn_batcher {
     uint32_t *closes, closes_n, *drops, drops_n; /* to be said in the next record */
     const void **features;                       /* [features_max] data of the record's features */
     struct wn_flight *flights;                   /* [depth], a ring */
-    uint32_t depth, flights_first, flights_n;
+    struct wn_pipeline pipe;
+    uint32_t flights_first, flights_n;
     uint32_t running; /* slots in use */
     uint64_t preemptions;
 };
 
-wn_status wn_batcher_create(struct wn_batcher **out, const struct wn_step_limits *l, uint32_t depth,
+wn_status wn_batcher_create(struct wn_batcher **out, const struct wn_step_limits *l, const struct wn_pipeline *pipe,
                             struct wn_err *err)
 {
     struct wn_batcher *b = calloc(1, sizeof(*b));
@@ -31,15 +33,15 @@ wn_status wn_batcher_create(struct wn_batcher **out, const struct wn_step_limits
 
     if (!b) return wn_fail(err, WN_ENOMEM, "batcher");
     b->step = *l;
-    b->depth = depth;
+    b->pipe = *pipe;
     b->jobs_end = &b->jobs;
     b->slots = calloc(l->seqs_max, sizeof(*b->slots));
     b->closes = calloc(l->seqs_max, sizeof(*b->closes));
     b->feature_busy = calloc(l->features_max, sizeof(*b->feature_busy));
     b->drops = calloc(l->features_max, sizeof(*b->drops));
     b->features = calloc(l->features_max, sizeof(*b->features));
-    b->flights = calloc(depth, sizeof(*b->flights));
-    for (uint32_t i = 0; b->flights && i < depth; i++)
+    b->flights = calloc(pipe->depth, sizeof(*b->flights));
+    for (uint32_t i = 0; b->flights && i < pipe->depth; i++)
         if (!(b->flights[i].order = calloc(l->seqs_max, sizeof(*b->flights[i].order)))) rc = WN_ENOMEM;
     if (rc != WN_OK || !b->slots || !b->closes || !b->feature_busy || !b->drops || !b->features || !b->flights)
         rc = wn_fail(err, WN_ENOMEM, "batcher of %u sequences", l->seqs_max);
@@ -73,7 +75,7 @@ void wn_batcher_destroy(struct wn_batcher *b)
     }
     wn_prefix_cache_destroy(b->prefix);
     wn_kvpool_destroy(b->pool);
-    for (uint32_t i = 0; b->flights && i < b->depth; i++) free(b->flights[i].order);
+    for (uint32_t i = 0; b->flights && i < b->pipe.depth; i++) free(b->flights[i].order);
     free(b->flights);
     free(b->features);
     free(b->drops);
@@ -229,6 +231,7 @@ static bool admit(struct wn_batcher *b, struct wn_gen_job *job, struct wn_step_r
     job->slot = slot;
     b->slots[slot] = job;
     b->running++;
+    job->chunk = wn_pipeline_chunk(&b->pipe, job->rows_n - job->pos);
     hand_features(b, job, rec);
     rec->opens[rec->opens_n++] = (struct wn_step_open){
         .slot = slot,
@@ -276,7 +279,7 @@ static bool find_page(struct wn_batcher *b, struct wn_gen_job *job)
 
 static struct wn_flight *next_flight(const struct wn_batcher *b)
 {
-    return &b->flights[(b->flights_first + b->flights_n) % b->depth];
+    return &b->flights[(b->flights_first + b->flights_n) % b->pipe.depth];
 }
 
 /* Rows [pos, pos + n) of the job, as the next sequence of the record. The last row that there is asks for a token. */
@@ -326,17 +329,36 @@ static void add_decodes(struct wn_batcher *b, struct wn_step_record *rec)
     uint32_t decoding = 0, share;
 
     for (struct wn_gen_job *j = b->jobs; j; j = j->next) decoding += j->life.state == WN_GEN_DECODE;
-    share = share_of(decoding, b->depth);
+    share = share_of(decoding, b->pipe.depth);
     for (struct wn_gen_job *j = b->jobs; j && rec->rows_n < b->step.rows_max && rec->seqs_n < share; j = j->next)
         if (j->life.state == WN_GEN_DECODE && !j->life.flying && find_page(b, j)) add_rows(b, rec, j, 1);
 }
 
-/* As many rows of the prompt as there is room for; none if all are on their way. */
+uint32_t wn_pipeline_chunk(const struct wn_pipeline *pipe, uint32_t rows)
+{
+    const uint32_t most = CHUNKS_A_STAGE * pipe->stages;
+    uint32_t n = pipe->chunk_min ? rows / pipe->chunk_min : 1;
+
+    if (pipe->stages == 1 || n == 0) return rows;
+    if (n > most) n = most;
+    return (rows + n - 1) / n;
+}
+
+/* Has nobody else rows for the stages to work on? */
+static bool is_alone(const struct wn_batcher *b, const struct wn_gen_job *job)
+{
+    for (const struct wn_gen_job *j = b->jobs; j; j = j->next)
+        if (j != job && j->life.state != WN_GEN_WAITING && !wn_gen_ended(&j->life)) return false;
+    return true;
+}
+
+/* As many rows of the prompt as there is room for, or a chunk if it is alone; none if all are on their way. */
 static void add_prompt(struct wn_batcher *b, struct wn_step_record *rec, struct wn_gen_job *job)
 {
     const uint32_t room = b->step.rows_max - rec->rows_n, left = job->rows_n - job->pos;
-    const uint32_t n = room < left ? room : left;
+    uint32_t n = room < left ? room : left;
 
+    if (n > job->chunk && is_alone(b, job)) n = job->chunk;
     if (n) add_rows(b, rec, job, n);
 }
 
@@ -388,7 +410,7 @@ void wn_batcher_begun(struct wn_batcher *b, const struct wn_step_record *rec)
 {
     struct wn_flight *f = next_flight(b);
 
-    WN_ASSERT(b->flights_n < b->depth);
+    WN_ASSERT(b->flights_n < b->pipe.depth);
     f->seqs_n = rec->seqs_n;
     f->flags = rec->flags;
     b->flights_n++;
@@ -404,7 +426,7 @@ const struct wn_flight *wn_batcher_landed(struct wn_batcher *b)
     const struct wn_flight *f = &b->flights[b->flights_first];
 
     WN_ASSERT(b->flights_n > 0);
-    b->flights_first = (b->flights_first + 1) % b->depth;
+    b->flights_first = (b->flights_first + 1) % b->pipe.depth;
     b->flights_n--;
     for (uint32_t i = 0; i < f->seqs_n; i++) advance(f->order[i], WN_GEN_LAND);
     return f;

@@ -11,6 +11,9 @@
  * rank runs the records in order: what a job gives back while rows of it are still on their way may be lent again
  * in the next record.
  *
+ * A prompt that has the replica to itself is cut into chunks, so that every stage has one to work on: as one chunk it
+ * would keep one stage busy at a time.
+ *
  * Bookkeeping only: no message, no replica. The engine ships the records and says what their tokens mean.
  *
  * Owns:    the jobs, from add until they have ended and no row of theirs is on its way; pages and the prefix cache.
@@ -21,6 +24,13 @@
 #include "daemon/engine_job.h"
 
 struct wn_batcher;
+
+/* What steps go through. */
+struct wn_pipeline {
+    uint32_t depth;     /* steps on their way at a time, at most */
+    uint32_t stages;
+    uint32_t chunk_min; /* a step of fewer rows takes no less time; 0: not known, prompts are not cut for stages */
+};
 
 /* A step on its way: whose sequences it has. */
 struct wn_flight {
@@ -35,9 +45,12 @@ struct wn_batcher_load {
     uint64_t preemptions; /* since the start */
 };
 
-/* At most `depth` steps are on their way at a time. */
-WN_NODISCARD wn_status wn_batcher_create(struct wn_batcher **out, const struct wn_step_limits *limits, uint32_t depth,
-                                         struct wn_err *err);
+/* Rows of a chunk when `rows` rows of a prompt have the pipeline to themselves: in k chunks they take the time of
+ * rows * (1 + (stages - 1) / k), so as many chunks as chunk_min allows, and no more than win a few hundredths. */
+uint32_t wn_pipeline_chunk(const struct wn_pipeline *pipe, uint32_t rows);
+
+WN_NODISCARD wn_status wn_batcher_create(struct wn_batcher **out, const struct wn_step_limits *limits,
+                                         const struct wn_pipeline *pipe, struct wn_err *err);
 void wn_batcher_destroy(struct wn_batcher *b); /* NULL is fine; without jobs no page may be lent any more */
 
 void wn_batcher_add(struct wn_batcher *b, struct wn_gen_job *job); /* takes the job: it is the youngest now */

@@ -10,6 +10,8 @@
 
 wn_status wn_engine_open(struct wn_engine **out, const struct wn_engine_opts *opts, struct wn_err *err)
 {
+    const struct wn_pipeline pipe = {
+        .depth = wn_replica_depth(opts->replica), .stages = opts->plan->stages, .chunk_min = opts->chunk_min};
     struct wn_engine *e = calloc(1, sizeof(*e));
     wn_status rc = WN_OK;
 
@@ -17,7 +19,7 @@ wn_status wn_engine_open(struct wn_engine **out, const struct wn_engine_opts *op
     e->opts = *opts;
     e->tokens = calloc(opts->step.seqs_max, sizeof(*e->tokens));
     if (!e->tokens) rc = wn_fail(err, WN_ENOMEM, "engine of %u sequences", opts->step.seqs_max);
-    if (rc == WN_OK) rc = wn_batcher_create(&e->batcher, &opts->step, wn_replica_depth(opts->replica), err);
+    if (rc == WN_OK) rc = wn_batcher_create(&e->batcher, &opts->step, &pipe, err);
     if (rc != WN_OK) {
         wn_engine_close(e);
         return rc;

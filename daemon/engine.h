@@ -20,6 +20,7 @@ struct wn_engine_opts {
     struct wn_front *front;
     const struct wn_plan *plan;
     struct wn_step_limits step;
+    uint32_t chunk_min; /* of struct wn_pipeline: the backend's */
     struct wn_gen_limits gen;
     const volatile sig_atomic_t *drain; /* becomes non-zero when a signal asks to finish and leave */
 };

@@ -279,6 +279,7 @@ static wn_status lead(struct shard *s, struct wn_err *err)
         .front = s->front,
         .plan = &s->plan,
         .step = s->limits,
+        .chunk_min = s->be->ops->rows_min,
         .gen = {.model = &s->model,
                 .tokenizer = s->tokenizer,
                 .model_id = s->model_id,

@@ -109,6 +109,7 @@ struct wn_memory {
 struct wn_backend_ops {
     const char *name;   /* "cpu", "cuda" */
     bool device_memory; /* buffers are not host memory: links cannot send from them */
+    uint32_t rows_min;  /* a product of fewer rows takes as long: weights are read, loops are started; 0: not known */
     wn_status (*open)(struct wn_backend **out, int device, struct wn_err *err);
     void (*close)(struct wn_backend *be);
     wn_status (*memory)(struct wn_backend *be, struct wn_memory *out);

@@ -91,6 +91,7 @@ int wn_cpu_thread(void)
 
 const struct wn_backend_ops wn_backend_cpu = {
     .name = "cpu",
+    .rows_min = 32,
     .open = cpu_open,
     .close = cpu_close,
     .memory = wn_cpu_memory,

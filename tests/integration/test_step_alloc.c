@@ -117,7 +117,8 @@ static wn_status lead(struct wn_replica *r, const struct wn_step_limits *limits,
     struct wn_step_record *rec = NULL;
     struct wn_batcher_load load;
     uint32_t ended = 0, steps = 0;
-    wn_status rc = wn_batcher_create(&b, limits, wn_replica_depth(r), &err);
+    const struct wn_pipeline pipe = {.depth = wn_replica_depth(r), .stages = 2, .chunk_min = 8};
+    wn_status rc = wn_batcher_create(&b, limits, &pipe, &err);
 
     for (uint32_t i = 0; rc == WN_OK && i < JOBS; i++)
         if (!add_job(b, i)) rc = WN_ENOMEM;

@@ -68,7 +68,7 @@ struct bed {
     struct wn_batcher *b;
     struct wn_step_record rec;
     struct wn_step_limits limits;
-    uint32_t depth;
+    struct wn_pipeline pipe;
     uint64_t cell[PAGES_MAX * PAGE];
     const uint32_t *slot_data[FEATURES_MAX];
     uint32_t slot_rows[FEATURES_MAX];
@@ -134,7 +134,7 @@ static void begin(struct bed *d)
 {
     uint8_t wire[8192];
 
-    if (wn_batcher_in_flight(d->b) == d->depth) return;
+    if (wn_batcher_in_flight(d->b) == d->pipe.depth) return;
     wn_batcher_reap(d->b);
     wn_step_record_clear(&d->rec);
     wn_batcher_fill(d->b, &d->rec);
@@ -234,7 +234,7 @@ static void cancel(struct bed *d, struct ask *a)
 static void open_bed(struct bed *d, uint32_t pages, uint32_t depth, uint32_t seqs, uint32_t rows)
 {
     memset(d, 0, sizeof(*d));
-    d->depth = depth;
+    d->pipe = (struct wn_pipeline){.depth = depth, .stages = depth, .chunk_min = 4};
     d->limits = (struct wn_step_limits){.rows_max = rows,
                                         .seqs_max = seqs,
                                         .pages_max = pages,
@@ -244,7 +244,7 @@ static void open_bed(struct bed *d, uint32_t pages, uint32_t depth, uint32_t seq
                                         .vocab = VOCAB,
                                         .positions_max = 1000};
     assert_int_equal(wn_step_record_init(&d->rec, &d->limits, NULL), WN_OK);
-    assert_int_equal(wn_batcher_create(&d->b, &d->limits, depth, NULL), WN_OK);
+    assert_int_equal(wn_batcher_create(&d->b, &d->limits, &d->pipe, NULL), WN_OK);
 }
 
 /* Nobody is there any more: every account is zero, and the replica holds nothing. */
@@ -374,7 +374,7 @@ static void random_run(uint64_t seed)
     wn_batcher_destroy(d.b);
     d.limits.rows_max = d.limits.seqs_max + pick(&rng, 20);
     assert_int_equal(wn_step_record_init(&d.rec, &d.limits, NULL), WN_OK);
-    assert_int_equal(wn_batcher_create(&d.b, &d.limits, d.depth, NULL), WN_OK);
+    assert_int_equal(wn_batcher_create(&d.b, &d.limits, &d.pipe, NULL), WN_OK);
     for (int k = 0, idle = 0; idle < 400; k++) {
         struct ask *a = d.asks_n ? &d.asks[pick(&rng, d.asks_n)] : NULL;
         switch (pick(&rng, 10)) {
@@ -506,6 +506,66 @@ static void test_jobs_that_come_together_share(void **state)
     together(12);
 }
 
+/* ---- chunks for stages ---- */
+
+static void test_chunk_sizes(void **state)
+{
+    static const struct {
+        uint32_t stages, chunk_min, rows, chunk;
+    } cases[] = {
+        {1, 32, 588, 588},                                       /* nothing to fill */
+        {2, 0, 588, 588},                                        /* nobody knows what a chunk costs */
+        {2, 32, 1, 1},     {2, 32, 63, 63}, {2, 256, 76, 76},    /* chunks would cost what the whole does */
+        {2, 32, 64, 32},   {2, 32, 76, 38}, {4, 32, 76, 38},     /* as many as chunk_min allows */
+        {2, 32, 588, 74},  {4, 32, 588, 37}, {2, 32, 1025, 129}, /* as many as win something */
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        const struct wn_pipeline pipe = {.stages = cases[i].stages, .chunk_min = cases[i].chunk_min};
+        assert_int_equal(wn_pipeline_chunk(&pipe, cases[i].rows), cases[i].chunk);
+    }
+}
+
+/* A prompt alone goes in chunks, one behind the other, as long as nobody else comes. */
+static void test_lone_prompt_is_cut(void **state)
+{
+    struct bed d;
+    (void)state;
+    open_bed(&d, 40, 3, SEQS_MAX, 64);
+    d.asks_n = 3;
+    for (uint32_t i = 0; i < 3; i++) {
+        struct ask *a = &d.asks[i];
+        *a = (struct ask){.text_n = 30, .max_new = 3};
+        for (uint32_t k = 0; k < a->text_n; k++) a->text[k] = 100 * i + k;
+    }
+    order(&d, &d.asks[0]);
+    features(&d, &d.asks[0]);
+    for (uint32_t i = 0; i < 3; i++) { /* 30 rows in 7 chunks of at least 4 */
+        begin(&d);
+        assert_int_equal(d.rec.rows_n, 5);
+    }
+    land(&d);
+    order(&d, &d.asks[1]);
+    features(&d, &d.asks[1]);
+    begin(&d); /* the rest of it, and the other */
+    assert_int_equal(d.rec.rows_n, 15 + 30);
+    for (int k = 0; k < 20; k++) {
+        land(&d);
+        begin(&d);
+    }
+    assert_true(d.asks[0].ended && d.asks[1].ended);
+    order(&d, &d.asks[2]); /* alone again: after those that have ended */
+    features(&d, &d.asks[2]);
+    begin(&d);
+    assert_int_equal(d.rec.rows_n, 5);
+    for (int k = 0; k < 20; k++) {
+        land(&d);
+        begin(&d);
+    }
+    assert_true(d.asks[2].ended);
+    close_bed(&d);
+}
+
 static void test_too_large_is_refused(void **state)
 {
     struct bed d;
@@ -525,6 +585,8 @@ int main(int argc, char **argv)
         {"runs", required_argument, NULL, 'r'}, {"seed", required_argument, NULL, 's'}, {0}};
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_too_large_is_refused),
+        cmocka_unit_test(test_chunk_sizes),
+        cmocka_unit_test(test_lone_prompt_is_cut),
         cmocka_unit_test(test_long_prompt_does_not_starve),
         cmocka_unit_test(test_preempted_job_finds_its_pages),
         cmocka_unit_test(test_jobs_that_come_together_share),
