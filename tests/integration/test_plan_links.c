@@ -1,6 +1,6 @@
 /* tests/integration/test_plan_links.c - a replica of threads, with the real decoder over the local
- * link, answers a prompt; each link then counted exactly the payload that the plan predicts. And a rank that waits
- * says for what. */
+ * link, answers a prompt; each link then counted exactly the payload that the plan predicts. A rank that waits
+ * says for what. And rows travel while their ranks compute: each rank's calls come in the order that lets them. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -21,6 +21,14 @@
 #define ROWS_MAX    (PAGES * PAGE_TOKENS)
 #define RANKS_MAX   12u
 
+/* What a rank does, a letter a call. b: a step begins; c: products; r: the receive of rows is posted; s: rows are sent;
+ * w, t: a wait for the rows that were sent, a look at them. */
+struct diary {
+    char text[128];
+    uint32_t n;
+    wn_op sent;
+};
+
 struct rank {
     const struct wn_plan *plan;
     const struct wn_plan_load *load;
@@ -29,8 +37,49 @@ struct rank {
     uint32_t rank;
     useconds_t late_us; /* comes to its first step so much later than the others */
     struct wn_stage_waits waits;
+    struct diary diary;
     struct wn_err err;
 };
+
+/* ---- links and backends that keep a diary ---- */
+
+static _Thread_local struct diary *diary; /* of the rank whose thread this is */
+
+static void note(char what)
+{
+    if (what == 'c' && diary->n && diary->text[diary->n - 1] == 'c') return;
+    if (diary->n + 1 < sizeof(diary->text)) diary->text[diary->n++] = what;
+}
+
+static wn_status noted_send(struct wn_link *link, struct wn_route to, const void *data, size_t bytes, wn_op *op)
+{
+    const wn_status rc = wn_link_local.send(link, to, data, bytes, op);
+
+    if (to.kind != WN_TRAFFIC_ACTIVATION) return rc;
+    note('s');
+    diary->sent = *op;
+    return rc;
+}
+
+static wn_status noted_recv(struct wn_link *link, struct wn_route from, void *data, size_t room, wn_op *op)
+{
+    if (from.kind == WN_TRAFFIC_ACTIVATION) note('r');
+    return wn_link_local.recv(link, from, data, room, op);
+}
+
+static wn_status noted_wait(struct wn_link *link, wn_op op, size_t *bytes, int64_t deadline_us)
+{
+    if (op == diary->sent) note(deadline_us < 0 ? 't' : 'w');
+    return wn_link_local.wait(link, op, bytes, deadline_us);
+}
+
+static wn_status noted_matmul(struct wn_backend *be, const struct wn_matmul *a)
+{
+    note('c');
+    return wn_backend_cpu_reference.matmul(be, a);
+}
+
+/* ---- the replica ---- */
 
 /* Rows [pos, pos + rows) of the prompt (image rows first, then text) or of its answer. */
 static wn_status run_rows(struct rank *r, struct wn_stage *stage, uint32_t pos, uint32_t rows,
@@ -47,6 +96,7 @@ static wn_status run_rows(struct rank *r, struct wn_stage *stage, uint32_t pos, 
                                  .wanted_n = wanted ? 1 : 0,
                                  .wanted = &last};
 
+    note('b');
     for (uint32_t i = 0; i < rows; i++) {
         int image = pos + i < r->load->image_rows;
         slot[i] = image ? 0 : WN_SLOT_NONE;
@@ -85,12 +135,22 @@ static void *rank_main(void *arg)
 {
     struct rank *r = arg;
     struct wn_backend *be = NULL;
+    struct wn_link_ops link_ops = wn_link_local;
+    struct wn_backend_ops be_ops = wn_backend_cpu_reference;
     struct wn_stage *stage = NULL;
     float *logits = calloc(r->plan->model.text.vocab, sizeof(float));
     struct wn_stage_opts opts = {.link = r->link, .plan = r->plan, .weights = r->weights, .rank = r->rank,
                                  ONE_SEQ(ROWS_MAX, PAGE_TOKENS)};
     wn_status rc = wn_backend_open(&be, "cpu-reference", 0, &r->err);
 
+    diary = &r->diary;
+    link_ops.send = noted_send;
+    link_ops.recv = noted_recv;
+    link_ops.wait = noted_wait;
+    be_ops.matmul = noted_matmul;
+    be_ops.matmuls = NULL;
+    r->link->ops = &link_ops;
+    if (rc == WN_OK) be->ops = &be_ops;
     opts.be = be;
     if (rc == WN_OK) rc = wn_stage_open(&stage, &opts, &r->err);
     usleep(r->late_us);
@@ -99,6 +159,7 @@ static void *rank_main(void *arg)
     r->err.code = rc;
     wn_stage_close(stage);
     wn_backend_close(be);
+    r->link->ops = &wn_link_local;
     free(logits);
     return NULL;
 }
@@ -194,6 +255,35 @@ static void test_waits(void **state)
     wn_weights_close(weights);
 }
 
+static void expect_diaries(const struct wn_plan *p, const struct wn_weights *weights, const struct wn_plan_load *load,
+                           const char *first, const char *last)
+{
+    struct rank ranks[2];
+    struct wn_local_hub *hub = run_all(ranks, p, weights, load, 0);
+
+    assert_string_equal(ranks[0].diary.text, first);
+    if (last) assert_string_equal(ranks[1].diary.text, last);
+    leave(hub, ranks, 2);
+}
+
+/* A chunk's rows are on their way while the next chunk is computed: nobody waits for them between the two, large ones
+ * are looked after, and the last stage has said where they may go before it computes. */
+static void test_rows_travel_meanwhile(void **state)
+{
+    const struct wn_plan_load chunks = {.text_tokens = 12, .new_tokens = 1, .chunk_tokens = 4},
+                              large = {.text_tokens = 96, .new_tokens = 1, .chunk_tokens = 48};
+    struct wn_weights *weights = NULL;
+    struct wn_model m;
+    struct wn_plan p;
+    struct wn_err err = {0};
+
+    if (wn_model_open(&m, *state, &err) || wn_weights_open(&weights, *state, &err)) fail_msg("%s", err.text);
+    assert_int_equal(wn_plan_make(&p, &m, 2, 1, NULL, WN_F32, NULL), WN_OK);
+    expect_diaries(&p, weights, &chunks, "bcs" "bcws" "bcws" "w", "brrc" "brc" "brc");
+    expect_diaries(&p, weights, &large, "bcs" "btcs" "w", NULL);
+    wn_weights_close(weights);
+}
+
 static void test_checkpoint(void **state)
 {
     const struct wn_plan_load loads[] = {
@@ -233,6 +323,7 @@ int main(void)
         cmocka_unit_test_prestate(test_checkpoint, a),
         cmocka_unit_test_prestate(test_checkpoint, b),
         cmocka_unit_test_prestate(test_waits, a),
+        cmocka_unit_test_prestate(test_rows_travel_meanwhile, b),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
