@@ -14,24 +14,21 @@ $cluster up "$dir/box" --hosts 3 --share "$dir" || exit $?
 array=$(QUESTION='How many "things" are there?' on head sbatch --parsable --array=0-1 -o "$dir/captions-%a.log" \
     scripts/slurm/caption-folder.sbatch "$PWD/$model" "$dir/pictures" "$dir/out" -pp 2 --log-level info) || fail "sbatch"
 show() { tail -n 20 "$dir"/captions-*.log; fail "$@"; }
-state() { on head scontrol show job "${array}_$1" | sed -n 's/.*JobState=\([A-Z]*\).*/\1/p'; } # TASK
 
 wait_for 120 "answers of task 0" lines_of "$dir/out/0.jsonl" 4
 lines_of "$dir/out/0.jsonl" $((n / 2)) && show "task 0 was too quick to be cancelled in its middle"
 on head scancel "${array}_0"
-cancelled() { [ "$(state 0)" = CANCELLED ]; }
-wait_for 60 "end of task 0" cancelled
+wait_for 60 "end of task 0" in_state "${array}_0" CANCELLED
 on head scontrol requeue "${array}_0" || show "requeue"
 if [ -n "$long" ]; then
     wait_for 120 "answers of task 1" lines_of "$dir/out/1.jsonl" 3
     on head scancel --batch --signal=USR1 "${array}_1"
 fi
-complete() { [ "$(state 0)$(state 1)" = COMPLETEDCOMPLETED ]; }
+complete() { in_state "${array}_0" COMPLETED && in_state "${array}_1" COMPLETED; }
 wait_for 240 "end of both tasks" complete
 
-restarts() { on head scontrol show job "${array}_$1" | sed -n 's/.*Restarts=\([0-9]*\).*/\1/p'; } # TASK
-[ "$(restarts 0)" = 1 ] || show "task 0 was not queued again"
-[ -z "$long" ] || [ "$(restarts 1)" = 1 ] || show "task 1 did not queue itself again"
+[ "$(of_job "${array}_0" Restarts)" = 1 ] || show "task 0 was not queued again"
+[ -z "$long" ] || [ "$(of_job "${array}_1" Restarts)" = 1 ] || show "task 1 did not queue itself again"
 ids() { sed -E 's/.*"custom_id": ?"(([^"\\]|\\.)*)".*/\1/' "$@" | sort; }
 [ "$(cat "$dir"/out/*.jsonl | wc -l)" = "$n" ] && [ "$(ids "$dir"/out/*.jsonl | uniq | wc -l)" = "$n" ] ||
     show "not every picture exactly once"

@@ -38,14 +38,13 @@ touch "$dir/block"
 while [ -e "$dir/block" ]; do sleep 0.1; done
 try port "$PWD/$model"
 END
-on head sbatch --parsable -N3 --exclusive -o "$dir/service.log" "$dir/job" >"$dir/id" || fail "sbatch"
+job=$(on head sbatch --parsable -N3 --exclusive -o "$dir/service.log" "$dir/job") || fail "sbatch"
 
 wait_for 180 "end of the first checks" test -e "$dir/block"
 # n2 holds stage 0 and n3 stage 1: from n2 no connection to n3 beyond Slurm's own ports is made any more.
 on n2 ip rule add to "$(on n2 getent hosts n3 | cut -d' ' -f1)" ipproto tcp dport 7000-65000 blackhole || fail "rule"
 rm "$dir/block"
-ended() { on head scontrol show job "$(cat "$dir/id")" | grep -q 'JobState=COMPLETED'; }
-wait_for 120 "end of the job" ended
+wait_for 120 "end of the job" in_state "$job" COMPLETED
 
 expect() { # NAME WORDS...
     local name=$1

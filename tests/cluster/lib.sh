@@ -22,6 +22,20 @@ wait_for() { # SECONDS WHAT COMMAND...
     done
 }
 
+# A service of the shipped batch file, ready: $job is its number.
+serve() { # OPTION...
+    job=$(on head sbatch --parsable -o "$dir/service.log" scripts/slurm/serve.sbatch "$PWD/$model" --lease-ms 30000 "$@") ||
+        fail "sbatch"
+    ready_or_gone() { [ -e "$HOME/.winnow/slurm/$job" ] || grep -qs 'before the service was ready' "$dir/service.log"; }
+    wait_for 180 "service of job $job" ready_or_gone
+    [ -e "$HOME/.winnow/slurm/$job" ] || fail "the service did not start"
+}
+
+# What Slurm says of a job, in a word.
+of_job() { on head scontrol show job "$1" | sed -n "s/.*$2=\([A-Z0-9]*\).*/\1/p"; } # JOB JobState|Restarts
+in_state() { [ "$(of_job "$1" JobState)" = "$2" ]; } # JOB STATE
+gone() { [ -z "$(on head squeue -h -j "$1" -o %T)" ]; } # JOB
+
 # Line N of the questions as "image<tab>question".
 question() { sed -nE "$1s/.*\"image\": \"([^\"]*)\", .*\"question\": \"([^\"]*)\".*/\1\t\2/p" $questions; }
 

@@ -10,13 +10,9 @@ $cluster up "$dir/box" --hosts 3 --share "$dir" || exit $?
 
 winnow serve $model --port 0 --lease-ms 30000 >"$dir/local" 2>"$dir/local.log" &
 local_service=$!
-job=$(on head sbatch --parsable -o "$dir/service.log" scripts/slurm/serve.sbatch "$PWD/$model" -tp 1 -pp 2 \
-    --lease-ms 30000 --log-level info) || fail "sbatch"
+serve -tp 1 -pp 2 --log-level info
 wait_for 120 "local service" grep -q 'ready at' "$dir/local"
 near=$(sed -n 's/.*ready at \([^ ]*\).*/\1/p' "$dir/local")
-ready_or_gone() { [ -e "$HOME/.winnow/slurm/$job" ] || grep -qs 'before the service was ready' "$dir/service.log"; }
-wait_for 180 "service of job $job" ready_or_gone
-[ -e "$HOME/.winnow/slurm/$job" ] || fail "the service did not start"
 [ "$(stat -c %a "$HOME/.winnow/slurm/$job")" = 600 ] || fail "others can read the job's file"
 grep -q 'vision-0 on n1' "$dir/service.log" && grep -q 'rank 1 on n3' "$dir/service.log" || fail "placement"
 
@@ -38,11 +34,10 @@ wait_for 180 "answers after a rank was killed" lines_of "$dir/far.jsonl" $((n / 
 grep -q 'replica-0 ended with exit code' "$dir/service.log" || fail "nobody saw the rank die"
 lines_of "$dir/far.jsonl" "$n" && fail "the batch was too short to be cancelled in its middle"
 on head scancel "$job"
-gone() { [ "$(on head squeue -h -j "$job" -o %T)" = "" ]; }
-wait_for 60 "end of job $job" gone
+wait_for 60 "end of job $job" gone "$job"
 on head scontrol requeue "$job" || fail "requeue"
 wait $batch || { cat "$dir/batch.log"; fail "the batch"; }
-[ "$(on head scontrol show job "$job" | sed -n 's/.*Restarts=\([0-9]*\).*/\1/p')" = 1 ] || fail "no restart"
+[ "$(of_job "$job" Restarts)" = 1 ] || fail "no restart"
 grep -q 'with the journal in' "$dir/service.log" || fail "the journal was not resumed"
 [ "$(answers_of "$dir/far.jsonl" | cut -d' ' -f1 | uniq | wc -l)" = "$n" ] && [ "$(wc -l <"$dir/far.jsonl")" = "$n" ] ||
     fail "not every request was finished exactly once"
@@ -50,7 +45,6 @@ cmp <(answers_of "$dir/near.jsonl") <(answers_of "$dir/far.jsonl") || fail "answ
 echo "$n requests finished once, through a killed rank and a requeue"
 
 on head scancel --batch --signal=USR1 "$job"
-ended() { on head scontrol show job "$job" | grep -q 'JobState=COMPLETED'; }
-wait_for 60 "drained job" ended
+wait_for 60 "drained job" in_state "$job" COMPLETED
 [ ! -e "$HOME/.winnow/slurm/$job" ] || fail "the job's file is left"
 echo passed

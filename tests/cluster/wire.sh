@@ -15,11 +15,6 @@ fresh "$2"
 export WINNOW_KEY=$HOME/.winnow/keys/admin.key # only an admin is told of ranks
 $cluster up "$dir/box" --hosts 3 --share "$dir" || exit $?
 
-serve() { # OPTION...: $job is the service's
-    job=$(on head sbatch --parsable -o "$dir/service.log" scripts/slurm/serve.sbatch "$PWD/$model" --lease-ms 30000 "$@") ||
-        fail "sbatch"
-    wait_for 180 "service of job $job" test -e "$HOME/.winnow/slurm/$job"
-}
 ask_some() { # FROM TO: distinct pictures, so that no cache spares a transfer
     for i in $(seq "$1" "$2"); do
         IFS=$'\t' read -r image text < <(question $((i * 5 - 4)))
@@ -93,8 +88,7 @@ check "activation with $control bytes of control, its socket" $((activation + co
 [ $((allreduce + logits + embedding)) -eq 0 ] || fail "one tensor rank has nobody to sum with"
 
 on head scancel "$job"
-gone() { [ "$(on head squeue -h -j "$job" -o %T)" = "" ]; }
-wait_for 60 "end of job $job" gone
+wait_for 60 "end of job $job" gone "$job"
 serve -tp 2 -pp 1
 measure $(((n + 1) / 2))
 all=$((allreduce + logits + embedding + control))
