@@ -7,9 +7,7 @@ cd "$(dirname "$0")/.."
 bash scripts/setup.sh
 build=build/demo
 mkdir -p build
-if [ ! -x $build/bin/winnowd ] || [ "${1:-}" = rebuild ]; then
-    echo "building (about a minute)"
-fi
+[ -x $build/bin/winnowd ] || echo "building (about a minute)"
 cmake -G Ninja -S . -B $build -DWN_TESTS=OFF >$build.log 2>&1 || { cat $build.log; exit 1; }
 cmake --build $build -j "$(nproc)" >>$build.log 2>&1 || { tail -50 $build.log; exit 1; }
 export PATH="$PWD/$build/bin:$PATH"

@@ -34,10 +34,7 @@ pack() {
     for p in "${programs[@]}"; do
         file=$(find build/device -type f -name "$p" -perm -u+x | head -1)
         strip -o ".device/bin/$p" "$file"
-        # all shared libraries but the C library's and the driver's: those are the machine's own
-        ldd "$file" | awk '$2 == "=>" && $3 ~ /^\// { print $3 }' |
-            grep -vE '/(libc|libm|libdl|librt|libpthread|libresolv|libcuda|ld-linux[^/]*)\.so' |
-            xargs -r cp -nL -t .device/lib
+        pack_libs "$file"
     done
     pack_mpi
     cp -L /usr/include/cmocka*.h .device/include/
@@ -46,19 +43,23 @@ pack() {
     [ "$(du -sm .device | cut -f1)" -le 60 ] || { echo "more than 60 MiB: it will not travel" >&2; return 1; }
 }
 
+# All shared libraries of these files but the C library's and the driver's: those are the machine's own.
+pack_libs() { # FILE...
+    ldd "$@" 2>/dev/null | awk '$2 == "=>" && $3 ~ /^\// { print $3 }' | sort -u |
+        grep -vE '/(libc|libm|libdl|librt|libpthread|libresolv|libcuda|ld-linux[^/]*)\.so' |
+        xargs -r cp -nL -t .device/lib
+}
+
 # mpirun and the plugins of Open MPI and PMIx; the machine with the GPU may have none.
 pack_mpi() {
-    local libs=/usr/lib/x86_64-linux-gnu f
+    local libs=/usr/lib/x86_64-linux-gnu
     mkdir -p .device/mpi/bin .device/mpi/pmix
     cp -L "$(command -v mpirun)" .device/mpi/bin/mpirun
     cp -rL "$libs/openmpi/lib/openmpi3" .device/mpi/plugins
     cp -rL /usr/share/openmpi .device/mpi/share
     cp -rL "$libs"/pmix2/lib/pmix/* .device/mpi/pmix/
     cp -rL "$libs"/pmix2/share/pmix .device/mpi/pmix-share 2>/dev/null || true
-    for f in .device/mpi/bin/mpirun .device/mpi/plugins/*.so .device/mpi/pmix/*.so; do
-        ldd "$f" 2>/dev/null | awk '$2 == "=>" && $3 ~ /^\// { print $3 }'
-    done | sort -u | grep -vE '/(libc|libm|libdl|librt|libpthread|libresolv|libcuda|ld-linux[^/]*)\.so' |
-        xargs -r cp -nL -t .device/lib
+    pack_libs .device/mpi/bin/mpirun .device/mpi/plugins/*.so .device/mpi/pmix/*.so
 }
 
 use_mpi() {
@@ -206,7 +207,7 @@ keep() {
     echo "$rows"
 }
 
-# Issue of links: everything runs on one card, so times are those of processes that share it.
+# What ranks say to each other: everything runs on one card, so times are those of processes that share it.
 links() {
     out=$1
     mkdir -p "$out"
@@ -255,16 +256,14 @@ links() {
     return "$failed"
 }
 
-case ${1:-} in
+case ${1:-}${2:+ OUT} in
 pack) pack ;;
-links) [ -n "${2:-}" ] || { echo "usage: scripts/device_checks.sh links OUT" >&2; exit 2; }; links "$2" ;;
-run) [ -n "${2:-}" ] || { echo "usage: scripts/device_checks.sh run OUT" >&2; exit 2; }; run "$2" ;;
+"run OUT" | "links OUT" | "keep OUT") "$@" ;;
 dry-run)
     dry=1
     run /nowhere
     echo "$total s at most, and $DEADLINE s in all; $failed missing"
     [ "$failed" -eq 0 ]
     ;;
-keep) [ -n "${2:-}" ] || { echo "usage: scripts/device_checks.sh keep OUT" >&2; exit 2; }; keep "$2" ;;
 *) echo "usage: scripts/device_checks.sh pack | run OUT | links OUT | dry-run | keep OUT" >&2; exit 2 ;;
 esac
