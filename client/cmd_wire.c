@@ -274,6 +274,14 @@ static bool measure_rate(struct wire *b, const char *rate, uint32_t first)
     return true;
 }
 
+/* The last part of a path: where the server keeps it is nobody's business. */
+static const char *base_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+
+    return slash && slash[1] ? slash + 1 : path;
+}
+
 static bool measure(struct wire *b)
 {
     const uint32_t rates_n = b->rates_n ? b->rates_n : 1, last = rates_n * b->budgets_n * b->requests;
@@ -283,7 +291,7 @@ static bool measure(struct wire *b)
     snprintf(setting.method, sizeof(setting.method), "%s", b->report.method);
     b->runner.what = "warm-up";
     good = eval_check(&b->runner, &setting) && ask(b, last, 1, b->budgets[b->budgets_n - 1]);
-    b->report.model = b->counters.model;
+    b->report.model = base_name(b->counters.model);
     for (uint32_t i = 0; good && i < rates_n; i++) {
         const char *rate = b->rates_n ? b->rates[i] : "as it is";
         good = shape(b, rate) && read_counters(b, &b->counters) &&
