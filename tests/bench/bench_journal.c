@@ -7,19 +7,16 @@
  * journal is read back and must hold every job. DIR should be on the disk that is to be measured; default ".". */
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include "base/log.h"
 #include "daemon/journal.h"
-#include "daemon/scheduler.h"
+#include "tests/integration/sched_bed.h"
 #include "tests/order.h"
 #include "tests/scratch.h"
-#include "transport/endpoint.h"
 #include "winnow_version.h"
 
 #define WAIT_US 30000000
@@ -27,62 +24,7 @@
 static char base[512], machine[64];
 static unsigned jobs = 2000;
 
-struct server {
-    struct wn_config cfg;
-    struct wn_scheduler *s;
-    pthread_t thread;
-    int stop_fd;
-    bool up, failed;
-    pthread_mutex_t lock;
-    pthread_cond_t cond;
-    char address[WN_TEXT_LEN];
-};
-
-static void *server_main(void *arg)
-{
-    struct server *v = arg;
-    struct wn_err err = {0};
-    wn_status rc = wn_scheduler_open(&v->s, &v->cfg, "tcp://127.0.0.1:0", &err);
-
-    pthread_mutex_lock(&v->lock);
-    v->up = true;
-    v->failed = rc != WN_OK;
-    if (rc == WN_OK) snprintf(v->address, sizeof(v->address), "%s", wn_scheduler_client_address(v->s));
-    pthread_cond_signal(&v->cond);
-    pthread_mutex_unlock(&v->lock);
-    if (rc == WN_OK) rc = wn_scheduler_run(v->s, v->stop_fd, &err);
-    if (rc != WN_OK) fprintf(stderr, "bench_journal: %s\n", err.text);
-    wn_scheduler_close(v->s);
-    return NULL;
-}
-
-static bool server_start(struct server *v, const char *journal)
-{
-    memset(v, 0, sizeof(*v));
-    pthread_mutex_init(&v->lock, NULL);
-    pthread_cond_init(&v->cond, NULL);
-    wn_config_defaults(&v->cfg);
-    v->cfg.port = 0;
-    v->cfg.max_queue = jobs + 1;
-    v->cfg.no_worker_timeout_ms = 0;
-    v->cfg.shutdown_timeout_s = 0;
-    snprintf(v->cfg.journal, sizeof(v->cfg.journal), "%s", journal);
-    v->stop_fd = eventfd(0, EFD_CLOEXEC);
-    if (v->stop_fd < 0 || pthread_create(&v->thread, NULL, server_main, v) != 0) return false;
-    pthread_mutex_lock(&v->lock);
-    while (!v->up) pthread_cond_wait(&v->cond, &v->lock);
-    pthread_mutex_unlock(&v->lock);
-    return !v->failed;
-}
-
-static void server_stop(struct server *v)
-{
-    eventfd_write(v->stop_fd, 1);
-    pthread_join(v->thread, NULL);
-    close(v->stop_fd);
-}
-
-static bool submit(struct wn_endpoint *ep, unsigned n)
+static bool submit_job(struct wn_endpoint *ep, unsigned n)
 {
     Wn__Submit r = WN__SUBMIT__INIT;
     struct wn_err err = {0};
@@ -176,7 +118,7 @@ static bool time_jobs(const char *address, unsigned window, int64_t *each, int64
         long n;
         while (ok && sent < jobs && sent - got < window) {
             each[sent] = wn_now_us();
-            ok = submit(ep, sent++);
+            ok = submit_job(ep, sent++);
         }
         if (!ok || (n = accepted(ep)) < 0 || n >= (long)jobs) {
             ok = false;
@@ -217,15 +159,19 @@ static bool all_there(const char *dir)
 
 static bool bench(const char *what, unsigned window, int64_t *each)
 {
-    struct server v;
+    struct bed b;
     char dir[600] = "";
     int64_t us, cpu;
     bool ok;
 
     if (strcmp(what, "journal") == 0) snprintf(dir, sizeof(dir), "%s/%u", base, window);
-    if (!server_start(&v, dir)) return false;
-    if ((ok = time_jobs(v.address, window, each, &us, &cpu))) row(what, window, jobs, us, cpu, each);
-    server_stop(&v);
+    bed_init(&b);
+    b.cfg.max_queue = jobs + 1;
+    b.cfg.no_worker_timeout_ms = 0;
+    snprintf(b.cfg.journal, sizeof(b.cfg.journal), "%s", dir);
+    bed_start(&b);
+    if ((ok = time_jobs(b.clients, window, each, &us, &cpu))) row(what, window, jobs, us, cpu, each);
+    bed_stop(&b);
     return ok && (!dir[0] || all_there(dir));
 }
 

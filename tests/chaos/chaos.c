@@ -21,6 +21,7 @@
 #include "tests/chaos/faults.h"
 #include "tests/chaos/load.h"
 #include "tests/order.h"
+#include "tests/processes.h"
 #include "tests/scratch.h"
 #include "winnow_version.h"
 
@@ -115,7 +116,7 @@ static void expect_no_orphans(void)
     pid_t pids[64];
     int n;
 
-    while ((n = service_processes(run_dir, NULL, false, pids, 64)) > 0 && !wn_deadline_passed(until)) usleep(50000);
+    while ((n = processes_of(run_dir, NULL, false, pids, 64)) > 0 && !wn_deadline_passed(until)) usleep(50000);
     for (int i = 0; i < n; i++) kill(pids[i], SIGKILL);
     if (n > 0) fprintf(stderr, "chaos: %d processes outlived their supervisor\n", n);
     orphans += (unsigned)n;

@@ -53,7 +53,4 @@ void faults_turn(void); /* ends stops and cuts whose time is over */
 bool faults_over(void); /* are there none left? */
 void faults_end(void);  /* ends them all */
 
-/* Processes of the service: of a component, or all (NULL). */
-int service_processes(const char *run_dir, const char *name, bool mpirun, pid_t *pids, int max);
-
 #endif

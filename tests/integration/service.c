@@ -6,7 +6,6 @@
 #include <stdint.h>
 #include <setjmp.h>
 #include <cmocka.h>
-#include <dirent.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -18,6 +17,7 @@
 #include <unistd.h>
 
 #include "tests/file_read.h"
+#include "tests/processes.h"
 
 #define READY_S 60
 #define STOP_S  40
@@ -84,44 +84,9 @@ void service_start(struct service *s, const char *model, const char *const *flag
     s->ready_s = now_s() - began;
 }
 
-/* Does the process's command line have --run-dir of this service, and, if name is given, --name=NAME? */
-static bool is_ours(const struct service *s, const char *pid, const char *name)
-{
-    char path[300], text[8192], want[128];
-    FILE *f;
-    size_t n;
-    bool run = false, named = name == NULL;
-
-    snprintf(path, sizeof(path), "/proc/%s/cmdline", pid);
-    if (!(f = fopen(path, "rb"))) return false;
-    n = fread(text, 1, sizeof(text) - 1, f);
-    fclose(f);
-    text[n] = '\0';
-    if (name && !strstr(text, "winnowd"))
-        return false; /* mpirun has the flags, too, but starts with its own name */
-    for (size_t i = 0; i < n; i += strlen(text + i) + 1) {
-        snprintf(want, sizeof(want), "--run-dir=%s", s->run_dir);
-        run = run || strcmp(text + i, want) == 0;
-        snprintf(want, sizeof(want), "--name=%s", name ? name : "");
-        named = named || strcmp(text + i, want) == 0;
-        if (name && i == 0 && strstr(text, "mpirun") == text) return false;
-    }
-    return run && named;
-}
-
 int service_pids(const struct service *s, const char *name, pid_t *pids, int max)
 {
-    DIR *d = opendir("/proc");
-    struct dirent *e;
-    int n = 0;
-
-    assert_non_null(d);
-    while ((e = readdir(d)) != NULL && n < max) {
-        if (e->d_name[0] < '0' || e->d_name[0] > '9') continue;
-        if (is_ours(s, e->d_name, name)) pids[n++] = (pid_t)strtol(e->d_name, NULL, 10);
-    }
-    closedir(d);
-    return n;
+    return processes_of(s->run_dir, name, false, pids, max);
 }
 
 int service_stop(struct service *s)

@@ -11,15 +11,7 @@
 
 #include "base/dtype.h"
 #include "proto/step.h"
-
-static const struct wn_step_limits limits = {.rows_max = 32,
-                                             .seqs_max = 4,
-                                             .pages_max = 64,
-                                             .table_max = 64,
-                                             .features_max = 3,
-                                             .page_tokens = 4,
-                                             .vocab = 100,
-                                             .positions_max = 1000};
+#include "tests/step_limits.h"
 
 /* Two sequences: a prompt chunk with image rows, and a decode. */
 static void fill(struct wn_step_record *r)
@@ -57,9 +49,9 @@ struct fixture {
 static int setup(void **state)
 {
     struct fixture *f = calloc(1, sizeof(*f));
-    assert_int_equal(wn_step_record_init(&f->r, &limits, NULL), WN_OK);
-    assert_int_equal(wn_step_record_init(&f->back, &limits, NULL), WN_OK);
-    f->wire = malloc(wn_step_bytes_max(&limits));
+    assert_int_equal(wn_step_record_init(&f->r, &step_limits, NULL), WN_OK);
+    assert_int_equal(wn_step_record_init(&f->back, &step_limits, NULL), WN_OK);
+    f->wire = malloc(wn_step_bytes_max(&step_limits));
     fill(&f->r);
     *state = f;
     return 0;
@@ -79,8 +71,8 @@ static void test_round_trip(void **state)
 {
     struct fixture *f = *state;
     f->n = wn_step_encode(&f->r, f->wire);
-    assert_true(f->n <= wn_step_bytes_max(&limits));
-    assert_int_equal(wn_step_decode(&f->back, &limits, f->wire, f->n, NULL), WN_OK);
+    assert_true(f->n <= wn_step_bytes_max(&step_limits));
+    assert_int_equal(wn_step_decode(&f->back, &step_limits, f->wire, f->n, NULL), WN_OK);
     assert_int_equal(f->back.step, f->r.step);
     assert_int_equal(f->back.flags, f->r.flags);
     assert_memory_equal(f->back.opens, f->r.opens, sizeof(*f->r.opens));
@@ -99,7 +91,7 @@ static void test_empty(void **state)
     f->r.flags = WN_STEP_STOP;
     f->n = wn_step_encode(&f->r, f->wire);
     assert_int_equal(f->n, 64);
-    assert_int_equal(wn_step_decode(&f->back, &limits, f->wire, f->n, NULL), WN_OK);
+    assert_int_equal(wn_step_decode(&f->back, &step_limits, f->wire, f->n, NULL), WN_OK);
     assert_int_equal(f->back.flags, WN_STEP_STOP);
 }
 
@@ -110,7 +102,7 @@ static void test_every_length_but_one_is_refused(void **state)
     for (size_t n = 0; n < f->n; n++) {
         uint8_t *cut = malloc(n ? n : 1); /* exact, for the sanitizer */
         memcpy(cut, f->wire, n);
-        assert_int_equal(wn_step_decode(&f->back, &limits, cut, n, NULL), WN_EPROTO);
+        assert_int_equal(wn_step_decode(&f->back, &step_limits, cut, n, NULL), WN_EPROTO);
         assert_int_equal(f->back.rows_n, 0);
         free(cut);
     }
@@ -120,7 +112,7 @@ static void refuse(struct fixture *f, const char *word)
 {
     struct wn_err err = {0};
     f->n = wn_step_encode(&f->r, f->wire);
-    assert_int_equal(wn_step_decode(&f->back, &limits, f->wire, f->n, &err), WN_EPROTO);
+    assert_int_equal(wn_step_decode(&f->back, &step_limits, f->wire, f->n, &err), WN_EPROTO);
     if (!strstr(err.text, word)) fail_msg("'%s' is not in: %s", word, err.text);
     fill(&f->r);
 }
@@ -157,10 +149,10 @@ static void test_magic_and_version(void **state)
     struct fixture *f = *state;
     f->n = wn_step_encode(&f->r, f->wire);
     f->wire[4]++;
-    assert_int_equal(wn_step_decode(&f->back, &limits, f->wire, f->n, NULL), WN_EPROTO);
+    assert_int_equal(wn_step_decode(&f->back, &step_limits, f->wire, f->n, NULL), WN_EPROTO);
     f->wire[4]--;
     f->wire[0]++;
-    assert_int_equal(wn_step_decode(&f->back, &limits, f->wire, f->n, NULL), WN_EPROTO);
+    assert_int_equal(wn_step_decode(&f->back, &step_limits, f->wire, f->n, NULL), WN_EPROTO);
 }
 
 static int write_corpus(const char *dir)
