@@ -134,13 +134,6 @@ void faults_turn(void)
         if (undos[i].at_us && wn_deadline_passed(undos[i].at_us)) undo(&undos[i]);
 }
 
-bool faults_over(void)
-{
-    for (int i = 0; i < UNDO_MAX; i++)
-        if (undos[i].at_us) return false;
-    return true;
-}
-
 void faults_end(void)
 {
     for (int i = 0; i < UNDO_MAX; i++)

@@ -50,7 +50,6 @@ bool faults_init(void);
 bool faults_strike(const struct service_info *s, fault kind, unsigned dice);
 
 void faults_turn(void); /* ends stops and cuts whose time is over */
-bool faults_over(void); /* are there none left? */
 void faults_end(void);  /* ends them all */
 
 #endif

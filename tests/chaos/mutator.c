@@ -16,7 +16,8 @@ uint32_t dice_roll(struct dice *d, uint32_t below)
     return (uint32_t)(((z >> 32) * below) >> 32);
 }
 
-void seeds_add(struct seeds *s, const void *data, size_t bytes)
+/* A copy. */
+static void seeds_add(struct seeds *s, const void *data, size_t bytes)
 {
     struct seed_file *f = &s->file[s->n];
 

@@ -26,7 +26,6 @@ uint32_t dice_roll(struct dice *d, uint32_t below); /* 0 .. below - 1 */
 
 /* Adds every file of a folder that fits a mutant; the program ends if there is none. */
 void seeds_read(struct seeds *s, const char *folder);
-void seeds_add(struct seeds *s, const void *data, size_t bytes); /* a copy */
 void seeds_free(struct seeds *s);
 
 /* Writes a mutant of one of the seeds into out[MUTANT_MAX]; returns its size. One in eight is noise. The others keep

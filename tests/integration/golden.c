@@ -158,7 +158,7 @@ bool golden_backend_usable(const char *name)
     return usable;
 }
 
-double golden_row_error(const float *got, const float *want, size_t n)
+static double row_error(const float *got, const float *want, size_t n)
 {
     double largest = 0.0, worst = 0.0;
 
@@ -176,7 +176,7 @@ double golden_error(const float *got, const float *want, size_t rows, size_t n)
     double worst = 0.0;
 
     for (size_t r = 0; r < rows; r++) {
-        double e = golden_row_error(got + r * n, want + r * n, n);
+        double e = row_error(got + r * n, want + r * n, n);
         if (e > worst) worst = e;
     }
     return worst;

@@ -54,10 +54,8 @@ void golden_close(struct golden *g);
 /* Can this machine open the backend? Prints why not: a missing GPU is no failure. */
 bool golden_backend_usable(const char *name);
 
-/* Largest |got - want| over the row, divided by the largest |want| of the row. NaN counts as 1e9. */
-double golden_row_error(const float *got, const float *want, size_t n);
-
-/* Largest of golden_row_error over rows. */
+/* Largest |got - want| over a row, divided by the largest |want| of the row: the largest over rows. NaN counts as
+ * 1e9. */
 double golden_error(const float *got, const float *want, size_t rows, size_t n);
 
 /* n floats as `dtype` (float32 or bfloat16, rounded). Owned by the caller: free(). */
