@@ -48,6 +48,13 @@ static struct winnow_request about_the_picture(uint32_t max_tokens)
         .prompt = "Describe the picture.", .images = &picture, .images_n = 1, .max_tokens = max_tokens};
 }
 
+/* Of any job; fails the test if it is an error or does not come. */
+static void next_event(struct winnow_event *ev)
+{
+    if (winnow_next(conn, ev, 60000) != WINNOW_OK) fail_msg("%s", winnow_error(conn));
+    if (ev->type == WINNOW_EVENT_ERROR) fail_msg("%s", ev->text);
+}
+
 struct answer {
     char text[TEXT], reason[16];
     uint32_t ids[TOKENS], ids_n;
@@ -62,8 +69,7 @@ static void get(const struct winnow_request *q, struct answer *a)
     memset(a, 0, sizeof(*a));
     assert_int_equal(winnow_submit(conn, q, &job), WINNOW_OK);
     for (;;) {
-        if (winnow_next(conn, &ev, 60000) != WINNOW_OK) fail_msg("%s", winnow_error(conn));
-        if (ev.type == WINNOW_EVENT_ERROR) fail_msg("%s", ev.text);
+        next_event(&ev);
         for (size_t i = 0; ev.type == WINNOW_EVENT_TEXT && i < ev.token_ids_n; i++) {
             assert_true(a->ids_n < TOKENS);
             a->ids[a->ids_n++] = ev.token_ids[i];
@@ -121,8 +127,7 @@ static void logprobs(void **state)
     q.top_logprobs = 5;
     assert_int_equal(winnow_submit(conn, &q, &job), WINNOW_OK);
     for (;;) {
-        if (winnow_next(conn, &ev, 60000) != WINNOW_OK) fail_msg("%s", winnow_error(conn));
-        if (ev.type == WINNOW_EVENT_ERROR) fail_msg("%s", ev.text);
+        next_event(&ev);
         if (ev.type == WINNOW_EVENT_DONE) break;
         for (size_t i = 0; ev.type == WINNOW_EVENT_TEXT && i < ev.token_ids_n; i++) {
             const struct winnow_logprobs *l = &ev.logprobs[i];
@@ -166,7 +171,7 @@ static void several_answers(void **state)
     q.quiet = 1;
     assert_int_equal(winnow_submit(conn, &q, &job), WINNOW_OK);
     for (int done = 0; done < 3;) {
-        if (winnow_next(conn, &ev, 60000) != WINNOW_OK) fail_msg("%s", winnow_error(conn));
+        next_event(&ev);
         if (ev.type == WINNOW_EVENT_ACCEPTED) continue;
         assert_int_equal(ev.type, WINNOW_EVENT_DONE);
         assert_true(ev.choice < 3);
@@ -191,7 +196,7 @@ static void answers_share_the_prompt(void **state)
     q.pruning_keep = 201;
     assert_int_equal(winnow_submit(conn, &q, &job), WINNOW_OK);
     for (int done = 0; done < 3;) {
-        if (winnow_next(conn, &ev, 60000) != WINNOW_OK) fail_msg("%s", winnow_error(conn));
+        next_event(&ev);
         if (ev.type == WINNOW_EVENT_ACCEPTED) continue;
         assert_int_equal(ev.type, WINNOW_EVENT_DONE);
         shared += ev.usage.cached_tokens >= 192;
