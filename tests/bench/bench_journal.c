@@ -167,6 +167,7 @@ static bool bench(const char *what, unsigned window, int64_t *each)
     if (strcmp(what, "journal") == 0) snprintf(dir, sizeof(dir), "%s/%u", base, window);
     bed_init(&b);
     b.cfg.max_queue = jobs + 1;
+    b.cfg.max_queue_share = 1;
     b.cfg.no_worker_timeout_ms = 0;
     snprintf(b.cfg.journal, sizeof(b.cfg.journal), "%s", dir);
     bed_start(&b);
