@@ -371,17 +371,23 @@ static int end_of(FILE *p, char *out, size_t size)
     return WIFEXITED(rc) ? WEXITSTATUS(rc) : -1;
 }
 
-static void expect_run(const char *args, const char *endpoint, int want, const char *words)
+static void expect_end(FILE *p, const char *args, int want, const char *words)
 {
     char out[8192];
-    int code = end_of(run(args, endpoint), out, sizeof(out));
+    int code = end_of(p, out, sizeof(out));
 
     if (code != want || !strstr(out, words)) fail_msg("winnow %s: exit code %d, printed '%s'", args, code, out);
+}
+
+static void expect_run(const char *args, const char *endpoint, int want, const char *words)
+{
+    expect_end(run(args, endpoint), args, want, words);
 }
 
 static void command_line(void **state)
 {
     const char *nobody = "tcp://127.0.0.1:1";
+    FILE *by_flag, *by_environment;
     int64_t before;
 
     (void)state;
@@ -395,9 +401,11 @@ static void command_line(void **state)
     expect_run("ask --max-tokens x q", nobody, 2, "not a whole number");
     expect_run("ask --colour q", nobody, 2, "unknown option --colour");
     expect_run("ask --image /nowhere q", nobody, 1, "cannot open /nowhere");
-    expect_run("cancel xyz --endpoint tcp://127.0.0.1:1", nobody, 1, "no server at tcp://127.0.0.1:1");
     before = wn_now_us();
-    expect_run("status", nobody, 1, "no server at tcp://127.0.0.1:1");
+    by_flag = run("cancel xyz --endpoint tcp://127.0.0.1:1", "tcp://127.0.0.1:2"); /* both wait for one */
+    by_environment = run("status", nobody);
+    expect_end(by_flag, "cancel", 1, "no server at tcp://127.0.0.1:1");
+    expect_end(by_environment, "status", 1, "no server at tcp://127.0.0.1:1");
     assert_true(wn_now_us() - before < 5000000);
     expect_run("collect-env", nobody, 0, "cpu flags");
 }

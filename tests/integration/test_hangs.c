@@ -33,7 +33,7 @@ static char *answer(void)
 
 static int start_service(void **state)
 {
-    const char *flags[] = {"-tp=2", "-pp=2", NULL};
+    const char *flags[] = {"-tp=2", "-pp=2", "--lease-ms=1500", NULL};
 
     (void)state;
     picture = read_file(PICTURE, &picture_bytes);
