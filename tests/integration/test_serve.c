@@ -331,18 +331,42 @@ static void test_prompt_too_long(void **state)
     free(text);
 }
 
+/* Asks and waits for the end, an answer or an error. */
+static struct winnow_event end_of(const struct winnow_request *q)
+{
+    struct winnow_event ev;
+    uint64_t job;
+
+    if (winnow_submit(conn, q, &job) != WINNOW_OK) fail_msg("submit: %s", winnow_error(conn));
+    do {
+        assert_int_equal(winnow_next(conn, &ev, 60000), WINNOW_OK);
+    } while (ev.job != job || (ev.type != WINNOW_EVENT_DONE && ev.type != WINNOW_EVENT_ERROR));
+    return ev;
+}
+
+/* One short job with this pruning; fails the test unless it is answered. */
+static struct winnow_usage usage_of(struct winnow_request q, char **answer)
+{
+    const struct winnow_image im = {.data = picture, .bytes = picture_bytes};
+    struct winnow_event ev;
+
+    q.prompt = question;
+    q.images = &im;
+    q.images_n = 1;
+    ev = end_of(&q);
+    if (ev.type == WINNOW_EVENT_ERROR) fail_msg("%s: %s", q.pruning_method, ev.text);
+    if (answer) *answer = strdup(ev.text);
+    return ev.usage;
+}
+
 static void test_unknown_pruning_method(void **state)
 {
     const struct winnow_image im = {.data = picture, .bytes = picture_bytes};
     const struct winnow_request q = {
         .prompt = question, .images = &im, .images_n = 1, .pruning_method = "sharpen"};
     struct winnow_event ev;
-    uint64_t job;
     (void)state;
-    assert_int_equal(winnow_submit(conn, &q, &job), WINNOW_OK);
-    do {
-        assert_int_equal(winnow_next(conn, &ev, 20000), WINNOW_OK);
-    } while (ev.job != job);
+    ev = end_of(&q);
     assert_int_equal(ev.type, WINNOW_EVENT_ERROR);
     assert_non_null(strstr(ev.text, "sharpen"));
     still_right();
@@ -355,40 +379,13 @@ static void test_pruning_methods(void **state)
                                           "visionzip", "vispruner", "divprune",  "hiprune",  "matryoshka"};
     (void)state;
     for (size_t i = 0; i < sizeof(methods) / sizeof(methods[0]); i++) {
-        const struct winnow_image im = {.data = picture, .bytes = picture_bytes};
-        const struct winnow_request q = {.prompt = question, .images = &im, .images_n = 1, .max_tokens = 4,
-                                         .pruning_method = methods[i], .pruning_keep = 64};
-        const uint32_t want = strcmp(methods[i], "none") == 0 ? 576 : 64;
-        struct winnow_event ev;
-        uint64_t job;
-        assert_int_equal(winnow_submit(conn, &q, &job), WINNOW_OK);
-        do {
-            assert_int_equal(winnow_next(conn, &ev, 60000), WINNOW_OK);
-        } while (ev.type != WINNOW_EVENT_DONE && ev.type != WINNOW_EVENT_ERROR);
-        if (ev.type == WINNOW_EVENT_ERROR) fail_msg("%s: %s", methods[i], ev.text);
-        if (ev.usage.image_tokens != want) fail_msg("%s keeps %u", methods[i], ev.usage.image_tokens);
-        assert_int_equal(ev.usage.image_tokens_before_pruning, 576);
+        const struct winnow_usage u = usage_of(
+            (struct winnow_request){.max_tokens = 4, .pruning_method = methods[i], .pruning_keep = 64}, NULL);
+        if (u.image_tokens != (strcmp(methods[i], "none") == 0 ? 576 : 64))
+            fail_msg("%s keeps %u", methods[i], u.image_tokens);
+        assert_int_equal(u.image_tokens_before_pruning, 576);
     }
     still_right();
-}
-
-/* One short job with this pruning; fails the test unless it is answered. */
-static struct winnow_usage usage_of(struct winnow_request q, char **answer)
-{
-    const struct winnow_image im = {.data = picture, .bytes = picture_bytes};
-    struct winnow_event ev;
-    uint64_t job;
-
-    q.prompt = question;
-    q.images = &im;
-    q.images_n = 1;
-    if (winnow_submit(conn, &q, &job) != WINNOW_OK) fail_msg("submit: %s", winnow_error(conn));
-    do {
-        assert_int_equal(winnow_next(conn, &ev, 60000), WINNOW_OK);
-    } while (ev.type != WINNOW_EVENT_DONE && ev.type != WINNOW_EVENT_ERROR);
-    if (ev.type == WINNOW_EVENT_ERROR) fail_msg("%s: %s", q.pruning_method, ev.text);
-    if (answer) *answer = strdup(ev.text);
-    return ev.usage;
 }
 
 /* What was asked, what was kept, and what usage says was in force. */
@@ -534,12 +531,8 @@ static void test_two_images(void **state)
     const struct winnow_request q = {
         .prompt = question, .images = im, .images_n = 2, .max_tokens = 8};
     struct winnow_event ev;
-    uint64_t job;
     (void)state;
-    assert_int_equal(winnow_submit(conn, &q, &job), WINNOW_OK);
-    do {
-        assert_int_equal(winnow_next(conn, &ev, 20000), WINNOW_OK);
-    } while (ev.type != WINNOW_EVENT_DONE && ev.type != WINNOW_EVENT_ERROR);
+    ev = end_of(&q);
     if (ev.type == WINNOW_EVENT_ERROR) fail_msg("%s", ev.text);
     assert_int_equal(ev.usage.image_tokens, 2 * 576);
     assert_int_equal(ev.usage.bytes_image, 2 * 2 * picture_bytes);
