@@ -8,7 +8,7 @@
  * timed its method chooses one token of each picture, so that it finds the vision cache warm, taps and all: what is
  * compared is selection, features, prefill and decode. With -x there is no vision cache, and each job encodes.
  *
- * CSV: commit, machine, flags, vision_cache, pruning, concurrent, jobs, image_tokens (of the last answer), tokens,
+ * CSV: commit, machine, flags, vision_cache, pruning, concurrent, jobs, image_tokens (of an answer, mean), tokens,
  * seconds, ttft_p50_ms, ttft_p95_ms, tokens_s, jobs_s, over_none (the mean time of `none` before and after over the
  * time of this run: below 1 pruning would cost; of `none` itself: over the `none` before it, the machine's drift).
  * Nothing is asserted about times. Run from the repository's root. */
@@ -103,11 +103,12 @@ static struct outcome run(struct winnow *w, struct way *way, int concurrent, int
         if (ev.type != WINNOW_EVENT_DONE) continue;
         verify(way, j, ev.text);
         o.tokens += ev.usage.completion_tokens;
-        o.image_tokens = ev.usage.image_tokens;
+        o.image_tokens += ev.usage.image_tokens;
         done++;
         j->id = 0;
         if (sent < jobs) submit(w, way, j, sent++);
     }
+    o.image_tokens /= (uint64_t)jobs;
     o.seconds = now_s() - began;
     o.ttft_p50_ms = serving_quantile_ms(ttft, (size_t)ttft_n, .5);
     o.ttft_p95_ms = serving_quantile_ms(ttft, (size_t)ttft_n, .95);
