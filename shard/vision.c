@@ -276,19 +276,37 @@ static void lay_patches(const struct wn_vision *v, const float *pixels, uint32_t
                                p * sizeof(float));
 }
 
+static struct wn_matmul product(struct wn_mat out, struct wn_mat x, struct linear y, wn_act act)
+{
+    return (struct wn_matmul){.out = out, .x = x, .w = y.w, .bias = y.bias, .slices = 1, .act = act};
+}
+
 static wn_status linear(struct wn_vision *v, struct wn_mat out, struct wn_mat x, struct linear y,
                         wn_act act)
 {
-    struct wn_matmul m = {.out = out, .x = x, .w = y.w, .bias = y.bias, .slices = 1, .act = act};
+    const struct wn_matmul m = product(out, x, y, act);
     return wn_be_matmul(v->be, &m);
+}
+
+static struct wn_norm norm_of(const struct wn_vision *v, struct wn_mat out, struct wn_mat x,
+                              const float *const weight[2])
+{
+    return (struct wn_norm){.out = out, .x = x, .weight = weight[0], .bias = weight[1], .eps = v->c.eps};
 }
 
 static wn_status layer_norm(struct wn_vision *v, struct wn_mat out, struct wn_mat x,
                             const float *const weight[2])
 {
-    struct wn_norm n = {
-        .out = out, .x = x, .weight = weight[0], .bias = weight[1], .eps = v->c.eps};
+    const struct wn_norm n = norm_of(v, out, x, weight);
     return wn_be_norm(v->be, &n);
+}
+
+/* x += y; then y becomes the norm of x, if there is one. */
+static wn_status add_norm(struct wn_vision *v, struct wn_mat x, struct wn_mat y, const float *const *weight)
+{
+    if (!weight) return wn_be_add(v->be, &x, &x, &y);
+    const struct wn_norm n = norm_of(v, y, x, weight);
+    return wn_be_add_norm(v->be, &y, &n);
 }
 
 /* Pixels to hidden state 0: CLS and patches, plus positions, normalised. */
@@ -345,7 +363,9 @@ static bool asked(uint64_t layers, uint32_t i)
     return i < 64 && (layers >> i & 1);
 }
 
-static wn_status run_layer(struct wn_vision *v, uint32_t i, uint32_t images, const struct wn_vision_taps *want)
+/* `normed` has the layer's first norm already, and gets that of the next one, if it is wanted. */
+static wn_status run_layer(struct wn_vision *v, uint32_t i, uint32_t images, const struct wn_vision_taps *want,
+                           const float *const *next_norm)
 {
     const struct wn_vision_config *c = &v->c;
     const struct layer *y = &v->layers[i];
@@ -360,37 +380,34 @@ static wn_status run_layer(struct wn_vision *v, uint32_t i, uint32_t images, con
                              .tokens = v->tokens,
                              .heads = c->heads,
                              .head_dim = c->head_dim};
+    const struct wn_matmul qkv_of[] = {product(a.q, normed, y->q, WN_ACT_NONE), product(a.k, normed, y->k, WN_ACT_NONE),
+                                       product(a.v, normed, y->v, WN_ACT_NONE)};
     wn_status rc;
 
     a.scale = 1.0f / __builtin_sqrtf((float)c->head_dim);
     if (asked(want->cls_layers, i)) a.cls_rows = tap_next(&v->cls_tap, (size_t)images * c->heads * v->tokens);
     if (asked(want->mean_layers, i)) a.mean_cols = tap_next(&v->mean_tap, rows);
-    rc = layer_norm(v, normed, x, y->norm1);
-    if (rc == WN_OK) rc = linear(v, a.q, normed, y->q, WN_ACT_NONE);
-    if (rc == WN_OK) rc = linear(v, a.k, normed, y->k, WN_ACT_NONE);
-    if (rc == WN_OK) rc = linear(v, a.v, normed, y->v, WN_ACT_NONE);
+    rc = wn_be_matmuls(v->be, qkv_of, 3);
     if (rc == WN_OK && asked(want->keys_layers, i)) rc = tap_keys(v, images, a.q, v->cls_rows, a.k);
     if (rc == WN_OK) rc = wn_be_attn_full(v->be, &a);
     if (rc == WN_OK) rc = linear(v, normed, a.out, y->o, WN_ACT_NONE);
-    if (rc == WN_OK) rc = wn_be_add(v->be, &x, &x, &normed);
-    if (rc == WN_OK) rc = layer_norm(v, normed, x, y->norm2);
+    if (rc == WN_OK) rc = add_norm(v, x, normed, y->norm2);
     if (rc == WN_OK) rc = linear(v, mid, normed, y->fc1, c->act);
     if (rc == WN_OK) rc = linear(v, normed, mid, y->fc2, WN_ACT_NONE);
-    if (rc == WN_OK) rc = wn_be_add(v->be, &x, &x, &normed);
+    if (rc == WN_OK) rc = add_norm(v, x, normed, next_norm);
     return rc;
 }
 
-/* The keys of the layer that would come next: its queries are needed for the CLS rows only. */
+/* The keys of the layer that would come next, whose first norm is there: queries are needed for the CLS rows only. */
 static wn_status next_layer_keys(struct wn_vision *v, uint32_t images)
 {
     const struct layer *y = &v->layers[v->c.layers_run];
     uint32_t rows = images * v->tokens, hidden = v->c.hidden;
-    struct wn_mat x = wn_mat_rows(v->x, 0, rows), normed = wn_mat_rows(v->normed, 0, rows);
+    struct wn_mat normed = wn_mat_rows(v->normed, 0, rows);
     struct wn_mat k = wn_mat_cols(wn_mat_rows(v->qkv, 0, rows), hidden, hidden);
     struct wn_mat cls = wn_mat_rows(v->attn, 0, images), q = wn_mat_cols(wn_mat_rows(v->qkv, 0, images), 0, hidden);
-    wn_status rc = layer_norm(v, normed, x, y->norm1);
+    wn_status rc = linear(v, k, normed, y->k, WN_ACT_NONE);
 
-    if (rc == WN_OK) rc = linear(v, k, normed, y->k, WN_ACT_NONE);
     if (rc == WN_OK) rc = wn_be_gather_rows(v->be, &cls, &normed, v->cls_rows);
     if (rc == WN_OK) rc = linear(v, q, cls, y->q, WN_ACT_NONE);
     if (rc == WN_OK) rc = tap_keys(v, images, q, NULL, k);
@@ -473,6 +490,7 @@ wn_status wn_vision_encode(struct wn_vision *v, const float *pixels, uint32_t im
                            struct wn_vision_out *out, struct wn_err *err)
 {
     const struct wn_vision_taps none = {0};
+    uint32_t norms = v->c.layers_run; /* layers whose first norm is wanted */
     wn_status rc;
 
     if (!want) want = &none;
@@ -480,10 +498,16 @@ wn_status wn_vision_encode(struct wn_vision *v, const float *pixels, uint32_t im
         return wn_fail(err, WN_ELIMIT, "vision tower: %u images at once, limit %u", images,
                        v->images_max);
     if ((rc = taps_init(v, want, images, err)) != WN_OK) return rc;
+    if (asked(want->keys_layers, v->c.layers_run)) norms++;
     rc = embed(v, pixels, images);
+    if (rc == WN_OK && norms > 0)
+        rc = layer_norm(v, wn_mat_rows(v->normed, 0, images * v->tokens), wn_mat_rows(v->x, 0, images * v->tokens),
+                        v->layers[0].norm1);
     for (uint32_t i = 0; rc == WN_OK && i < v->c.layers_run; i++)
-        rc = wn_deadline_passed(deadline_us) ? WN_ETIME : run_layer(v, i, images, want);
-    if (rc == WN_OK && asked(want->keys_layers, v->c.layers_run)) rc = next_layer_keys(v, images);
+        rc = wn_deadline_passed(deadline_us)
+                 ? WN_ETIME
+                 : run_layer(v, i, images, want, i + 1 < norms ? v->layers[i + 1].norm1 : NULL);
+    if (rc == WN_OK && norms > v->c.layers_run) rc = next_layer_keys(v, images);
     if (rc == WN_OK) rc = fetch(v, images, want->cls_features, out);
     return rc == WN_OK ? rc : wn_fail(err, rc, "vision tower: %s", wn_status_name(rc));
 }
