@@ -145,7 +145,7 @@ run() {
     [ -n "$lt" ] || lt=$(python3 -c 'import nvidia, glob; print(next(glob.iglob(list(nvidia.__path__)[0] + "/*/lib/libcublasLt.so.*")).rsplit("/", 1)[0])' 2>/dev/null)
     local theirs=${LD_LIBRARY_PATH:-} # Python keeps to the machine's own libraries
     export LD_LIBRARY_PATH="$PWD/.device/lib${lt:+:$lt}${theirs:+:$theirs}"
-    export WINNOW_LOG=info OMP_NUM_THREADS=8
+    export OMP_NUM_THREADS=8
     local bin=$PWD/.device/bin scratch
     scratch=$(roomy)/winnow-bench
     [ -n "$dry" ] && { steps; return; }

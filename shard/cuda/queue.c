@@ -31,7 +31,6 @@ static int run_op(const struct wn_cuda_launch *l, cudaStream_t st)
     case WN_CUDA_OP_ATTN_MMA: return wn_cuda_run_attn_mma(&l->as.attn, st);
     case WN_CUDA_OP_PICK: return wn_cuda_run_pick(&l->as.picks, st);
     }
-    WN_ASSERT(!"an operation that is not in the list");
     return (int)cudaErrorInvalidValue;
 }
 
@@ -44,8 +43,10 @@ static wn_status run(struct wn_cuda *c, const struct wn_cuda_launch *l)
         [WN_CUDA_OP_MATMUL_PLAIN] = "matmul", [WN_CUDA_OP_MATMUL_MMA] = "matmul",
         [WN_CUDA_OP_ATTN_PLAIN] = "attention", [WN_CUDA_OP_ATTN_MMA] = "attention",
         [WN_CUDA_OP_PICK] = "pick",           [WN_CUDA_OP_MATMUL_GROUP] = "matmuls"};
-    const cudaError_t code = (cudaError_t)run_op(l, c->stream);
+    cudaError_t code;
 
+    WN_ASSERT(l->op < sizeof(names) / sizeof(names[0]));
+    code = (cudaError_t)run_op(l, c->stream);
     return wn_cuda_check(code, names[l->op], NULL);
 }
 
