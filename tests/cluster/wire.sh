@@ -87,7 +87,7 @@ check "embedding, its socket" "$(usage_of embedding)" "$features"
 check "activation with $control bytes of control, its socket" $((activation + control)) "$to_n3"
 [ $((allreduce + logits + embedding)) -eq 0 ] || fail "one tensor rank has nobody to sum with"
 
-on head scancel "$job"
+winnow drain --wait --endpoint "slurm:$job" || fail "drain"
 wait_for 60 "end of job $job" gone "$job"
 serve -tp 2 -pp 1
 measure $(((n + 1) / 2))
