@@ -191,7 +191,7 @@ static void add_ways(const char *list)
         const size_t n = strcspn(list, ","), name = strcspn(list, ":,");
         snprintf(way->text, sizeof(way->text), "%.*s", (int)n, list);
         snprintf(way->method, sizeof(way->method), "%.*s", (int)name, list);
-        if (list[name] == ':') way->keep = (uint32_t)strtoul(list + name + 1, NULL, 10);
+        way->keep = list[name] == ':' ? (uint32_t)strtoul(list + name + 1, NULL, 10) : 0;
         list += n + (list[n] == ',');
     }
 }
