@@ -60,6 +60,7 @@ void bed_start(struct bed *b)
 
 void bed_stop(struct bed *b)
 {
+    while (b->open_n > 0) wn_endpoint_close(b->open[--b->open_n]);
     eventfd_write(b->stop_fd, 1);
     pthread_join(b->thread, NULL);
     assert_int_equal(b->rc, WN_OK);
@@ -80,20 +81,26 @@ struct end end_open_as(struct bed *b, bool worker, const char *key_file)
         .address = worker ? b->workers : b->clients,
         .frame_max = {WN_CODEC_BYTES_MAX, (size_t)64 << 20},
     };
-    struct end e = {0};
+    struct end e = {.bed = b};
     struct wn_err err = {0};
 
+    assert_true(b->open_n < BED_ENDS_MAX);
     if (key_file && wn_key_open(&key, key_file, &err) != WN_OK) fail_msg("%s", err.text);
     if (key)
         o.curve = (struct wn_curve_opts){.public_key = key->public_key, .secret_key = key->secret_key,
                                          .server_key = key->server_key};
     if (wn_endpoint_open(&e.ep, b->net, &o, &err) != WN_OK) fail_msg("%s", err.text);
     wn_key_close(key);
+    b->open[b->open_n++] = e.ep;
     return e;
 }
 
 void end_close(struct end *e)
 {
+    struct bed *b = e->bed;
+
+    for (size_t i = 0; b && i < b->open_n; i++) /* NULL: opened by hand */
+        if (b->open[i] == e->ep) b->open[i] = b->open[--b->open_n];
     wn_endpoint_close(e->ep);
     e->ep = NULL;
 }

@@ -18,6 +18,8 @@
 #include "proto/codec.h"
 #include "transport/endpoint.h"
 
+#define BED_ENDS_MAX 64
+
 struct bed {
     struct wn_config cfg;
     pthread_t thread;
@@ -29,11 +31,14 @@ struct bed {
     wn_status rc;
     struct wn_err err;
     struct wn_net *net;
+    struct wn_endpoint *open[BED_ENDS_MAX]; /* what end_open has given out */
+    size_t open_n;
 };
 
 /* Client or worker. */
 struct end {
     struct wn_endpoint *ep;
+    struct bed *bed;
     size_t payload_bytes; /* of the last message received */
     uint8_t payload[64];  /* its first bytes */
 };
@@ -45,7 +50,7 @@ struct order {
     uint64_t seed;
 };
 
-/* Any port, short leases; change b->cfg before bed_start. Close all ends before bed_stop. */
+/* Any port, short leases; change b->cfg before bed_start. bed_stop closes the ends that are open, then drains. */
 void bed_init(struct bed *b);
 void bed_start(struct bed *b);
 void bed_stop(struct bed *b);

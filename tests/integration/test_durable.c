@@ -98,7 +98,6 @@ static void a_running_job_goes_on(void **state)
     assert_int_equal(done->done->usage->attempts, second.attempt);
     assert_int_equal(done->done->usage->bytes_on_wire->activation, 1000);
     wn_codec_free(done);
-    end_close(&client);
     bed_stop(&b);
 }
 
@@ -150,8 +149,6 @@ static void other_ends(void **state)
     leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 1);
     o = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
     assert_string_equal(o.id, queued);
-    end_close(&client);
-    end_close(&leader);
     bed_stop(&b);
 }
 
@@ -302,7 +299,6 @@ static void read_only(void **state)
     }
     assert_non_null(env);
     wn_codec_free(env);
-    end_close(&client);
     bed_stop(&b);
     assert_int_equal(umount2(blobs, MNT_DETACH), 0);
 }
@@ -321,7 +317,6 @@ static void torn_image(void **state)
     expect_accepted(&client, false, id);
     submit(&client, "two", NULL, "2");
     expect_accepted(&client, false, other);
-    end_close(&client);
     bed_stop(&b);
     assert_int_equal(blob_files_tear(b.cfg.journal), 1);
     start_again(&b);
@@ -331,7 +326,6 @@ static void torn_image(void **state)
     end_expect_error(&client, WN_EIO, "an image was lost");
     attach(&client, other, 0);
     expect_accepted(&client, true, NULL);
-    end_close(&client);
     bed_stop(&b);
 }
 

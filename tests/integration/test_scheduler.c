@@ -58,9 +58,6 @@ static void happy_path(void **state)
     give_done(&leader, &gen, 3);
     wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, ""));
     assert_null(end_recv(&vision, 50));
-    end_close(&client);
-    end_close(&leader);
-    end_close(&vision);
     bed_stop(&b);
 }
 
@@ -103,9 +100,6 @@ static void worker_death_and_fencing(void **state)
     assert_int_equal(env->done->usage->attempts, 2);
     assert_int_equal(env->done->usage->completion_tokens, 3);
     wn_codec_free(env);
-    end_close(&client);
-    end_close(&one);
-    end_close(&two);
     bed_stop(&b);
 }
 
@@ -140,9 +134,6 @@ static void restarted_worker(void **state)
     give_done(&leader, &gen, 9);
     expect_tokens(&client, 0, 1, "ok");
     wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, "ok"));
-    end_close(&client);
-    end_close(&leader);
-    end_close(&fresh);
     bed_stop(&b);
 }
 
@@ -166,8 +157,6 @@ static void attempts_end(void **state)
         (void)take_order(&leader, WN__ENVELOPE__BODY_CANCEL);
     }
     end_expect_error(&client, WN_EPEER, "gave up after 3 attempts: a rank was lost");
-    end_close(&client);
-    end_close(&leader);
     bed_stop(&b);
 }
 
@@ -199,9 +188,6 @@ static void bad_image(void **state)
     give_encoded(&vision, &enc);
     give_done(&leader, &gen, 3);
     wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, ""));
-    end_close(&client);
-    end_close(&leader);
-    end_close(&vision);
     bed_stop(&b);
 }
 
@@ -238,8 +224,6 @@ static void full_queue_and_slots(void **state)
     assert_string_equal(gen.text, "second");
     submit(&client, "third", NULL, "");
     expect_accepted(&client, false, NULL);
-    end_close(&client);
-    end_close(&leader);
     bed_stop(&b);
 }
 
@@ -285,8 +269,6 @@ static void cancel_and_attach(void **state)
     end_expect_error(&other, WN_ENOENT, "not known");
     cancel(&other, "01ARZ3NDEKTSV4RRFFQ69G5FAV");
     end_expect_error(&other, WN_ENOENT, "not known");
-    end_close(&other);
-    end_close(&leader);
     bed_stop(&b);
 }
 
@@ -310,8 +292,6 @@ static void no_worker(void **state)
         worker_heartbeat(&leader);
     }
     end_expect_error(&client, WN_EPEER, "no vision worker is connected");
-    end_close(&client);
-    end_close(&leader);
     bed_stop(&b);
 }
 
@@ -361,7 +341,6 @@ static void refused_submits(void **state)
     pruning.method = "none";
     end_send(&client, WN__ENVELOPE__BODY_SUBMIT, &r, NULL, 0);
     expect_accepted(&client, false, NULL);
-    end_close(&client);
     bed_stop(&b);
 }
 
@@ -390,10 +369,6 @@ static void slow_vision_worker(void **state)
     wn_codec_free(env);
     assert_int_equal(take_order(&workers[!slow], WN__ENVELOPE__BODY_ENCODE).attempt, 1);
     assert_int_equal(take_order(&workers[slow], WN__ENVELOPE__BODY_CANCEL).attempt, 1);
-    end_close(&client);
-    end_close(&leader);
-    end_close(&workers[0]);
-    end_close(&workers[1]);
     bed_stop(&b);
 }
 
@@ -448,8 +423,6 @@ static void malformed_frames(void **state)
         give_done(&worker, &gen, 2);
     }
     wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, ""));
-    end_close(&client);
-    end_close(&worker);
     bed_stop(&b);
 }
 
@@ -501,9 +474,6 @@ static void status_is_honest(void **state)
     env = ask_status(&client);
     assert_true(env->status->ready);
     wn_codec_free(env);
-    end_close(&client);
-    end_close(&leader);
-    end_close(&vision);
     bed_stop(&b);
 }
 
@@ -536,17 +506,13 @@ static void image_affinity(void **state)
         wn_codec_free(env[0]);
         wn_codec_free(env[1]);
     }
-    end_close(&client);
-    end_close(&leader);
-    end_close(&vision[0]);
-    end_close(&vision[1]);
     bed_stop(&b);
 }
 
 static void models_do_not_mix(void **state)
 {
     struct bed b;
-    struct end leader, vision, client, other;
+    struct end leader, client, other;
     Wn__Hello h = WN__HELLO__INIT;
     struct order o;
 
@@ -554,7 +520,7 @@ static void models_do_not_mix(void **state)
     bed_init(&b);
     bed_start(&b);
     leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 4);
-    vision = worker_open(&b, WN__ROLE__ROLE_VISION, "vision-0", 4);
+    (void)worker_open(&b, WN__ROLE__ROLE_VISION, "vision-0", 4);
     client = end_open(&b, false);
     submit(&client, "q", NULL, "");
     expect_accepted(&client, false, NULL);
@@ -571,10 +537,6 @@ static void models_do_not_mix(void **state)
     end_expect_error(&other, WN_EINVAL, "do not mix");
     give_done(&leader, &o, 1);
     wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, ""));
-    end_close(&client);
-    end_close(&vision);
-    end_close(&leader);
-    end_close(&other);
     bed_stop(&b);
 }
 
@@ -615,8 +577,6 @@ static void shutdown_tells_clients(void **state)
     wn_codec_free(end_expect(&leader, WN__ENVELOPE__BODY_DRAIN));
     submit(&client, "too late, and the leader is still there", NULL, "");
     wn_codec_free(end_expect(&client, WN__ENVELOPE__BODY_BUSY));
-    end_close(&client);
-    end_close(&leader);
     bed_stop(&b);
 }
 

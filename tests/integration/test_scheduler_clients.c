@@ -43,10 +43,6 @@ static void turns(void **state)
         assert_string_equal(gen.text, want[i]);
         give_done(&leader, &gen, 1);
     }
-    end_close(&many);
-    end_close(&one);
-    end_close(&two);
-    end_close(&leader);
     bed_stop(&b);
 }
 
@@ -79,9 +75,6 @@ static void share_of_the_queue(void **state)
     wn_codec_free(expect_done(&greedy, WN__FINISH_REASON__FINISH_STOP, ""));
     submit(&greedy, "q", NULL, "");
     expect_accepted(&greedy, false, NULL);
-    end_close(&greedy);
-    end_close(&other);
-    end_close(&leader);
     bed_stop(&b);
 }
 
@@ -115,8 +108,6 @@ static void rate_and_bytes(void **state)
     expect_accepted(&other, false, NULL);
     submit(&other, "q", "11 bytes...", "");
     end_expect_error(&other, WN_ELIMIT, "larger than allowed");
-    end_close(&fast);
-    end_close(&other);
     bed_stop(&b);
 }
 
@@ -166,9 +157,6 @@ static void cancels(void **state)
         assert_string_equal(take_order(&leader, WN__ENVELOPE__BODY_CANCEL).id, first);
         assert_null(end_recv(&vision, 50)); /* it has nothing of it any more */
     }
-    end_close(&client);
-    end_close(&leader);
-    end_close(&vision);
     bed_stop(&b);
 }
 
@@ -233,8 +221,6 @@ static void poison(void **state)
     submit(&client, "next", NULL, ""); /* the replica takes several again */
     submit(&client, "next", NULL, "");
     for (int i = 0; i < 2; i++) (void)take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
-    end_close(&client);
-    end_close(&leader);
     bed_stop(&b);
 }
 
@@ -272,7 +258,6 @@ static void several_answers(void **state)
     r.n = 17;
     end_send(&client, WN__ENVELOPE__BODY_SUBMIT, &r, NULL, 0);
     end_expect_error(&client, WN_ELIMIT, "n is 17; at most 16 are allowed");
-    end_close(&client);
     bed_stop(&b);
 }
 

@@ -71,9 +71,6 @@ static void slow_client(void **state)
         wn_codec_free(env);
     }
     assert_true(most > 1); /* pieces were put together: the queue had really been full */
-    end_close(&client);
-    end_close(&other);
-    end_close(&leader);
     bed_stop(&b);
 }
 
@@ -101,8 +98,6 @@ static void slow_client_at_the_end(void **state)
         wn_codec_free(env);
     }
     wn_codec_free(end_expect(&leader, WN__ENVELOPE__BODY_DRAIN));
-    end_close(&client);
-    end_close(&leader);
     bed_stop(&b);
 }
 
@@ -165,9 +160,6 @@ static void deadlines(void **state)
     gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
     give_done(&leader, &gen, 1);
     wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, ""));
-    end_close(&client);
-    end_close(&leader);
-    end_close(&vision);
     bed_stop(&b);
 }
 
@@ -201,8 +193,6 @@ static void keys(void **state)
     assert_string_equal(second, third);
     expect_tokens(&client, 0, 1, "x");
     wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, "x"));
-    end_close(&client);
-    end_close(&leader);
     bed_stop(&b);
 }
 
@@ -234,8 +224,6 @@ static void results_are_bounded(void **state)
     attach(&client, ids[1], 0);
     expect_accepted(&client, true, NULL);
     wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, ""));
-    end_close(&client);
-    end_close(&leader);
     bed_stop(&b);
 }
 
@@ -265,9 +253,6 @@ static void full_vision_worker(void **state)
     give_encoded(&vision, &enc);
     give_done(&leader, &gen, 9);
     wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, ""));
-    end_close(&client);
-    end_close(&leader);
-    end_close(&vision);
     bed_stop(&b);
 }
 
@@ -300,9 +285,6 @@ static void vision_worker_stays_full(void **state)
     assert_int_equal(env->body_case, WN__ENVELOPE__BODY_ERROR);
     assert_non_null(strstr(env->error->text, "gave up after 1 attempts: no room here"));
     wn_codec_free(env);
-    end_close(&client);
-    end_close(&leader);
-    end_close(&vision);
     bed_stop(&b);
 }
 
