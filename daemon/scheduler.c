@@ -15,6 +15,7 @@
 #define SWEEP_US ((int64_t)1000000)
 #define STALL_US ((int64_t)10000) /* while a client's queue is full */
 #define LEAVE_US ((int64_t)1000000) /* for all to hear that this is the end */
+#define WORDS_US ((int64_t)100000) /* for the last words to leave */
 
 static wn_status open_endpoints(struct wn_scheduler *s, const char *workers, struct wn_err *err)
 {
@@ -195,12 +196,13 @@ static void end_rest(struct wn_scheduler *s)
 }
 
 /* The last words: a full queue is tried again, and workers hang up when they have heard. Whoever has a question
- * meanwhile is answered; bytes that nobody read would make the kernel drop what is still to go out. */
+ * meanwhile is answered; bytes that nobody read would make the kernel drop what is still to go out. What was just handed
+ * to ZeroMQ is on its way before the sockets close: one that closes at once, while heartbeats cross on it, may lose it. */
 static void say_goodbye(struct wn_scheduler *s)
 {
-    const int64_t until_us = wn_deadline_in_us(LEAVE_US);
+    const int64_t least_us = wn_deadline_in_us(WORDS_US), until_us = wn_deadline_in_us(LEAVE_US);
 
-    while ((!wn_sched_dismiss(s) || s->stalled) && !wn_deadline_passed(until_us)) {
+    while (((!wn_sched_dismiss(s) || s->stalled) && !wn_deadline_passed(until_us)) || !wn_deadline_passed(least_us)) {
         usleep((useconds_t)STALL_US);
         receive(s, s->clients, wn_sched_client_message);
         flush_stalled(s);
