@@ -202,7 +202,9 @@ static void say_goodbye(struct wn_scheduler *s)
 {
     const int64_t least_us = wn_deadline_in_us(WORDS_US), until_us = wn_deadline_in_us(LEAVE_US);
 
-    while (((!wn_sched_dismiss(s) || s->stalled) && !wn_deadline_passed(until_us)) || !wn_deadline_passed(least_us)) {
+    while (!wn_deadline_passed(until_us)) {
+        const bool heard = wn_sched_dismiss(s) && !s->stalled;
+        if (heard && wn_deadline_passed(least_us)) break;
         usleep((useconds_t)STALL_US);
         receive(s, s->clients, wn_sched_client_message);
         flush_stalled(s);
