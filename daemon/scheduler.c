@@ -196,8 +196,8 @@ static void end_rest(struct wn_scheduler *s)
 }
 
 /* The last words: a full queue is tried again, and workers hang up when they have heard. Whoever has a question
- * meanwhile is answered; bytes that nobody read would make the kernel drop what is still to go out. What was just handed
- * to ZeroMQ is on its way before the sockets close: one that closes at once, while heartbeats cross on it, may lose it. */
+ * meanwhile is answered; bytes that nobody read would make the kernel drop what is still to go out. Sockets stay for a
+ * moment: what is handed to ZeroMQ just before they close may be lost when heartbeats cross on the connection. */
 static void say_goodbye(struct wn_scheduler *s)
 {
     const int64_t least_us = wn_deadline_in_us(WORDS_US), until_us = wn_deadline_in_us(LEAVE_US);
