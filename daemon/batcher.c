@@ -127,6 +127,7 @@ static void give_back(struct wn_batcher *b, struct wn_gen_job *job)
 {
     wn_prefix_release(b->prefix, job->pages, job->pages_n);
     job->pages_n = job->published = job->pos = 0;
+    job->head_published = false;
     b->slots[job->slot] = NULL;
     b->running--;
     b->closes[b->closes_n++] = job->slot;
@@ -174,16 +175,30 @@ static bool find_feature_slots(const struct wn_batcher *b, struct wn_gen_job *jo
     return true;
 }
 
-/* Pages for the rows that there are: those in the cache, and fresh ones. All or none. */
-static bool find_pages(struct wn_batcher *b, struct wn_gen_job *job)
+/* Where the rest of the prompt but its last row can be copied from, when its first `cached` pages were found. Returns
+ * how many rows that are. */
+static uint32_t find_head(struct wn_batcher *b, struct wn_gen_job *job, uint32_t cached, uint32_t *page)
+{
+    struct wn_gen_head head;
+
+    if (job->uncached) return 0;
+    wn_gen_job_head(job, b->step.page_tokens, &head);
+    return head.rows && head.page == cached && wn_prefix_find_head(b->prefix, &head.key, page) ? head.rows : 0;
+}
+
+/* Pages for the rows that there are: those in the cache, and fresh ones. All or none. The first fresh one may begin as
+ * a copy; from == to: it need not. */
+static bool find_pages(struct wn_batcher *b, struct wn_gen_job *job, struct wn_step_copy *copy)
 {
     const uint32_t need = wn_kvpool_need(job->rows_n, b->step.page_tokens);
     /* the last row is always computed: its logits are wanted */
     const uint32_t full = job->uncached ? 0 : (job->rows_n - 1) / b->step.page_tokens;
-    uint32_t cached;
+    uint32_t cached, copied;
 
+    *copy = (struct wn_step_copy){0};
     wn_gen_job_keys(job, b->step.page_tokens, full);
     cached = wn_prefix_match(b->prefix, job->keys, full, job->pages);
+    copied = find_head(b, job, cached, &copy->from);
     /* A page more for each that runs, or the next page that one of them needs would be taken from this job. */
     if (wn_prefix_available(b->prefix) < need - cached + b->running ||
         wn_prefix_take(b->prefix, job->pages + cached, need - cached) != WN_OK) {
@@ -192,7 +207,8 @@ static bool find_pages(struct wn_batcher *b, struct wn_gen_job *job)
     }
     job->pages_n = need;
     job->published = cached;
-    job->pos = cached * b->step.page_tokens;
+    job->pos = cached * b->step.page_tokens + copied;
+    if (copied) copy->to = job->pages[cached]; /* that page itself, if nobody used it and no other was left */
     if (!job->started_us) job->cached_rows = job->pos;
     return true;
 }
@@ -218,10 +234,11 @@ static void hand_features(struct wn_batcher *b, struct wn_gen_job *job, struct w
 static bool admit(struct wn_batcher *b, struct wn_gen_job *job, struct wn_step_record *rec)
 {
     const Wn__Sampling *s = job->g->sampling;
+    struct wn_step_copy copy;
     uint32_t slot = 0;
 
     while (slot < b->step.seqs_max && b->slots[slot]) slot++;
-    if (slot == b->step.seqs_max || !find_pages(b, job)) return false;
+    if (slot == b->step.seqs_max || !find_pages(b, job, &copy)) return false;
     if (!find_feature_slots(b, job)) {
         wn_prefix_release(b->prefix, job->pages, job->pages_n);
         job->pages_n = job->published = job->pos = 0;
@@ -233,6 +250,7 @@ static bool admit(struct wn_batcher *b, struct wn_gen_job *job, struct wn_step_r
     b->running++;
     job->chunk = wn_pipeline_chunk(&b->pipe, job->rows_n - job->pos);
     hand_features(b, job, rec);
+    if (copy.from != copy.to) rec->copies[rec->copies_n++] = copy;
     rec->opens[rec->opens_n++] = (struct wn_step_open){
         .slot = slot,
         .temperature = s ? s->temperature : 0,
@@ -406,6 +424,18 @@ const void *const *wn_batcher_features(const struct wn_batcher *b)
 
 /* ---- steps on their way ---- */
 
+/* From the next record on others can copy the rows of the prompt's last page: copies come before the rows of their own
+ * record, which therefore must not have written them. */
+static void publish_head(struct wn_batcher *b, struct wn_gen_job *job)
+{
+    struct wn_gen_head head;
+
+    if (job->head_published || job->pos + 1 < job->prompt_rows_n) return;
+    job->head_published = true;
+    wn_gen_job_head(job, b->step.page_tokens, &head);
+    if (head.rows) wn_prefix_publish_head(b->prefix, job->pages[head.page], &head.key);
+}
+
 void wn_batcher_begun(struct wn_batcher *b, const struct wn_step_record *rec)
 {
     struct wn_flight *f = next_flight(b);
@@ -416,6 +446,7 @@ void wn_batcher_begun(struct wn_batcher *b, const struct wn_step_record *rec)
     b->flights_n++;
     for (uint32_t i = 0; i < f->seqs_n; i++) {
         struct wn_gen_job *job = f->order[i];
+        publish_head(b, job);
         for (uint32_t k = 0; k < job->images_n; k++) /* features whose rows have all been read make room */
             if (job->images[k].held && job->pos >= job->images[k].last_row) drop_features(b, &job->images[k]);
     }

@@ -4,7 +4,8 @@
  * of the oldest jobs. A job enters a slot when its features are here, there is room for a row of it, and there are
  * pages for its rows and one more for each job that runs, in order of arrival; nobody overtakes, so a long prompt
  * does not starve. Prompts that begin alike share the pages of their beginning, also when they come together, as
- * the answers of one request do. Further pages are taken row by row. When they run out the youngest job is
+ * the answers of one request do; of a page that they would go on writing, the one that came later gets a copy, once
+ * a step has filled it. Further pages are taken row by row. When they run out the youngest job is
  * preempted: it gives back what it holds and waits in its place, by arrival, until there are pages for its prompt
  * and the tokens so far, which it computes again (what is still in the prefix cache it finds there). So the oldest
  * job always goes on, and as results do not depend on chunks, neighbours or page numbers, no answer changes. Every

@@ -168,21 +168,34 @@ bool wn_gen_job_complete(const struct wn_gen_job *job)
     return true;
 }
 
-void wn_gen_job_keys(struct wn_gen_job *job, uint32_t page_tokens, uint32_t n)
+/* The key of the first `n` rows of a page; those of the pages before are there. */
+static void make_key(const struct wn_gen_job *job, uint32_t page_tokens, uint32_t page, uint32_t n,
+                     struct wn_prefix_key *out)
 {
     struct wn_prefix_row rows[WN_PREFIX_ROWS_MAX];
 
-    WN_ASSERT(page_tokens <= WN_PREFIX_ROWS_MAX && (uint64_t)n * page_tokens <= job->rows_n);
-    for (uint32_t p = job->keys_n; p < n; p++) {
-        for (uint32_t i = 0; i < page_tokens; i++) {
-            const struct wn_step_row *row = &job->rows[p * page_tokens + i];
-            rows[i].id = row->id;
-            rows[i].position = row->position;
-            rows[i].image = row->features == WN_STEP_NO_FEATURES ? NULL : job->images[row->features].hash;
-        }
-        wn_prefix_key(p ? &job->keys[p - 1] : NULL, rows, page_tokens, &job->keys[p]);
+    WN_ASSERT(n <= WN_PREFIX_ROWS_MAX && (uint64_t)page * page_tokens + n <= job->rows_n);
+    for (uint32_t i = 0; i < n; i++) {
+        const struct wn_step_row *row = &job->rows[page * page_tokens + i];
+        rows[i].id = row->id;
+        rows[i].position = row->position;
+        rows[i].image = row->features == WN_STEP_NO_FEATURES ? NULL : job->images[row->features].hash;
     }
-    if (n > job->keys_n) job->keys_n = n;
+    wn_prefix_key(page ? &job->keys[page - 1] : NULL, rows, n, out);
+}
+
+void wn_gen_job_keys(struct wn_gen_job *job, uint32_t page_tokens, uint32_t n)
+{
+    for (; job->keys_n < n; job->keys_n++)
+        make_key(job, page_tokens, job->keys_n, page_tokens, &job->keys[job->keys_n]);
+}
+
+void wn_gen_job_head(struct wn_gen_job *job, uint32_t page_tokens, struct wn_gen_head *out)
+{
+    out->page = (job->prompt_rows_n - 1) / page_tokens;
+    out->rows = (job->prompt_rows_n - 1) % page_tokens;
+    wn_gen_job_keys(job, page_tokens, out->page);
+    if (out->rows) make_key(job, page_tokens, out->page, out->rows, &out->key);
 }
 
 /* The input row of a token of the answer that is row `row` of the sequence. */

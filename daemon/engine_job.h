@@ -48,6 +48,7 @@ struct wn_gen_job {
     uint32_t slot, *pages, pages_n;
     struct wn_prefix_key *keys; /* [keys_n] of its first full pages */
     uint32_t keys_n, published; /* pages of them that others can find */
+    bool head_published;        /* they can find the rows of the prompt's last page too */
     uint32_t cached_rows;       /* rows that were found in the cache at first */
     bool uncached;              /* computes every row itself */
     uint32_t computed_rows;     /* rows that went into steps; more than there are after a preemption */
@@ -98,6 +99,14 @@ void wn_gen_job_push(struct wn_gen_job *job, uint32_t id);
 
 /* Makes sure that keys[0..n) are there; rows [0, n * page_tokens) must be. */
 void wn_gen_job_keys(struct wn_gen_job *job, uint32_t page_tokens, uint32_t n);
+
+/* The rows of the prompt's last page but the very last row, which every job computes for its logits: who has the same
+ * prompt can go on from a copy of them. */
+struct wn_gen_head {
+    uint32_t page, rows; /* place in the job's pages; 0 rows: the prompt's last row is the first of its page */
+    struct wn_prefix_key key;
+};
+void wn_gen_job_head(struct wn_gen_job *job, uint32_t page_tokens, struct wn_gen_head *out);
 
 /* Usage so far, as far as the leader knows it. `bytes` is filled from the plan. Strings and messages are the
  * job's. */

@@ -1,5 +1,5 @@
-/* daemon/prefix_cache.c - see prefix_cache.h. One record a page, in a hash table by key and, while nobody uses it, in a
- * list by last use. */
+/* daemon/prefix_cache.c - see prefix_cache.h. One record a page, with two entries in a hash table by key, and in a list
+ * by last use while nobody uses it. */
 #include "daemon/prefix_cache.h"
 
 #include <stdlib.h>
@@ -9,11 +9,18 @@
 
 #define NONE UINT32_MAX
 
-struct page {
+/* Entry p * ENTRIES + which is page p's. */
+enum { WHOLE, HEAD, ENTRIES };
+
+struct entry {
     struct wn_prefix_key key;
+    bool keyed;    /* can be found */
+    uint32_t next; /* entry in its bucket */
+};
+
+struct page {
+    struct entry entry[ENTRIES];
     uint32_t users;
-    bool keyed;           /* can be matched */
-    uint32_t next;        /* in its bucket */
     uint32_t older, newer; /* in the list of unused ones */
 };
 
@@ -21,7 +28,7 @@ struct wn_prefix_cache {
     struct wn_kvpool *pool;
     struct page *pages; /* [pages_n] */
     uint32_t pages_n;
-    uint32_t *buckets, buckets_n; /* first page of each; a power of two */
+    uint32_t *buckets, buckets_n; /* first entry of each; a power of two */
     uint32_t oldest, newest, unused_n;
     struct wn_prefix_stats stats;
 };
@@ -79,19 +86,34 @@ static uint32_t *bucket_of(const struct wn_prefix_cache *c, const struct wn_pref
     return &c->buckets[h & (c->buckets_n - 1)];
 }
 
-static uint32_t find(const struct wn_prefix_cache *c, const struct wn_prefix_key *key)
+static struct entry *entry_at(const struct wn_prefix_cache *c, uint32_t e)
 {
-    uint32_t p = *bucket_of(c, key);
-    while (p != NONE && memcmp(&c->pages[p].key, key, sizeof(*key)) != 0) p = c->pages[p].next;
-    return p;
+    return &c->pages[e / ENTRIES].entry[e % ENTRIES];
 }
 
-static void forget_key(struct wn_prefix_cache *c, uint32_t p)
+/* The page whose entry it is. The keys of wholes and heads differ: they are of another number of rows. */
+static uint32_t find(const struct wn_prefix_cache *c, const struct wn_prefix_key *key)
 {
-    uint32_t *at = bucket_of(c, &c->pages[p].key);
-    while (*at != p) at = &c->pages[*at].next;
-    *at = c->pages[p].next;
-    c->pages[p].keyed = false;
+    uint32_t e = *bucket_of(c, key);
+    while (e != NONE && memcmp(&entry_at(c, e)->key, key, sizeof(*key)) != 0) e = entry_at(c, e)->next;
+    return e == NONE ? NONE : e / ENTRIES;
+}
+
+static bool has_key(const struct page *g)
+{
+    return g->entry[WHOLE].keyed || g->entry[HEAD].keyed;
+}
+
+static void forget_keys(struct wn_prefix_cache *c, uint32_t p)
+{
+    for (uint32_t e = p * ENTRIES; e < (p + 1) * ENTRIES; e++) {
+        struct entry *of = entry_at(c, e);
+        uint32_t *at;
+        if (!of->keyed) continue;
+        for (at = bucket_of(c, &of->key); *at != e;) at = &entry_at(c, *at)->next;
+        *at = of->next;
+        of->keyed = false;
+    }
     c->stats.cached--;
 }
 
@@ -132,6 +154,21 @@ uint32_t wn_prefix_match(struct wn_prefix_cache *c, const struct wn_prefix_key *
     return found;
 }
 
+bool wn_prefix_find_head(struct wn_prefix_cache *c, const struct wn_prefix_key *key, uint32_t *page)
+{
+    const uint32_t p = find(c, key);
+
+    c->stats.queries++;
+    if (p == NONE) return false;
+    c->stats.hits++;
+    if (c->pages[p].users == 0) { /* the newest of them now */
+        list_remove(c, p);
+        list_add(c, p);
+    }
+    *page = p;
+    return true;
+}
+
 uint32_t wn_prefix_available(const struct wn_prefix_cache *c)
 {
     return wn_kvpool_free_n(c->pool) + c->unused_n;
@@ -143,7 +180,7 @@ wn_status wn_prefix_take(struct wn_prefix_cache *c, uint32_t *pages, uint32_t n)
     while (wn_kvpool_free_n(c->pool) < n) {
         const uint32_t p = c->oldest;
         list_remove(c, p);
-        forget_key(c, p);
+        forget_keys(c, p);
         wn_kvpool_give(c->pool, &p, 1);
         c->stats.evicted++;
     }
@@ -153,18 +190,26 @@ wn_status wn_prefix_take(struct wn_prefix_cache *c, uint32_t *pages, uint32_t n)
     return WN_OK;
 }
 
-void wn_prefix_publish(struct wn_prefix_cache *c, uint32_t page, const struct wn_prefix_key *key)
+static void publish(struct wn_prefix_cache *c, uint32_t page, uint32_t which, const struct wn_prefix_key *key)
 {
     struct page *g = &c->pages[page];
     uint32_t *bucket = bucket_of(c, key);
 
     WN_ASSERT(g->users > 0);
-    if (g->keyed || find(c, key) != NONE) return;
-    g->key = *key;
-    g->keyed = true;
-    g->next = *bucket;
-    *bucket = page;
-    c->stats.cached++;
+    if (g->entry[which].keyed || find(c, key) != NONE) return;
+    c->stats.cached += !has_key(g);
+    g->entry[which] = (struct entry){.key = *key, .keyed = true, .next = *bucket};
+    *bucket = page * ENTRIES + which;
+}
+
+void wn_prefix_publish(struct wn_prefix_cache *c, uint32_t page, const struct wn_prefix_key *key)
+{
+    publish(c, page, WHOLE, key);
+}
+
+void wn_prefix_publish_head(struct wn_prefix_cache *c, uint32_t page, const struct wn_prefix_key *key)
+{
+    publish(c, page, HEAD, key);
 }
 
 void wn_prefix_release(struct wn_prefix_cache *c, const uint32_t *pages, uint32_t n)
@@ -175,7 +220,7 @@ void wn_prefix_release(struct wn_prefix_cache *c, const uint32_t *pages, uint32_
         WN_ASSERT(g->users > 0);
         if (--g->users > 0) continue;
         c->stats.used--;
-        if (g->keyed)
+        if (has_key(g))
             list_add(c, pages[i]);
         else
             wn_kvpool_give(c->pool, &pages[i], 1);

@@ -5,7 +5,8 @@
  * the prompt's first row on. A row is a token id, or a row of an image's features with the SHA-256 of those features,
  * and its rotary position: another picture, method, budget or position policy that changes anything is another row.
  * Only full pages are shared, and a job computes at least its last prompt row itself, so nobody writes to a shared
- * page.
+ * page. Of a page that is not full, the first rows may have a key too: whoever wants to go on from there writes into a
+ * copy of the page. A page can have both keys, for its user fills it.
  *
  * A page is used by the jobs that have matched or made it; when nobody uses it, it stays until its memory is wanted,
  * the page used longest ago first.
@@ -41,12 +42,16 @@ struct wn_prefix_row {
 WN_NODISCARD wn_status wn_prefix_cache_create(struct wn_prefix_cache **out, struct wn_kvpool *pool, struct wn_err *err);
 void wn_prefix_cache_destroy(struct wn_prefix_cache *c); /* NULL is fine; every page must be released */
 
-/* The key of a full page from its rows and the key of the page before (NULL: it is the first). */
+/* The key of a page, or of its first rows, from these rows and the key of the page before (NULL: it is the first). */
 void wn_prefix_key(const struct wn_prefix_key *before, const struct wn_prefix_row *rows, uint32_t rows_n,
                    struct wn_prefix_key *out);
 
 /* Finds the longest run of keys[0..n) that is here; writes its pages, which the caller now uses. Returns how many. */
 uint32_t wn_prefix_match(struct wn_prefix_cache *c, const struct wn_prefix_key *keys, uint32_t n, uint32_t *pages);
+
+/* Finds a page that begins with what `key` was made of. It is not lent, and the next take may take it away: a copy has
+ * to be made before anybody can write to a page that is taken from now on. */
+bool wn_prefix_find_head(struct wn_prefix_cache *c, const struct wn_prefix_key *key, uint32_t *page);
 
 /* n fresh pages; unused ones of others are forgotten if the pool has too few. */
 WN_NODISCARD wn_status wn_prefix_take(struct wn_prefix_cache *c, uint32_t *pages, uint32_t n);
@@ -55,6 +60,8 @@ uint32_t wn_prefix_available(const struct wn_prefix_cache *c); /* how many that 
 
 /* The caller has filled `page`, which it took: from now on it can be matched. Nothing happens if the key is here. */
 void wn_prefix_publish(struct wn_prefix_cache *c, uint32_t page, const struct wn_prefix_key *key);
+/* As that for a page of which the caller has written the first rows, and will not write them again. */
+void wn_prefix_publish_head(struct wn_prefix_cache *c, uint32_t page, const struct wn_prefix_key *key);
 
 /* The caller uses these pages no more, matched and taken ones alike. */
 void wn_prefix_release(struct wn_prefix_cache *c, const uint32_t *pages, uint32_t n);

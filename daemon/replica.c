@@ -353,6 +353,8 @@ static wn_status run(struct wn_replica *r, const void *const *features, int64_t 
         rc = wn_stage_features_share(r->stage, f->slot, features ? features[i] : NULL, &shape, deadline_us, err);
         if (rc != WN_OK) return rc;
     }
+    for (uint32_t i = 0; i < rec->copies_n; i++)
+        if ((rc = wn_stage_copy_page(r->stage, rec->copies[i].from, rec->copies[i].to, err)) != WN_OK) return rc;
     for (uint32_t i = 0; i < rec->opens_n; i++) r->slot_top[rec->opens[i].slot] = rec->opens[i].logprobs;
     if (is_sampler(r)) note_tokens(r);
     fill_step(r);

@@ -7,7 +7,7 @@
 #include "base/dtype.h"
 
 #define STEP_MAGIC        0x50545357u /* "WSTP" */
-#define STEP_VERSION      3u
+#define STEP_VERSION      4u
 #define STEP_HEADER_BYTES 64u
 
 /* Bytes of one element on the wire. */
@@ -17,7 +17,8 @@ enum {
     FEATURES_BYTES = 20,
     SEQ_BYTES = 28,
     ROW_BYTES = 12,
-    PAGE_BYTES = 4
+    PAGE_BYTES = 4,
+    COPY_BYTES = 8
 };
 
 struct cursor {
@@ -79,7 +80,8 @@ wn_status wn_step_record_init(struct wn_step_record *r, const struct wn_step_lim
     r->seqs = calloc(l->seqs_max, sizeof(*r->seqs));
     r->rows = calloc(l->rows_max, sizeof(*r->rows));
     r->pages = calloc(l->table_max, sizeof(*r->pages));
-    if (!r->opens || !r->closes || !r->features || !r->drops || !r->seqs || !r->rows || !r->pages) {
+    r->copies = calloc(l->seqs_max, sizeof(*r->copies));
+    if (!r->opens || !r->closes || !r->features || !r->drops || !r->seqs || !r->rows || !r->pages || !r->copies) {
         wn_step_record_fini(r);
         return wn_fail(err, WN_ENOMEM, "step record for %u rows", l->rows_max);
     }
@@ -95,6 +97,7 @@ void wn_step_record_fini(struct wn_step_record *r)
     free(r->seqs);
     free(r->rows);
     free(r->pages);
+    free(r->copies);
     memset(r, 0, sizeof(*r));
 }
 
@@ -102,19 +105,20 @@ void wn_step_record_clear(struct wn_step_record *r)
 {
     r->flags = 0;
     r->opens_n = r->closes_n = r->features_n = r->drops_n = r->seqs_n = r->rows_n = r->pages_n = 0;
+    r->copies_n = 0;
 }
 
 static size_t body_bytes(uint64_t opens, uint64_t closes, uint64_t features, uint64_t drops,
-                         uint64_t seqs, uint64_t rows, uint64_t pages)
+                         uint64_t seqs, uint64_t rows, uint64_t pages, uint64_t copies)
 {
     return (size_t)(opens * OPEN_BYTES + (closes + drops) * SLOT_BYTES + features * FEATURES_BYTES +
-                    seqs * SEQ_BYTES + rows * ROW_BYTES + pages * PAGE_BYTES);
+                    seqs * SEQ_BYTES + rows * ROW_BYTES + pages * PAGE_BYTES + copies * COPY_BYTES);
 }
 
 size_t wn_step_bytes_max(const struct wn_step_limits *l)
 {
     return STEP_HEADER_BYTES + body_bytes(l->seqs_max, l->seqs_max, l->features_max,
-                                          l->features_max, l->seqs_max, l->rows_max, l->table_max);
+                                          l->features_max, l->seqs_max, l->rows_max, l->table_max, l->seqs_max);
 }
 
 size_t wn_step_encode(const struct wn_step_record *r, uint8_t *out)
@@ -132,6 +136,7 @@ size_t wn_step_encode(const struct wn_step_record *r, uint8_t *out)
     put32(&c, r->seqs_n);
     put32(&c, r->rows_n);
     put32(&c, r->pages_n);
+    put32(&c, r->copies_n);
     memset(c.at, 0, (size_t)(out + STEP_HEADER_BYTES - c.at)); /* reserved */
     c.at = out + STEP_HEADER_BYTES;
     for (uint32_t i = 0; i < r->opens_n; i++) {
@@ -170,6 +175,10 @@ size_t wn_step_encode(const struct wn_step_record *r, uint8_t *out)
         put32(&c, r->rows[i].position);
     }
     for (uint32_t i = 0; i < r->pages_n; i++) put32(&c, r->pages[i]);
+    for (uint32_t i = 0; i < r->copies_n; i++) {
+        put32(&c, r->copies[i].from);
+        put32(&c, r->copies[i].to);
+    }
     return (size_t)(c.at - out);
 }
 
@@ -190,6 +199,7 @@ static wn_status decode_header(struct wn_step_record *r, const struct wn_step_li
     r->seqs_n = get32(in);
     r->rows_n = get32(in);
     r->pages_n = get32(in);
+    r->copies_n = get32(in);
     if (r->flags & ~(uint32_t)(WN_STEP_STOP | WN_STEP_STATS | WN_STEP_FRESH))
         return wn_fail(err, WN_EPROTO, "step record: unknown flags %#x", r->flags);
     if (r->opens_n > l->seqs_max || r->closes_n > l->seqs_max || r->seqs_n > l->seqs_max)
@@ -200,10 +210,12 @@ static wn_status decode_header(struct wn_step_record *r, const struct wn_step_li
         return wn_fail(err, WN_EPROTO, "step record: more than %u rows", l->rows_max);
     if (r->pages_n > l->table_max)
         return wn_fail(err, WN_EPROTO, "step record: more than %u pages", l->table_max);
+    if (r->copies_n > l->seqs_max)
+        return wn_fail(err, WN_EPROTO, "step record: more than %u copies", l->seqs_max);
     if (bytes != STEP_HEADER_BYTES + body_bytes(r->opens_n, r->closes_n, r->features_n, r->drops_n,
-                                                r->seqs_n, r->rows_n, r->pages_n))
+                                                r->seqs_n, r->rows_n, r->pages_n, r->copies_n))
         return wn_fail(err, WN_EPROTO, "step record of %zu bytes does not fit its counts", bytes);
-    in->at += STEP_HEADER_BYTES - 48; /* reserved */
+    in->at += STEP_HEADER_BYTES - 52; /* reserved */
     return WN_OK;
 }
 
@@ -262,6 +274,11 @@ static wn_status check_slots(const struct wn_step_record *r, const struct wn_ste
     for (uint32_t i = 0; i < r->pages_n; i++)
         if (r->pages[i] >= l->pages_max)
             return wn_fail(err, WN_EPROTO, "step record: page %u", r->pages[i]);
+    for (uint32_t i = 0; i < r->copies_n; i++) {
+        const struct wn_step_copy *copy = &r->copies[i];
+        if (copy->from >= l->pages_max || copy->to >= l->pages_max || copy->from == copy->to)
+            return wn_fail(err, WN_EPROTO, "step record: copy of page %u to %u", copy->from, copy->to);
+    }
     return WN_OK;
 }
 
@@ -308,6 +325,10 @@ wn_status wn_step_decode(struct wn_step_record *r, const struct wn_step_limits *
         r->rows[i].position = get32(&in);
     }
     for (uint32_t i = 0; i < r->pages_n; i++) r->pages[i] = get32(&in);
+    for (uint32_t i = 0; i < r->copies_n; i++) {
+        r->copies[i].from = get32(&in);
+        r->copies[i].to = get32(&in);
+    }
     rc = check_slots(r, limits, err);
     if (rc == WN_OK) rc = check_seqs(r, limits, err);
 out:

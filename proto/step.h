@@ -48,6 +48,11 @@ struct wn_step_features {
     uint32_t projected; /* 1: at the decoder's width already */
 };
 
+/* A page becomes the same as another, on every rank: one after the other, before a row of this step is written. */
+struct wn_step_copy {
+    uint32_t from, to;
+};
+
 /* Rows of one sequence in this step. */
 struct wn_step_seq {
     uint32_t slot;
@@ -69,7 +74,7 @@ struct wn_step_row {
 struct wn_step_record {
     uint64_t step;
     uint32_t flags;
-    uint32_t opens_n, closes_n, features_n, drops_n, seqs_n, rows_n, pages_n;
+    uint32_t opens_n, closes_n, features_n, drops_n, seqs_n, rows_n, pages_n, copies_n;
     struct wn_step_open *opens;         /* [seqs_max] */
     uint32_t *closes;                   /* [seqs_max] slots that end */
     struct wn_step_features *features;  /* [features_max] */
@@ -77,6 +82,7 @@ struct wn_step_record {
     struct wn_step_seq *seqs;           /* [seqs_max] */
     struct wn_step_row *rows;           /* [rows_max] */
     uint32_t *pages;                    /* [table_max] */
+    struct wn_step_copy *copies;        /* [seqs_max] */
 };
 
 /* One drawn token, last stage to leader: seqs[seq] of the record got it. */

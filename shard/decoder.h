@@ -92,6 +92,9 @@ WN_NODISCARD wn_status wn_stage_pick(struct wn_stage *s, const struct wn_step *s
 /* Logits [vocab] of wanted row i of the last step, which was a wn_stage_pick. */
 WN_NODISCARD wn_status wn_stage_logits(struct wn_stage *s, uint32_t i, float *logits, struct wn_err *err);
 
+/* Page `to` becomes the same as page `from`, in every layer of this rank. Queued. */
+WN_NODISCARD wn_status wn_stage_copy_page(struct wn_stage *s, uint32_t from, uint32_t to, struct wn_err *err);
+
 /* Features as they arrive: the vision tower's rows and width, or rows that are projected already, of the decoder's. */
 struct wn_features {
     uint32_t rows, width;

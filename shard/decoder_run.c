@@ -343,6 +343,27 @@ wn_status wn_stage_pick(struct wn_stage *s, const struct wn_step *step, int64_t 
     return run(s, step, deadline_us, &out, err);
 }
 
+/* A page's bytes are in one piece, so that rows may be copied whatever their order inside it is. */
+static wn_status copy_rows(struct wn_stage *s, const struct wn_mat *all, uint32_t from, uint32_t to)
+{
+    const uint32_t n = s->o.page_tokens;
+    const struct wn_mat in = wn_mat_rows(*all, from * n, n), out = wn_mat_rows(*all, to * n, n);
+
+    return wn_be_convert(s->o.be, &out, &in); /* from a type to itself */
+}
+
+wn_status wn_stage_copy_page(struct wn_stage *s, uint32_t from, uint32_t to, struct wn_err *err)
+{
+    wn_status rc = WN_OK;
+
+    WN_ASSERT(from < s->o.pages && to < s->o.pages && from != to);
+    for (uint32_t i = 0; rc == WN_OK && i < s->plan.layers[s->stage].n; i++) {
+        rc = copy_rows(s, &s->layers[i].keys, from, to);
+        if (rc == WN_OK) rc = copy_rows(s, &s->layers[i].values, from, to);
+    }
+    return rc == WN_OK ? rc : wn_fail(err, rc, "copy of page %u to %u: %s", from, to, wn_status_name(rc));
+}
+
 wn_status wn_stage_logits(struct wn_stage *s, uint32_t i, float *logits, struct wn_err *err)
 {
     struct wn_backend *be = s->o.be;

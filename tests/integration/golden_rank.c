@@ -163,6 +163,29 @@ static bool check_chunks(struct rank *r, uint32_t prompt, uint32_t chunk)
     return true;
 }
 
+/* A prompt's last row after a copy of the page that the rows before it are in: the same bits, and the page that was
+ * copied may be written to meanwhile. */
+static bool check_copied(struct rank *r, uint32_t prompt)
+{
+    const uint32_t rows = r->g->prompt[prompt].rows, n = wn_kvpool_need(rows, PAGE_TOKENS), last = rows - 1;
+    uint32_t pages[PAGES], copied[PAGES], other[PAGES];
+    const struct piece before = {prompt, 0, last, pages}, after = {prompt, last, 1, copied},
+                       again = {prompt, 0, last % PAGE_TOKENS + 1, other};
+    struct wn_err err = {0};
+
+    if (last % PAGE_TOKENS == 0) return true; /* nothing to copy */
+    if (wn_kvpool_take(r->pool, pages, n + 1) != WN_OK) return failed(r, "out of pages");
+    memcpy(copied, pages, n * sizeof(*pages));
+    copied[n - 1] = pages[n];
+    other[0] = pages[n - 1];
+    if (!run(r, r->stage, &before, 1, true, r->got)) return false;
+    if (wn_stage_copy_page(r->stage, pages[n - 1], copied[n - 1], &err) != WN_OK) return failed(r, "%s", err.text);
+    if (!run(r, r->stage, &again, 1, true, r->got) || !run(r, r->stage, &after, 1, true, r->got)) return false;
+    if (r->root && !same_rows(r, "a copied page", prompt, last, r->got, 1)) return false;
+    wn_kvpool_give(r->pool, pages, n + 1);
+    return true;
+}
+
 /* Three sequences in the same steps: the end of one beside the start of another. */
 static bool check_mixed(struct rank *r)
 {
@@ -397,11 +420,11 @@ void close_all(struct rank *r)
 bool check_rank(struct rank *r)
 {
     if (!open_all(r) || !share_images(r, 0, r->g->images, false)) return false;
-    if (r->quick) return check_whole(r) && check_bytes(r) && check_chunks(r, 0, 7);
+    if (r->quick) return check_whole(r) && check_bytes(r) && check_chunks(r, 0, 7) && check_copied(r, 0);
     if (!check_whole(r) || !check_mixed(r) || !check_projected(r) || !check_original(r) ||
         !check_bytes(r))
         return false;
     for (uint32_t i = 0; i < r->g->prompts; i++)
-        if (!check_chunks(r, i, 7)) return false;
+        if (!check_chunks(r, i, 7) || !check_copied(r, i)) return false;
     return check_chunks(r, 0, 1);
 }

@@ -83,6 +83,8 @@ struct bed {
     uint32_t asks_n;
 };
 
+static uint64_t copies; /* of pages, in all runs */
+
 /* Every rank's share: runs the record, keeps its tokens until it lands. */
 static void run_record(struct bed *d)
 {
@@ -108,6 +110,9 @@ static void run_record(struct bed *d)
         d->open[r->opens[i].slot] = true;
         d->seed[r->opens[i].slot] = r->opens[i].seed;
     }
+    for (uint32_t i = 0; i < r->copies_n; i++)
+        memcpy(d->cell + r->copies[i].to * PAGE, d->cell + r->copies[i].from * PAGE, PAGE * sizeof(*d->cell));
+    copies += r->copies_n;
     for (uint32_t i = 0; i < r->seqs_n; i++) {
         const struct wn_step_seq *s = &r->seqs[i];
         const uint32_t *table = r->pages + s->first_page;
@@ -346,7 +351,7 @@ static void random_ask(struct bed *d, struct ask *a, uint64_t *rng)
     const uint32_t family = pick(rng, 2); /* prompts that share their beginning */
 
     memset(a, 0, sizeof(*a));
-    a->text_n = 1 + pick(rng, 24);
+    a->text_n = pick(rng, 3) ? 1 + pick(rng, 24) : 11; /* some the same, to the end */
     for (uint32_t i = 0; i < a->text_n; i++) a->text[i] = i < 12 ? 10 * family + i : pick(rng, 5);
     a->image_n = a->text_n > 4 ? pick(rng, 3) : 0;
     a->image_rows = 8 + pick(rng, 2) * 3; /* the same picture with another budget is another picture */
@@ -411,8 +416,9 @@ static void test_random(void **state)
 {
     (void)state;
     for (int i = 0; i < runs; i++) random_run(first_seed + (uint64_t)i);
-    print_message("%d runs, %llu preemptions\n", runs, (unsigned long long)preemptions);
-    if (runs > 100) assert_true(preemptions > (uint64_t)runs / 10); /* or nothing was tested */
+    print_message("%d runs, %llu preemptions, %llu copies\n", runs, (unsigned long long)preemptions,
+                  (unsigned long long)copies);
+    if (runs > 100) assert_true(preemptions > (uint64_t)runs / 10 && copies > (uint64_t)runs / 10); /* or nothing was */
 }
 
 /* ---- order and room ---- */
@@ -506,6 +512,64 @@ static void test_jobs_that_come_together_share(void **state)
     together(12);
 }
 
+/* One prompt again and again: its last row is computed, whether the job before still writes the page or is gone. */
+static void repeated(uint32_t pages, uint32_t apart, uint32_t max_new, uint32_t copies_n)
+{
+    const uint64_t before = copies;
+    uint32_t computed = 0;
+    struct bed d;
+
+    open_bed(&d, pages, 1, SEQS_MAX, 64);
+    d.asks_n = 4;
+    for (uint32_t i = 0; i < 4; i++) {
+        struct ask *a = &d.asks[i];
+        *a = (struct ask){.text_n = 11, .max_new = max_new};
+        for (uint32_t k = 0; k < a->text_n; k++) a->text[k] = k;
+        order(&d, a);
+        features(&d, a);
+        for (uint32_t k = 0; k < (i < 3 ? apart : 20); k++) {
+            begin(&d);
+            computed += d.rec.rows_n;
+            wn_step_record_clear(&d.rec);
+            land(&d);
+        }
+    }
+    for (uint32_t i = 0; i < 4; i++) assert_true(d.asks[i].ended);
+    assert_int_equal(copies - before, copies_n);
+    assert_int_equal(computed, 11 + 3 * (apart ? 1 : 3) + 4 * (max_new - 1));
+    close_bed(&d);
+}
+
+static void test_repeated_prompt_copies_its_last_page(void **state)
+{
+    (void)state;
+    repeated(40, 1, 8, 3);  /* the first one writes its first token beside the rows that the second copies */
+    repeated(40, 12, 8, 3); /* alone, and after the page has been filled */
+    repeated(3, 12, 1, 0);  /* there is no page left but the one to be copied: it is taken as it is */
+    repeated(40, 0, 8, 0);  /* all in one record: nothing is there to be copied before it */
+}
+
+static void test_repeated_prompt_computes_one_row(void **state)
+{
+    struct bed d;
+    (void)state;
+    open_bed(&d, 40, 1, SEQS_MAX, 64);
+    d.asks_n = 3;
+    for (uint32_t i = 0; i < 3; i++) {
+        struct ask *a = &d.asks[i];
+        *a = (struct ask){.text_n = i < 2 ? 11 : 12, .max_new = 1}; /* the third goes on where they end */
+        for (uint32_t k = 0; k < a->text_n; k++) a->text[k] = k;
+        order(&d, a);
+        features(&d, a);
+        begin(&d);
+        assert_int_equal(d.rec.rows_n, i == 0 ? 11 : i == 1 ? 1 : 4);
+        assert_int_equal(d.rec.copies_n, i == 1);
+        land(&d);
+        assert_true(a->ended);
+    }
+    close_bed(&d);
+}
+
 /* ---- chunks for stages ---- */
 
 static void test_chunk_sizes(void **state)
@@ -590,6 +654,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_long_prompt_does_not_starve),
         cmocka_unit_test(test_preempted_job_finds_its_pages),
         cmocka_unit_test(test_jobs_that_come_together_share),
+        cmocka_unit_test(test_repeated_prompt_copies_its_last_page),
+        cmocka_unit_test(test_repeated_prompt_computes_one_row),
         cmocka_unit_test(test_every_order_from_the_start),
         cmocka_unit_test(test_every_order_under_pressure),
         cmocka_unit_test(test_random),

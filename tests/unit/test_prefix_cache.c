@@ -158,6 +158,49 @@ static void test_two_make_the_same(void **state)
     assert_int_equal(found_of(f, "aaaabbbb", one), 2);
 }
 
+/* The first rows of a page that its user fills: found until the page is forgotten, and never lent. */
+static void test_heads(void **state)
+{
+    struct fixture *f = *state;
+    const struct wn_prefix_row rows[ROWS] = {{.id = 7}, {.id = 8}, {.id = 9}, {.id = 10}};
+    struct wn_prefix_key whole, head, shorter;
+    struct wn_prefix_stats s;
+    uint32_t pages[PAGES], p;
+
+    wn_prefix_key(NULL, rows, ROWS, &whole);
+    wn_prefix_key(NULL, rows, 3, &head);
+    wn_prefix_key(NULL, rows, 2, &shorter);
+    assert_int_equal(wn_prefix_take(f->c, pages, 1), WN_OK);
+    assert_false(wn_prefix_find_head(f->c, &head, &p));
+    wn_prefix_publish_head(f->c, pages[0], &head);
+    wn_prefix_publish(f->c, pages[0], &whole);
+    wn_prefix_stats(f->c, &s);
+    assert_int_equal(s.cached, 1);
+    for (int used = 1; used >= 0; used--) { /* while it is used, and afterwards */
+        assert_true(wn_prefix_find_head(f->c, &head, &p));
+        assert_int_equal(p, pages[0]);
+        assert_false(wn_prefix_find_head(f->c, &shorter, &p));
+        wn_prefix_stats(f->c, &s);
+        assert_int_equal(s.used, used);
+        if (used) wn_prefix_release(f->c, pages, 1);
+    }
+    compute(f, "aaaabbbb", one); /* newer, until the head is asked for */
+    assert_true(wn_prefix_find_head(f->c, &head, &p));
+    assert_int_equal(wn_prefix_take(f->c, pages, PAGES - 1), WN_OK);
+    assert_int_equal(found_of(f, "aaaa", one), 0);
+    assert_true(wn_prefix_find_head(f->c, &head, &p));
+    wn_prefix_release(f->c, pages, PAGES - 1);
+    assert_int_equal(wn_prefix_match(f->c, &whole, 1, pages), 1);
+    assert_int_equal(pages[0], p);
+    wn_prefix_release(f->c, pages, 1);
+    assert_int_equal(wn_prefix_take(f->c, pages, PAGES), WN_OK);
+    assert_false(wn_prefix_find_head(f->c, &head, &p)); /* both keys went with the page */
+    assert_int_equal(wn_prefix_match(f->c, &whole, 1, &p), 0);
+    wn_prefix_release(f->c, pages, PAGES);
+    wn_prefix_stats(f->c, &s);
+    assert_int_equal(s.cached, 0);
+}
+
 /* Random jobs over a few prompts: used + unused + free is always the whole, and all are free or cached at the end. */
 static void test_accounts(void **state)
 {
@@ -187,6 +230,8 @@ static void test_accounts(void **state)
             continue;
         }
         for (uint32_t i = found; i < n; i++) wn_prefix_publish(f->c, jobs[j].pages[i], &keys[i]);
+        if (n) keys[n - 1].bytes[31] ^= 1; /* what a head of the next page could have */
+        if (extra) wn_prefix_publish_head(f->c, jobs[j].pages[n], &keys[n - 1]);
         jobs[j].n = n + extra;
     }
     for (int j = 0; j < 4; j++) wn_prefix_release(f->c, jobs[j].pages, jobs[j].n);
@@ -203,6 +248,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_shared_while_used, setup, teardown),
         cmocka_unit_test_setup_teardown(test_oldest_is_forgotten_first, setup, teardown),
         cmocka_unit_test_setup_teardown(test_two_make_the_same, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_heads, setup, teardown),
         cmocka_unit_test_setup_teardown(test_accounts, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -38,6 +38,8 @@ static void fill(struct wn_step_record *r)
     r->seqs[r->seqs_n++] = (struct wn_step_seq){
         .slot = 0, .first_row = 6, .rows = 1, .pos = 8, .first_page = 2, .pages = 3};
     for (uint32_t i = 0; i < 5; i++) r->pages[r->pages_n++] = 63 - i;
+    r->copies[r->copies_n++] = (struct wn_step_copy){.from = 17, .to = 61};
+    r->copies[r->copies_n++] = (struct wn_step_copy){.from = 0, .to = 63};
 }
 
 struct fixture {
@@ -82,6 +84,8 @@ static void test_round_trip(void **state)
     assert_memory_equal(f->back.seqs, f->r.seqs, 2 * sizeof(*f->r.seqs));
     assert_memory_equal(f->back.rows, f->r.rows, 7 * sizeof(*f->r.rows));
     assert_memory_equal(f->back.pages, f->r.pages, 5 * sizeof(*f->r.pages));
+    assert_int_equal(f->back.copies_n, 2);
+    assert_memory_equal(f->back.copies, f->r.copies, 2 * sizeof(*f->r.copies));
 }
 
 static void test_empty(void **state)
@@ -133,6 +137,9 @@ static void test_what_is_refused(void **state)
     f->r.rows[0].features = 3, refuse(f, "row 0");
     f->r.rows[5].position = 1000, refuse(f, "position 1000 of row 5");
     f->r.pages[4] = 64, refuse(f, "page 64");
+    f->r.copies[0].from = 64, refuse(f, "copy of page 64 to 61");
+    f->r.copies[1].to = 64, refuse(f, "copy of page 0 to 64");
+    f->r.copies[1].to = 0, refuse(f, "copy of page 0 to 0");
     f->r.seqs[0].slot = 4, refuse(f, "slot 4");
     f->r.seqs[1].first_row = 5, refuse(f, "rows of sequence 1");
     f->r.seqs[1].rows = 2, refuse(f, "rows of sequence 1");
