@@ -274,14 +274,6 @@ static bool measure_rate(struct wire *b, const char *rate, uint32_t first)
     return true;
 }
 
-/* The last part of a path: where the server keeps it is nobody's business. */
-static const char *base_name(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-
-    return slash && slash[1] ? slash + 1 : path;
-}
-
 static bool measure(struct wire *b)
 {
     const uint32_t rates_n = b->rates_n ? b->rates_n : 1, last = rates_n * b->budgets_n * b->requests;
@@ -291,7 +283,7 @@ static bool measure(struct wire *b)
     snprintf(setting.method, sizeof(setting.method), "%s", b->report.method);
     b->runner.what = "warm-up";
     good = eval_check(&b->runner, &setting) && ask(b, last, 1, b->budgets[b->budgets_n - 1]);
-    b->report.model = base_name(b->counters.model);
+    b->report.model = b->counters.model;
     for (uint32_t i = 0; good && i < rates_n; i++) {
         const char *rate = b->rates_n ? b->rates[i] : "as it is";
         good = shape(b, rate) && read_counters(b, &b->counters) &&
@@ -329,6 +321,7 @@ int bench_wire(int argc, char **argv)
     b->runner = (struct eval_runner){.concurrency = 1, .max_tokens = 8, .timeout_s = 300};
     if ((code = parse(b, argc, argv)) >= 0) goto out;
     code = CLI_FAILED;
+    if (b->csv && !wire_check_csv(b->csv)) goto out; /* not only when all has been measured */
     b->report.concurrency = b->runner.concurrency;
     b->report.max_tokens = b->runner.max_tokens;
     if (!(b->out = calloc(b->requests, sizeof(*b->out)))) goto out;

@@ -25,7 +25,7 @@ extern const char *const wire_kinds[WIRE_KINDS_N]; /* "image", "embedding", ... 
 
 /* Totals of everything that the service has sent, and of its first replica's stages, from `winnow status --json`. */
 struct wire_counters {
-    char model[128];
+    char model[128]; /* without the folders that it lies in */
     double bytes[WIRE_KINDS_N];
     double link_ms[WIRE_STAGES_MAX];
     uint32_t stages_n;
@@ -67,6 +67,8 @@ struct wire_report {
 extern const uint32_t wire_plans[WIRE_PLANS_N]; /* 2, 4 */
 
 void wire_print(FILE *f, const struct wire_report *r);
+/* CSV files: a heading, then rows; lines that begin with # are remarks. */
+bool wire_check_csv(const char *path); /* whether rows can be appended to it, which need not be there; says why not */
 bool wire_write_csv(const char *path, const struct wire_report *r); /* appends; a heading first if the file is new */
 /* Rate, budget, pictures and times of all rows about r->model, in place of r's cells: several runs together, sorted. */
 bool wire_read_csv(const char *path, struct wire_report *r);

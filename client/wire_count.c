@@ -21,6 +21,14 @@ static void add_bytes(struct wire_counters *out, const json_t *of)
     for (int k = 0; k < WIRE_KINDS_N; k++) out->bytes[k] += number(sent, wire_kinds[k]);
 }
 
+/* The last part of a path: where the server keeps it is nobody's business. */
+static const char *base_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+
+    return slash && slash[1] ? slash + 1 : path;
+}
+
 bool wire_counters_parse(const char *json, struct wire_counters *out)
 {
     json_t *root = json_loads(json, 0, NULL), *workers = json_object_get(root, "workers"), *worker, *stage;
@@ -29,7 +37,7 @@ bool wire_counters_parse(const char *json, struct wire_counters *out)
 
     memset(out, 0, sizeof(*out));
     if (json_is_string(json_object_get(root, "model")))
-        snprintf(out->model, sizeof(out->model), "%s", json_string_value(json_object_get(root, "model")));
+        snprintf(out->model, sizeof(out->model), "%s", base_name(json_string_value(json_object_get(root, "model"))));
     add_bytes(out, root);
     json_array_foreach(workers, i, worker)
     {

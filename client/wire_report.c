@@ -59,6 +59,40 @@ static void put_heading(FILE *f)
     fputc('\n', f);
 }
 
+/* The next line that is no remark. */
+static bool next_line(FILE *f, char **line, size_t *room)
+{
+    while (getline(line, room, f) > 0)
+        if (**line != '#') return true;
+    return false;
+}
+
+static bool is_heading(const char *line)
+{
+    return strncmp(line, heading, strlen(heading)) == 0;
+}
+
+bool wire_check_csv(const char *path)
+{
+    FILE *f = fopen(path, "a+");
+    char *line = NULL;
+    size_t room = 0;
+    bool good = false;
+
+    if (!f) {
+        fprintf(stderr, "winnow: cannot open %s: %s\n", path, strerror(errno));
+        return false;
+    }
+    fseek(f, 0, SEEK_END);
+    good = ftell(f) == 0;
+    rewind(f);
+    good = good || (next_line(f, &line, &room) && is_heading(line));
+    if (!good) fprintf(stderr, "winnow: %s is no file of this benchmark\n", path);
+    free(line);
+    fclose(f);
+    return good;
+}
+
 bool wire_write_csv(const char *path, const struct wire_report *r)
 {
     FILE *f = fopen(path, "a");
@@ -124,10 +158,10 @@ bool wire_read_csv(const char *path, struct wire_report *r)
     FILE *f = fopen(path, "r");
     char *line = NULL, *field[COLUMNS_READ];
     size_t room = 0;
-    bool good = f && getline(&line, &room, f) > 0 && strncmp(line, heading, strlen(heading)) == 0;
+    bool good = f && next_line(f, &line, &room) && is_heading(line);
 
     r->cells_n = 0;
-    while (good && r->cells_n < WIRE_CELLS_MAX && getline(&line, &room, f) > 0) {
+    while (good && r->cells_n < WIRE_CELLS_MAX && next_line(f, &line, &room)) {
         struct wire_cell *c = &r->cells[r->cells_n];
         if (split(line, field) < COLUMNS_READ || strcmp(field[C_MODEL], r->model) != 0) continue;
         *c = (struct wire_cell){.keep = (uint32_t)strtoul(field[C_KEPT], NULL, 10),

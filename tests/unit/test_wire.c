@@ -14,7 +14,7 @@
 #include "tests/file_read.h"
 
 static const char status_json[] =
-    "{\"model\": \"some model\", \"sent_bytes\": {\"control\": 100, \"image\": 5000},"
+    "{\"model\": \"/of/a/site/some model\", \"sent_bytes\": {\"control\": 100, \"image\": 5000},"
     " \"workers\": [{\"role\": \"vision\", \"sent_bytes\": {\"embedding\": 7000, \"control\": 1}},"
     "  {\"role\": \"replica\", \"stages\": [{\"busy_us\": 1, \"wait_us\": 2, \"link_us\": 3000},"
     "    {\"busy_us\": 1, \"wait_us\": 2, \"link_us\": 45000}],"
@@ -96,7 +96,9 @@ static void test_report(void **state)
     fill(&r.cells[1]);
     close(mkstemp(csv));
     close(mkstemp(png));
+    assert_true(wire_check_csv(csv));
     assert_true(wire_write_csv(csv, &r) && wire_write_csv(csv, &r)); /* the heading once */
+    assert_true(wire_check_csv(csv));
     assert_non_null(text = file_read(csv, &n));
     assert_int_equal(strncmp(text, "time,commit,host,model,method,rate,", 35), 0);
     assert_null(strstr(text + 1, "time,commit"));
@@ -122,6 +124,8 @@ static void test_report(void **state)
     assert_non_null(text = file_read(png, &n));
     assert_true(n > 1000 && memcmp(text, "\x89PNG", 4) == 0);
     free(text);
+    assert_false(wire_check_csv(png));
+    assert_false(wire_check_csv("/nowhere/at/all.csv"));
     assert_false(wire_write_csv("/nowhere/at/all.csv", &r));
     unlink(csv);
     unlink(png);
