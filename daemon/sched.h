@@ -2,90 +2,16 @@
 #ifndef WN_DAEMON_SCHED_H
 #define WN_DAEMON_SCHED_H
 
-#include <stdatomic.h>
-
 #include "daemon/access.h"
-#include "daemon/accounts.h"
 #include "daemon/config.h"
-#include "daemon/job.h"
 #include "daemon/journal.h"
-#include "transport/endpoint.h"
+#include "daemon/sched_job.h"
 
 #define WN_SCHED_WORKERS_MAX  320
-#define WN_SCHED_WATCHERS_MAX 8          /* followers of one job */
 #define WN_SCHED_GONE         1024
 #define WN_SCHED_BUCKETS      4096
 #define WN_SCHED_HELD_MAX     ((size_t)2 << 30)   /* images of all jobs that have not ended; more is Busy */
 #define WN_SCHED_RETRY_MS     500                 /* Busy, as long as no job has ended */
-#define WN_NO_WORKER          (-1)
-
-/* Bytes that are sent without a copy: freed by whoever lets go last, on any thread. */
-struct wn_blob {
-    atomic_uint refs;
-    size_t bytes;
-    uint8_t data[];
-};
-
-/* A client that follows a job, and how far it has got. */
-struct wn_watcher {
-    struct wn_peer_id peer;
-    char tag[65];
-    uint32_t choice;
-    bool stream, existed, accepted;   /* accepted: that message is out */
-    bool ahead;                       /* it has tokens that were not on record: they come again, and are not sent */
-    size_t tokens_at, text_at;
-};
-
-struct wn_job_image {
-    size_t offset, bytes;
-    uint64_t hash;
-    int worker;                       /* that has it in this attempt, or WN_NO_WORKER */
-    bool encoded;
-    uint32_t orders;                  /* to encode it, in this attempt */
-    int avoid;                        /* the worker that had the last order and did not do it, or WN_NO_WORKER */
-    int64_t ordered_us, full_us, order_at_us; /* the last; since when workers lack room for it, or 0; the next try */
-};
-
-/* Which list a job is in; one at a time. */
-enum wn_job_list {
-    WN_LIST_PENDING,  /* not on record yet */
-    WN_LIST_QUEUED,
-    WN_LIST_ORPHANED, /* ran under the scheduler before this one: a leader may still have it */
-    WN_LIST_RUNNING,
-    WN_LIST_ENDED,
-    WN_LISTS
-};
-
-struct wn_job {
-    char id[WN_JOB_ID_CHARS + 1];
-    struct wn_job_life life;
-    Wn__Envelope *request;            /* the Submit, owned */
-    Wn__Pruning pruning;              /* in force: the request's and the server's defaults; strings are borrowed */
-    struct wn_blob *payload;          /* all images; NULL when there are none or the job has ended */
-    struct wn_job_image images[WN_IMAGES_MAX];
-    uint32_t images_n;
-    int leader;                       /* of this attempt, or WN_NO_WORKER */
-    bool answered;                    /* this attempt's leader has sent tokens: features are no longer needed */
-    bool recording, dirty, urgent;    /* an operation of the journal is under way; changed since; more than tokens */
-    bool acknowledged;                /* its end has arrived: it may go */
-    uint32_t deaths;                  /* attempts that ended with their leader */
-    bool solo;                        /* has its leader to itself in this attempt */
-    bool settled;                     /* the end is on record, or cannot be put there now */
-    struct wn_transcript answer;
-    struct wn_chances chances;
-    struct wn_watcher watchers[WN_SCHED_WATCHERS_MAX];
-    unsigned watchers_n;
-    Wn__FinishReason reason;
-    struct wn_err error;              /* of a failed job; or why the last attempt was lost */
-    bool retriable, news;             /* news: followers have not been sent its last tokens */
-    Wn__Usage usage, leader_usage;    /* the parts we measure; what the leader said, by value, without pointers */
-    Wn__LinkBytes link;
-    int64_t submitted_us, queued_us, dispatched_us, first_token_us, ended_us, deadline_us;
-    struct wn_ticket ticket;          /* of the client that brought it, until it ends */
-    struct wn_job *prev, *next;       /* in its list */
-    struct wn_job *by_id, *by_key, *by_news; /* next in the bucket; next that has news */
-    enum wn_job_list list;
-};
 
 struct wn_sched_worker {
     bool up, confirmed, draining;     /* confirmed: it has answered our Welcome */
@@ -114,6 +40,7 @@ struct wn_scheduler {
         struct wn_job *first, *last;
         size_t n;
     } list[WN_LISTS];
+    struct wn_job *marked[WN_MARKS];
     struct wn_accounts accounts;
     struct wn_account *journal_account; /* of the jobs that were in the journal at start; valid until run */
     struct {
@@ -123,7 +50,7 @@ struct wn_scheduler {
     unsigned gone_at;
     size_t held_bytes, unsettled;     /* unsettled: ended jobs whose end was not told yet */
     int64_t started_us, ended_us, gap_us; /* when the last job ended, and how long that takes: a moving mean */
-    bool draining, stalled, probing;  /* stalled: a client's queue is full, try again soon */
+    bool draining, probing;
     struct wn_journal *journal;       /* NULL: jobs live in memory only */
     struct wn_err journal_error;      /* why it cannot be written; code WN_OK: it can */
     int64_t probe_us, record_us;      /* when to try it again, when to record tokens again */
@@ -147,8 +74,10 @@ WN_NODISCARD wn_status wn_sched_job_create(struct wn_scheduler *s, struct wn_job
 void wn_sched_job_share(struct wn_scheduler *s, struct wn_job *job, const struct wn_job *twin); /* the twin's images */
 void wn_sched_job_destroy(struct wn_scheduler *s, struct wn_job *job);
 void wn_sched_list_put(struct wn_scheduler *s, struct wn_job *job, enum wn_job_list list, bool first);
+void wn_sched_mark(struct wn_scheduler *s, struct wn_job *job, enum wn_job_mark mark, bool on);
 void wn_sched_payload_drop(struct wn_scheduler *s, struct wn_job *job);
 void wn_sched_expire(struct wn_scheduler *s, int64_t now_us); /* ended jobs that nobody will ask for */
+void wn_sched_bury(struct wn_scheduler *s, struct wn_job *job); /* it is not on record, or not any more */
 const char *wn_sched_gone(const struct wn_scheduler *s, const char *id); /* why there is no such job */
 
 /* Packs and queues a message, with `bytes` of the payload from `offset` on (NULL: none). *sent (NULL is fine): bytes of
@@ -170,7 +99,7 @@ int64_t wn_sched_deadline(const Wn__Submit *r, int64_t submitted_us);
 WN_NODISCARD wn_status wn_sched_journal_open(struct wn_scheduler *s, struct wn_err *err); /* and what is in it */
 WN_NODISCARD wn_status wn_sched_journal_add(struct wn_scheduler *s, struct wn_job *job);
 void wn_sched_record(struct wn_scheduler *s, struct wn_job *job);  /* its state has changed */
-bool wn_sched_forget(struct wn_scheduler *s, const struct wn_job *job); /* false: not yet */
+bool wn_sched_forget(struct wn_scheduler *s, struct wn_job *job); /* its record goes, then it; false: not yet */
 void wn_sched_journal_outcomes(struct wn_scheduler *s);
 void wn_sched_journal_tick(struct wn_scheduler *s, int64_t now_us);
 

@@ -138,16 +138,19 @@ static wn_status flush_watcher(struct wn_scheduler *s, struct wn_job *job, struc
 
 void wn_sched_flush(struct wn_scheduler *s, struct wn_job *job)
 {
+    bool stalled = false;
+
     if (job->life.state == WN_JOB_ACCEPTED) return; /* not on record yet */
     for (unsigned i = 0; i < job->watchers_n;) {
         bool end;
         wn_status rc = flush_watcher(s, job, &job->watchers[i], &end);
-        if (rc == WN_EBUSY) s->stalled = true;
+        stalled = stalled || rc == WN_EBUSY;
         if (end || (rc != WN_OK && rc != WN_EBUSY)) /* the job goes on without it */
             job->watchers[i] = job->watchers[--job->watchers_n];
         else
             i++;
     }
+    wn_sched_mark(s, job, WN_MARK_STALLED, stalled);
 }
 
 /* What a step gave goes out together: that wakes who writes to the socket, and who reads, once. */

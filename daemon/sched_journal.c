@@ -3,7 +3,7 @@
  *
  * A job waits in WN_LIST_PENDING until it is on record; its Accepted goes out after that. Later changes are
  * recorded behind the scheduler's back, at most one at a time for each job (`recording`); what changes
- * meanwhile makes it `dirty` and is recorded next, as a whole. Tokens only make it dirty: TICK_US bounds how
+ * meanwhile makes it dirty and is recorded next, as a whole. Tokens only make it dirty: TICK_US bounds how
  * often they are written. The end is told to the followers when it is on record, or when it was seen that it
  * cannot be: then a crash of the scheduler before the disk recovers would run the job again. */
 #include <stdlib.h>
@@ -103,21 +103,32 @@ void wn_sched_record(struct wn_scheduler *s, struct wn_job *job)
     uint8_t *outcome = NULL;
 
     if (!s->journal) return;
-    job->dirty = job->urgent = true;
+    wn_sched_mark(s, job, WN_MARK_DIRTY, true);
+    job->urgent = true;
     if (job->recording) return; /* its outcome brings us back here */
     if (pack_outcome(job, &outcome, &st.outcome_bytes) != WN_OK) return;
     st.outcome = outcome;
     if (wn_job_ended(&job->life)) st.ended_us = to_real(job->ended_us);
     if (wn_journal_save(s->journal, job->id, &st) == WN_OK) { /* else the tick tries again */
         job->recording = true;
-        job->dirty = job->urgent = false;
+        job->urgent = false;
+        wn_sched_mark(s, job, WN_MARK_DIRTY, false);
     }
     free(outcome);
 }
 
-bool wn_sched_forget(struct wn_scheduler *s, const struct wn_job *job)
+bool wn_sched_forget(struct wn_scheduler *s, struct wn_job *job)
 {
-    return !s->journal || (!job->recording && wn_journal_forget(s->journal, job->id) == WN_OK);
+    if (!s->journal) {
+        wn_sched_bury(s, job);
+        return true;
+    }
+    /* the record goes first: one that outlives its job would be a job again at the next start */
+    if (job->recording || !job->settled || s->journal_error.code != WN_OK) return false;
+    if (wn_journal_forget(s->journal, job->id) != WN_OK) return false;
+    job->recording = true;
+    wn_sched_list_put(s, job, WN_LIST_LEAVING, false);
+    return true;
 }
 
 /* ---- outcomes ---- */
@@ -146,6 +157,12 @@ static void on_added(struct wn_scheduler *s, struct wn_job *job, const struct wn
     if (job->urgent) wn_sched_record(s, job);
 }
 
+static void on_forgotten(struct wn_scheduler *s, struct wn_job *job, const struct wn_err *error)
+{
+    if (error->code == WN_OK) wn_sched_bury(s, job);
+    else wn_sched_list_put(s, job, WN_LIST_ENDED, true); /* once the disk is better */
+}
+
 static void note_health(struct wn_scheduler *s, const struct wn_err *error)
 {
     if (error->code != WN_OK && s->journal_error.code == WN_OK)
@@ -163,14 +180,14 @@ void wn_sched_journal_outcomes(struct wn_scheduler *s)
         struct wn_job *job = o.op == WN_JOURNAL_PROBE ? NULL : wn_sched_job_find(s, o.id);
         note_health(s, &o.error);
         if (o.op == WN_JOURNAL_PROBE) s->probing = false;
-        if (!job || o.op == WN_JOURNAL_FORGET) continue;
+        if (!job) continue;
         job->recording = false;
         if (o.op == WN_JOURNAL_ADD) {
             on_added(s, job, &o.error);
-            continue;
-        }
-        if (o.error.code != WN_OK) {
-            job->dirty = true; /* the tick tries again, once the disk is better */
+        } else if (o.op == WN_JOURNAL_FORGET) {
+            on_forgotten(s, job, &o.error);
+        } else if (o.error.code != WN_OK) {
+            wn_sched_mark(s, job, WN_MARK_DIRTY, true); /* the tick tries again, once the disk is better */
             settle(s, job);
         } else if (job->urgent) {
             wn_sched_record(s, job);
@@ -191,9 +208,10 @@ void wn_sched_journal_tick(struct wn_scheduler *s, int64_t now_us)
     }
     if (now_us < s->record_us) return;
     s->record_us = now_us + TICK_US;
-    for (int l = WN_LIST_QUEUED; l < WN_LISTS; l++)
-        for (struct wn_job *job = s->list[l].first; job; job = job->next)
-            if (job->dirty && !job->recording) wn_sched_record(s, job);
+    for (struct wn_job *job = s->marked[WN_MARK_DIRTY], *next; job; job = next) {
+        next = job->mark[WN_MARK_DIRTY].next;
+        if (!job->recording) wn_sched_record(s, job);
+    }
 }
 
 /* ---- at start ---- */
@@ -244,7 +262,7 @@ static void revive(struct wn_scheduler *s, struct wn_job *job, const struct wn_e
     s->unsettled++;
     wn_sched_payload_drop(s, job);
     wn_sched_list_put(s, job, WN_LIST_ENDED, false);
-    job->dirty = true;
+    wn_sched_mark(s, job, WN_MARK_DIRTY, true);
 }
 
 /* The parts of a row against each other. Images come with jobs that have not ended, unless they are damaged. */

@@ -127,6 +127,22 @@ void wn_sched_list_put(struct wn_scheduler *s, struct wn_job *job, enum wn_job_l
     s->list[list].n++;
 }
 
+void wn_sched_mark(struct wn_scheduler *s, struct wn_job *job, enum wn_job_mark mark, bool on)
+{
+    if (job->mark[mark].on == on) return;
+    job->mark[mark].on = on;
+    if (on) {
+        job->mark[mark].prev = NULL;
+        job->mark[mark].next = s->marked[mark];
+        if (s->marked[mark]) s->marked[mark]->mark[mark].prev = job;
+        s->marked[mark] = job;
+        return;
+    }
+    if (job->mark[mark].prev) job->mark[mark].prev->mark[mark].next = job->mark[mark].next;
+    else s->marked[mark] = job->mark[mark].next;
+    if (job->mark[mark].next) job->mark[mark].next->mark[mark].prev = job->mark[mark].prev;
+}
+
 void wn_sched_payload_drop(struct wn_scheduler *s, struct wn_job *job)
 {
     if (!job->payload) return;
@@ -203,6 +219,7 @@ void wn_sched_job_destroy(struct wn_scheduler *s, struct wn_job *job)
     struct wn_job **p;
 
     list_remove(s, job);
+    for (int m = 0; m < WN_MARKS; m++) wn_sched_mark(s, job, (enum wn_job_mark)m, false);
     wn_ticket_close(&s->accounts, &job->ticket);
     for (p = &s->by_id[hash_text(job->id)]; *p; p = &(*p)->by_id) {
         if (*p != job) continue;
@@ -221,15 +238,12 @@ void wn_sched_job_destroy(struct wn_scheduler *s, struct wn_job *job)
     free(job);
 }
 
-/* Forgets an ended job; false: not yet. */
-static bool bury(struct wn_scheduler *s, struct wn_job *job)
+void wn_sched_bury(struct wn_scheduler *s, struct wn_job *job)
 {
-    if (!wn_sched_forget(s, job)) return false;
     memcpy(s->gone[s->gone_at].id, job->id, sizeof(job->id));
     s->gone[s->gone_at].acknowledged = job->acknowledged;
     s->gone_at = (s->gone_at + 1) % WN_SCHED_GONE;
     wn_sched_job_destroy(s, job);
-    return true;
 }
 
 const char *wn_sched_gone(const struct wn_scheduler *s, const char *id)
@@ -254,13 +268,13 @@ void wn_sched_expire(struct wn_scheduler *s, int64_t now_us)
         bool over = n > s->cfg.max_results && (!job->watchers_n || n > (size_t)s->cfg.max_results + s->cfg.max_queue);
         next = job->next;
         if (job->acknowledged) {
-            if (!job->watchers_n && (!s->journal || job->settled)) (void)bury(s, job);
+            if (!job->watchers_n) (void)wn_sched_forget(s, job);
             continue;
         }
         if (!over && age_us <= (ttl_us > grace_us ? ttl_us : grace_us)) {
             if (n <= s->cfg.max_results) break; /* the rest is younger */
             continue;
         }
-        (void)bury(s, job);
+        if (!wn_sched_forget(s, job) && job->settled && !job->recording) break; /* nor would the next */
     }
 }

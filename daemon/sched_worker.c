@@ -363,7 +363,7 @@ static void on_tokens(struct wn_scheduler *s, int worker, const Wn__Tokens *t, s
     if (!news) return;
     s->generated_tokens += t->n_ids;
     if (t->n_logprobs) (void)!wn_chances_add(&job->chances, t->first, t->logprobs, t->n_logprobs);
-    job->dirty = true; /* recorded before long */
+    wn_sched_mark(s, job, WN_MARK_DIRTY, true); /* recorded before long */
     if (!job->first_token_us) job->first_token_us = wn_now_us();
     if (job->news) return;
     job->news = true;

@@ -136,14 +136,19 @@ static void receive(struct wn_scheduler *s, struct wn_endpoint *ep,
     wn_msg_clear(&msg);
 }
 
+/* A client's queue is full. */
+static bool stalled(const struct wn_scheduler *s)
+{
+    return s->marked[WN_MARK_STALLED] != NULL;
+}
+
 /* Goes on where a client's queue was full. */
 static void flush_stalled(struct wn_scheduler *s)
 {
-    if (!s->stalled) return;
-    s->stalled = false;
-    for (int l = 0; l < WN_LISTS; l++)
-        for (struct wn_job *job = s->list[l].first; job; job = job->next)
-            if (job->watchers_n) wn_sched_flush(s, job);
+    for (struct wn_job *job = s->marked[WN_MARK_STALLED], *next; job; job = next) {
+        next = job->mark[WN_MARK_STALLED].next;
+        wn_sched_flush(s, job);
+    }
 }
 
 static void tick(struct wn_scheduler *s)
@@ -178,7 +183,7 @@ void wn_sched_drain(struct wn_scheduler *s, int64_t until_us)
 static bool drained(const struct wn_scheduler *s)
 {
     if (!s->draining) return false;
-    return (wn_sched_jobs_left(s) == 0 && !s->stalled) || wn_deadline_passed(s->drain_until_us);
+    return (wn_sched_jobs_left(s) == 0 && !stalled(s)) || wn_deadline_passed(s->drain_until_us);
 }
 
 /* What could not be finished in time. With a journal it is left to the next scheduler. */
@@ -203,7 +208,7 @@ static void say_goodbye(struct wn_scheduler *s)
     const int64_t least_us = wn_deadline_in_us(WORDS_US), until_us = wn_deadline_in_us(LEAVE_US);
 
     while (!wn_deadline_passed(until_us)) {
-        const bool heard = wn_sched_dismiss(s) && !s->stalled;
+        const bool heard = wn_sched_dismiss(s) && !stalled(s);
         if (heard && wn_deadline_passed(least_us)) break;
         usleep((useconds_t)STALL_US);
         receive(s, s->clients, wn_sched_client_message);
@@ -236,7 +241,7 @@ wn_status wn_scheduler_run(struct wn_scheduler *s, int stop_fd, struct wn_err *e
         }
         if (wn_now_us() >= next_tick_us) {
             tick(s); /* after what had come was read: a pause of this process is not a worker's fault */
-            next_tick_us = wn_deadline_in_us(s->stalled ? STALL_US : TICK_US);
+            next_tick_us = wn_deadline_in_us(stalled(s) ? STALL_US : TICK_US);
         }
         wn_sched_dispatch(s);
     }

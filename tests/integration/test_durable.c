@@ -245,6 +245,59 @@ static void disk_fills_up(struct bed *bed, void (*fill)(const struct bed *b), vo
     bed_stop(bed);
 }
 
+static void acknowledge(struct end *e, const char *id)
+{
+    Wn__Acknowledge a = WN__ACKNOWLEDGE__INIT;
+
+    a.job_id = (char *)(uintptr_t)id;
+    end_send(e, WN__ENVELOPE__BODY_ACKNOWLEDGE, &a, NULL, 0);
+}
+
+/* A job whose end could not be recorded, and that is acknowledged meanwhile, does not run again at the next start. */
+static void acknowledged_while_full(void **state)
+{
+    struct bed b;
+    struct end client, leader;
+    struct order o;
+    Wn__Envelope *env;
+    char id[32];
+    bool gone = false;
+
+    (void)state;
+    bed_journal(&b);
+    b.cfg.lease_ms = 60000;
+    bed_start(&b);
+    client = end_open(&b, false);
+    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 1);
+    submit(&client, "one", NULL, "1");
+    expect_accepted(&client, false, id);
+    o = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
+    usleep(300000); /* that it runs is on record */
+    limit_files(&b);
+    give_done(&leader, &o, 5);
+    wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, ""));
+    acknowledge(&client, id);
+    usleep(300000); /* some ticks */
+    unlimit_files();
+    for (int i = 0; i < 100 && !gone; i++) { /* a probe finds that there is room, and a tick forgets the job */
+        usleep(50000);
+        attach(&client, id, 0);
+        env = end_expect(&client, WN__ENVELOPE__BODY_ERROR);
+        gone = strstr(env->error->text, "' was acknowledged") != NULL; /* told of ids that are not here any more */
+        wn_codec_free(env);
+    }
+    assert_true(gone);
+    end_close(&client);
+    end_close(&leader);
+    again(&b);
+    client = end_open(&b, false);
+    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 1);
+    assert_null(end_recv(&leader, 500));
+    attach(&client, id, 0);
+    end_expect_error(&client, WN_ENOENT, "not known");
+    bed_stop(&b);
+}
+
 static void no_file_grows(void **state)
 {
     struct bed b;
@@ -335,6 +388,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_running_job_goes_on),
         cmocka_unit_test(other_ends),
         cmocka_unit_test(no_file_grows),
+        cmocka_unit_test(acknowledged_while_full),
         cmocka_unit_test(full_file_system),
         cmocka_unit_test(read_only),
         cmocka_unit_test(torn_image),
