@@ -385,6 +385,7 @@ static void on_error(struct wn_scheduler *s, int worker, const Wn__Error *e)
     concerned = job->leader == worker;
     for (uint32_t i = 0; i < job->images_n; i++) concerned |= job->images[i].worker == worker;
     if (!concerned) return;
+    if (job->leader != worker && job->answered) return; /* the features arrived after all */
     if (e->retriable) {
         const bool full = e->code == WN_EBUSY;
         if (!(full ? order_later(s, job, worker) : order_again(s, job, worker))) wn_sched_lose(s, job, e->text);

@@ -172,8 +172,8 @@ static void greet(struct vision_worker *v, const char *address)
     wn_front_send(v->front, &to, WN__ENVELOPE__BODY_FEATURES_HELLO, &hello, WN_TRAFFIC_CONTROL, NULL, 0, NULL, NULL);
 }
 
-/* Takes what was sent to a leader out of the list; `again`: to make and send it once more. */
-static void end_sent(struct vision_worker *v, const char *address, bool again)
+/* Takes what was sent to a leader out of the list: to be made and sent once more, or (lost) to be told as lost. */
+static void end_sent(struct vision_worker *v, const char *address, const struct wn_err *lost)
 {
     for (struct work **at = &v->sent.first; *at;) {
         struct work *w = *at;
@@ -182,8 +182,12 @@ static void end_sent(struct vision_worker *v, const char *address, bool again)
             continue;
         }
         list_take(&v->sent, at);
-        if (w->cancelled || !again) {
+        if (w->cancelled) {
             work_free(w);
+            continue;
+        }
+        if (lost) {
+            fail_work(v, w, lost, true);
             continue;
         }
         wn_encode_item_fini(&w->item);
@@ -193,7 +197,7 @@ static void end_sent(struct vision_worker *v, const char *address, bool again)
 }
 
 /* The leader knows nothing of the old connection's credit, and may not have got what was sent. If it answers, that is
- * sent again; if it does not, the scheduler has missed it, too. */
+ * sent again; if it does not, the scheduler hears of it, which may still have the leader where we do not. */
 static void lose_link(struct vision_worker *v, struct leader *l)
 {
     wn_warn("vision", "the connection to %s was lost", l->address);
@@ -205,7 +209,7 @@ static void lose_link(struct vision_worker *v, struct leader *l)
 static void take_credit(struct vision_worker *v, struct leader *l, uint32_t images)
 {
     l->credit = images < CREDIT_MAX ? images : CREDIT_MAX; /* the first word of a connection: nothing is on its way */
-    if (l->lost_us) end_sent(v, l->address, true);
+    if (l->lost_us) end_sent(v, l->address, NULL);
     l->lost_us = 0;
 }
 
@@ -225,7 +229,7 @@ static void leave_leader(struct vision_worker *v, struct leader *l, const char *
     wn_fail(&err, WN_EPEER, "leader at %s %s", l->address, why);
     fail_list(v, &v->queue, l->address, &err);
     fail_list(v, &v->outbox, l->address, &err);
-    end_sent(v, l->address, false);
+    end_sent(v, l->address, &err);
     *l = (struct leader){0};
 }
 
@@ -280,7 +284,8 @@ static void take_order(struct vision_worker *v, struct wn_front_msg *m)
     }
 }
 
-/* BUSY: the leader would take them later; others are known to the scheduler, or nobody waits for them. */
+/* BUSY: the leader would take them later. NOENT: its order came too late, or never will; the scheduler knows which. Other
+ * codes end the job, and the leader says so itself. */
 static void take_ack(struct vision_worker *v, struct leader *l, const Wn__FeaturesAck *ack)
 {
     struct work *w = take_sent(v, l->address, ack);
@@ -288,8 +293,9 @@ static void take_ack(struct vision_worker *v, struct leader *l, const Wn__Featur
 
     if (!w) return; /* of a connection before this one */
     l->credit++;
-    if (ack->code) wn_fail(&err, WN_EBUSY, "refused by %s: %s", w->e->leader_name, ack->text);
-    if (ack->code == WN_EBUSY && !w->cancelled) {
+    if (ack->code)
+        wn_fail(&err, ack->code == WN_EBUSY ? WN_EBUSY : WN_EPEER, "refused by %s: %s", w->e->leader_name, ack->text);
+    if ((ack->code == WN_EBUSY || ack->code == WN_ENOENT) && !w->cancelled) {
         fail_work(v, w, &err, true);
         return;
     }

@@ -174,13 +174,25 @@ static void a_leader_that_is_not_there(void **state)
     wn_endpoint_close(leader.ep);
 }
 
-/* A leader that has no room says so; the scheduler hears it, and the credit is whole. */
+static void refuse(struct side *leader, uint32_t code, const char *text)
+{
+    Wn__Envelope *env = side_expect(leader, WN__ENVELOPE__BODY_FEATURES);
+    Wn__FeaturesAck ack = WN__FEATURES_ACK__INIT;
+
+    ack.job = env->features->job;
+    ack.image = 1;
+    ack.code = code;
+    ack.text = (char *)(uintptr_t)text;
+    side_say(leader, WN__ENVELOPE__BODY_FEATURES_ACK, &ack, NULL, 0);
+    wn_codec_free(env);
+}
+
+/* A leader that has no room, or that has given the job's features up, says so; the scheduler hears it, and the credit is
+ * whole. */
 static void features_are_refused(void **state)
 {
     struct side scheduler = {0}, leader = {0};
-    Wn__FeaturesAck ack = WN__FEATURES_ACK__INIT;
     bool seen[3] = {false};
-    Wn__Envelope *env;
     pid_t worker;
 
     (void)state;
@@ -188,19 +200,59 @@ static void features_are_refused(void **state)
     worker = worker_with(&scheduler, 600000);
     order(&scheduler, 1);
     give_credit(&leader, 1);
-    env = side_expect(&leader, WN__ENVELOPE__BODY_FEATURES);
-    ack.job = env->features->job;
-    ack.image = 1;
-    ack.code = WN_EBUSY;
-    ack.text = "no room";
-    side_say(&leader, WN__ENVELOPE__BODY_FEATURES_ACK, &ack, NULL, 0);
-    wn_codec_free(env);
+    refuse(&leader, WN_EBUSY, "no room");
     expect_error(&scheduler, WN_EBUSY, "no room");
+    order(&scheduler, 1);
+    refuse(&leader, WN_ENOENT, "no such job");
+    expect_error(&scheduler, WN_EPEER, "no such job");
     order(&scheduler, 1);
     take_features(&leader, true, seen);
     assert_true(seen[1]);
     end_worker(worker, &scheduler);
     wn_endpoint_close(leader.ep);
+}
+
+static Wn__Envelope *error_within(struct side *scheduler, int ms)
+{
+    return side_wait(scheduler, WN__ENVELOPE__BODY_ERROR, ms);
+}
+
+/* A leader takes features, says nothing about them and is not reached any more: whether it has them nobody knows, so the
+ * scheduler hears of them. */
+static void a_leader_goes_away(void **state)
+{
+    struct side scheduler = {0}, leader = {0};
+    Wn__Credit credit = WN__CREDIT__INIT;
+    Wn__Envelope *env = NULL;
+    pid_t worker;
+
+    (void)state;
+    side_open(&leader, net, leader_at);
+    worker = worker_with(&scheduler, 1500);
+    order(&scheduler, 2);
+    for (int i = 0; i < 600 && !env; i++) { /* both sides in turn: the lease is short */
+        assert_null(error_within(&scheduler, 20));
+        env = side_wait(&leader, WN__ENVELOPE__BODY_FEATURES_HELLO, 20);
+    }
+    wn_codec_free(env);
+    env = NULL;
+    credit.images = 1;
+    side_say(&leader, WN__ENVELOPE__BODY_CREDIT, &credit, NULL, 0);
+    for (int i = 0; i < 600 && !env; i++) {
+        assert_null(error_within(&scheduler, 20));
+        env = side_wait(&leader, WN__ENVELOPE__BODY_FEATURES, 20);
+    }
+    assert_non_null(env);
+    wn_codec_free(env);
+    wn_endpoint_close(leader.ep);
+    env = error_within(&scheduler, 60000);
+    assert_non_null(env);
+    assert_int_equal(env->error->code, WN_EPEER);
+    assert_true(env->error->retriable);
+    assert_non_null(strstr(env->error->text, "cannot be reached"));
+    assert_string_equal(env->error->job->job_id, "01ARZ3NDEKTSV4RRFFQ69G5FAV");
+    wn_codec_free(env);
+    end_worker(worker, &scheduler);
 }
 
 static void read_picture(void)
@@ -218,6 +270,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_connection_is_lost),
         cmocka_unit_test(a_leader_that_is_not_there),
         cmocka_unit_test(features_are_refused),
+        cmocka_unit_test(a_leader_goes_away),
     };
     struct wn_err err = {0};
     int rc;
