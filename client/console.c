@@ -3,6 +3,8 @@
 
 #include <inttypes.h>
 
+#define STALLED_MS 1000 /* in the middle of a product of large matrices that may be so */
+
 static const char *role_text(Wn__Role role)
 {
     return role == WN__ROLE__ROLE_VISION ? "vision" : role == WN__ROLE__ROLE_LEADER ? "replica" : "unknown";
@@ -60,6 +62,7 @@ static void print_links(FILE *f, const Wn__Status *now, const Wn__Status *before
 static void print_rank(FILE *f, const Wn__RankInfo *r)
 {
     fprintf(f, "    rank %-7u %-16s pid %-8u seen %.1f s ago", r->rank, r->host, r->pid, (double)r->last_seen_ms / 1e3);
+    if (r->stalled_ms >= STALLED_MS) fprintf(f, ", STALLED for %.1f s", (double)r->stalled_ms / 1e3);
     if (r->rss_bytes) {
         fputs(", ", f);
         print_bytes(f, (double)r->rss_bytes);

@@ -101,17 +101,21 @@ static void workers(FILE *f, const Wn__Status *st, const char *name, const char 
     }
 }
 
-static void ranks(FILE *f, const Wn__Status *st, const char *name, const char *help, bool seen)
+enum rank_figure { RANK_UP, RANK_SEEN, RANK_STALLED };
+
+static void ranks(FILE *f, const Wn__Status *st, const char *name, const char *help, enum rank_figure which)
 {
     family(f, name, "gauge", help);
     for (size_t i = 0; i < st->n_workers; i++) {
         const Wn__WorkerStatus *w = st->workers[i];
         for (size_t k = 0; w->heartbeat && k < w->heartbeat->n_ranks; k++) {
             const Wn__RankInfo *r = w->heartbeat->ranks[k];
+            const double v[] = {[RANK_UP] = w->up,
+                                [RANK_SEEN] = (double)(r->last_seen_ms + w->last_seen_ms) / 1e3,
+                                [RANK_STALLED] = (double)r->stalled_ms / 1e3};
             char rank[16];
             snprintf(rank, sizeof(rank), "%u", r->rank);
-            sample(f, st, name, (const char *const[4]){"replica", w->name, "rank", rank},
-                   seen ? (double)(r->last_seen_ms + w->last_seen_ms) / 1e3 : w->up);
+            sample(f, st, name, (const char *const[4]){"replica", w->name, "rank", rank}, v[which]);
         }
     }
 }
@@ -147,8 +151,9 @@ void console_metrics(FILE *f, const Wn__Status *st)
     workers(f, st, "iterations_total", "counter", "Steps of a replica", ITERATIONS);
     workers(f, st, "num_preemptions_total", "counter", "Times that a job lost its pages to an older one", PREEMPTIONS);
     workers(f, st, "images_encoded_total", "counter", "Images of a vision worker", IMAGES);
-    ranks(f, st, "rank_up", "1: its replica is up", false);
-    ranks(f, st, "rank_last_seen_seconds", "Since the rank's last sign of life", true);
+    ranks(f, st, "rank_up", "1: its replica is up", RANK_UP);
+    ranks(f, st, "rank_last_seen_seconds", "Since the rank's last sign of life", RANK_SEEN);
+    ranks(f, st, "rank_stalled_seconds", "For which a rank that lives has done nothing", RANK_STALLED);
     stages(f, st, "pipeline_bubble_ratio", "gauge", "Share of its time under load that a stage waited for a step",
            STAGE_BUBBLE);
     stages(f, st, "stage_busy_seconds_total", "counter", "Of a stage's ranks together, on steps", STAGE_BUSY);

@@ -42,8 +42,9 @@ static void put_heartbeat(FILE *f, const Wn__Heartbeat *h)
         const Wn__RankInfo *r = h->ranks[i];
         fprintf(f, "%s{\"rank\": %u, ", i ? ", " : "", r->rank);
         put_text(f, "host", r->host);
-        fprintf(f, ", \"pid\": %u, \"last_seen_ms\": %" PRIu64 ", \"rss_bytes\": %" PRIu64 "}", r->pid,
-                r->last_seen_ms, r->rss_bytes);
+        fprintf(f, ", \"pid\": %u, \"last_seen_ms\": %" PRIu64 ", \"rss_bytes\": %" PRIu64
+                ", \"stalled_ms\": %" PRIu64 "}", r->pid,
+                r->last_seen_ms, r->rss_bytes, r->stalled_ms);
     }
     fprintf(f, "], \"preemptions\": %" PRIu64 ", \"features\": %u, \"feature_slots\": %u", h->preemptions, h->features,
             h->feature_slots);

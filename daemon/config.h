@@ -71,7 +71,7 @@ struct wn_config {
     uint32_t expect_replicas, expect_vision_workers; /* ready when so many are there */
     char journal[WN_PATH_LEN];          /* folder; "": jobs live in memory only */
     uint32_t lease_ms, heartbeat_ms;
-    uint32_t shutdown_timeout_s, reconnect_grace_ms, encode_timeout_ms;
+    uint32_t shutdown_timeout_s, reconnect_grace_ms, encode_timeout_ms, stall_timeout_ms;
     /* keys */
     char keys[WN_PATH_LEN]; /* folder of `winnow keygen`; "": plain text */
     bool insecure;          /* addresses that other machines reach may be used without keys */

@@ -77,6 +77,8 @@ const struct wn_option wn_options[] = {
     U32("heartbeat-ms", NULL, heartbeat_ms, "500", 10, 60000, "time between signs of life"),
     U32("encode-timeout", NULL, encode_timeout_ms, "60000", 0, 86400000,
         "ms for an image, then another vision worker is asked; 0: for ever"),
+    U32("stall-timeout", NULL, stall_timeout_ms, "60000", 0, 86400000,
+        "ms that a rank may do nothing in the middle of its work, then its replica starts again; 0: for ever"),
     U32("reconnect-grace", NULL, reconnect_grace_ms, "30000", 0, 86400000,
         "ms that a replica goes on with its jobs while the scheduler is away"),
     U32("shutdown-timeout", NULL, shutdown_timeout_s, "30", 0, 86400, "seconds for running jobs after SIGTERM"),

@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 
+#include "base/progress.h"
 #include "daemon/engine_impl.h"
 
 #define STATS_PERIOD_US 1000000ll /* how old the reported traffic may get under load */
@@ -117,6 +118,7 @@ wn_status wn_engine_run(struct wn_engine *e, struct wn_err *err)
         struct wn_front_msg *m;
         wn_status rc;
 
+        wn_progress_note();
         while ((m = wn_front_take(e->opts.front)) != NULL) wn_engine_take(e, m);
         if (*e->opts.drain) e->draining = true;
         wn_engine_expire_orphans(e);

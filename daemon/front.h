@@ -88,6 +88,7 @@ struct wn_front_opts {
     size_t ranks_n;
     struct wn_link *link; /* leader of several ranks: cancelled when one is silent for a lease (daemon/pulse.h) */
     uint32_t lease_ms;    /* that lease */
+    uint32_t stall_ms;    /* leader: that the main thread may do nothing; 0: for ever */
     size_t payload_max;   /* largest payload frame to receive */
     size_t unclaimed_max; /* leader: bytes of features taken in that wn_front_claim has not been called for */
     const struct wn_key *key; /* the workers', borrowed until stop; NULL: plain text */

@@ -112,11 +112,15 @@ static void send_heartbeat(struct wn_front *f)
     wn_front_put(f, wn_front_msg_pack(&to, WN__ENVELOPE__BODY_HEARTBEAT, &h, NULL, 0, NULL, NULL));
 }
 
-/* A leader ends the group when a rank is silent. */
+/* A leader ends the group when a rank is silent, or when it hangs itself. */
 static void watch_ranks(struct wn_front *f, int64_t now)
 {
+    const uint32_t beat_ms = (uint32_t)(f->beat_us / 1000);
     const int lost = wn_roll_call(&f->roll, now, (int64_t)f->opts.lease_ms * 1000);
 
+    if (f->opts.ranks_n > 0)
+        f->opts.ranks[0]->stalled_ms =
+            wn_pulse_stalled(&f->stall, beat_ms, f->opts.stall_ms, f->opts.link, &f->ending_us);
     if (lost < 0) return;
     if (!f->ending_us)
         wn_error("front", "nothing heard from rank %d for %u ms: the group ends", lost, f->opts.lease_ms);

@@ -48,6 +48,7 @@ struct wn_front {
     struct wn_ledger *ledger;
     struct wn_roll roll; /* leader: when its ranks were heard */
     int64_t ending_us;   /* of wn_pulse_end_group */
+    struct wn_stall stall; /* leader: of the main thread */
     wn_status started_rc;
     struct wn_err started_err;
 };

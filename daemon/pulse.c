@@ -36,6 +36,18 @@ void wn_pulse_end_group(struct wn_link *link, int64_t *ending_us)
     }
 }
 
+uint64_t wn_pulse_stalled(struct wn_stall *stall, uint32_t beat_ms, uint32_t limit_ms, struct wn_link *link,
+                          int64_t *ending_us)
+{
+    const int64_t stalled_us = wn_stall_look(stall, wn_now_us(), 2000ll * beat_ms);
+
+    if (limit_ms && stalled_us > (int64_t)limit_ms * 1000) {
+        if (*ending_us == 0) wn_error("pulse", "the main thread has done nothing for %u ms: the group ends", limit_ms);
+        wn_pulse_end_group(link, ending_us);
+    }
+    return (uint64_t)stalled_us / 1000;
+}
+
 static uint64_t resident_bytes(void)
 {
     unsigned long pages = 0;
@@ -47,7 +59,7 @@ static uint64_t resident_bytes(void)
     return (uint64_t)pages * (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
-static void send_beat(struct wn_pulse *p, struct wn_endpoint *ep)
+static void send_beat(struct wn_pulse *p, struct wn_endpoint *ep, uint64_t stalled_ms)
 {
     Wn__RankInfo info = WN__RANK_INFO__INIT, *list[] = {&info};
     Wn__Heartbeat beat = WN__HEARTBEAT__INIT;
@@ -55,6 +67,7 @@ static void send_beat(struct wn_pulse *p, struct wn_endpoint *ep)
     info.rank = p->opts.rank;
     info.pid = (uint32_t)getpid();
     info.rss_bytes = resident_bytes();
+    info.stalled_ms = stalled_ms;
     beat.ranks = list;
     beat.n_ranks = 1;
     wn_worker_say(ep, WN__ENVELOPE__BODY_HEARTBEAT, &beat); /* not there: its silence counts */
@@ -77,6 +90,7 @@ static void *pulse_main(void *arg)
     struct wn_pulse *p = arg;
     const int64_t beat_us = (int64_t)p->opts.beat_ms * 1000, lease_us = (int64_t)p->opts.lease_ms * 1000;
     int64_t next_us = 0, ending_us = 0, heard_us = wn_now_us() + (FIRST_TIMES - 1) * lease_us;
+    struct wn_stall stall = {0};
     struct wn_endpoint *ep = NULL;
     struct wn_err err = {0};
 
@@ -92,7 +106,7 @@ static void *pulse_main(void *arg)
         now = wn_now_us();
         if (heard_any(ep)) heard_us = heard_us > now ? heard_us : now;
         if (now >= next_us) {
-            send_beat(p, ep);
+            send_beat(p, ep, wn_pulse_stalled(&stall, p->opts.beat_ms, p->opts.stall_ms, p->opts.link, &ending_us));
             next_us = now + beat_us;
         }
         if (now - heard_us <= lease_us) continue;
@@ -164,6 +178,7 @@ bool wn_roll_heard(struct wn_roll *r, const Wn__Heartbeat *beat, int64_t now_us)
     if (!info || info->rank == 0 || info->rank >= r->n || r->ranks[info->rank]->pid != info->pid) return false;
     r->heard_us[info->rank] = now_us;
     r->ranks[info->rank]->rss_bytes = info->rss_bytes;
+    r->ranks[info->rank]->stalled_ms = info->stalled_ms;
     return true;
 }
 

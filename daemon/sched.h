@@ -15,6 +15,7 @@
 
 struct wn_sched_worker {
     bool up, confirmed, draining;     /* confirmed: it has answered our Welcome */
+    bool hangs;                       /* a leader that beats, but does nothing */
     bool solo;                        /* its one job has killed leaders before: it gets no other beside it */
     struct wn_peer_id peer;
     Wn__Role role;
@@ -109,6 +110,7 @@ void wn_sched_slow_encodes(struct wn_scheduler *s, int64_t now_us);
 void wn_sched_leases(struct wn_scheduler *s, int64_t now_us);
 void wn_sched_worker_lost(struct wn_scheduler *s, int worker, const char *why);
 bool wn_sched_dismiss(struct wn_scheduler *s); /* asks every worker to leave, once; false: not all have */
+uint64_t wn_sched_stalled_ms(const struct wn_sched_worker *w, uint32_t *rank); /* 0: every rank gets on */
 unsigned wn_sched_workers_up(const struct wn_scheduler *s, Wn__Role role);
 
 /* ---- sched_route.c: changes of a job's state; each may flush and free nothing ---- */

@@ -8,7 +8,7 @@
 
 static bool has_room(const struct wn_sched_worker *w, Wn__Role role)
 {
-    return w->up && !w->draining && !w->solo && w->role == role && w->outstanding < w->slots;
+    return w->up && !w->draining && !w->solo && !w->hangs && w->role == role && w->outstanding < w->slots;
 }
 
 /* The last try of a job whose leaders have died is made alone: if it is the job that kills them, nobody else's tries
@@ -290,6 +290,7 @@ static bool send_encode(struct wn_scheduler *s, struct wn_job *job, uint32_t ima
 /* Orders for the images that have no worker yet, as far as there is room. false: the job's state has changed. */
 static bool encode_some(struct wn_scheduler *s, struct wn_job *job)
 {
+    if (s->worker[job->leader].hangs) return true; /* it would not take them */
     for (uint32_t i = 0; i < job->images_n; i++) {
         const struct wn_job_image *im = &job->images[i];
         int worker;

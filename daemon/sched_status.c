@@ -5,12 +5,18 @@
 #include "daemon/sched.h"
 #include "winnow_version.h"
 
-/* The first rank of a replica that its leader has not heard of within the lease. */
-static bool silent_rank(const struct wn_scheduler *s, char *text, size_t size)
+/* The first rank of a replica that its leader has not heard of within the lease, or that has done nothing for so long. */
+static bool lame_rank(const struct wn_scheduler *s, char *text, size_t size)
 {
     for (int i = 0; i < s->workers_n; i++) {
         const struct wn_sched_worker *w = &s->worker[i];
         const Wn__Heartbeat *h = w->up && w->heartbeat ? w->heartbeat->heartbeat : NULL;
+        uint32_t rank = 0;
+        if (w->up && w->hangs) {
+            const double stalled_s = (double)wn_sched_stalled_ms(w, &rank) / 1e3;
+            snprintf(text, size, "rank %u of %s has done nothing for %.1f s", rank, w->name, stalled_s);
+            return true;
+        }
         for (size_t k = 0; h && k < h->n_ranks; k++) {
             if (h->ranks[k]->last_seen_ms <= s->cfg.lease_ms) continue;
             snprintf(text, size, "rank %u of %s has said nothing for %.1f s", h->ranks[k]->rank, w->name,
@@ -58,7 +64,7 @@ static void readiness(const struct wn_scheduler *s, Wn__Status *st, char *text, 
         snprintf(text, size, "%u of %u replicas are connected", leaders, s->cfg.expect_replicas);
     else if (vision < s->cfg.expect_vision_workers)
         snprintf(text, size, "%u of %u vision workers are connected", vision, s->cfg.expect_vision_workers);
-    else if (!silent_rank(s, text, size))
+    else if (!lame_rank(s, text, size))
         st->ready = true;
     if (st->ready) text[0] = '\0';
 }

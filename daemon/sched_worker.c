@@ -226,7 +226,7 @@ static void send_welcome(struct wn_scheduler *s, int worker, const Wn__Hello *h)
 static void fill_worker(struct wn_sched_worker *w, const Wn__Hello *h, const struct wn_peer_id *peer)
 {
     w->up = true;
-    w->confirmed = w->draining = false;
+    w->confirmed = w->draining = w->hangs = false;
     w->peer = *peer;
     w->role = h->role;
     w->pid = h->pid;
@@ -296,6 +296,53 @@ static void on_hello(struct wn_scheduler *s, const struct wn_peer_id *peer, cons
     cancel_strange(s, i, h);
 }
 
+uint64_t wn_sched_stalled_ms(const struct wn_sched_worker *w, uint32_t *rank)
+{
+    const Wn__Heartbeat *h = w->heartbeat ? w->heartbeat->heartbeat : NULL;
+    uint64_t most = 0;
+
+    for (size_t i = 0; h && i < h->n_ranks; i++) {
+        if (h->ranks[i]->stalled_ms <= most) continue;
+        most = h->ranks[i]->stalled_ms;
+        *rank = h->ranks[i]->rank;
+    }
+    return most;
+}
+
+/* A leader whose engine hangs takes no features: vision workers' places are for images of others, until it gets on and
+ * these are ordered again. That is no attempt. */
+static void take_places_back(struct wn_scheduler *s, int leader)
+{
+    for (struct wn_job *job = s->list[WN_LIST_RUNNING].first; job; job = job->next) {
+        for (uint32_t i = 0; job->leader == leader && !job->answered && i < job->images_n; i++) {
+            const int worker = job->images[i].worker;
+            if (worker == WN_NO_WORKER || job->images[i].encoded) continue;
+            wn_sched_tell_cancel(s, worker, job);
+            for (uint32_t k = 0; k < job->images_n; k++) { /* the job's others there are given up with it */
+                if (job->images[k].worker != worker) continue;
+                take_image(s, &job->images[k]);
+                job->images[k].avoid = WN_NO_WORKER;
+                job->images[k].orders--;
+            }
+        }
+    }
+}
+
+/* Whether a rank has done nothing for a lease, as the last heartbeat says. */
+static void note_stall(struct wn_scheduler *s, int worker)
+{
+    struct wn_sched_worker *w = &s->worker[worker];
+    uint32_t rank = 0;
+    const uint64_t stalled_ms = wn_sched_stalled_ms(w, &rank);
+    const bool hangs = is_leader(w) && stalled_ms > s->cfg.lease_ms;
+
+    if (hangs == w->hangs) return;
+    w->hangs = hangs;
+    if (hangs) wn_warn("scheduler", "rank %u of %s does nothing; its jobs wait", rank, w->name);
+    else wn_info("scheduler", "%s gets on", w->name);
+    if (hangs) take_places_back(s, worker);
+}
+
 static void on_heartbeat(struct wn_scheduler *s, int worker, Wn__Envelope **env)
 {
     struct wn_sched_worker *w = &s->worker[worker];
@@ -310,6 +357,7 @@ static void on_heartbeat(struct wn_scheduler *s, int worker, Wn__Envelope **env)
         w->up = true;
         note_absence(s);
     }
+    note_stall(s, worker);
     (void)!wn_sched_send(s->workers, &w->peer, WN__ENVELOPE__BODY_HEARTBEAT, &answer, NULL, 0, 0, NULL);
 }
 

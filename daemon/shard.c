@@ -227,6 +227,7 @@ static wn_status start_pulses(struct shard *s, struct wn_err *err)
                                      .rank = (uint32_t)s->rank,
                                      .beat_ms = s->cfg.heartbeat_ms,
                                      .lease_ms = s->cfg.lease_ms,
+                                     .stall_ms = s->cfg.stall_timeout_ms,
                                      .key = s->key,
                                      .insecure = s->cfg.insecure};
 
@@ -259,6 +260,7 @@ static wn_status lead(struct shard *s, struct wn_err *err)
         .grace_ms = s->cfg.reconnect_grace_ms,
         .link = s->link,
         .lease_ms = s->cfg.lease_ms,
+        .stall_ms = s->cfg.stall_timeout_ms,
         .payload_max = (size_t)(s->model.vision.patches + 1) * s->model.text.hidden * 4 + 4096};
     struct wn_engine_opts eo;
     wn_status rc;

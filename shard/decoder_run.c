@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "base/progress.h"
 #include "shard/decoder_impl.h"
 
 /* Rows [first, first + n) of a step that come from one feature slot. */
@@ -50,6 +51,7 @@ static wn_status matmul(struct wn_stage *s, struct wn_mat out, struct wn_mat x, 
     struct wn_matmul m = {.out = out, .x = x, .w = w, .slices = slices};
     wn_status rc = wn_stage_drive(s);
 
+    wn_progress_note();
     return rc == WN_OK ? wn_be_matmul(s->o.be, &m) : rc;
 }
 
@@ -57,6 +59,7 @@ static wn_status matmuls(struct wn_stage *s, const struct wn_matmul *a, uint32_t
 {
     wn_status rc = wn_stage_drive(s);
 
+    wn_progress_note();
     return rc == WN_OK ? wn_be_matmuls(s->o.be, a, n) : rc;
 }
 

@@ -11,6 +11,7 @@
 #include <time.h>
 
 #include "base/clock.h"
+#include "base/progress.h"
 
 #define WN_BACKOFF_SPIN_US  20
 #define WN_BACKOFF_YIELD_US 200
@@ -40,6 +41,7 @@ static inline void wn_backoff_pause(const struct wn_backoff *b, int64_t deadline
 {
     int64_t now = wn_now_us(), waited = now - b->start_us;
 
+    wn_progress_note();
     if (waited < WN_BACKOFF_SPIN_US) {
         wn_cpu_relax();
     } else if (waited < WN_BACKOFF_YIELD_US || !may_sleep) {
