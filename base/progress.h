@@ -1,8 +1,8 @@
 /* base/progress.h - whether the main thread of this process gets on: it counts what it does, and another thread looks.
  *
  * The main thread notes every piece of work, some in each layer of a step, and every look at a link that it waits for:
- * whom it waits for is watched where that one runs. A main thread that notes nothing for long hangs, in a device, a disk
- * or a lock, however alive the rest of its process is.
+ * whom it waits for is watched where that one runs. One that notes nothing for long hangs, in a device, a disk or a
+ * lock, however alive the rest of its process is.
  * Owns:    one counter of the process. Threads: the main thread notes, any looks; a wn_stall is its looker's. */
 #ifndef WN_BASE_PROGRESS_H
 #define WN_BASE_PROGRESS_H
@@ -23,8 +23,8 @@ struct wn_stall {
     int64_t looked_us, stalled_us;
 };
 
-/* For how long nothing was noted, as far as this was looked at: between two looks at most gap_us count, for a process that
- * was stopped, or a machine that slept, is not a hanging thread. */
+/* For how long nothing was noted, as far as this was looked at: between two looks at most gap_us count, for a process
+ * that was stopped, or a machine that slept, is not a hanging thread. */
 int64_t wn_stall_look(struct wn_stall *s, int64_t now_us, int64_t gap_us);
 
 #endif

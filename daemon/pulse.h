@@ -4,8 +4,8 @@
  * Every other rank has a thread that sends a Heartbeat to the leader's features endpoint and wants one back; the
  * leader's front keeps the times (wn_roll). Whoever misses the other side cancels the link, so that its main thread
  * leaves what it waits for and ends the group; a main thread that does not come back in time is ended with its process.
- * So is one that hangs while the rest of its process lives: it notes no progress (base/progress.h) for stall_ms. Until then
- * the scheduler is told, and gives places at vision workers that it holds to others.
+ * So is one that hangs while the rest of its process lives: it notes no progress (base/progress.h) for stall_ms. Until
+ * then the scheduler is told, and gives places at vision workers that it holds to others.
  *
  * Owns:    the pulse its thread and socket, from start to stop; the link is borrowed until then.
  * Threads: start and stop from the main thread; a roll is used by one thread.

@@ -1,6 +1,6 @@
 /* daemon/sched_job.h - a job at the scheduler: its request, its images, its followers, where it is on its way.
- * Owns:    a job owns what it points at, but for accounts, workers (numbers) and other jobs. sched_table.c makes and ends
- *          it. Threads: the scheduler's; blobs are released by any. */
+ * Owns:    what it points at, but for accounts and other jobs; sched_table.c makes and ends it.
+ * Threads: the scheduler's; a blob is released by any. */
 #ifndef WN_DAEMON_SCHED_JOB_H
 #define WN_DAEMON_SCHED_JOB_H
 

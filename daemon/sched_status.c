@@ -5,7 +5,7 @@
 #include "daemon/sched.h"
 #include "winnow_version.h"
 
-/* The first rank of a replica that its leader has not heard of within the lease, or that has done nothing for so long. */
+/* The first rank of a replica that has done nothing for a lease, or that its leader has not heard of for so long. */
 static bool lame_rank(const struct wn_scheduler *s, char *text, size_t size)
 {
     for (int i = 0; i < s->workers_n; i++) {

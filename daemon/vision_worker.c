@@ -284,8 +284,8 @@ static void take_order(struct vision_worker *v, struct wn_front_msg *m)
     }
 }
 
-/* BUSY: the leader would take them later. NOENT: its order came too late, or never will; the scheduler knows which. Other
- * codes end the job, and the leader says so itself. */
+/* BUSY: the leader would take them later. NOENT: its order came too late, or never will; the scheduler knows which.
+ * Other codes end the job, and the leader says so itself. */
 static void take_ack(struct vision_worker *v, struct leader *l, const Wn__FeaturesAck *ack)
 {
     struct work *w = take_sent(v, l->address, ack);

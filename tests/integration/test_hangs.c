@@ -79,8 +79,8 @@ static void stopped_processes(void **state)
     }
 }
 
-/* The main thread of a rank hangs, and the rest of its process lives: `winnow status` says so within the lease, and in the
- * end the replica starts again. */
+/* The main thread of a rank hangs, and the rest of its process lives: `winnow status` says so, and in the end the
+ * replica starts again. */
 static void hung_main_threads(void **state)
 {
     static const int ranks[] = {0, 3};

@@ -1,11 +1,11 @@
-/* tests/integration/test_scheduler_workers.c - workers that live and do not do what they are there for: features that never
- * come, a leader whose engine hangs. */
+/* tests/integration/test_scheduler_workers.c - workers that live and do not do what they are there for: features that
+ * never come, a leader whose engine hangs. */
 #include "sched_bed.h"
 
 #include "base/log.h"
 
-/* The image was encoded, and then its features were lost on the way: they are ordered again, for the same attempt. After
- * the first token nobody needs them. */
+/* The image was encoded, and then its features were lost on the way: they are ordered again, for the same attempt.
+ * After the first token nobody needs them. */
 static void features_are_lost(void **state)
 {
     struct bed b;

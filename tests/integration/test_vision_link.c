@@ -187,8 +187,8 @@ static void refuse(struct side *leader, uint32_t code, const char *text)
     wn_codec_free(env);
 }
 
-/* A leader that has no room, or that has given the job's features up, says so; the scheduler hears it, and the credit is
- * whole. */
+/* A leader that has no room, or that has given the job's features up, says so; the scheduler hears it, and the credit
+ * is whole. */
 static void features_are_refused(void **state)
 {
     struct side scheduler = {0}, leader = {0};
@@ -217,8 +217,8 @@ static Wn__Envelope *error_within(struct side *scheduler, int ms)
     return side_wait(scheduler, WN__ENVELOPE__BODY_ERROR, ms);
 }
 
-/* A leader takes features, says nothing about them and is not reached any more: whether it has them nobody knows, so the
- * scheduler hears of them. */
+/* A leader takes features, says nothing about them and is not reached any more: whether it has them nobody knows, so
+ * the scheduler hears of them. */
 static void a_leader_goes_away(void **state)
 {
     struct side scheduler = {0}, leader = {0};
