@@ -22,14 +22,18 @@
 wn_status wn_crew_place(struct wn_crew *c, struct wn_err *err)
 {
     const enum wn_config_launcher how = (enum wn_config_launcher)c->cfg->launcher;
+    const bool inside = wn_slurm_inside();
     wn_status rc;
 
     c->launcher = &wn_launcher_local;
-    if (!wn_slurm_inside())
-        return how != WN_CONFIG_LAUNCHER_SLURM ? WN_OK
-                                               : wn_fail(err, WN_EINVAL, "--launcher slurm: this is no Slurm job");
-    if ((rc = wn_slurm_open(&c->slurm, err)) != WN_OK) return rc;
-    if (how == WN_CONFIG_LAUNCHER_LOCAL || (how == WN_CONFIG_LAUNCHER_AUTO && c->slurm.nodes.n == 1)) return WN_OK;
+    if (!inside && how == WN_CONFIG_LAUNCHER_SLURM)
+        return wn_fail(err, WN_EINVAL, "--launcher slurm: this is no Slurm job");
+    if (inside && (rc = wn_slurm_open(&c->slurm, err)) != WN_OK) return rc;
+    if (!inside || how == WN_CONFIG_LAUNCHER_LOCAL || (how == WN_CONFIG_LAUNCHER_AUTO && c->slurm.nodes.n == 1))
+        return strcmp(c->cfg->layout, "auto") == 0
+                   ? WN_OK
+                   : wn_fail(err, WN_EINVAL, "--layout %s: everything runs on this machine; --launcher slurm, in a job, "
+                                             "uses its nodes", c->cfg->layout);
     c->launcher = &wn_launcher_slurm;
     return wn_slurm_place(&c->slurm, c->cfg, c->plan->stages, c->plan->tensors, err);
 }

@@ -14,9 +14,16 @@
 
 #define ARGS_MAX 192
 
-/* What sbatch left in the environment for a first step, and would bend ours. */
-static const char *const not_ours[] = {"SLURM_NTASKS_PER_NODE", "SLURM_CPUS_PER_TASK", "SLURM_HOSTFILE",
-                                       "SLURM_EXACT", "SLURM_EXCLUSIVE"};
+/* What sbatch or the user left in the environment for a first step, and would bend ours: how many tasks where, with how
+ * many cores each, what their lines begin with and where they go. GPUs stay: a step has all that the job has. */
+static const char *const not_ours[] = {
+    "SLURM_NTASKS_PER_NODE",   "SLURM_NTASKS_PER_CORE",  "SLURM_NTASKS_PER_SOCKET", "SLURM_NTASKS_PER_GPU",
+    "SLURM_NTASKS_PER_TRES",   "SLURM_TRES_PER_TASK",    "SLURM_CPUS_PER_TASK",     "SRUN_CPUS_PER_TASK",
+    "SLURM_CPUS_PER_GPU",      "SLURM_THREADS_PER_CORE", "SLURM_HINT",              "SLURM_CORE_SPEC",
+    "SLURM_HOSTFILE",          "SLURM_EXACT",            "SLURM_EXCLUSIVE",         "SLURM_SPREAD_JOB",
+    "SLURM_USE_MIN_NODES",     "SLURM_LABELIO",          "SLURM_STDOUTMODE",        "SLURM_STDERRMODE",
+    "SLURM_IMMEDIATE",         "SLURM_TIMELIMIT",
+};
 
 struct command {
     char *argv[ARGS_MAX];
@@ -95,6 +102,7 @@ static wn_status slurm_start(const struct wn_launch *l, pid_t *pid, struct wn_er
     add_value(&c, "job-name", job_name);
     add(&c, "--quiet");
     add(&c, "--overlap");
+    add(&c, "--export=ALL"); /* also where sbatch was told NONE: paths and MPI's variables are ours */
     add(&c, "--overcommit");
     add(&c, "--cpu-bind=none"); /* threads place themselves */
     add(&c, "--mem=0");

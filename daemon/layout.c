@@ -138,3 +138,29 @@ wn_status wn_layout_parse(struct wn_layout *out, const struct wn_layout_ask *ask
     if (rc != WN_OK) wn_layout_fini(out);
     return rc;
 }
+
+/* n nodes; neighbours that are the same one as NAME*COUNT. */
+static void print_words(FILE *f, const uint32_t *index, uint32_t n, const struct wn_nodelist *nodes)
+{
+    for (uint32_t i = 0, same; i < n; i += same) {
+        for (same = 1; i + same < n && index[i + same] == index[i];) same++;
+        fprintf(f, " %s", nodes->names[index[i]]);
+        if (same > 1) fprintf(f, "*%u", same);
+    }
+    fputc('\n', f);
+}
+
+void wn_layout_print(FILE *f, const char *before, const struct wn_layout *l, const struct wn_layout_ask *ask,
+                     const struct wn_nodelist *nodes)
+{
+    const uint32_t ranks = ask->stages * ask->tensors;
+
+    if (ask->vision_workers) {
+        fprintf(f, "%svision:", before);
+        print_words(f, l->vision, ask->vision_workers, nodes);
+    }
+    for (uint32_t i = 0; i < ask->replicas; i++) {
+        fprintf(f, "%sreplica:", before);
+        print_words(f, l->rank + (size_t)i * ranks, ranks, nodes);
+    }
+}

@@ -11,6 +11,8 @@
 #ifndef WN_DAEMON_LAYOUT_H
 #define WN_DAEMON_LAYOUT_H
 
+#include <stdio.h>
+
 #include "daemon/nodelist.h"
 
 #define WN_LAYOUT_FILE_MAX ((size_t)1 << 20)
@@ -32,6 +34,10 @@ WN_NODISCARD wn_status wn_layout_auto(struct wn_layout *out, const struct wn_lay
 WN_NODISCARD wn_status wn_layout_parse(struct wn_layout *out, const struct wn_layout_ask *ask,
                                        const struct wn_nodelist *nodes, const char *file, const char *text,
                                        struct wn_err *err);
+
+/* As a file of it would say it, each line behind `before`. */
+void wn_layout_print(FILE *f, const char *before, const struct wn_layout *l, const struct wn_layout_ask *ask,
+                     const struct wn_nodelist *nodes);
 
 void wn_layout_fini(struct wn_layout *l);
 

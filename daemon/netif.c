@@ -4,6 +4,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <ifaddrs.h>
+#include <net/if.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <stdio.h>
@@ -57,6 +58,7 @@ wn_status wn_netif_choose(struct wn_netif *out, const char *name, const char *ho
 {
     struct ifaddrs *all = NULL;
     struct in_addr source = {0};
+    const char *down = NULL;
     wn_status rc = name[0] ? WN_OK : source_towards(&source, host, err);
 
     if (rc != WN_OK) return rc;
@@ -67,11 +69,13 @@ wn_status wn_netif_choose(struct wn_netif *out, const char *name, const char *ho
         if (!i->ifa_addr || i->ifa_addr->sa_family != AF_INET) continue;
         memcpy(&a, i->ifa_addr, sizeof(a));
         if (name[0] ? strcmp(name, i->ifa_name) != 0 : a.sin_addr.s_addr != source.s_addr) continue;
+        down = !(i->ifa_flags & IFF_UP) ? "is down" : !(i->ifa_flags & IFF_RUNNING) ? "has no link" : NULL;
         snprintf(out->name, sizeof(out->name), "%s", i->ifa_name);
         inet_ntop(AF_INET, &a.sin_addr, out->address, sizeof(out->address));
         rc = WN_OK;
     }
     freeifaddrs(all);
+    if (rc == WN_OK && down) return wn_fail(err, WN_EIO, "interface %s of this host %s", out->name, down);
     if (rc != WN_OK && name[0]) wn_fail(err, rc, "this host has no interface %s with an IPv4 address", name);
     if (rc != WN_OK && !name[0]) wn_fail(err, rc, "no interface of this host has the address that leads to %s", host);
     return rc;

@@ -2,7 +2,7 @@
  * leads towards a host. IPv4.
  *
  * Owns:    nothing. Threads: any.
- * Fails:   WN_ENOENT: no such interface, or it has no address, or no such host; WN_EIO. */
+ * Fails:   WN_ENOENT: no such interface, or it has no address, or no such host; WN_EIO: also one that is down. */
 #ifndef WN_DAEMON_NETIF_H
 #define WN_DAEMON_NETIF_H
 

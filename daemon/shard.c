@@ -326,7 +326,7 @@ int wn_role_shard(int argc, char **argv)
         wn_info("shard", "interface %s (%s): features; Open MPI's TCP %s, NCCL's sockets %s", s.net.name, s.net.address,
                 getenv("OMPI_MCA_btl_tcp_if_include"), getenv("NCCL_SOCKET_IFNAME"));
     if (s.net.name[0])
-        wn_worker_threads(&s.cfg, wn_slurm_local_tasks());
+        wn_worker_threads(&s.cfg, wn_slurm_ranks_here(&s.cfg));
     else
         wn_worker_place(&s.cfg, (uint32_t)s.rank, (uint32_t)s.size);
     if (rc == WN_OK) rc = wn_worker_key(&s.cfg, &s.key, &err);

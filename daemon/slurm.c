@@ -5,20 +5,24 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "base/clock.h"
 #include "base/log.h"
-#include "daemon/netif.h"
+#include "daemon/launcher.h"
 #include "shard/jsonfile.h"
 
 #define END_MARGIN_S 15 /* between the end of draining and Slurm's SIGTERM */
+#define ASK_US       5000000ll
 
 /* ---- the environment ---- */
 
@@ -70,6 +74,49 @@ int64_t wn_slurm_drain_us(const struct wn_slurm *s, uint32_t grace_s)
     return wn_deadline_in_us((left_s > 2 * margin_s ? left_s - margin_s : left_s / 2) * 1000000);
 }
 
+/* What a command writes, its errors too, as far as it fits and comes in time. */
+static void output_of(char **argv, char *out, size_t size)
+{
+    const int64_t until = wn_deadline_in_us(ASK_US);
+    struct pollfd p = {.events = POLLIN};
+    int ends[2];
+    size_t n = 0;
+    ssize_t got = 1;
+    pid_t pid;
+
+    out[0] = '\0';
+    if (pipe2(ends, O_CLOEXEC) != 0) return;
+    if (wn_launcher_spawn(argv, SIGKILL, ends[1], &pid, NULL) == WN_OK) {
+        close(ends[1]);
+        p.fd = ends[0];
+        while (got > 0 && n + 1 < size && poll(&p, 1, (int)((until - wn_now_us()) / 1000)) > 0) {
+            got = read(ends[0], out + n, size - 1 - n);
+            if (got > 0) n += (size_t)got;
+            if (wn_deadline_passed(until)) break;
+        }
+        kill(pid, SIGKILL);
+        waitpid(pid, NULL, 0);
+    } else {
+        close(ends[1]);
+    }
+    close(ends[0]);
+    out[n] = '\0';
+}
+
+bool wn_slurm_ask_end(struct wn_slurm *s)
+{
+    /* seconds, whatever form of times the user likes to see */
+    char *argv[] = {"env", "SLURM_TIME_FORMAT=%s", "squeue", "--noheader", "--jobs", s->job, "--format=%e", NULL};
+    char text[64], *end;
+    int64_t said;
+
+    output_of(argv, text, sizeof(text));
+    said = strtoll(text, &end, 10);
+    if (end == text || *end != '\n' || said <= s->end_s) return false; /* "NONE": for ever */
+    s->end_s = said;
+    return true;
+}
+
 uint32_t wn_slurm_local_tasks(void)
 {
     uint32_t n = 1;
@@ -81,11 +128,16 @@ uint32_t wn_slurm_local_tasks(void)
 
 /* ---- where things go ---- */
 
+static struct wn_layout_ask layout_ask(const struct wn_config *cfg, uint32_t stages, uint32_t tensors)
+{
+    return (struct wn_layout_ask){
+        .vision_workers = cfg->vision_workers, .replicas = cfg->replicas, .stages = stages, .tensors = tensors};
+}
+
 static wn_status make_layout(struct wn_slurm *s, const struct wn_config *cfg, uint32_t stages, uint32_t tensors,
                              struct wn_err *err)
 {
-    const struct wn_layout_ask ask = {.vision_workers = cfg->vision_workers, .replicas = cfg->replicas,
-                                      .stages = stages, .tensors = tensors};
+    const struct wn_layout_ask ask = layout_ask(cfg, stages, tensors);
     char *text = NULL;
     size_t n = 0;
     wn_status rc;
@@ -107,6 +159,20 @@ static bool on_node(const char *node)
     if (strcmp(env("SLURMD_NODENAME"), node) == 0) return true;
     gethostname(host, sizeof(host) - 1);
     return strncmp(host, node, n) == 0 && (host[n] == '\0' || host[n] == '.');
+}
+
+uint32_t wn_slurm_ranks_here(const struct wn_config *cfg)
+{
+    const uint32_t stages = cfg->pipeline_parallel_size, tensors = cfg->tensor_parallel_size;
+    const uint32_t tasks = wn_slurm_local_tasks();
+    struct wn_slurm s = {0};
+    uint32_t n = 0;
+
+    if (wn_slurm_inside() && wn_slurm_open(&s, NULL) == WN_OK && make_layout(&s, cfg, stages, tensors, NULL) == WN_OK)
+        for (uint32_t i = 0; i < cfg->replicas * stages * tensors; i++)
+            n += on_node(s.nodes.names[s.layout.rank[i]]);
+    wn_slurm_close(&s);
+    return n > tasks ? n : tasks;
 }
 
 static wn_status free_port(const char *address, uint32_t *port, struct wn_err *err)
@@ -132,43 +198,71 @@ static wn_status set(struct wn_config *cfg, const char *name, const char *value,
     return wn_config_set(cfg, o, value, WN_FROM_FLAG, name, err);
 }
 
+/* The interface that the other nodes and the clients reach: the one towards another node. A job of one node, and names
+ * that only Slurm knows, leave the host that the job came from. A host's own name is the last choice: many a host takes
+ * it for loopback. */
+static wn_status scheduler_netif(struct wn_slurm *s, const struct wn_config *cfg, struct wn_err *err)
+{
+    const char *const towards[] = {s->nodes.n > 1 ? s->nodes.names[1] : "", env("SLURM_SUBMIT_HOST"), s->nodes.names[0]};
+    wn_status rc = WN_OK; /* the first reason is the best one */
+
+    for (int i = 0; i < 3; i++) {
+        struct wn_netif net = {0};
+        struct wn_err why = {0};
+        if (!towards[i][0]) continue;
+        if (wn_netif_choose(&net, cfg->interface, towards[i], &why) == WN_OK) {
+            s->net = net;
+            if (strncmp(net.address, "127.", 4) != 0) return WN_OK;
+        } else if (rc == WN_OK) {
+            rc = wn_fail(err, why.code, "%s", why.text);
+        }
+    }
+    if (!s->net.name[0]) return rc;
+    wn_warn("slurm", "on %s only loopback is known: nobody on another host reaches this service; see --interface",
+            s->nodes.names[0]);
+    return WN_OK;
+}
+
 /* The scheduler's addresses. This process usually runs on its node, and can look for free ports; else (salloc on a
  * login node) they are --port and the next. */
 static wn_status set_addresses(struct wn_slurm *s, struct wn_config *cfg, struct wn_err *err)
 {
-    const char *first = s->nodes.names[0], *other = s->nodes.n > 1 ? s->nodes.names[1] : first;
-    char text[WN_TEXT_LEN];
-    struct wn_netif net = {0};
+    const char *first = s->nodes.names[0];
+    char text[WN_TEXT_LEN], address[WN_NETIF_ADDRESS_LEN];
     uint32_t workers_port = cfg->port + 1;
     wn_status rc;
 
     s->here = on_node(first);
     if (s->here) {
-        if ((rc = wn_netif_choose(&net, cfg->interface, other, err)) != WN_OK) return rc;
-        if ((rc = free_port(net.address, &workers_port, err)) != WN_OK) return rc;
-        wn_info("slurm", "scheduler on %s, interface %s (%s)", first, net.name, net.address);
+        if ((rc = scheduler_netif(s, cfg, err)) != WN_OK) return rc;
+        memcpy(address, s->net.address, sizeof(address));
+        if ((rc = free_port(address, &workers_port, err)) != WN_OK) return rc;
     } else {
         if (cfg->port == 0)
             return wn_fail(err, WN_EINVAL, "--port 0 wants winnow serve to run on the job's first node, %s", first);
-        if ((rc = wn_netif_resolve(net.address, first, err)) != WN_OK) return rc;
+        if ((rc = wn_netif_resolve(address, first, err)) != WN_OK) return rc;
     }
-    if ((rc = set(cfg, "host", net.address, err)) != WN_OK) return rc;
-    snprintf(text, sizeof(text), "tcp://%s:%u", net.address, workers_port);
+    if ((rc = set(cfg, "host", address, err)) != WN_OK) return rc;
+    snprintf(text, sizeof(text), "tcp://%s:%u", address, workers_port);
     return set(cfg, "scheduler-endpoint", text, err);
 }
 
 wn_status wn_slurm_place(struct wn_slurm *s, struct wn_config *cfg, uint32_t stages, uint32_t tensors,
                          struct wn_err *err)
 {
-    const uint32_t ranks = stages * tensors;
     wn_status rc = make_layout(s, cfg, stages, tensors, err);
 
-    if (rc != WN_OK) return rc;
-    for (uint32_t i = 0; i < cfg->vision_workers; i++)
-        wn_info("slurm", "vision-%u on %s", i, s->nodes.names[s->layout.vision[i]]);
-    for (uint32_t i = 0; i < cfg->replicas * ranks; i++)
-        wn_info("slurm", "replica-%u rank %u on %s", i / ranks, i % ranks, s->nodes.names[s->layout.rank[i]]);
-    return set_addresses(s, cfg, err);
+    return rc == WN_OK ? set_addresses(s, cfg, err) : rc;
+}
+
+void wn_slurm_print(const struct wn_slurm *s, const struct wn_config *cfg, uint32_t stages, uint32_t tensors, FILE *f)
+{
+    const struct wn_layout_ask ask = layout_ask(cfg, stages, tensors);
+
+    fprintf(f, "winnow: job %s, run %u: scheduler on %s at %s", s->job, s->restarts + 1, s->nodes.names[0], cfg->host);
+    if (s->net.name[0]) fprintf(f, ", interface %s", s->net.name);
+    fprintf(f, "; of %zu nodes\n", s->nodes.n);
+    wn_layout_print(f, "winnow:   ", &s->layout, &ask, &s->nodes);
 }
 
 /* ---- the file that clients look for ---- */
@@ -186,6 +280,14 @@ static wn_status make_folder(char out[WN_PATH_LEN], struct wn_err *err)
             return wn_fail(err, WN_EIO, "%s: %s", out, strerror(errno));
     }
     return WN_OK;
+}
+
+void wn_slurm_forget(const struct wn_slurm *s)
+{
+    char path[WN_PATH_LEN];
+    const int n = snprintf(path, sizeof(path), "%s/.winnow/slurm/%s", env("HOME"), s->job);
+
+    if (n > 0 && (size_t)n < sizeof(path) && path[0] == '/') unlink(path);
 }
 
 /* Written aside and renamed: a client never reads half of it. */

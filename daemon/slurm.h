@@ -8,6 +8,7 @@
 
 #include "daemon/config.h"
 #include "daemon/layout.h"
+#include "daemon/netif.h"
 
 #define WN_SLURM_JOB_LEN 24
 
@@ -15,6 +16,7 @@ struct wn_slurm {
     char job[WN_SLURM_JOB_LEN];
     struct wn_nodelist nodes;
     struct wn_layout layout; /* after place */
+    struct wn_netif net;     /* after place: the scheduler's; name "": this process is not where it can be seen */
     bool here;               /* after place: this process runs on the first node, as the scheduler does */
     uint32_t restarts;       /* times that Slurm has queued this job again */
     int64_t end_s;           /* when Slurm ends it, Unix time; 0: unknown */
@@ -32,6 +34,17 @@ WN_NODISCARD wn_status wn_slurm_open(struct wn_slurm *s, struct wn_err *err);
 WN_NODISCARD wn_status wn_slurm_place(struct wn_slurm *s, struct wn_config *cfg, uint32_t stages, uint32_t tensors,
                                       struct wn_err *err);
 
+/* Where everything is, for the job's log: lines that could be a file for --layout. After place. */
+void wn_slurm_print(const struct wn_slurm *s, const struct wn_config *cfg, uint32_t stages, uint32_t tensors, FILE *f);
+
+/* Asks squeue when the job ends, and puts it into end_s; what is there stays if there is no answer. True: later than
+ * before. Jobs are given more time; older Slurms do not set SLURM_JOB_END_TIME, and none sets it anew. Takes a second,
+ * or five where Slurm does not answer. */
+bool wn_slurm_ask_end(struct wn_slurm *s);
+
+/* Removes the file that a run of this job has left which was killed: clients would look at its address. */
+void wn_slurm_forget(const struct wn_slurm *s);
+
 /* Writes ~/.winnow/slurm/JOBID (0600, the folder 0700) for clients that ask for slurm:JOBID. key_file "": none. */
 WN_NODISCARD wn_status wn_slurm_publish(struct wn_slurm *s, const char *endpoint, const char *key_file,
                                         struct wn_err *err);
@@ -44,5 +57,8 @@ int64_t wn_slurm_drain_us(const struct wn_slurm *s, uint32_t grace_s);
 
 /* Tasks of this step on this node; 1 outside of one. */
 uint32_t wn_slurm_local_tasks(void);
+
+/* Ranks of all replicas on this node, which share its cores, as the layout says; at least the tasks of this step. */
+uint32_t wn_slurm_ranks_here(const struct wn_config *cfg);
 
 #endif

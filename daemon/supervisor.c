@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/log.h"
@@ -81,16 +82,22 @@ static wn_status check_model(struct supervisor *s, struct wn_err *err)
 
 static wn_status choose_place(struct supervisor *s, struct wn_err *err)
 {
-    const struct wn_slurm *job = &s->crew.slurm;
+    struct wn_slurm *job = &s->crew.slurm;
     const char *journal = s->cfg.journal;
     wn_status rc = wn_crew_place(&s->crew, err);
 
     s->drain_us = WN_NEVER;
     if (rc != WN_OK || !job->job[0]) return rc;
+    if (job->end_s <= (int64_t)time(NULL)) wn_slurm_ask_end(job); /* not said, or it has been given more since */
     s->drain_us = wn_slurm_drain_us(job, s->cfg.shutdown_timeout_s);
-    if (job->restarts)
-        wn_warn("supervisor", "job %s was queued again, this is its run %u%s%s", job->job, job->restarts + 1,
-                journal[0] ? ", with the journal in " : "; without --journal its jobs are lost", journal);
+    if (s->crew.launcher == &wn_launcher_slurm) {
+        wn_slurm_print(job, &s->cfg, s->plan.stages, s->plan.tensors, stdout);
+        fflush(stdout);
+    }
+    if (!job->restarts) return WN_OK;
+    wn_warn("supervisor", "job %s was queued again, this is its run %u%s%s", job->job, job->restarts + 1,
+            journal[0] ? ", with the journal in " : "; without --journal its jobs are lost", journal);
+    wn_slurm_forget(job);
     return WN_OK;
 }
 
@@ -244,6 +251,20 @@ static void begin_stop(struct supervisor *s)
     if (s->parts[0].pid) s->crew.launcher->signal(s->parts[0].pid, SIGTERM);
 }
 
+/* The job's time is nearly over, unless it has been given more. */
+static void end_of_time(struct supervisor *s)
+{
+    struct wn_slurm *job = &s->crew.slurm;
+
+    if (wn_slurm_ask_end(job)) {
+        s->drain_us = wn_slurm_drain_us(job, s->cfg.shutdown_timeout_s);
+        wn_warn("supervisor", "job %s has been given more time", job->job);
+        return;
+    }
+    wn_warn("supervisor", "the time of job %s is nearly over", job->job);
+    begin_stop(s);
+}
+
 static void reap(struct supervisor *s)
 {
     int status;
@@ -335,10 +356,7 @@ static void run(struct supervisor *s)
             if (!s->parts[i].pid && s->parts[i].start_at_us < until)
                 until = s->parts[i].start_at_us;
         if (s->stop_us) until = wn_deadline_in_us(20000);
-        if (!s->stop_us && wn_deadline_passed(s->drain_us)) {
-            wn_warn("supervisor", "the time of job %s is nearly over", s->crew.slurm.job);
-            begin_stop(s);
-        }
+        if (!s->stop_us && wn_deadline_passed(s->drain_us)) end_of_time(s);
         if (s->ask && wn_now_us() - s->asked_us >= ASK_PERIOD_US) ask_status(s);
         (void)!wn_endpoint_poll(items, s->ask ? 2 : 1, until);
         take_signals(s);

@@ -14,7 +14,10 @@ serve -tp 1 -pp 2 --log-level info
 wait_for 120 "local service" grep -q 'ready at' "$dir/local"
 near=$(sed -n 's/.*ready at \([^ ]*\).*/\1/p' "$dir/local")
 [ "$(stat -c %a "$HOME/.winnow/slurm/$job")" = 600 ] || fail "others can read the job's file"
-grep -q 'vision-0 on n1' "$dir/service.log" && grep -q 'rank 1 on n3' "$dir/service.log" || fail "placement"
+[ "$(grep -A2 "^winnow: job $job, run 1: scheduler on n1 at 10\.213\.[0-9.]*, interface eth0" "$dir/service.log" | sed -n '2,$s/^winnow: *//p' | xargs)" = \
+    "vision: n1 replica: n2 n3" ] || fail "placement"
+[ "$(grep -c 'interface eth0 (10.213.*): features; Open MPI.s TCP eth0, NCCL.s sockets =eth0' "$dir/service.log")" -eq 2 ] &&
+    grep -q 'interface eth0 (10.213.*) towards the scheduler' "$dir/service.log" || fail "interfaces"
 
 for i in $(seq 20); do
     IFS=$'\t' read -r image text < <(question "$i")

@@ -4,7 +4,7 @@ set -uo pipefail
 winnowd=$1
 model=models/tiny-llava
 dir=$(mktemp -d)
-holder=
+holder= makers=()
 passed=0 failed=0
 cleanup() {
     [ -n "$holder" ] && kill "$holder" 2>/dev/null
@@ -41,6 +41,8 @@ refuse 1 "tensor" "$winnowd" serve $model -tp 3
 refuse 1 "joins GPUs" "$winnowd" serve $model -tp 2 --link nccl
 refuse 1 "joins threads" "$winnowd" serve $model -tp 2 --link local
 refuse 1 "sharpen" "$winnowd" serve $model --image-pruning-method sharpen
+refuse 1 "--layout $dir/layout: everything runs on this machine" "$winnowd" serve $model --layout "$dir/layout"
+refuse 1 "--launcher slurm: this is no Slurm job" "$winnowd" serve $model --launcher slurm
 refuse 1 "layers" "$winnowd" serve $model -pp 2 --pipeline-layers 0-1,3-5
 
 # off loopback only with keys, or by saying so; keys that are not as keygen made them
@@ -51,6 +53,12 @@ refuse 2 "--features-endpoint tcp://*:0" "$winnowd" shard $model --features-endp
 refuse 1 "$dir/keys/server.key" "$winnowd" serve $model --keys "$dir/keys"
 "$winnow" keygen "$dir/keys" >/dev/null || failed=$((failed + 1))
 refuse 1 "nothing was written" "$winnow" keygen "$dir/keys"
+for i in 1 2 3 4 5 6; do "$winnow" keygen "$dir/new/" >>"$dir/made" 2>&1 & makers+=($!); done # as batch jobs that start at once
+wait "${makers[@]}"
+[ "$(grep -c '^made' "$dir/made")" -eq 1 ] && [ "$(grep -c 'nothing was written' "$dir/made")" -eq 5 ] &&
+    [ "$(ls "$dir/new" | xargs)" = "admin.key authorized client.key server.key worker.key" ] &&
+    [ "$(stat -c %a "$dir/new")" = 700 ] && [ "$(ls -d "$dir"/new*)" = "$dir/new" ] ||
+    { failed=$((failed + 1)); echo "FAILED: keys that several make at once"; cat "$dir/made"; }
 chmod 640 "$dir/keys/worker.key"
 refuse 1 "chmod 600" "$winnowd" serve $model --keys "$dir/keys"
 chmod 600 "$dir/keys/worker.key"

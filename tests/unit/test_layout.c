@@ -3,6 +3,7 @@
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -33,6 +34,21 @@ static void refuses(const char *text, wn_status want, const char *words)
     if (!strstr(err.text, words)) fail_msg("'%s' is not in '%s'", words, err.text);
 }
 
+/* As a large job's list is: racks of nodes, holes in them, other kinds of hosts behind. */
+static void hundreds(void)
+{
+    struct wn_nodelist l;
+    struct wn_err err = {0};
+
+    assert_int_equal(wn_nodelist_expand(&l, "r[01-16]c[1-2]n[00-15],big[0001-0480,0512],login", &err), WN_OK);
+    assert_int_equal(l.n, 512 + 481 + 1);
+    assert_string_equal(l.names[0], "r01c1n00");
+    assert_string_equal(l.names[511], "r16c2n15");
+    assert_string_equal(l.names[992], "big0512");
+    assert_int_equal(wn_nodelist_find(&l, "login"), 993);
+    wn_nodelist_fini(&l);
+}
+
 static void node_lists(void **state)
 {
     (void)state;
@@ -43,6 +59,9 @@ static void node_lists(void **state)
     expands("n[1-2]-ib", "n1-ib n2-ib");
     expands("r[0-1]n[1-2]x", "r0n1x r0n2x r1n1x r1n2x");
     expands("b,a,b", "b a b");
+    expands("node[001-004,007],gpu-[1-2]", "node001 node002 node003 node004 node007 gpu-1 gpu-2");
+    expands("n[9-10,098-101]", "n9 n10 n098 n099 n100 n101");
+    hundreds();
     refuses("", WN_EFORMAT, "a name is missing at character 1");
     refuses("n1,", WN_EFORMAT, "a name is missing at character 4");
     refuses("n[1-3", WN_EFORMAT, "']' is missing");
@@ -133,6 +152,9 @@ static void files(void **state)
     struct wn_nodelist nodes;
     struct wn_layout l = {0};
     struct wn_err err = {0};
+    char *text = NULL;
+    size_t text_n = 0;
+    FILE *f;
 
     (void)state;
     assert_int_equal(wn_nodelist_expand(&nodes, "n[1-3]", &err), WN_OK);
@@ -141,6 +163,11 @@ static void files(void **state)
                      WN_OK);
     assert_memory_equal(l.vision, vision, sizeof(vision));
     assert_memory_equal(l.rank, ranks, sizeof(ranks));
+    assert_non_null(f = open_memstream(&text, &text_n));
+    wn_layout_print(f, "> ", &l, &ask, &nodes);
+    fclose(f);
+    assert_string_equal(text, "> vision: n1*2\n> replica: n2 n3\n> replica: n2*2\n");
+    free(text);
     wn_layout_fini(&l);
     wn_nodelist_fini(&nodes);
     file_refused("vision: n1 n9\nreplica: n1*4", WN_ENOENT, "f:1: the allocation of 3 nodes has no node 'n9'");
