@@ -59,20 +59,13 @@ static wn_status authorize(const char *dir, bool first, const char *lines, struc
     return rc;
 }
 
-static wn_status make_service(const char *dir, struct wn_err *err)
+static wn_status fill(const char *dir, struct wn_err *err)
 {
     static const wn_key_role roles[] = {WN_KEY_WORKER, WN_KEY_ADMIN, WN_KEY_CLIENT};
-    char server[WN_KEY_CHARS], public_key[WN_KEY_CHARS], lines[1024], path[PATH_BYTES];
+    char server[WN_KEY_CHARS], public_key[WN_KEY_CHARS], lines[1024];
     size_t n = 0;
-    wn_status rc = WN_OK;
+    wn_status rc = make_key(dir, WN_KEY_SERVER, "server", NULL, server, err);
 
-    if (mkdir(dir, 0700) != 0 && errno != EEXIST) return wn_fail(err, WN_EIO, "%s: %s", dir, strerror(errno));
-    if (chmod(dir, 0700) != 0) return wn_fail(err, WN_EIO, "%s: %s", dir, strerror(errno));
-    for (int i = 0; i < WN_KEY_ROLES; i++) { /* all or nothing */
-        snprintf(path, sizeof(path), "%.1024s/%s.key", dir, wn_key_role_name((wn_key_role)i));
-        if (access(path, F_OK) == 0) return wn_fail(err, WN_EIO, "%s is there already: nothing was written", path);
-    }
-    if ((rc = make_key(dir, WN_KEY_SERVER, "server", NULL, server, err)) != WN_OK) return rc;
     n += (size_t)snprintf(lines, sizeof(lines), "# role, public key, name: who may connect to the server\n");
     for (size_t i = 0; rc == WN_OK && i < sizeof(roles) / sizeof(roles[0]); i++) {
         const char *name = wn_key_role_name(roles[i]);
@@ -80,6 +73,53 @@ static wn_status make_service(const char *dir, struct wn_err *err)
         n += (size_t)snprintf(lines + n, sizeof(lines) - n, "%s %s %s\n", name, public_key, name);
     }
     return rc == WN_OK ? authorize(dir, true, lines, err) : rc;
+}
+
+/* A folder that is there: of somebody who made it for this. */
+static wn_status fill_old(const char *dir, struct wn_err *err)
+{
+    char path[PATH_BYTES];
+
+    if (chmod(dir, 0700) != 0) return wn_fail(err, WN_EIO, "%s: %s", dir, strerror(errno));
+    for (int i = 0; i < WN_KEY_ROLES; i++) { /* all or nothing */
+        snprintf(path, sizeof(path), "%.1024s/%s.key", dir, wn_key_role_name((wn_key_role)i));
+        if (access(path, F_OK) == 0) return wn_fail(err, WN_EIO, "%s is there already: nothing was written", path);
+    }
+    return fill(dir, err);
+}
+
+static void clear(const char *dir)
+{
+    char path[PATH_BYTES];
+
+    for (int i = 0; i < WN_KEY_ROLES; i++) {
+        snprintf(path, sizeof(path), "%.1024s/%s.key", dir, wn_key_role_name((wn_key_role)i));
+        unlink(path);
+    }
+    snprintf(path, sizeof(path), "%.1024s/authorized", dir);
+    unlink(path);
+    rmdir(dir);
+}
+
+/* Filled aside and renamed, so that the folder has all its files from the start: of two batch jobs that begin at once
+ * one makes the keys, and the other finds them whole. */
+static wn_status make_service(const char *dir, struct wn_err *err)
+{
+    char aside[PATH_BYTES];
+    size_t n = strlen(dir);
+    wn_status rc;
+
+    if (access(dir, F_OK) == 0) return fill_old(dir, err);
+    while (n > 1 && dir[n - 1] == '/') n--;
+    if (n > 1024) return wn_fail(err, WN_EINVAL, "%.80s...: too long", dir);
+    snprintf(aside, sizeof(aside), "%.*s.XXXXXX", (int)n, dir);
+    if (!mkdtemp(aside)) return wn_fail(err, WN_EIO, "%s: %s", dir, strerror(errno));
+    if ((rc = fill(aside, err)) == WN_OK && rename(aside, dir) != 0)
+        rc = errno == EEXIST || errno == ENOTEMPTY
+                 ? wn_fail(err, WN_EIO, "%s is there already: nothing was written", dir)
+                 : wn_fail(err, WN_EIO, "%s: %s", dir, strerror(errno));
+    if (rc != WN_OK) clear(aside);
+    return rc;
 }
 
 static wn_status make_client(const char *dir, const char *name, struct wn_err *err)
