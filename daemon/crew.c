@@ -32,8 +32,9 @@ wn_status wn_crew_place(struct wn_crew *c, struct wn_err *err)
     if (!inside || how == WN_CONFIG_LAUNCHER_LOCAL || (how == WN_CONFIG_LAUNCHER_AUTO && c->slurm.nodes.n == 1))
         return strcmp(c->cfg->layout, "auto") == 0
                    ? WN_OK
-                   : wn_fail(err, WN_EINVAL, "--layout %s: everything runs on this machine; --launcher slurm, in a job, "
-                                             "uses its nodes", c->cfg->layout);
+                   : wn_fail(err, WN_EINVAL,
+                             "--layout %s: everything runs on this machine; --launcher slurm, in a job, uses its nodes",
+                             c->cfg->layout);
     c->launcher = &wn_launcher_slurm;
     return wn_slurm_place(&c->slurm, c->cfg, c->plan->stages, c->plan->tensors, err);
 }

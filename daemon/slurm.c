@@ -203,7 +203,8 @@ static wn_status set(struct wn_config *cfg, const char *name, const char *value,
  * it for loopback. */
 static wn_status scheduler_netif(struct wn_slurm *s, const struct wn_config *cfg, struct wn_err *err)
 {
-    const char *const towards[] = {s->nodes.n > 1 ? s->nodes.names[1] : "", env("SLURM_SUBMIT_HOST"), s->nodes.names[0]};
+    const char *const towards[] = {s->nodes.n > 1 ? s->nodes.names[1] : "", env("SLURM_SUBMIT_HOST"),
+                                   s->nodes.names[0]};
     wn_status rc = WN_OK; /* the first reason is the best one */
 
     for (int i = 0; i < 3; i++) {

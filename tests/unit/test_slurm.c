@@ -1,4 +1,5 @@
-/* tests/unit/test_slurm.c - what a process makes of a job's environment, and the file by which clients find its service. */
+/* tests/unit/test_slurm.c - what a process makes of a Slurm job's environment, and the file by which clients find its
+ * service. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
