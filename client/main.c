@@ -1,10 +1,13 @@
 /* client/main.c - the `winnow` command. What is not in its table is winnowd's: serve, plan, check, ... */
 #include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 #include <zmq.h>
 
+#include "base/output.h"
+#include "base/words.h"
 #include "client/cli.h"
 #include "proto/codec.h"
 #include "winnow_version.h"
@@ -85,7 +88,20 @@ static int exec_daemon(int argc, char **argv)
     return CLI_FAILED;
 }
 
-int main(int argc, char **argv)
+static int unknown_command(const char *word)
+{
+    const char *best = NULL;
+    unsigned distance = UINT_MAX;
+
+    for (size_t i = 0; i < COMMANDS_N; i++)
+        if (wn_word_is_nearer(word, commands[i].name, &distance)) best = commands[i].name;
+    fprintf(stderr, "winnow: unknown %s %.60s; ", word[0] == '-' ? "option" : "command", word);
+    if (best) fprintf(stderr, "did you mean %s?\n", best);
+    else fprintf(stderr, "--help lists the commands\n");
+    return CLI_USAGE;
+}
+
+static int run(int argc, char **argv)
 {
     if (argc < 2) {
         print_help(stderr);
@@ -103,11 +119,14 @@ int main(int argc, char **argv)
         argv[2] = "bench-link";
         return exec_daemon(argc - 1, argv + 1);
     }
-    for (size_t i = 0; i < COMMANDS_N; i++)
-        if (strcmp(argv[1], commands[i].name) == 0 && commands[i].run) return commands[i].run(argc - 1, argv + 1);
-    if (argv[1][0] == '-') {
-        fprintf(stderr, "winnow: unknown option %.60s; --help lists the commands\n", argv[1]);
-        return CLI_USAGE;
+    for (size_t i = 0; i < COMMANDS_N; i++) {
+        if (strcmp(argv[1], commands[i].name) != 0) continue;
+        return commands[i].run ? commands[i].run(argc - 1, argv + 1) : exec_daemon(argc, argv);
     }
-    return exec_daemon(argc, argv);
+    return unknown_command(argv[1]);
+}
+
+int main(int argc, char **argv)
+{
+    return wn_output_end("winnow", run(argc, argv));
 }

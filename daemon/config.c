@@ -4,6 +4,7 @@
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,6 +13,7 @@
 
 #include "base/address.h"
 #include "base/log.h"
+#include "base/words.h"
 
 extern char **environ;
 
@@ -175,64 +177,65 @@ static wn_status read_environment(struct wn_config *c, struct wn_err *err)
     return WN_OK;
 }
 
-/* Edits that turn a into b; both shorter than 64. */
-static unsigned distance(const char *a, const char *b)
-{
-    unsigned row[64];
-    size_t n = strlen(b);
-
-    for (size_t j = 0; j <= n; j++) row[j] = (unsigned)j;
-    for (size_t i = 0; a[i]; i++) {
-        unsigned left = row[0]++, next;
-        for (size_t j = 1; j <= n; j++) {
-            next = row[j];
-            row[j] = left + (a[i] != b[j - 1]);
-            if (next + 1 < row[j]) row[j] = next + 1;
-            if (row[j - 1] + 1 < row[j]) row[j] = row[j - 1] + 1;
-            left = next;
-        }
-    }
-    return row[n];
-}
-
-static wn_status unknown_flag(const char *arg, size_t name_len, struct wn_err *err)
-{
-    char name[64];
-    const char *best = NULL;
-    unsigned best_d = (unsigned)-1;
-
-    if (name_len >= sizeof(name)) return wn_fail(err, WN_EINVAL, "unknown option %.80s", arg);
-    memcpy(name, arg, name_len);
-    name[name_len] = '\0';
-    for (size_t i = 0; i < wn_options_n; i++) {
-        unsigned d = distance(name + strspn(name, "-"), wn_options[i].name);
-        if (d < best_d) {
-            best_d = d;
-            best = wn_options[i].name;
-        }
-    }
-    if (best && best_d <= 3 && best_d * 2 < strlen(best) + 1)
-        return wn_fail(err, WN_EINVAL, "unknown option %s; did you mean --%s?", name, best);
-    return wn_fail(err, WN_EINVAL, "unknown option %s; --help lists them", name);
-}
-
 static bool is_name(const char *name, const char *text, size_t n)
 {
     return strlen(name) == n && strncmp(name, text, n) == 0;
 }
 
-/* The option that argv[i] names: "--long", "--long=value", "-short", "-short=value", and "--short" if it is a word. */
-static const struct wn_option *match_flag(const char *arg, size_t *name_len)
+const char *wn_config_unknown_env(size_t *at)
+{
+    /* of clients, of parts below this table, of bench wire for its own command */
+    static const char *const others[] = {"WINNOW_ENDPOINT",     "WINNOW_KEY",         "WINNOW_CONFIG",
+                                         "WINNOW_CPU_ISA",      "WINNOW_CUDA_GRAPHS", "WINNOW_CUDA_KERNELS",
+                                         "WINNOW_NCCL",         "WINNOW_BENCH_MODEL", "WINNOW_BENCH_SELF"};
+
+    for (; environ[*at]; (*at)++) {
+        const char *var = environ[*at];
+        const size_t n = strcspn(var, "=");
+        bool known = strncmp(var, "WINNOW_", 7) != 0;
+        for (size_t i = 0; !known && i < sizeof(others) / sizeof(others[0]); i++) known = is_name(others[i], var, n);
+        for (size_t i = 0; !known && i < wn_options_n; i++) {
+            char name[WN_NAME_LEN];
+            env_name(&wn_options[i], name, sizeof(name));
+            known = !wn_options[i].early && is_name(name, var, n);
+        }
+        if (!known) return environ[(*at)++];
+    }
+    return NULL;
+}
+
+static wn_status unknown_flag(const char *arg, size_t name_len, struct wn_err *err)
+{
+    char name[WN_WORD_MAX];
+    const char *best = NULL;
+    unsigned distance = UINT_MAX;
+
+    if (name_len >= sizeof(name)) return wn_fail(err, WN_EINVAL, "unknown option %.80s", arg);
+    memcpy(name, arg, name_len);
+    name[name_len] = '\0';
+    for (size_t i = 0; i < wn_options_n; i++)
+        if (wn_word_is_nearer(name + strspn(name, "-"), wn_options[i].name, &distance)) best = wn_options[i].name;
+    if (best) return wn_fail(err, WN_EINVAL, "unknown option %s; did you mean --%s?", name, best);
+    return wn_fail(err, WN_EINVAL, "unknown option %s; --help lists them", name);
+}
+
+/* The option that argv[i] names: "--long", "--long=value", "-short", "-short=value", and "--short" if it is a word.
+ * *opposite: it says "--X" to an option "no-X". */
+static const struct wn_option *match_flag(const char *arg, size_t *name_len, bool *opposite)
 {
     size_t n = strcspn(arg, "=");
     bool is_long = strncmp(arg, "--", 2) == 0;
 
     *name_len = n;
+    *opposite = false;
     for (size_t i = 0; i < wn_options_n; i++) {
         const char *shorter = wn_options[i].short_name;
         if (is_long && is_name(wn_options[i].name, arg + 2, n - 2)) return &wn_options[i];
         if (shorter && (!is_long || shorter[1]) && is_name(shorter, arg + (is_long ? 2 : 1), n - (is_long ? 2 : 1)))
             return &wn_options[i];
+        *opposite = is_long && strncmp(wn_options[i].name, "no-", 3) == 0 && wn_options[i].type == WN_OPT_BOOL &&
+                    is_name(wn_options[i].name + 3, arg + 2, n - 2);
+        if (*opposite) return &wn_options[i];
     }
     return NULL;
 }
@@ -246,6 +249,7 @@ static wn_status read_flags(struct wn_config *c, int argc, char **argv, bool ear
         const char *arg = argv[i], *value = NULL;
         const struct wn_option *o;
         char said[WN_NAME_LEN]; /* the flag as it was typed, without a value */
+        bool opposite;
         size_t n;
         wn_status rc;
 
@@ -260,8 +264,12 @@ static wn_status read_flags(struct wn_config *c, int argc, char **argv, bool ear
             if ((rc = wn_config_set(c, wn_config_find("model"), arg, WN_FROM_FLAG, "MODEL", err)) != WN_OK) return rc;
             continue;
         }
-        if (!(o = match_flag(arg, &n))) return unknown_flag(arg, n, err);
-        if (arg[n] == '=') {
+        if (!(o = match_flag(arg, &n, &opposite))) return unknown_flag(arg, n, err);
+        if (opposite && arg[n] == '=') {
+            return wn_fail(err, WN_EINVAL, "%.*s has no value; --%s is its opposite", (int)n, arg, o->name);
+        } else if (opposite) {
+            value = "false";
+        } else if (arg[n] == '=') {
             value = arg + n + 1;
         } else if (o->type == WN_OPT_BOOL) {
             value = "true";
@@ -317,10 +325,22 @@ wn_status wn_config_parse(struct wn_config *c, int argc, char **argv, struct wn_
         rc = wn_config_set(c, wn_config_find("config"), getenv("WINNOW_CONFIG"), WN_FROM_ENV, "WINNOW_CONFIG", err);
         if (rc != WN_OK) return rc;
     }
+    if (!c->config[0] && c->source[wn_config_find("config") - wn_options] != WN_FROM_DEFAULT)
+        return wn_fail(err, WN_EINVAL, "--config: no file is named");
     if (c->config[0] && (rc = read_file(c, c->config, err)) != WN_OK) return rc;
     if ((rc = read_environment(c, err)) != WN_OK) return rc;
     if ((rc = read_flags(c, argc, argv, false, err)) != WN_OK) return rc;
     return check_together(c, err);
+}
+
+/* A misspelt variable would be no setting at all, and nobody would know. */
+static void warn_environment(void)
+{
+    size_t at = 0;
+
+    for (const char *var; (var = wn_config_unknown_env(&at)) != NULL;)
+        fprintf(stderr, "winnow: %.*s in the environment is no option: it changes nothing\n",
+                (int)strcspn(var, "="), var);
 }
 
 int wn_config_start(struct wn_config *c, int argc, char **argv, const char *usage)
@@ -332,6 +352,7 @@ int wn_config_start(struct wn_config *c, int argc, char **argv, const char *usag
         return err.code == WN_EIO ? 1 : 2;
     }
     wn_log_max = (wn_log_level)c->log_level;
+    if (!c->run_dir[0]) warn_environment(); /* the parts of a service were started by one that has said it */
     if (c->help) wn_config_help(stdout, usage);
     if (c->version) wn_version_print(stdout, "winnowd");
     if (c->print_config) wn_config_print(stdout, c);

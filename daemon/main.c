@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/output.h"
 #include "daemon/roles.h"
 
 static const struct {
@@ -29,7 +30,7 @@ static int usage(FILE *f)
     return f == stdout ? 0 : 2;
 }
 
-int main(int argc, char **argv)
+static int run(int argc, char **argv)
 {
     if (argc < 2) return usage(stderr);
     for (size_t i = 0; i < sizeof(roles) / sizeof(roles[0]); i++)
@@ -41,4 +42,9 @@ int main(int argc, char **argv)
     }
     fprintf(stderr, "winnowd: unknown role '%s'\n", argv[1]);
     return usage(stderr);
+}
+
+int main(int argc, char **argv)
+{
+    return wn_output_end("winnowd", run(argc, argv));
 }

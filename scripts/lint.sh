@@ -49,5 +49,13 @@ while IFS=: read -r file line text; do
 done < <(git ls-files 'base/*.c' 'proto/*.c' 'pruning/*.c' 'transport/*.c' 'shard/*.c' | grep -vE 'base/status.c|transport/mpi' |
     xargs -r grep -nE '\b(exit|_exit|abort)\(')
 
+# 5. A variable that the code reads is one that wn_config_unknown_env knows: an option's, or in its list.
+while read -r name; do
+    option=${name#WINNOW_} option=${option,,}
+    grep -q "\"${option//_/-}\"" daemon/config_table.c || grep -q "\"$name\"" daemon/config.c ||
+        say "$name is read, and daemon/config.c takes it for a mistake"
+done < <(git ls-files 'base/*.c' 'proto/*.c' 'pruning/*.c' 'transport/*.c' 'shard/*' 'daemon/*.c' 'client/*.c' |
+    xargs -r grep -hoE 'getenv\("WINNOW_[A-Z_]+' | cut -d'"' -f2 | sort -u)
+
 [ $bad -eq 0 ] && echo "lint: clean"
 exit $bad

@@ -134,6 +134,61 @@ static void flags(void **state)
     refused("--image-keep-tokens 64 --image-pruning-rate 0.5", WN_EINVAL, "exclude each other");
 }
 
+/* What vLLM's users are used to say. */
+static void no_options_have_an_opposite(void **state)
+{
+    struct wn_config c;
+    struct wn_err err;
+
+    (void)state;
+    assert_int_equal(parse(&c, "--no-enable-prefix-caching", &err), WN_OK);
+    assert_true(c.no_enable_prefix_caching);
+    assert_int_equal(parse(&c, "--no-enable-prefix-caching --enable-prefix-caching", &err), WN_OK);
+    assert_false(c.no_enable_prefix_caching);
+    refused("--enable-prefix-caching=true", WN_EINVAL, "--enable-prefix-caching has no value");
+    refused("--able-prefix-caching", WN_EINVAL, "unknown option");
+}
+
+static void a_config_has_a_name(void **state)
+{
+    struct wn_config c;
+    struct wn_err err;
+    char *argv[] = {"winnowd", "--config", ""};
+
+    (void)state;
+    assert_int_equal(wn_config_parse(&c, 3, argv, &err), WN_EINVAL); /* an unset variable of a shell */
+    assert_string_equal(err.text, "--config: no file is named");
+    refused("--config /", WN_EIO, "/: Is a directory");
+}
+
+/* Nobody else's variables are looked at, and each of ours that means nothing is found. */
+static void unknown_variables(void **state)
+{
+    const char *found;
+    size_t at = 0;
+
+    (void)state;
+    assert_null(wn_config_unknown_env(&at));
+    setenv("WINNOW_MAX_QUEUE", "8", 1);
+    setenv("WINNOW_ENDPOINT", "tcp://x:1", 1);
+    setenv("WINNOWING", "1", 1);
+    at = 0;
+    assert_null(wn_config_unknown_env(&at));
+    setenv("WINNOW_MAX_QUEU", "8", 1);
+    setenv("WINNOW_HELP", "1", 1); /* a flag only */
+    at = 0;
+    for (int i = 0; i < 2; i++) {
+        assert_non_null(found = wn_config_unknown_env(&at));
+        assert_true(strcmp(found, "WINNOW_MAX_QUEU=8") == 0 || strcmp(found, "WINNOW_HELP=1") == 0);
+    }
+    assert_null(wn_config_unknown_env(&at));
+    unsetenv("WINNOW_MAX_QUEUE");
+    unsetenv("WINNOW_ENDPOINT");
+    unsetenv("WINNOWING");
+    unsetenv("WINNOW_MAX_QUEU");
+    unsetenv("WINNOW_HELP");
+}
+
 static void yaml_errors_have_lines(void **state)
 {
     (void)state;
@@ -203,6 +258,9 @@ int main(void)
         cmocka_unit_test(table_is_sound),
         cmocka_unit_test(order_of_sources),
         cmocka_unit_test(flags),
+        cmocka_unit_test(no_options_have_an_opposite),
+        cmocka_unit_test(a_config_has_a_name),
+        cmocka_unit_test(unknown_variables),
         cmocka_unit_test(yaml_errors_have_lines),
         cmocka_unit_test(print_and_flags_come_back),
         cmocka_unit_test(text_limits),
