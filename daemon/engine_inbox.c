@@ -14,12 +14,11 @@ static struct wn_gen_job *find_job(struct wn_engine *e, const Wn__JobRef *ref)
     return NULL;
 }
 
-/* A job whose last features are here: it is laid out, and waits for its turn. */
+/* A job all of whose features are here: it is laid out, and waits for its turn. */
 static void job_ready(struct wn_engine *e, struct wn_gen_job *job)
 {
     struct wn_err err = {0};
 
-    if (!wn_gen_job_complete(job)) return;
     if (wn_gen_job_layout(job, &e->opts.gen, &err) != WN_OK || wn_batcher_check(e->batcher, job, &err) != WN_OK)
         wn_engine_fail(e, job, &err);
     else if (job->stopped || job->new_n >= job->max_new) /* a replay that had all but its end */
@@ -41,7 +40,8 @@ static void take_features(struct wn_engine *e, struct wn_front_msg *m)
         }
         if (wn_gen_job_features(job, m, &e->opts.gen, &err) == WN_OK) {
             wn_front_claim(m);
-            job_ready(e, job);
+            if (wn_gen_job_complete(job)) job_ready(e, job);
+            else wn_engine_accept_features(e, job); /* those that it waits for may need this one's credit to come */
             return;
         }
         wn_warn("engine", "%s: %s", m->env->features->job->job_id, err.text);

@@ -56,6 +56,7 @@ int wn_role_scheduler(int argc, char **argv)
     sigaddset(&signals, SIGINT);
     sigaddset(&signals, SIGUSR1); /* srun passes this one on */
     sigprocmask(SIG_BLOCK, &signals, NULL); /* before ZeroMQ's threads start: they inherit it */
+    signal(SIGPIPE, SIG_IGN);
     fd = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
     if (fd < 0) {
         wn_fail(&err, WN_EIO, "signalfd failed");

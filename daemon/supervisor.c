@@ -375,6 +375,7 @@ static wn_status block_signals(struct supervisor *s, struct wn_err *err)
     sigaddset(&set, SIGINT);
     sigaddset(&set, SIGUSR1);
     sigprocmask(SIG_BLOCK, &set, NULL);
+    signal(SIGPIPE, SIG_IGN); /* whoever read our lines may leave; the service stays */
     s->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
     return s->signals >= 0 ? WN_OK : wn_fail(err, WN_EIO, "signalfd: %s", strerror(errno));
 }
@@ -398,6 +399,7 @@ int wn_role_serve(int argc, char **argv)
     wn_status rc;
 
     if (code >= 0) return code;
+    if (!wn_role_has_model(&s.cfg)) return 2;
     s.crew = (struct wn_crew){.cfg = &s.cfg, .plan = &s.plan};
     wn_log_role("serve");
     if ((rc = check_model(&s, &err)) != WN_OK) goto out;

@@ -350,6 +350,15 @@ static wn_status ask_of(const struct vision_worker *v, const Wn__Pruning *p, str
     return wn_pruning_limit(item->method, &item->ask, wn_encoder_shape(&v->model).rows, v->cfg.image_tokens_max, err);
 }
 
+/* "image: JPEG: no more rows" of which of the request's? */
+static void say_which(struct wn_err *err, uint32_t image)
+{
+    const struct wn_err said = *err;
+    const size_t skip = strncmp(said.text, "image: ", 7) == 0 ? 7 : 0;
+
+    wn_fail(err, said.code, "image %u: %s", image + 1, said.text + skip);
+}
+
 static void encode_batch(struct vision_worker *v)
 {
     struct work *batch[WN_ENCODE_BATCH_MAX];
@@ -372,6 +381,7 @@ static void encode_batch(struct vision_worker *v)
     for (uint32_t i = 0; i < n; i++) {
         batch[i]->item = items[i];
         if (items[i].rc != WN_OK) {
+            say_which(&items[i].err, batch[i]->e->image);
             fail_work(v, batch[i], &items[i].err, items[i].rc == WN_ENOMEM);
             continue;
         }
@@ -532,6 +542,7 @@ int wn_role_vision(int argc, char **argv)
     sigaction(SIGTERM, &sa, NULL);
     sigaction(SIGINT, &sa, NULL);
     sigaction(SIGUSR1, &sa, NULL); /* srun passes this one on */
+    signal(SIGPIPE, SIG_IGN);
     wn_worker_start("vision", &v.cfg, false);
     wn_worker_threads(&v.cfg, 1);
     if ((rc = wn_worker_key(&v.cfg, &v.key, &err)) != WN_OK) goto out;

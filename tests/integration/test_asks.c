@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include "base/clock.h"
+#include "proto/codec.h"
 #include "tests/integration/service.h"
 
 #define MODEL   "models/tiny-llava"
@@ -205,6 +206,52 @@ static void answers_share_the_prompt(void **state)
     assert_int_equal(shared, 2);
 }
 
+/* More pictures than a vision worker may send before it hears of the first, and several such jobs at once. */
+static void many_pictures(void **state)
+{
+    struct winnow_image pictures[WN_IMAGES_MAX];
+    struct winnow_request q = about_the_picture(4);
+    struct winnow_event ev;
+    uint64_t job;
+
+    (void)state;
+    for (size_t i = 0; i < WN_IMAGES_MAX; i++) pictures[i] = picture;
+    q.images = pictures;
+    q.quiet = 1;
+    q.pruning_method = "uniform";
+    q.pruning_keep = 36;
+    for (size_t i = 0; i < 6; i++) {
+        q.images_n = i < 5 ? 3 + i : WN_IMAGES_MAX;
+        assert_int_equal(winnow_submit(conn, &q, &job), WINNOW_OK);
+    }
+    for (int done = 0; done < 6;) {
+        next_event(&ev);
+        if (ev.type == WINNOW_EVENT_ACCEPTED) continue;
+        assert_int_equal(ev.type, WINNOW_EVENT_DONE);
+        assert_int_equal(ev.usage.image_tokens % 36, 0);
+        done++;
+    }
+}
+
+/* The error says which one. */
+static void a_bad_picture(void **state)
+{
+    const struct winnow_image pictures[] = {picture, {"nonsense", 8}};
+    struct winnow_request q = about_the_picture(4);
+    struct winnow_event ev;
+    uint64_t job;
+
+    (void)state;
+    q.images = pictures;
+    q.images_n = 2;
+    assert_int_equal(winnow_submit(conn, &q, &job), WINNOW_OK);
+    do {
+        assert_int_equal(winnow_next(conn, &ev, 60000), WINNOW_OK);
+    } while (ev.type < WINNOW_EVENT_DONE);
+    assert_int_equal(ev.type, WINNOW_EVENT_ERROR);
+    assert_string_equal(ev.text, "image 2: neither JPEG nor PNG nor WebP");
+}
+
 /* Waits until the replica says that it holds nothing: no job, no page. */
 static void expect_idle(void)
 {
@@ -314,6 +361,8 @@ int main(void)
         cmocka_unit_test(logprobs),
         cmocka_unit_test(several_answers),
         cmocka_unit_test(answers_share_the_prompt),
+        cmocka_unit_test(many_pictures),
+        cmocka_unit_test(a_bad_picture),
         cmocka_unit_test(cancels),
         cmocka_unit_test(deadline),
         cmocka_unit_test(idle_costs_nothing),
