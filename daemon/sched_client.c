@@ -187,11 +187,19 @@ static wn_status check_images(const struct wn_scheduler *s, const Wn__Submit *r,
     return WN_OK;
 }
 
-static wn_status check_choices(const Wn__Submit *r, struct wn_err *err)
+/* More than ever fits is an error: who is told to come back would come back for ever. */
+static wn_status check_choices(const struct wn_scheduler *s, const Wn__Submit *r, size_t payload, struct wn_err *err)
 {
+    const uint32_t most = s->cfg.max_queue < s->accounts.jobs_max ? s->cfg.max_queue : s->accounts.jobs_max;
+
     if (r->n > WN_CHOICES_MAX) return wn_fail(err, WN_ELIMIT, "n is %u; at most %d are allowed", r->n, WN_CHOICES_MAX);
     if (r->n > 1 && strlen(r->idempotency_key) > WN_KEY_BYTES_MAX - 3) /* "#15" is added */
         return wn_fail(err, WN_ELIMIT, "with n > 1 the idempotency key may have %d bytes", WN_KEY_BYTES_MAX - 3);
+    if (r->n > most)
+        return wn_fail(err, WN_ELIMIT, "n is %u; this server holds at most %u jobs of a client at a time", r->n, most);
+    if (payload > 0 && r->n > WN_SCHED_HELD_MAX / payload)
+        return wn_fail(err, WN_ELIMIT, "n is %u, and the images have %zu bytes; at most %zu are allowed together", r->n,
+                       payload, WN_SCHED_HELD_MAX);
     return WN_OK;
 }
 
@@ -403,7 +411,7 @@ static void on_submit(struct wn_scheduler *s, const struct request *q, const Wn_
     struct wn_err err = {0};
     char key[WN_KEY_BYTES_MAX + 16];
 
-    if (check_choices(r, &err) != WN_OK) {
+    if (check_choices(s, r, q->images_bytes, &err) != WN_OK) {
         wn_sched_refuse(s->clients, q->peer, r->client_tag, &err);
         return;
     }

@@ -258,6 +258,9 @@ static void several_answers(void **state)
     r.n = 17;
     end_send(&client, WN__ENVELOPE__BODY_SUBMIT, &r, NULL, 0);
     end_expect_error(&client, WN_ELIMIT, "n is 17; at most 16 are allowed");
+    r.n = 5; /* not Busy: it will never fit */
+    end_send(&client, WN__ENVELOPE__BODY_SUBMIT, &r, NULL, 0);
+    end_expect_error(&client, WN_ELIMIT, "n is 5; this server holds at most 4 jobs of a client at a time");
     bed_stop(&b);
 }
 
