@@ -12,6 +12,7 @@
 #define FRAME_MAX     ((int64_t)WN_CODEC_BYTES_MAX + 33) /* by so much CURVE makes a frame longer */
 #define HEARTBEAT_MS  2000
 #define SILENCE_MS    10000
+#define PEEK_MS       500
 #define RECONNECT_MS  100
 #define REOPEN_US     ((int64_t)100000)
 #define AWAY_POLL_MS  50
@@ -120,10 +121,14 @@ int conn_open(struct winnow *w, const char *endpoint, int timeout_ms)
     if ((rc = open_sockets(w, w->place.address)) != WINNOW_OK) return rc;
     rc = conn_status(w, &status, deadline_us);
     wn_codec_free(status);
-    if (rc != WINNOW_OK && w->refused && !w->greeted) {
+    if (rc != WINNOW_OK) (void)set_option(w, ZMQ_LINGER, 0); /* nobody is there to say the rest to */
+    if (rc != WINNOW_OK && w->refused && !w->greeted && conn_is_zeromq(w->place.address, PEEK_MS)) {
         rc = conn_result(wn_fail(&w->error, WN_EAUTH, "%s lets nobody in %s", endpoint,
-                                 w->key ? "with this key: it is not in its list, or is for another server"
+                                 w->key ? "with this key: it is not in its list, is for another server, or the server "
+                                          "has no keys"
                                         : "without a key: name the key file by --key FILE or WINNOW_KEY"));
+    } else if (rc != WINNOW_OK && w->refused && !w->greeted) {
+        rc = conn_result(wn_fail(&w->error, WN_EPEER, "no server at %s: what is there does not speak ZeroMQ", endpoint));
     } else if (rc == WINNOW_TIMEOUT || rc == WINNOW_ECONNECT) {
         rc = conn_result(wn_fail(&w->error, WN_EPEER, w->connected ? "the server at %s does not answer"
                                                                    : "no server at %s", endpoint));

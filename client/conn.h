@@ -89,6 +89,9 @@ int conn_status(struct winnow *w, Wn__Envelope **out, int64_t deadline_us);
 /* Our result code for a status of the codec or the server. */
 int conn_result(wn_status code);
 
+/* peek.c: does ZeroMQ listen at "tcp://HOST:PORT"? Waits twice as long at most. "ipc://PATH": as far as one can see. */
+bool conn_is_zeromq(const char *address, int timeout_ms);
+
 /* locate.c: "slurm:JOBID" is looked up, any other endpoint is an address. */
 wn_status conn_locate(const char *endpoint, struct conn_place *out, struct wn_err *err);
 

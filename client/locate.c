@@ -47,6 +47,15 @@ static bool value_of(const char *text, const char *word, char *out, size_t size)
     return false;
 }
 
+/* ZeroMQ takes "5599x" for 5599, and 99999 for another port. */
+static bool has_port(const char *endpoint)
+{
+    const char *port = strrchr(endpoint, ':') + 1;
+    const size_t n = strlen(port);
+
+    return n > 0 && n <= 5 && strspn(port, "0123456789") == n && strtoul(port, NULL, 10) - 1 < 65535;
+}
+
 wn_status conn_locate(const char *endpoint, struct conn_place *out, struct wn_err *err)
 {
     const char *job = endpoint + 6, *home = getenv("HOME");
@@ -57,6 +66,8 @@ wn_status conn_locate(const char *endpoint, struct conn_place *out, struct wn_er
     if (strncmp(endpoint, "slurm:", 6) != 0) {
         if (strlen(endpoint) >= sizeof(out->address))
             return wn_fail(err, WN_EINVAL, "'%.80s...' is no address", endpoint);
+        if (strncmp(endpoint, "tcp://", 6) == 0 && !has_port(endpoint))
+            return wn_fail(err, WN_EINVAL, "'%s' is not tcp://HOST:PORT with a port from 1 to 65535", endpoint);
         memcpy(out->address, endpoint, strlen(endpoint) + 1);
         return WN_OK;
     }

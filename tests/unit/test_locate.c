@@ -1,12 +1,16 @@
-/* tests/unit/test_locate.c - how clients find the service of a Slurm job. */
+/* tests/unit/test_locate.c - how clients find the service of a Slurm job, and who listens at an address. */
+#include <netinet/in.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
+#include <zmq.h>
 
 #include <cmocka.h>
 
@@ -50,6 +54,13 @@ static void addresses(void **state)
     assert_int_equal(conn_locate("slurm:12", &place, NULL), WN_OK);
     assert_string_equal(place.address, "tcp://10.0.0.1:99");
     assert_string_equal(place.key_file, "/k");
+    assert_int_equal(conn_locate("tcp://[::1]:65535", &place, NULL), WN_OK);
+    refused("tcp://", WN_EINVAL, "is not tcp://HOST:PORT");
+    refused("tcp://h", WN_EINVAL, "is not tcp://HOST:PORT");
+    refused("tcp://h:", WN_EINVAL, "is not tcp://HOST:PORT");
+    refused("tcp://h:0", WN_EINVAL, "with a port from 1 to 65535");
+    refused("tcp://h:65536", WN_EINVAL, "with a port from 1 to 65535");
+    refused("tcp://h:5599x", WN_EINVAL, "with a port from 1 to 65535");
     refused("slurm:13", WN_EPEER, "not ready");
     refused("slurm:", WN_EINVAL, "number of a job");
     refused("slurm:../12", WN_EINVAL, "number of a job");
@@ -62,9 +73,53 @@ static void addresses(void **state)
     refused("slurm:16", WN_EFORMAT, "no line 'endpoint: tcp://");
 }
 
+/* A listener that greets the next comer with this, or hangs up at once. Returns its port; *child is to be waited for. */
+static unsigned other_program(const char *greeting, pid_t *child)
+{
+    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t size = sizeof(a);
+    const int fd = socket(AF_INET, SOCK_STREAM, 0);
+
+    assert_int_equal(bind(fd, (struct sockaddr *)&a, size), 0);
+    assert_int_equal(listen(fd, 1), 0);
+    assert_int_equal(getsockname(fd, (struct sockaddr *)&a, &size), 0);
+    if ((*child = fork()) == 0) {
+        const int to = accept(fd, NULL, NULL);
+        _exit(to >= 0 && write(to, greeting, strlen(greeting)) == (ssize_t)strlen(greeting) ? 0 : 1);
+    }
+    close(fd);
+    return ntohs(a.sin_port);
+}
+
+static void who_listens(void **state)
+{
+    static const char *const greetings[] = {"SSH-2.0-x\r\n", ""};
+    void *ctx = zmq_ctx_new(), *socket = zmq_socket(ctx, ZMQ_ROUTER);
+    char address[64];
+    size_t n = sizeof(address);
+    pid_t child;
+
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        int status = -1;
+        snprintf(address, sizeof(address), "tcp://127.0.0.1:%u", other_program(greetings[i], &child));
+        assert_false(conn_is_zeromq(address, 5000));
+        assert_int_equal(waitpid(child, &status, 0), child);
+        assert_int_equal(status, 0);
+        assert_false(conn_is_zeromq(address, 5000)); /* nobody is there any more */
+    }
+    assert_int_equal(zmq_bind(socket, "tcp://127.0.0.1:*"), 0);
+    assert_int_equal(zmq_getsockopt(socket, ZMQ_LAST_ENDPOINT, address, &n), 0);
+    assert_true(conn_is_zeromq(address, 5000));
+    zmq_close(socket);
+    zmq_ctx_term(ctx);
+    assert_true(conn_is_zeromq("ipc:///tmp/x", 5000)); /* who else would listen there */
+    assert_false(conn_is_zeromq("tcp://127.0.0.1", 5000));
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(addresses)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(addresses), cmocka_unit_test(who_listens)};
     char path[128];
     int rc;
 
