@@ -1,6 +1,6 @@
 /* client/cmd_keygen.c - `winnow keygen`: the key files of a service. Nothing that is there is ever written over.
  *
- * DIR (mode 0700) gets server.key, worker.key, admin.key and client.key (0600; see base/key.h), and `authorized`, the
+ * DIR (of mode 0700, if it is new) gets server.key, worker.key, admin.key and client.key (0600; see base/key.h), and `authorized`, the
  * public keys that the server lets in (see daemon/access.h). A node that only runs workers needs worker.key alone, a
  * client its own file alone. */
 #include <errno.h>
@@ -56,6 +56,7 @@ static wn_status authorize(const char *dir, bool first, const char *lines, struc
     if (fd < 0) return wn_fail(err, WN_EIO, "%s: %s", path, strerror(errno));
     if (write(fd, lines, n) != (ssize_t)n || fsync(fd) != 0) rc = wn_fail(err, WN_EIO, "%s: %s", path, strerror(errno));
     close(fd);
+    if (rc != WN_OK && first) unlink(path);
     return rc;
 }
 
@@ -75,20 +76,7 @@ static wn_status fill(const char *dir, struct wn_err *err)
     return rc == WN_OK ? authorize(dir, true, lines, err) : rc;
 }
 
-/* A folder that is there: of somebody who made it for this. */
-static wn_status fill_old(const char *dir, struct wn_err *err)
-{
-    char path[PATH_BYTES];
-
-    if (chmod(dir, 0700) != 0) return wn_fail(err, WN_EIO, "%s: %s", dir, strerror(errno));
-    for (int i = 0; i < WN_KEY_ROLES; i++) { /* all or nothing */
-        snprintf(path, sizeof(path), "%.1024s/%s.key", dir, wn_key_role_name((wn_key_role)i));
-        if (access(path, F_OK) == 0) return wn_fail(err, WN_EIO, "%s is there already: nothing was written", path);
-    }
-    return fill(dir, err);
-}
-
-static void clear(const char *dir)
+static void remove_keys(const char *dir)
 {
     char path[PATH_BYTES];
 
@@ -96,6 +84,32 @@ static void clear(const char *dir)
         snprintf(path, sizeof(path), "%.1024s/%s.key", dir, wn_key_role_name((wn_key_role)i));
         unlink(path);
     }
+}
+
+/* A folder that is there keeps its mode (it may be anybody's home), and will do if nobody else can put files into it. */
+static wn_status fill_old(const char *dir, struct wn_err *err)
+{
+    char path[PATH_BYTES];
+    struct stat st;
+    wn_status rc;
+
+    if (stat(dir, &st) != 0) return wn_fail(err, WN_EIO, "%s: %s", dir, strerror(errno));
+    if (!S_ISDIR(st.st_mode)) return wn_fail(err, WN_EIO, "%s: %s", dir, strerror(ENOTDIR));
+    if (st.st_uid != geteuid() || (st.st_mode & 022) != 0)
+        return wn_fail(err, WN_EAUTH, "%s: others may write there: name a new folder, or one of yours of mode 0700", dir);
+    for (int i = 0; i < WN_KEY_ROLES; i++) { /* all or nothing */
+        snprintf(path, sizeof(path), "%.1024s/%s.key", dir, wn_key_role_name((wn_key_role)i));
+        if (access(path, F_OK) == 0) return wn_fail(err, WN_EIO, "%s is there already: nothing was written", path);
+    }
+    if ((rc = fill(dir, err)) != WN_OK) remove_keys(dir); /* all of them are ours */
+    return rc;
+}
+
+static void clear(const char *dir)
+{
+    char path[PATH_BYTES];
+
+    remove_keys(dir);
     snprintf(path, sizeof(path), "%.1024s/authorized", dir);
     unlink(path);
     rmdir(dir);
@@ -124,7 +138,7 @@ static wn_status make_service(const char *dir, struct wn_err *err)
 
 static wn_status make_client(const char *dir, const char *name, struct wn_err *err)
 {
-    char public_key[WN_KEY_CHARS], line[WN_KEY_CHARS + WN_KEY_NAME_LEN + 16];
+    char public_key[WN_KEY_CHARS], line[WN_KEY_CHARS + WN_KEY_NAME_LEN + 16], path[PATH_BYTES];
     struct wn_key *server = NULL;
     wn_status rc;
 
@@ -135,7 +149,10 @@ static wn_status make_client(const char *dir, const char *name, struct wn_err *e
     wn_key_close(server);
     if (rc != WN_OK) return rc;
     snprintf(line, sizeof(line), "client %s %s\n", public_key, name);
-    return authorize(dir, false, line, err);
+    if ((rc = authorize(dir, false, line, err)) == WN_OK) return rc;
+    snprintf(path, sizeof(path), "%.1024s/%s.key", dir, name); /* of no use: the server does not know it */
+    unlink(path);
+    return rc;
 }
 
 int cmd_keygen(int argc, char **argv)
