@@ -136,7 +136,8 @@ static wn_status parse_stop(struct batch_request *r, const json_t *v, struct wn_
     if (n > WN_STOP_MAX) return wn_fail(err, WN_ELIMIT, "stop: %zu texts; at most %d are allowed", n, WN_STOP_MAX);
     for (size_t i = 0; i < n; i++) {
         const char *text = json_string_value(json_is_array(v) ? json_array_get(v, i) : v);
-        if (!text || !text[0]) return wn_fail(err, WN_EINVAL, "stop is neither a text nor a list of texts");
+        if (!text) return wn_fail(err, WN_EINVAL, "stop is neither a text nor a list of texts");
+        if (!text[0]) return wn_fail(err, WN_EINVAL, "stop: an empty text");
         r->stop[r->request.stop_n++] = text;
     }
     return WN_OK;
@@ -165,7 +166,8 @@ static wn_status parse_pruning_field(struct winnow_request *q, const json_t *o, 
     if (strcmp(key, "seed") == 0) return get_whole(v, "image_pruning.seed", INT64_MAX, &q->pruning_seed, err);
     if (strcmp(key, "keep") == 0) {
         rc = get_whole(v, "image_pruning.keep", WN_FEATURE_ROWS_MAX, &whole, err);
-        if (rc == WN_OK && whole) q->pruning_keep = (uint32_t)whole;
+        if (rc == WN_OK && whole == 0) rc = wn_fail(err, WN_EINVAL, "image_pruning.keep is 0: at least 1 is kept");
+        q->pruning_keep = (uint32_t)whole;
         return rc;
     }
     if (strcmp(key, "cap") == 0) {

@@ -3,6 +3,7 @@
 
 #include <ctype.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
@@ -114,6 +115,7 @@ void cli_catch_signals(void)
 
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGPIPE, &action, NULL);
 }
 
 bool cli_u32(const char *name, const char *text, uint32_t max, uint32_t *out)
@@ -175,10 +177,10 @@ void *cli_read_file(const char *path, size_t max, size_t *bytes)
     size_t room = 0, n = 0;
 
     if (!f) {
-        fprintf(stderr, "winnow: cannot open %s: %s\n", path, strerror(errno));
+        fprintf(stderr, "winnow: cannot open %s: %s\n", path[0] ? path : "''", strerror(errno));
         return NULL;
     }
-    while (!feof(f) && !ferror(f) && n < max) {
+    while (!feof(f) && !ferror(f) && n <= max) {
         if (n == room) {
             uint8_t *more = realloc(data, room = room ? room * 2 : 1 << 16);
             if (!more) break;
@@ -186,7 +188,7 @@ void *cli_read_file(const char *path, size_t max, size_t *bytes)
         }
         n += fread(data + n, 1, room - n, f);
     }
-    if (!feof(f) || n == 0) {
+    if (!feof(f) || n == 0 || n > max) {
         fprintf(stderr, "winnow: cannot read %s: %s\n", path,
                 ferror(f) ? strerror(errno) : n == 0 ? "it is empty" : "it is too large");
         free(data);
@@ -195,6 +197,17 @@ void *cli_read_file(const char *path, size_t max, size_t *bytes)
     fclose(f);
     *bytes = n;
     return data;
+}
+
+bool cli_can_write(const char *path)
+{
+    const bool there = path && access(path, F_OK) == 0;
+    const int fd = path ? open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666) : -1;
+
+    if (path && fd < 0) fprintf(stderr, "winnow: cannot write %s: %s\n", path, strerror(errno));
+    if (fd >= 0) close(fd);
+    if (fd >= 0 && !there) unlink(path); /* it comes when there is something to write */
+    return !path || fd >= 0;
 }
 
 bool cli_pruning(const char *text, char method[WINNOW_METHOD_MAX], uint32_t *keep, float *rate)
@@ -210,7 +223,7 @@ bool cli_pruning(const char *text, char method[WINNOW_METHOD_MAX], uint32_t *kee
     *keep = 0;
     *rate = 0;
     if (!text[n]) return true;
-    if (!strchr(text + n, '.')) return cli_u32("pruning", text + n + 1, WN_FEATURE_ROWS_MAX, keep);
+    if (!strchr(text + n, '.')) return cli_count("pruning", text + n + 1, WN_FEATURE_ROWS_MAX, keep);
     if (!cli_float("pruning", text + n + 1, 0, 1, rate)) return false;
     if (!(*rate > 0)) *keep = WN_FEATURE_ROWS_MAX;
     return true;

@@ -51,7 +51,8 @@ bool cli_u32(const char *name, const char *text, uint32_t max, uint32_t *out);
 bool cli_count(const char *name, const char *text, uint32_t max, uint32_t *out); /* at least 1 */
 bool cli_float(const char *name, const char *text, float min, float max, float *out);
 
-/* SIGINT and SIGTERM set it, once cli_catch_signals() was called: submit nothing more, and end in order. */
+/* SIGINT, SIGTERM and a reader that goes away (a pipe into head) set it, once cli_catch_signals() was called: submit
+ * nothing more, and end in order. */
 extern volatile sig_atomic_t cli_stopped;
 void cli_catch_signals(void);
 
@@ -63,6 +64,9 @@ struct winnow *cli_connect(const char *endpoint_flag);
 
 /* The whole file, owned by the caller; says on stderr why not. */
 void *cli_read_file(const char *path, size_t max, size_t *bytes);
+
+/* Can it be written? Asked before long work whose figures go there; says on stderr why not. NULL: nothing goes there. */
+bool cli_can_write(const char *path);
 
 /* "METHOD", "METHOD:64" (a count), "METHOD:0.5" (a share removed, 0 to 1); says on stderr what is wrong. A share of 0
  * comes out as a count that no picture has, for a rate of 0 in a request is none. */

@@ -11,7 +11,8 @@
 #define STOP_N    WN_STOP_MAX
 
 static const char usage[] = "Usage: winnow ask [--image FILE]... [OPTION]... QUESTION\n"
-                            "Asks one question and prints the answer as it comes.";
+                            "Asks one question and prints the answer as it comes. A question of - is read from standard\n"
+                            "input.";
 static const struct cli_opt opts[] = {
     {"image", "FILE", "a JPEG, PNG or WebP picture; several are allowed"},
     {"max-tokens", "N", "length of the answer"},
@@ -51,7 +52,8 @@ struct ask {
     } scores[WN_CHOICES_MAX]; /* log-probabilities of each answer */
     char method[WINNOW_METHOD_MAX];
     const char *endpoint;
-    bool json, usage, unreadable; /* a picture */
+    char *question; /* that came on standard input; owned */
+    bool json, usage, unreadable; /* a picture, or standard input */
     uint32_t timeout_s;
 };
 
@@ -74,11 +76,30 @@ static bool add_image(struct ask *a, const char *path)
     return im->data != NULL;
 }
 
+/* The question from standard input, without its last newline. */
+static bool read_question(struct ask *a)
+{
+    size_t n;
+
+    if (!(a->question = cli_read_file("/dev/stdin", WN_PROMPT_BYTES_MAX + 1, &n))) return false;
+    if (memchr(a->question, '\0', n)) {
+        fprintf(stderr, "winnow: the question on standard input has a zero character\n");
+        return false;
+    }
+    a->question[n - (a->question[n - 1] == '\n')] = '\0'; /* there is room: the reader met the end of the file */
+    a->request.prompt = a->question;
+    return true;
+}
+
 static bool set_question(struct ask *a, const char *text)
 {
-    if (a->request.prompt) fprintf(stderr, "winnow: more than one question: put it in quotes\n");
-    else a->request.prompt = text;
-    return a->request.prompt == text;
+    if (a->request.prompt) {
+        fprintf(stderr, "winnow: more than one question: put it in quotes\n");
+        return false;
+    }
+    a->request.prompt = text;
+    if (strcmp(text, "-") == 0) a->unreadable = !read_question(a);
+    return !a->unreadable;
 }
 
 static bool take_option(void *ctx, int option, const char *value)
@@ -91,7 +112,7 @@ static bool take_option(void *ctx, int option, const char *value)
     switch (option) {
     case CLI_PLAIN: return set_question(a, value);
     case O_IMAGE: a->unreadable = !add_image(a, value); return !a->unreadable;
-    case O_MAX: return cli_u32("max-tokens", value, WN_EMITTED_MAX, &r->max_tokens);
+    case O_MAX: return cli_count("max-tokens", value, WN_EMITTED_MAX, &r->max_tokens);
     case O_TEMPERATURE: return cli_float("temperature", value, 0, 100, &r->temperature);
     case O_TOPK: return cli_u32("top-k", value, UINT32_MAX, &r->top_k);
     case O_TOPP: return cli_float("top-p", value, 0, 1, &r->top_p);
@@ -106,7 +127,7 @@ static bool take_option(void *ctx, int option, const char *value)
         else fprintf(stderr, "winnow: at most %d stop texts are allowed\n", STOP_N);
         return good;
     case O_PRUNING: return parse_pruning(a, value);
-    case O_N: return cli_u32("n", value, WN_CHOICES_MAX, &r->n);
+    case O_N: return cli_count("n", value, WN_CHOICES_MAX, &r->n);
     case O_LOGPROBS: r->logprobs = 1; return cli_u32("logprobs", value, WN_LOGPROBS_MAX, &r->top_logprobs);
     case O_STOP_TOKEN:
         good = r->stop_token_ids_n < STOP_N;
@@ -263,6 +284,7 @@ int cmd_ask(int argc, char **argv)
 out:
     winnow_close(w);
     drop_scores(&a);
+    free(a.question);
     for (size_t i = 0; i < a.request.images_n; i++) free((void *)(uintptr_t)a.images[i].data);
     return code;
 }

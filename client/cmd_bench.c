@@ -375,13 +375,13 @@ static bool take_option(void *ctx, int option, const char *value)
         b->dataset = b->r.dataset = value;
         return true;
     case O_PROMPTS:
-        return cli_u32("num-prompts", value, PROMPTS_MAX, &b->r.prompts);
+        return cli_count("num-prompts", value, PROMPTS_MAX, &b->r.prompts);
     case O_RATE:
         return take_rate(b, value);
     case O_CONCURRENCY:
         return cli_u32("max-concurrency", value, PROMPTS_MAX, &b->r.concurrency);
     case O_TOKENS:
-        return cli_u32("max-tokens", value, WN_EMITTED_MAX, &b->r.max_tokens);
+        return cli_count("max-tokens", value, WN_EMITTED_MAX, &b->r.max_tokens);
     case O_IGNORE_EOS:
         b->base.ignore_eos = 1;
         return true;
@@ -417,8 +417,8 @@ static int parse(struct bench *b, int argc, char **argv)
     const int code = cli_take(&args, take_option, b);
 
     if (code >= 0) return code;
-    if (!b->dataset || b->r.prompts == 0) {
-        fprintf(stderr, "winnow: bench serve wants %s\n", b->dataset ? "at least one prompt" : "--dataset-path FILE");
+    if (!b->dataset) {
+        fprintf(stderr, "winnow: bench serve wants --dataset-path FILE\n");
         return CLI_USAGE;
     }
     b->r.seed = b->seed;
@@ -443,6 +443,7 @@ static int run_and_report(struct bench *b)
     char *model = NULL;
     wn_status rc;
 
+    if (!cli_can_write(b->csv) || !cli_can_write(b->plot)) return CLI_FAILED;
     if ((rc = load_dataset(b, &err)) != WN_OK || (rc = prepare(b, &err)) != WN_OK) {
         fprintf(stderr, "winnow: %s\n", err.text);
         return CLI_FAILED;

@@ -147,6 +147,7 @@ int cmd_collect_env(int argc, char **argv)
     int option = cli_next(&args), major, minor, patch;
 
     if (option == CLI_EXIT) return CLI_OK;
+    if (option == CLI_PLAIN) fprintf(stderr, "winnow: unexpected argument '%.60s'\n", args.value);
     if (option != CLI_END) return CLI_USAGE;
     zmq_version(&major, &minor, &patch);
     printf("winnow           %s (commit %s)\n", WN_VERSION, WN_COMMIT);

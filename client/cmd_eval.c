@@ -103,7 +103,7 @@ static bool take_option(void *ctx, int option, const char *value)
     case O_SWEEP: return add_sweep(e);
     case O_LIMIT: return cli_u32("limit", value, EVAL_QUESTIONS_MAX, &e->limit);
     case O_CONCURRENCY: return cli_count("concurrency", value, CONCURRENCY_MAX, &e->runner.concurrency);
-    case O_MAX: return cli_u32("max-tokens", value, WN_EMITTED_MAX, &e->runner.max_tokens);
+    case O_MAX: return cli_count("max-tokens", value, WN_EMITTED_MAX, &e->runner.max_tokens);
     case O_TIMEOUT: return cli_u32("timeout", value, 86400, &e->runner.timeout_s);
     case O_CSV: e->csv = value; return true;
     case O_PLOT: e->plot = value; return true;
@@ -174,6 +174,7 @@ int cmd_eval(int argc, char **argv)
     e->runner = (struct eval_runner){.concurrency = 8, .max_tokens = 256, .timeout_s = 300};
     if ((code = parse(e, argc, argv)) >= 0) goto out;
     code = CLI_FAILED;
+    if (!cli_can_write(e->csv) || !cli_can_write(e->plot)) goto out;
     if (!eval_set_load(&e->set, e->set_path, e->limit)) goto out;
     if (!(e->runner.w = cli_connect(e->endpoint))) goto out;
     e->runner.set = &e->set;

@@ -114,7 +114,7 @@ static bool take_option(void *ctx, int option, const char *value)
     case O_METHOD: b->report.method = value; return true;
     case O_REQUESTS: return cli_count("requests", value, REQUESTS_MAX, &b->requests);
     case O_CONCURRENCY: return cli_count("concurrency", value, 1024, &b->runner.concurrency);
-    case O_MAX: return cli_u32("max-tokens", value, WN_EMITTED_MAX, &b->runner.max_tokens);
+    case O_MAX: return cli_count("max-tokens", value, WN_EMITTED_MAX, &b->runner.max_tokens);
     case O_SET: b->set_path = value; return true;
     case O_MODEL: b->model = value; return true;
     case O_CSV: b->csv = value; return true;
@@ -324,6 +324,7 @@ int bench_wire(int argc, char **argv)
     if (b->csv && !wire_check_csv(b->csv)) goto out; /* not only when all has been measured */
     b->report.concurrency = b->runner.concurrency;
     b->report.max_tokens = b->runner.max_tokens;
+    if (!cli_can_write(b->csv) || !cli_can_write(b->plot)) goto out;
     if (!(b->out = calloc(b->requests, sizeof(*b->out)))) goto out;
     if (!eval_set_load(&b->set, b->set_path, 0) || !thin_out(b)) goto out;
     if (!(b->runner.w = cli_connect(b->endpoint))) goto out;

@@ -298,6 +298,7 @@ int wn_cmd_check(int argc, char **argv)
     int code = wn_config_start(&c.cfg, argc, argv, usage);
 
     if (code >= 0) return code;
+    if (!wn_role_has_model(&c.cfg)) return 2;
     wn_log_role("check");
     wn_harden(c.cfg.keys[0] != '\0', false);
     set_signals();

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "daemon/fit.h"
+#include "daemon/pruning_ask.h"
 #include "daemon/roles.h"
 #include "daemon/worker.h"
 #include "pruning/prune.h"
@@ -17,17 +18,33 @@ static bool all_fit(const struct wn_plan *plan, const struct wn_memory_limits *m
     return true;
 }
 
+/* Visual tokens of a picture, at most: what the method leaves, or what is kept where no method is named. */
+static wn_status picture_rows(const struct wn_config *cfg, const struct wn_model *model, uint32_t *out,
+                              struct wn_err *err)
+{
+    const struct wn_prune_budget budget = {.keep = cfg->image_keep_tokens, .rate = cfg->image_pruning_rate};
+    const struct wn_prune_method *method;
+    struct wn_prune_ask ask;
+    Wn__Pruning pruning;
+    wn_status rc;
+
+    wn_pruning_complete(&pruning, NULL, cfg);
+    if ((rc = wn_pruning_ask(&pruning, &method, &ask, err)) != WN_OK) return rc;
+    *out = method->all ? wn_prune_count(&budget, model->vision.patches)
+                       : wn_prune_rows_max(method, &ask, model->vision.patches);
+    return WN_OK;
+}
+
 int wn_cmd_plan(int argc, char **argv)
 {
     struct wn_config cfg;
     struct wn_model model;
     struct wn_plan plan;
     struct wn_plan_load load;
-    struct wn_prune_budget budget;
     struct wn_step_limits step = {0};
     struct wn_memory_limits memory;
     struct wn_err err = {0};
-    uint32_t tokens_max = 0;
+    uint32_t tokens_max = 0, rows = 0;
     char id[WN_MODEL_ID_LEN], *json;
     int code = wn_config_start(
         &cfg, argc, argv,
@@ -35,16 +52,17 @@ int wn_cmd_plan(int argc, char **argv)
         "MODEL is a checkpoint folder, or only its config.json");
 
     if (code >= 0) return code;
+    if (!wn_role_has_model(&cfg)) return 2;
     if (wn_worker_model(&cfg, &model, id, &err) != WN_OK || wn_worker_plan(&cfg, &model, &plan, &err) != WN_OK ||
-        wn_fit_step(&step, &tokens_max, &cfg, &model, &err) != WN_OK) {
+        wn_fit_step(&step, &tokens_max, &cfg, &model, &err) != WN_OK ||
+        picture_rows(&cfg, &model, &rows, &err) != WN_OK) {
         fprintf(stderr, "winnow: %s\n", err.text);
         return 1;
     }
     memory = wn_fit_limits(&cfg, &step, tokens_max, cfg.memory);
-    budget = (struct wn_prune_budget){.keep = cfg.image_keep_tokens, .rate = cfg.image_pruning_rate};
     load = (struct wn_plan_load){
         .text_tokens = cfg.prompt_tokens,
-        .image_rows = cfg.images * wn_prune_count(&budget, model.vision.patches),
+        .image_rows = cfg.images * rows,
         .new_tokens = 1,
         .gpus = cfg.link == WN_CONFIG_LINK_NCCL,
         .chunk_tokens = cfg.max_num_batched_tokens,

@@ -181,8 +181,9 @@ int wn_cmd_prune(int argc, char **argv)
                            "--projected, --pruning-seed and --pruning-options do what they do in a request");
     if (code >= 0) goto out;
     code = 2;
-    if (!p->cfg.model[0] || !p->cfg.image[0]) {
-        fprintf(stderr, "winnow: no %s; --help says how to name one\n", p->cfg.image[0] ? "MODEL" : "--image FILE");
+    if (!wn_role_has_model(&p->cfg)) goto out;
+    if (!p->cfg.image[0]) {
+        fprintf(stderr, "winnow: no --image FILE; --help says how to name one\n");
         goto out;
     }
     code = 1;

@@ -6,6 +6,12 @@
 #include <string.h>
 #include <unistd.h>
 
+bool wn_role_has_model(const struct wn_config *cfg)
+{
+    if (!cfg->model[0]) fprintf(stderr, "winnow: no MODEL; --help says how to name one\n");
+    return cfg->model[0] != '\0';
+}
+
 void wn_role_scheduler_address(const struct wn_config *cfg, char *out)
 {
     if (cfg->scheduler_endpoint[0])

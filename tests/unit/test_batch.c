@@ -139,6 +139,8 @@ static void test_bad_lines_are_refused_by_name(void **state)
     refused(HEAD "{" MESSAGES ",\"temperature\":\"hot\"}}", WN_EINVAL, "temperature");
     refused(HEAD "{" MESSAGES ",\"top_p\":1.01}}", WN_EINVAL, "top_p");
     refused(HEAD "{" MESSAGES ",\"stop\":[1]}}", WN_EINVAL, "stop");
+    refused(HEAD "{" MESSAGES ",\"stop\":\"\"}}", WN_EINVAL, "stop: an empty text");
+    refused(HEAD "{" MESSAGES ",\"image_pruning\":{\"keep\":0}}}", WN_EINVAL, "image_pruning.keep is 0");
     refused(HEAD "{" MESSAGES ",\"n\":17}}", WN_EINVAL, "n is no whole number from 0 to 16");
     refused(HEAD "{" MESSAGES ",\"n\":0}}", WN_EINVAL, "n is 0");
     refused(HEAD "{" MESSAGES ",\"stream\":true}}", WN_EUNSUPP, "stream");
