@@ -65,7 +65,8 @@ struct winnow *cli_connect(const char *endpoint_flag);
 /* The whole file, owned by the caller; says on stderr why not. */
 void *cli_read_file(const char *path, size_t max, size_t *bytes);
 
-/* Can it be written? Asked before long work whose figures go there; says on stderr why not. NULL: nothing goes there. */
+/* Can it be written? Asked before long work whose figures go there; says on stderr why not. NULL: nothing
+ * goes there. */
 bool cli_can_write(const char *path);
 
 /* "METHOD", "METHOD:64" (a count), "METHOD:0.5" (a share removed, 0 to 1); says on stderr what is wrong. A share of 0

@@ -11,7 +11,7 @@
 #define STOP_N    WN_STOP_MAX
 
 static const char usage[] = "Usage: winnow ask [--image FILE]... [OPTION]... QUESTION\n"
-                            "Asks one question and prints the answer as it comes. A question of - is read from standard\n"
+                            "Asks one question and prints the answer as it comes. The question - is read from standard "
                             "input.";
 static const struct cli_opt opts[] = {
     {"image", "FILE", "a JPEG, PNG or WebP picture; several are allowed"},

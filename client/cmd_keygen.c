@@ -1,8 +1,8 @@
 /* client/cmd_keygen.c - `winnow keygen`: the key files of a service. Nothing that is there is ever written over.
  *
- * DIR (of mode 0700, if it is new) gets server.key, worker.key, admin.key and client.key (0600; see base/key.h), and `authorized`, the
- * public keys that the server lets in (see daemon/access.h). A node that only runs workers needs worker.key alone, a
- * client its own file alone. */
+ * DIR (of mode 0700, if it is new) gets server.key, worker.key, admin.key and client.key (0600; see base/key.h), and
+ * `authorized`, the public keys that the server lets in (see daemon/access.h). A node that only runs workers needs
+ * worker.key alone, a client its own file alone. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -86,7 +86,7 @@ static void remove_keys(const char *dir)
     }
 }
 
-/* A folder that is there keeps its mode (it may be anybody's home), and will do if nobody else can put files into it. */
+/* A folder that is there keeps its mode (it may be a home), and will do if nobody else can put files into it. */
 static wn_status fill_old(const char *dir, struct wn_err *err)
 {
     char path[PATH_BYTES];
@@ -96,7 +96,8 @@ static wn_status fill_old(const char *dir, struct wn_err *err)
     if (stat(dir, &st) != 0) return wn_fail(err, WN_EIO, "%s: %s", dir, strerror(errno));
     if (!S_ISDIR(st.st_mode)) return wn_fail(err, WN_EIO, "%s: %s", dir, strerror(ENOTDIR));
     if (st.st_uid != geteuid() || (st.st_mode & 022) != 0)
-        return wn_fail(err, WN_EAUTH, "%s: others may write there: name a new folder, or one of yours of mode 0700", dir);
+        return wn_fail(err, WN_EAUTH, "%s: others may write there: name a new folder, or one of yours of mode 0700",
+                       dir);
     for (int i = 0; i < WN_KEY_ROLES; i++) { /* all or nothing */
         snprintf(path, sizeof(path), "%.1024s/%s.key", dir, wn_key_role_name((wn_key_role)i));
         if (access(path, F_OK) == 0) return wn_fail(err, WN_EIO, "%s is there already: nothing was written", path);

@@ -128,7 +128,8 @@ int conn_open(struct winnow *w, const char *endpoint, int timeout_ms)
                                           "has no keys"
                                         : "without a key: name the key file by --key FILE or WINNOW_KEY"));
     } else if (rc != WINNOW_OK && w->refused && !w->greeted) {
-        rc = conn_result(wn_fail(&w->error, WN_EPEER, "no server at %s: what is there does not speak ZeroMQ", endpoint));
+        rc = conn_result(
+            wn_fail(&w->error, WN_EPEER, "no server at %s: what is there does not speak ZeroMQ", endpoint));
     } else if (rc == WINNOW_TIMEOUT || rc == WINNOW_ECONNECT) {
         rc = conn_result(wn_fail(&w->error, WN_EPEER, w->connected ? "the server at %s does not answer"
                                                                    : "no server at %s", endpoint));

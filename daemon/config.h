@@ -139,8 +139,8 @@ WN_NODISCARD wn_status wn_config_parse(struct wn_config *c, int argc, char **arg
  * address that needs keys. Parsing checks it; who changes addresses later checks again. */
 WN_NODISCARD wn_status wn_config_check_reach(const struct wn_config *c, struct wn_err *err);
 
-/* The next variable "WINNOW_...=..." of the environment that is no option of anybody, from place *at (first 0) on; NULL:
- * there is none. */
+/* The next variable "WINNOW_...=..." of the environment that is no option of anybody, from place *at (first 0) on;
+ * NULL: there is none. */
 const char *wn_config_unknown_env(size_t *at);
 
 /* For a role's main: parses, sets the log level, and answers --help (under `usage`, the first lines of it), --version,

@@ -73,7 +73,7 @@ static void addresses(void **state)
     refused("slurm:16", WN_EFORMAT, "no line 'endpoint: tcp://");
 }
 
-/* A listener that greets the next comer with this, or hangs up at once. Returns its port; *child is to be waited for. */
+/* A listener that greets the next comer with this, or hangs up at once. Returns its port; *child is its process. */
 static unsigned other_program(const char *greeting, pid_t *child)
 {
     struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
