@@ -309,6 +309,7 @@ static void deadline(void **state)
     (void)state;
     q.deadline_ms = 1; /* long before its end, wherever that finds it */
     q.temperature = 3;
+    q.ignore_eos = 1;
     assert_int_equal(winnow_submit(conn, &q, &job), WINNOW_OK);
     do {
         assert_int_equal(winnow_next(conn, &ev, 60000), WINNOW_OK);
