@@ -96,18 +96,22 @@ static void add_block(const struct paged *p, uint32_t base, uint32_t first, uint
         uint32_t n = wn_cpu_min(WN_CPU_ROWS, rows - r), last = first + (r + n - 1) / p->group, keys[WN_CPU_ROWS];
         float *s = f + p->s + (size_t)r * BLOCK, *o = f + p->o + r * p->wide;
 
-        for (uint32_t j = 0; j < BLOCK && base + j <= last; j += WN_CPU_COLS)
-            p->isa->tile(n, hd, f + p->q + r * hd, hd, f + p->k + j * hd, s + j, BLOCK, true);
+        for (uint32_t j = 0; j < BLOCK && base + j <= last; j += WN_CPU_COLS) {
+            const float *k = f + p->k + j * hd;
+            p->isa->tile(n, hd, f + p->q + r * hd, hd, k, k, s + j, BLOCK, true);
+        }
         for (uint32_t i = 0; i < n; i++) keys[i] = wn_cpu_min(BLOCK, first + (r + i) / p->group - base + 1);
         p->isa->softmax(n, s, keys, base == 0, f + p->max + r, f + p->sum + r, o, p->wide);
         /* Keys that all rows of the tile see, then each row's own rest: no row is touched by keys after it. */
         for (size_t d = 0; d < p->wide; d += WN_CPU_COLS) {
             const float *v = f + p->v + d * BLOCK;
-            p->isa->tile(n, keys[0], s, BLOCK, v, o + d, p->wide, base == 0);
-            for (uint32_t i = 1; i < n; i++)
+            p->isa->tile(n, keys[0], s, BLOCK, v, v, o + d, p->wide, base == 0);
+            for (uint32_t i = 1; i < n; i++) {
+                const float *rest = v + (size_t)keys[0] * WN_CPU_COLS;
                 if (keys[i] > keys[0])
-                    p->isa->tile(1, keys[i] - keys[0], s + (size_t)i * BLOCK + keys[0], BLOCK,
-                                 v + (size_t)keys[0] * WN_CPU_COLS, o + i * p->wide + d, p->wide, false);
+                    p->isa->tile(1, keys[i] - keys[0], s + (size_t)i * BLOCK + keys[0], BLOCK, rest, rest,
+                                 o + i * p->wide + d, p->wide, false);
+            }
         }
     }
 }
@@ -353,10 +357,12 @@ static void full_rows(const struct full *p, uint32_t image, uint32_t head, uint3
     for (uint32_t r = r0; r < r1; r++)
         p->isa->load(f + p->q + (r - r0) * hd, wn_mat_at(&a->q, first + r, head * hd), a->q.dtype, hd);
     p->isa->scale(f + p->q, a->scale, (r1 - r0) * hd);
-    for (size_t j = 0; j < p->keys; j += WN_CPU_COLS)
+    for (size_t j = 0; j < p->keys; j += WN_CPU_COLS) {
+        const float *k = f + p->k + j * hd;
         for (uint32_t r = 0; r < r1 - r0; r += WN_CPU_ROWS)
-            p->isa->tile(wn_cpu_min(WN_CPU_ROWS, r1 - r0 - r), hd, f + p->q + r * hd, hd, f + p->k + j * hd,
+            p->isa->tile(wn_cpu_min(WN_CPU_ROWS, r1 - r0 - r), hd, f + p->q + r * hd, hd, k, k,
                          f + p->s + r * p->keys + j, p->keys, true);
+    }
     for (uint32_t r = 0; r < r1 - r0; r++) {
         float *s = f + p->s + r * p->keys;
         inverse[r] = 1.0f / p->isa->exp_sum(s, p->isa->max(s, a->tokens), a->tokens, p->keys);
@@ -368,11 +374,12 @@ static void full_rows(const struct full *p, uint32_t image, uint32_t head, uint3
         if (p->mean) p->isa->add_scaled(p->mean + one * a->tokens, s, inverse[r], a->tokens);
     }
     for (uint32_t j = 0; j < a->tokens; j += KEYS)
-        for (size_t d = 0; d < p->wide; d += WN_CPU_COLS)
+        for (size_t d = 0; d < p->wide; d += WN_CPU_COLS) {
+            const float *v = f + p->v + d * p->keys + (size_t)j * WN_CPU_COLS;
             for (uint32_t r = 0; r < r1 - r0; r += WN_CPU_ROWS)
                 p->isa->tile(wn_cpu_min(WN_CPU_ROWS, r1 - r0 - r), wn_cpu_min(KEYS, a->tokens - j),
-                             f + p->s + r * p->keys + j, p->keys, f + p->v + d * p->keys + (size_t)j * WN_CPU_COLS,
-                             f + p->o + r * p->wide + d, p->wide, j == 0);
+                             f + p->s + r * p->keys + j, p->keys, v, v, f + p->o + r * p->wide + d, p->wide, j == 0);
+        }
     for (uint32_t r = 0; r < r1 - r0; r++) {
         p->isa->scale(f + p->o + r * p->wide, inverse[r], hd);
         p->isa->store(wn_mat_at(&a->out, first + r0 + r, head * hd), a->out.dtype, f + p->o + r * p->wide, hd);

@@ -33,10 +33,12 @@ struct wn_cpu_block {
 struct wn_cpu_isa {
     const char *name;
     bool (*available)(void);
-    /* c[m, 16] (+)= a[m, k] * b[k, 16], m <= 6, b dense; `first` starts the chains at zero. lda, ldc in elements. */
-    void (*tile)(uint32_t m, size_t k, const float *a, size_t lda, const float *b, float *c, size_t ldc, bool first);
-    void (*tile_bf16)(uint32_t m, size_t k, const float *a, size_t lda, const wn_bf16 *b, float *c, size_t ldc,
-                      bool first);
+    /* c[m, 16] (+)= a[m, k] * b[k, 16], m <= 6, b dense; `first` starts the chains at zero. lda, ldc in elements.
+     * ahead: what is read after b, as much of it, asked for at the pace at which b is read; b itself if nothing is. */
+    void (*tile)(uint32_t m, size_t k, const float *a, size_t lda, const float *b, const void *ahead, float *c,
+                 size_t ldc, bool first);
+    void (*tile_bf16)(uint32_t m, size_t k, const float *a, size_t lda, const wn_bf16 *b, const void *ahead, float *c,
+                      size_t ldc, bool first);
     /* k rows of 16 as a bfloat16 panel, in the order of WN_CPU_BF16_AT */
     void (*pack_bf16)(wn_bf16 *out, const float *in, size_t k);
     void (*unpack)(float *out, const void *panel, wn_dtype type, size_t k); /* k rows of 16 of a panel */

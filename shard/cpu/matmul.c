@@ -19,7 +19,6 @@
 #define SMALL_MACS 300000u     /* less work than this is not worth waking threads for */
 #define SMALL_COPY 32768u      /* floats of x that each thread copies for itself, into its own cache */
 #define TOGETHER   4u          /* products of the same x in one call */
-#define LINE       64u         /* bytes */
 
 struct mm {
     const struct wn_cpu_isa *isa;
@@ -90,21 +89,18 @@ static const char *panel_at(const struct mm *p, uint32_t j, uint32_t k)
 }
 
 /* One block of a panel, n columns of K, times rows [m0, m1). Weights stream through the cache once a step, so that the
- * ones that are read next are asked for meanwhile, a share with each tile. */
+ * block that is read next is asked for meanwhile, by the first tile. */
 static void sweep(const struct mm *p, const char *panel, const char *next, uint32_t n, const float *x, uint32_t m0,
                   uint32_t m1, float *c, bool first)
 {
-    const wn_dtype type = p->a->w->dtype;
-    const size_t bytes = n * WN_CPU_COLS * wn_dtype_bytes(type);
-    size_t asked = 0;
+    const char *ahead = next ? next : panel;
 
-    for (uint32_t r = m0, rows; r < m1; r += rows, x += rows * p->x_ld, c += rows * WN_CPU_COLS) {
+    for (uint32_t r = m0, rows; r < m1; r += rows, x += rows * p->x_ld, c += rows * WN_CPU_COLS, ahead = panel) {
         rows = div_up(m1 - r, div_up(m1 - r, WN_CPU_ROWS)); /* 8 are 4 + 4: faster than 6 + 2 */
-        for (; next && asked < bytes * (r + rows - m0) / (m1 - m0); asked += LINE) __builtin_prefetch(next + asked);
-        if (type == WN_F32)
-            p->isa->tile(rows, n, x, p->x_ld, (const float *)(const void *)panel, c, WN_CPU_COLS, first);
+        if (p->a->w->dtype == WN_F32)
+            p->isa->tile(rows, n, x, p->x_ld, (const float *)(const void *)panel, ahead, c, WN_CPU_COLS, first);
         else
-            p->isa->tile_bf16(rows, n, x, p->x_ld, (const wn_bf16 *)(const void *)panel, c, WN_CPU_COLS, first);
+            p->isa->tile_bf16(rows, n, x, p->x_ld, (const wn_bf16 *)(const void *)panel, ahead, c, WN_CPU_COLS, first);
     }
 }
 
@@ -122,7 +118,7 @@ static void slice_sums(const struct mm *p, uint32_t slice, uint32_t p0, uint32_t
                 const char *after = next;
                 if (j + 1 < p1) after = panel_at(p, j + 1, k0);
                 else if (b + 1 < p->blocks_per_slice) after = panel_at(p, p0, k0 + n);
-                if (m1 < r1 || p->m <= FEW_ROWS) after = NULL; /* the strip again; or tiles ask for themselves */
+                if (m1 < r1) after = NULL; /* the strip again */
                 sweep(p, panel_at(p, j, k0), after, n, x + (size_t)m0 * p->x_ld, m0, m1,
                       sums + ((size_t)(j - p0) * p->rows + m0 - r0) * WN_CPU_COLS, b == 0);
             }
@@ -182,7 +178,7 @@ static size_t lay_x(struct mm *p, const struct wn_matmul *a)
     p->levels = 1 + (uint32_t)__builtin_ctz(a->slices);
     if (p->m <= FEW_ROWS) {
         p->rows = p->m;
-        p->kc = p->slice_len;
+        p->kc = KC;
         p->x_ld = a->x.dtype == WN_F32 ? a->x.stride : k;
         floats = a->x.dtype == WN_F32 ? 0 : (size_t)p->m * k;
     } else {
