@@ -72,18 +72,34 @@ static struct op *list_take(struct list *l)
 
 /* ---- opening ---- */
 
-/* The lock is the open file's: it goes with the process, however that ends. */
+static bool same_file(int a, int b)
+{
+    struct stat of_a, of_b;
+
+    return a >= 0 && b >= 0 && fstat(a, &of_a) == 0 && fstat(b, &of_b) == 0 && of_a.st_dev == of_b.st_dev &&
+           of_a.st_ino == of_b.st_ino;
+}
+
+/* The lock is the open file's: it goes with the process, however that ends. Taken again after a failure: DIR may be on
+ * another disk by then, or be the empty folder below one that is gone; no journal is made there. */
 static wn_status take_lock(struct wn_journal *j, struct wn_err *err)
 {
+    const int make = j->lock_fd < 0 ? O_CREAT : 0;
     char path[WN_PATH_LEN + 16], text[320] = "", host[256] = "";
     ssize_t n;
+    int fd;
 
     snprintf(path, sizeof(path), "%s/lock", j->dir);
-    j->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    if (j->lock_fd < 0) return wn_fail(err, WN_EIO, "journal %s: open lock: %s", j->dir, strerror(errno));
-    if (flock(j->lock_fd, LOCK_EX | LOCK_NB) != 0) {
+    fd = open(path, O_RDWR | make | O_CLOEXEC, 0600);
+    if (fd < 0) return wn_fail(err, WN_EIO, "journal %s: open lock: %s", j->dir, strerror(errno));
+    if (same_file(fd, j->lock_fd)) {
+        close(fd);
+        return WN_OK;
+    }
+    if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
         const int why = errno;
-        n = pread(j->lock_fd, text, sizeof(text) - 1, 0);
+        n = pread(fd, text, sizeof(text) - 1, 0);
+        close(fd);
         text[n > 0 ? n : 0] = '\0';
         text[strcspn(text, "\n")] = '\0';
         if (why != EWOULDBLOCK) return wn_fail(err, WN_EIO, "journal %s: lock: %s", j->dir, strerror(why));
@@ -91,7 +107,9 @@ static wn_status take_lock(struct wn_journal *j, struct wn_err *err)
     }
     gethostname(host, sizeof(host) - 1);
     snprintf(text, sizeof(text), "%ld on %s\n", (long)getpid(), host);
-    if (ftruncate(j->lock_fd, 0) != 0 || pwrite(j->lock_fd, text, strlen(text), 0) < 0)
+    if (j->lock_fd >= 0) close(j->lock_fd);
+    j->lock_fd = fd;
+    if (ftruncate(fd, 0) != 0 || pwrite(fd, text, strlen(text), 0) < 0)
         wn_warn("journal", "%s/lock: %s", j->dir, strerror(errno)); /* only who asks for the holder would miss it */
     return WN_OK;
 }
@@ -117,7 +135,7 @@ wn_status wn_journal_open(struct wn_journal **out, const char *dir, struct wn_er
         rc = wn_fail(err, WN_EIO, "journal: eventfd: %s", strerror(errno));
         goto out;
     }
-    if ((rc = wn_journal_db_open(&j->db, dir, err)) != WN_OK) goto out;
+    if ((rc = wn_journal_db_open(&j->db, dir, true, err)) != WN_OK) goto out;
     wn_journal_db_sweep(j->db);
     *out = j;
     j = NULL;
@@ -160,7 +178,7 @@ static void commit(struct wn_journal *j, struct op *first)
 {
     struct wn_err err = {0};
 
-    if (!j->db && wn_journal_db_open(&j->db, j->dir, &err) != WN_OK) {
+    if (!j->db && (take_lock(j, &err) != WN_OK || wn_journal_db_open(&j->db, j->dir, false, &err) != WN_OK)) {
         fail_all(first, &err);
         return;
     }

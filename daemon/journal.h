@@ -8,7 +8,8 @@
  * The database is in WAL mode with synchronous=FULL: after wn_journal_take() says WN_OK, the operation survives a power
  * cut. Locking is exclusive, so that no shared memory is needed and DIR may be on a network file system with locks;
  * DIR/lock keeps a second scheduler out. An operation that failed has left no trace, with one exception: a failed sync
- * may be followed by a power cut that keeps what was written; then a job that was refused is there after all.
+ * may be followed by a power cut that keeps what was written; then a job that was refused is there after all. After a
+ * failure all is opened anew by its name, the lock too: DIR may be mounted again meanwhile, from another disk.
  * A final state is written once: later ones for the same job change nothing.
  *
  * Owns:    DIR's lock, the database, the thread; queued operations with copies of all they need.

@@ -1,10 +1,13 @@
 /* daemon/journal_db.c - see journal_db.h. */
 #include "daemon/journal_db.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <sqlite3.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/log.h"
 #include "daemon/config.h"
@@ -78,6 +81,20 @@ struct wn_journal_db {
     size_t loose_n, loose_room;
 };
 
+/* Of a failed commit SQLite does not keep the system's reason: it is asked again, with a file of our own. */
+static int why_unwritable(const struct wn_journal_db *db)
+{
+    char path[sizeof(db->path) + 8];
+    int fd, why = 0;
+
+    snprintf(path, sizeof(path), "%s.try", db->path);
+    fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0 || write(fd, "x", 1) != 1 || fsync(fd) != 0) why = errno;
+    if (fd >= 0) close(fd);
+    unlink(path);
+    return why;
+}
+
 static wn_status fail(struct wn_journal_db *db, struct wn_err *err)
 {
     const int code = sqlite3_errcode(db->sql), system = sqlite3_system_errno(db->sql);
@@ -85,9 +102,11 @@ static wn_status fail(struct wn_journal_db *db, struct wn_err *err)
     const wn_status status = (code & 0xff) == SQLITE_NOMEM    ? WN_ENOMEM
                              : (code & 0xff) == SQLITE_NOTADB ? WN_EFORMAT
                                                               : WN_EIO;
+    const bool disk = (code & 0xff) == SQLITE_IOERR || (code & 0xff) == SQLITE_FULL || (code & 0xff) == SQLITE_READONLY;
+    const int why = errno_says ? system : disk ? why_unwritable(db) : 0;
 
-    return wn_fail(err, status, "journal %s: %s%s%s", db->path, sqlite3_errmsg(db->sql), errno_says ? ": " : "",
-                   errno_says ? strerror(system) : "");
+    return wn_fail(err, status, "journal %s: %s%s%s", db->path, sqlite3_errmsg(db->sql), why ? ": " : "",
+                   why ? strerror(why) : "");
 }
 
 static wn_status run(struct wn_journal_db *db, const char *text, struct wn_err *err)
@@ -147,16 +166,16 @@ static wn_status migrate(struct wn_journal_db *db, struct wn_err *err)
     return WN_OK;
 }
 
-wn_status wn_journal_db_open(struct wn_journal_db **out, const char *dir, struct wn_err *err)
+wn_status wn_journal_db_open(struct wn_journal_db **out, const char *dir, bool make, struct wn_err *err)
 {
+    const int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX | (make ? SQLITE_OPEN_CREATE : 0);
     struct wn_journal_db *db = calloc(1, sizeof(*db));
     wn_status rc = WN_OK;
 
     if (!db) return wn_fail(err, WN_ENOMEM, "journal");
     snprintf(db->path, sizeof(db->path), "%.1023s/journal.db", dir);
     snprintf(db->blobs_path, sizeof(db->blobs_path), "%.1023s/blobs", dir);
-    if (sqlite3_open_v2(db->path, &db->sql, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, NULL) !=
-        SQLITE_OK) {
+    if (sqlite3_open_v2(db->path, &db->sql, flags, NULL) != SQLITE_OK) {
         rc = db->sql ? fail(db, err) : wn_fail(err, WN_ENOMEM, "journal");
         goto out;
     }

@@ -9,7 +9,8 @@
 
 struct wn_journal_db;
 
-WN_NODISCARD wn_status wn_journal_db_open(struct wn_journal_db **out, const char *dir, struct wn_err *err);
+/* make: where there is none; else only what is there already is opened. */
+WN_NODISCARD wn_status wn_journal_db_open(struct wn_journal_db **out, const char *dir, bool make, struct wn_err *err);
 void wn_journal_db_close(struct wn_journal_db *db); /* NULL is fine */
 WN_NODISCARD wn_status wn_journal_db_load(struct wn_journal_db *db, wn_journal_fn fn, void *arg, struct wn_err *err);
 void wn_journal_db_sweep(struct wn_journal_db *db);

@@ -189,7 +189,8 @@ static bool drained(const struct wn_scheduler *s)
 /* What could not be finished in time. With a journal it is left to the next scheduler. */
 static void end_rest(struct wn_scheduler *s)
 {
-    for (struct wn_job *job = s->list[WN_LIST_RUNNING].first; job && s->journal; job = job->next) {
+    for (struct wn_job *job = s->marked[WN_MARK_DIRTY], *next; job && s->journal; job = next) {
+        next = job->mark[WN_MARK_DIRTY].next;
         job->recording = false; /* nobody waits for that outcome any more */
         wn_sched_record(s, job);
     }

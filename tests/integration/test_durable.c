@@ -195,6 +195,28 @@ static void empty_disk(void)
     assert_int_equal(unlink(disk.ballast), 0);
 }
 
+/* The disk has failed, and its file system lets nobody write any more, who has files open neither. */
+static void abort_disk(const struct bed *b)
+{
+    char command[400];
+
+    snprintf(command, sizeof(command), "mount -o remount,abort %s", b->cfg.journal);
+    assert_int_equal(system(command), 0);
+    snprintf(disk.ballast, sizeof(disk.ballast), "%s", b->cfg.journal);
+    disk.says = "Read-only file system";
+}
+
+/* What could be read of it is put on another disk. Nothing is made in the empty folder meanwhile. */
+static void replace_disk(void)
+{
+    char command[800];
+
+    snprintf(command, sizeof(command), "umount -l %s && sleep 0.7 && test -z \"$(ls %s)\" && cp %s.disk %s.other && "
+             "mount -o loop %s.other %s", disk.ballast, disk.ballast, disk.ballast, disk.ballast, disk.ballast,
+             disk.ballast);
+    assert_int_equal(system(command), 0);
+}
+
 /* New jobs are refused by name, the running one is finished, and when there is room again, all of it is on record. */
 static void disk_fills_up(struct bed *bed, void (*fill)(const struct bed *b), void (*make_room)(void))
 {
@@ -233,7 +255,6 @@ static void disk_fills_up(struct bed *bed, void (*fill)(const struct bed *b), vo
         if (!accepted) usleep(100000);
     }
     assert_true(accepted);
-    usleep(1500000); /* the next turn of what could not be recorded */
     end_close(&client);
     end_close(&leader);
     again(bed);
@@ -319,6 +340,21 @@ static void full_file_system(void **state)
     assert_int_equal(umount2(b.cfg.journal, MNT_DETACH), 0);
 }
 
+static void read_only_file_system(void **state)
+{
+    struct bed b;
+    char command[800];
+
+    (void)state;
+    bed_journal(&b);
+    snprintf(command, sizeof(command), "mkdir %s && truncate -s 16M %s.disk && mkfs.ext4 -q -F %s.disk && "
+             "mount -o loop %s.disk %s 2>&1", b.cfg.journal, b.cfg.journal, b.cfg.journal, b.cfg.journal,
+             b.cfg.journal);
+    if (system(command) != 0) skip(); /* no such mounts here */
+    disk_fills_up(&b, abort_disk, replace_disk);
+    assert_int_equal(umount2(b.cfg.journal, MNT_DETACH), 0);
+}
+
 /* Images cannot be written any more, as on a file system that turned read-only: jobs with images are refused by name,
  * the others are not. */
 static void read_only(void **state)
@@ -390,6 +426,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(no_file_grows),
         cmocka_unit_test(acknowledged_while_full),
         cmocka_unit_test(full_file_system),
+        cmocka_unit_test(read_only_file_system),
         cmocka_unit_test(read_only),
         cmocka_unit_test(torn_image),
     };
