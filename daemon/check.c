@@ -30,7 +30,8 @@ struct stream {
     int status;
     char line[WN_PROBE_LINE_MAX + 128];
     size_t n;
-    char said[SAID_LEN]; /* the last line that is none of a probe: why it failed, perhaps */
+    char said[SAID_LEN]; /* the first line with an error that is none of a probe, else the last one: why it failed */
+    bool error;
 };
 
 /* What this process measures itself, in a thread: the way of a client. It also tells the scheduler's probe whose
@@ -69,7 +70,8 @@ static void take_line(struct wn_check *c, struct stream *s)
         json_decref(line);
     } else if (wn_log_max >= WN_LOG_DEBUG) {
         fprintf(stderr, "%s\n", s->line);
-    } else if (strpbrk(s->line, "abcdefghijklmnopqrstuvwxyz")) { /* no ruler, no empty line */
+    } else if (!s->error && strpbrk(s->line, "abcdefghijklmnopqrstuvwxyz")) { /* no ruler, no empty line */
+        s->error = strstr(s->line, "error: ") != NULL;
         snprintf(s->said, sizeof(s->said), "%s", s->line);
     }
 }
@@ -163,11 +165,11 @@ static void judge_parts(struct wn_check *c, const struct stream *streams)
         const struct stream *s = &streams[i];
         const char *host = p->nodes && p->ranks == 1 ? p->nodes[0] : "";
         if (s->pid)
-            wn_check_wrong(c, host, p->name, "%s did not end within %lld s", p->name, TOTAL_US / 1000000);
+            wn_check_wrong(c, host, p->name, "did not end within %lld s", TOTAL_US / 1000000);
         else if (WIFSIGNALED(s->status))
-            wn_check_wrong(c, host, p->name, "%s was ended by signal %d", p->name, WTERMSIG(s->status));
+            wn_check_wrong(c, host, p->name, "was ended by signal %d", WTERMSIG(s->status));
         else if (WEXITSTATUS(s->status))
-            wn_check_wrong(c, host, p->name, "%s ended with exit code %d%s%s", p->name, WEXITSTATUS(s->status),
+            wn_check_wrong(c, host, p->name, "ended with exit code %d%s%s", WEXITSTATUS(s->status),
                            s->said[0] ? ": " : "", s->said);
     }
 }

@@ -59,8 +59,8 @@ static void judge_silence(struct wn_check *c)
         const struct wn_crew_part *p = &c->crew.parts[i];
         for (unsigned r = 0; r < p->ranks; r++) {
             if (wn_check_find(c, "host", p->name, r)) continue;
-            wn_check_wrong(c, p->nodes ? p->nodes[r] : "this host", p->name, "%s%s said nothing", p->name,
-                           p->ranks > 1 ? ": one of its ranks" : "");
+            wn_check_wrong(c, p->nodes ? p->nodes[r] : "this host", p->name, "%ssaid nothing",
+                           p->ranks > 1 ? "one of its ranks " : "");
         }
     }
 }

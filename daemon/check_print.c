@@ -231,8 +231,8 @@ void wn_check_print(const struct wn_check *c, FILE *f)
         const char *host = wn_check_text(line, "host"), *name = wn_check_text(line, "name");
         if (!wn_check_is(line, "wrong")) continue;
         if (!wrong++) fprintf(f, "wrong:\n");
-        fprintf(f, "  %s%s%s%s%s%s\n", host, name[0] ? " (" : "", name, name[0] ? ")" : "",
-                host[0] || name[0] ? ": " : "", wn_check_text(line, "text"));
+        fprintf(f, host[0] && name[0] ? "  %s (%s)" : "  %s%s", host, name);
+        fprintf(f, "%s%s\n", host[0] || name[0] ? ": " : "", wn_check_text(line, "text"));
     }
     if (!wrong) fprintf(f, "nothing is wrong\n");
 }

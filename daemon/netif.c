@@ -7,8 +7,10 @@
 #include <net/if.h>
 #include <netdb.h>
 #include <netinet/in.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -79,4 +81,16 @@ wn_status wn_netif_choose(struct wn_netif *out, const char *name, const char *ho
     if (rc != WN_OK && name[0]) wn_fail(err, rc, "this host has no interface %s with an IPv4 address", name);
     if (rc != WN_OK && !name[0]) wn_fail(err, rc, "no interface of this host has the address that leads to %s", host);
     return rc;
+}
+
+uint32_t wn_netif_mtu(const char *name)
+{
+    const int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    struct ifreq r = {0};
+    bool known;
+
+    snprintf(r.ifr_name, sizeof(r.ifr_name), "%s", name);
+    known = fd >= 0 && ioctl(fd, SIOCGIFMTU, &r) == 0 && r.ifr_mtu > 0;
+    if (fd >= 0) close(fd);
+    return known ? (uint32_t)r.ifr_mtu : 0;
 }

@@ -6,6 +6,8 @@
 #ifndef WN_DAEMON_NETIF_H
 #define WN_DAEMON_NETIF_H
 
+#include <stdint.h>
+
 #include "base/status.h"
 
 #define WN_NETIF_NAME_LEN    16
@@ -18,6 +20,9 @@ struct wn_netif {
 
 /* name "": the interface towards `host` (a name or an address; nothing is sent). */
 WN_NODISCARD wn_status wn_netif_choose(struct wn_netif *out, const char *name, const char *host, struct wn_err *err);
+
+/* The largest packet that this host's interface sends; 0: not known. */
+uint32_t wn_netif_mtu(const char *name);
 
 /* The address of a host as numbers. */
 WN_NODISCARD wn_status wn_netif_resolve(char out[WN_NETIF_ADDRESS_LEN], const char *host, struct wn_err *err);

@@ -50,6 +50,17 @@ void wn_probe_wrong(struct wn_probe *p, const char *fmt, ...)
     wn_probe_say(p, "wrong", json_pack("{s:s}", "text", text));
 }
 
+void wn_probe_blame_size(const struct wn_probe *p, size_t bytes, struct wn_err *err)
+{
+    const uint32_t mtu = p->net.name[0] ? wn_netif_mtu(p->net.name) : 0;
+    const size_t n = strlen(err->text);
+
+    if (mtu)
+        snprintf(err->text + n, sizeof(err->text) - n,
+                 "; small messages come and %zu bytes do not: does the network carry packets of %u bytes, the MTU of %s?",
+                 bytes, mtu, p->net.name);
+}
+
 /* ---- what this process is ---- */
 
 static uint32_t env_u32(const char *name, uint32_t otherwise)

@@ -46,6 +46,9 @@ struct wn_probe {
 void wn_probe_say(const struct wn_probe *p, const char *kind, json_t *body);
 void wn_probe_wrong(struct wn_probe *p, const char *fmt, ...) WN_PRINTF(2, 3);
 
+/* To an error of a message of so many bytes that did not come, where small ones did: what it may be. */
+void wn_probe_blame_size(const struct wn_probe *p, size_t bytes, struct wn_err *err);
+
 /* ---- messages (probe_net.c) ---- */
 
 typedef enum wn_probe_word {

@@ -149,7 +149,8 @@ wn_status wn_probe_stream(const struct wn_probe *p, struct wn_endpoint *ep, size
     }
     *sent = (uint64_t)n * bytes;
     *bytes_per_s = (double)*sent * 1e6 / (double)(us ? us : 1);
-    if (rc != WN_OK) wn_fail(err, rc, "%s does not take %zu bytes", wn_endpoint_address(ep), bytes);
+    if (rc != WN_OK) wn_fail(err, rc, "%s does not answer", wn_endpoint_address(ep));
+    if (rc == WN_ETIME) wn_probe_blame_size(p, bytes, err);
     /* ZeroMQ may still hold a message that was never answered: its memory stays */
     if (rc == WN_OK) free(payload);
     return rc;

@@ -26,6 +26,7 @@ struct bench {
     char (*hosts)[WN_PROBE_HOST_LEN]; /* [size] */
     char *memory;                     /* [BYTES_MAX at most] */
     size_t row_bytes, chunk_rows;     /* of float32 hidden values */
+    size_t at_bytes;                  /* the message that is measured, when smaller ones have come; 0: the first one */
     uint32_t stage, tensor;
     struct wn_comm all, stage_ranks;
 };
@@ -121,6 +122,7 @@ static wn_status allreduces(struct bench *b)
     for (int i = 0; i < 3 && rc == WN_OK; i++) {
         double us = 0;
         if (i > 0 && rows[i] == rows[i - 1]) continue;
+        b->at_bytes = i > 0 ? rows[i] * b->row_bytes : 0;
         if ((rc = time_reduce(b, rows[i], &us, &sent, &before)) != WN_OK) break;
         bytes = rows[i] * b->row_bytes;
         json_array_append_new(sizes, json_pack("{s:I, s:f, s:f}", "bytes", (json_int_t)bytes, "us", us, "bytes_per_s",
@@ -198,6 +200,7 @@ static wn_status measure_pair(struct bench *b, const struct pair *pr)
     uint32_t reps = 1;
     wn_status rc = ping_pong(b, pr, &latency_us);
 
+    if (rc == WN_OK) b->at_bytes = pr->chunk;
     if (rc == WN_OK) rc = chunks(b, pr, 1, &us);
     reps = repetitions(us);
     if (rc == WN_OK)
@@ -223,6 +226,7 @@ static wn_status boundaries(struct bench *b)
     wn_status rc = WN_OK;
 
     for (uint32_t s = 0; s + 1 < plan->stages && rc == WN_OK; s++) {
+        b->at_bytes = 0;
         if ((rc = wn_coll_barrier(b->link, &b->all, soon())) != WN_OK) break;
         if (b->stage != s && b->stage != s + 1) continue;
         pr.sender = b->stage == s;
@@ -287,6 +291,7 @@ wn_status wn_probe_ranks(struct wn_probe *p, struct wn_err *err)
     if (b->stage_ranks.n > 1) rc = allreduces(b);
     if (rc == WN_OK) rc = boundaries(b);
     if (rc != WN_OK) wn_fail(err, rc, "%s", wn_link_error(b->link)->text);
+    if (rc == WN_ETIME && b->at_bytes) wn_probe_blame_size(p, b->at_bytes, err);
 out:
     if (rc == WN_OK) wn_link_close(b->link); /* a broken one cannot be left in order */
     if (rc == WN_OK || !b->link) {

@@ -143,7 +143,8 @@ static wn_status make_layout(struct wn_slurm *s, const struct wn_config *cfg, ui
     wn_status rc;
 
     if (strcmp(cfg->layout, "auto") == 0) return wn_layout_auto(&s->layout, &ask, (uint32_t)s->nodes.n, err);
-    if ((rc = wn_file_read(&text, &n, cfg->layout, WN_LAYOUT_FILE_MAX, err)) != WN_OK) return rc;
+    if ((rc = wn_file_read(&text, &n, cfg->layout, WN_LAYOUT_FILE_MAX, err)) != WN_OK)
+        return wn_err_prefix(err, "--layout");
     rc = strlen(text) == n ? wn_layout_parse(&s->layout, &ask, &s->nodes, cfg->layout, text, err)
                            : wn_fail(err, WN_EFORMAT, "%s: not a text file", cfg->layout);
     free(text);

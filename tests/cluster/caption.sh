@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # tests/cluster/caption.sh DIR BIN [PICTURES [long]] - the shipped array of jobs that captions a folder, on three hosts
 # under a real Slurm: a task that is cancelled in its middle and queued again goes on, and every picture has been
-# answered exactly once. long: another task is told that its time is nearly over, and queues itself again.
+# answered exactly once; a task that is submitted again by itself has nothing to do. long: another task is told that its
+# time is nearly over, and queues itself again.
 set -uo pipefail
 dir=$(readlink -m "$1") n=${3:-40} long=${4:-}
 . tests/cluster/lib.sh
 fresh "$2"
 mkdir "$dir/pictures"
 for f in $(find tests/eval/images -name '*.jpg' | sort | head -n "$n"); do cp "$f" "$dir/pictures/" || fail "pictures"; done
-mv "$dir/pictures/000.jpg" "$dir/pictures/a \"quoted\" \\ name.jpg"
+mv "$dir/pictures/000.jpg" "$dir/a.jpg" && ln -s "$dir/a.jpg" "$dir/pictures/a \"quoted\" \\ name.jpg"
+cp "$dir/a.jpg" "$dir/pictures/"$'a name of\ntwo lines.jpg' # cannot be told from two names: left out
 $cluster up "$dir/box" --hosts 3 --share "$dir" || exit $?
 
 array=$(QUESTION='How many "things" are there?' on head sbatch --parsable --array=0-1 -o "$dir/captions-%a.log" \
@@ -29,6 +31,12 @@ wait_for 240 "end of both tasks" complete
 
 [ "$(of_job "${array}_0" Restarts)" = 1 ] || show "task 0 was not queued again"
 [ -z "$long" ] || [ "$(of_job "${array}_1" Restarts)" = 1 ] || show "task 1 did not queue itself again"
+again=$(on head sbatch --parsable --array=1 -o "$dir/again.log" scripts/slurm/caption-folder.sbatch "$PWD/$model" \
+    "$dir/pictures" "$dir/out" -pp 2) || fail "sbatch"
+wait_for 60 "end of the task by itself" in_state "${again}_1" COMPLETED
+on head env SLURM_JOB_ID=1 SLURM_ARRAY_TASK_COUNT=3 bash scripts/slurm/caption-folder.sbatch "$model" "$dir/pictures" "$dir/out" \
+    >"$dir/more.log" 2>&1
+[ $? -eq 2 ] && grep -q 'was begun by 2 tasks' "$dir/more.log" || { cat "$dir/more.log"; show "more tasks than at first"; }
 ids() { sed -E 's/.*"custom_id": ?"(([^"\\]|\\.)*)".*/\1/' "$@" | sort; }
 [ "$(cat "$dir"/out/*.jsonl | wc -l)" = "$n" ] && [ "$(ids "$dir"/out/*.jsonl | uniq | wc -l)" = "$n" ] ||
     show "not every picture exactly once"

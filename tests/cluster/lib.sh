@@ -2,6 +2,7 @@
 cluster=scripts/cluster/cluster.sh
 model=models/tiny-llava
 questions=tests/eval/questions.jsonl
+asked=()
 export HOME=$dir/home
 
 fail() { echo "FAILED: $*"; [ ! -e "$dir/service.log" ] || tail -30 "$dir/service.log"; exit 1; }
@@ -22,9 +23,9 @@ wait_for() { # SECONDS WHAT COMMAND...
     done
 }
 
-# A service of the shipped batch file, ready: $job is its number.
+# A service of the shipped batch file, ready: $job is its number; asked=(...): more for sbatch.
 serve() { # OPTION...
-    job=$(on head sbatch --parsable -o "$dir/service.log" scripts/slurm/serve.sbatch "$PWD/$model" --lease-ms 30000 "$@") ||
+    job=$(on head sbatch --parsable "${asked[@]}" -o "$dir/service.log" scripts/slurm/serve.sbatch "$PWD/$model" --lease-ms 30000 "$@") ||
         fail "sbatch"
     ready_or_gone() { [ -e "$HOME/.winnow/slurm/$job" ] || grep -qs 'before the service was ready' "$dir/service.log"; }
     wait_for 180 "service of job $job" ready_or_gone

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# tests/cluster/nodes.sh DIR BIN - which nodes of a Slurm job a service uses. A job of one node, whose own name is loopback
+# there (as Debian sets it up), is reached from outside all the same. A layout file decides, and a wrong one is refused. A
+# node that is lost in the middle of a batch: the service notices within the lease, and once Slurm has given the node up
+# it runs on another one, and every request has been finished exactly once.
+set -uo pipefail
+dir=$(readlink -m "$1") n=${3:-60}
+. tests/cluster/lib.sh
+fresh "$2"
+$cluster up "$dir/box" --hosts 4 --share "$dir" || exit $?
+
+ask() {
+    local image text
+    IFS=$'\t' read -r image text < <(question 1)
+    winnow ask --endpoint "slurm:$job" --image "tests/eval/$image" "$text" || fail "no answer"
+}
+drained() {
+    winnow drain --wait --endpoint "slurm:$job" --key "$HOME/.winnow/keys/admin.key" || fail "drain"
+    wait_for 60 "end of job $job" in_state "$job" COMPLETED
+}
+places() { sed -n 's/^winnow:   //p' "$dir/service.log" | xargs; }
+
+sed 's/^10\.213.* n1$/127.0.1.1 n1/' "$dir/box/etc/hosts" >"$dir/hosts"
+on n1 mount --bind "$dir/hosts" /etc/hosts || fail "hosts"
+asked=(--nodes=1 --nodelist=n1)
+serve
+grep -q '^endpoint: tcp://10\.213\.' "$HOME/.winnow/slurm/$job" || fail "an address that only n1 can reach"
+answer=$(ask)
+drained
+on n1 umount /etc/hosts
+
+printf 'vision: n3\nreplica: n2 %%0 # backwards\n' >"$dir/layout"
+asked=(--nodelist=n[1-3] --open-mode=truncate)
+serve -pp 2 --layout "$dir/layout"
+[ "$(places)" = "vision: n3 replica: n2 n1" ] || fail "the layout"
+[ "$(ask)" = "$answer" ] || fail "the layout changes an answer"
+drained
+printf 'vision: n3\nreplica: n2 n4\n' >"$dir/layout"
+job=$(on head sbatch --parsable "${asked[@]}" -o "$dir/service.log" scripts/slurm/serve.sbatch "$PWD/$model" -pp 2 \
+    --layout "$dir/layout") || fail "sbatch"
+wait_for 60 "end of job $job" in_state "$job" FAILED
+grep -q "layout:2: the allocation of 3 nodes has no node 'n4'" "$dir/service.log" || fail "what is wrong with the layout"
+
+serve -pp 2 --lease-ms 3000 --log-level info
+batch_of "$n" >"$dir/in.jsonl"
+winnow run-batch --endpoint "slurm:$job" --concurrency 4 -i "$dir/in.jsonl" -o "$dir/out.jsonl" 2>"$dir/batch.log" &
+batch=$!
+wait_for 120 "first answers" lines_of "$dir/out.jsonl" 5
+$cluster off "$dir/box" n3
+lines_of "$dir/out.jsonl" "$n" && fail "the batch was too short for a node to be lost in its middle"
+wait_for 20 "word about the lost node" grep -q 'nothing heard from rank 1 for 3000 ms' "$dir/service.log"
+on head scontrol update nodename=n3 state=down reason=lost || fail "scontrol" # as Slurm does after SlurmdTimeout
+on head scontrol update jobid="$job" reqnodelist= || fail "the job wants n3 again" # that was this test's wish
+wait $batch || { cat "$dir/batch.log"; fail "the batch"; }
+[ "$(of_job "$job" Restarts)" = 1 ] || fail "no restart"
+[ "$(places)" = "vision: n1 replica: n2 n4" ] || fail "not on other nodes: $(places)"
+[ "$(answers_of "$dir/out.jsonl" | cut -d' ' -f1 | uniq | wc -l)" = "$n" ] && lines_of "$dir/out.jsonl" "$n" &&
+    ! lines_of "$dir/out.jsonl" $((n + 1)) || fail "not every request was finished exactly once"
+drained
+[ -z "$(ls "$HOME/.winnow/slurm")" ] || fail "a job's file is left"
+echo passed
