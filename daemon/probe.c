@@ -57,8 +57,8 @@ void wn_probe_blame_size(const struct wn_probe *p, size_t bytes, struct wn_err *
 
     if (mtu)
         snprintf(err->text + n, sizeof(err->text) - n,
-                 "; small messages come and %zu bytes do not: does the network carry packets of %u bytes, the MTU of %s?",
-                 bytes, mtu, p->net.name);
+                 "; small messages come and %zu bytes do not: does the network carry packets of %u bytes, the MTU of "
+                 "%s?", bytes, mtu, p->net.name);
 }
 
 /* ---- what this process is ---- */
