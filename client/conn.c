@@ -8,6 +8,8 @@
 #include <string.h>
 #include <zmq.h>
 
+#include "base/chunk.h"
+
 #define LINGER_MS     1000
 #define FRAME_MAX     ((int64_t)WN_CODEC_BYTES_MAX + 33) /* by so much CURVE makes a frame longer */
 #define HEARTBEAT_MS  2000
@@ -21,9 +23,9 @@
      ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
 
 struct conn_request {
-    zmq_msg_t part[2];
-    int parts;
     unsigned owners; /* beside the first */
+    size_t parts;
+    zmq_msg_t part[]; /* the envelope, and the pieces of the payload (base/chunk.h) */
 };
 
 int conn_result(wn_status code)
@@ -183,16 +185,35 @@ static void free_bytes(void *data, void *hint)
     free(data);
 }
 
-/* All images as one frame. */
-static int gather(struct winnow *w, zmq_msg_t *msg, const struct winnow_image *images, size_t n)
+static size_t payload_of(const struct winnow_image *images, size_t n)
 {
-    size_t bytes = 0, at = 0;
+    size_t bytes = 0;
 
     for (size_t i = 0; i < n; i++) bytes += images[i].bytes; /* the caller checked the sum */
-    if (zmq_msg_init_size(msg, bytes) != 0) return fail(w, WN_ENOMEM, "images");
-    for (size_t i = 0; i < n; i++) {
-        memcpy((uint8_t *)zmq_msg_data(msg) + at, images[i].data, images[i].bytes);
-        at += images[i].bytes;
+    return bytes;
+}
+
+/* All images as one payload, behind the envelope. */
+static int gather(struct winnow *w, struct conn_request *r, const struct winnow_image *images, size_t n)
+{
+    const uint8_t *from = images[0].data;
+    size_t left = payload_of(images, n), have = images[0].bytes;
+
+    for (size_t pieces = wn_chunks_of(left), image = 0; pieces > 0; pieces--) {
+        const size_t bytes = left < WN_CHUNK_BYTES ? left : WN_CHUNK_BYTES;
+        if (zmq_msg_init_size(&r->part[r->parts], bytes) != 0) return fail(w, WN_ENOMEM, "images");
+        for (size_t at = 0; at < bytes;) {
+            const size_t some = have < bytes - at ? have : bytes - at;
+            if (some) memcpy((uint8_t *)zmq_msg_data(&r->part[r->parts]) + at, from, some);
+            at += some;
+            from += some;
+            have -= some;
+            if (have > 0 || ++image == n) continue;
+            from = images[image].data;
+            have = images[image].bytes;
+        }
+        r->parts++;
+        left -= bytes;
     }
     return WINNOW_OK;
 }
@@ -206,17 +227,17 @@ struct conn_request *conn_request_share(struct conn_request *r)
 void conn_request_free(struct conn_request *r)
 {
     if (!r || r->owners-- > 0) return;
-    for (int i = 0; i < r->parts; i++) zmq_msg_close(&r->part[i]);
+    for (size_t i = 0; i < r->parts; i++) zmq_msg_close(&r->part[i]);
     free(r);
 }
 
 /* A copy of a large part shares its bytes. */
 int conn_resend(struct winnow *w, struct conn_request *r)
 {
-    for (int i = 0; i < r->parts; i++) {
+    for (size_t i = 0; i < r->parts; i++) {
         zmq_msg_t copy;
-        /* the second part of a message never waits or fails once the first was taken */
-        const int flags = i + 1 < r->parts ? ZMQ_DONTWAIT | ZMQ_SNDMORE : i > 0 ? 0 : ZMQ_DONTWAIT;
+        /* the other parts of a message never wait or fail once the first was taken */
+        const int flags = (i + 1 < r->parts ? ZMQ_SNDMORE : 0) | (i > 0 ? 0 : ZMQ_DONTWAIT);
         zmq_msg_init(&copy);
         if (zmq_msg_copy(&copy, &r->part[i]) == 0 && zmq_msg_send(&copy, w->socket, flags) >= 0) continue;
         zmq_msg_close(&copy);
@@ -238,15 +259,14 @@ int conn_send(struct winnow *w, Wn__Envelope__BodyCase kind, const void *body, c
     if ((w->lost || w->dead) && (rc = recover(w)) != WINNOW_OK) return rc;
     code = wn_codec_pack_body(&data, &bytes, kind, body, &w->error);
     if (code != WN_OK) return conn_result(code);
-    r = calloc(1, sizeof(*r));
+    r = calloc(1, sizeof(*r) + (1 + wn_chunks_of(payload_of(images, images_n))) * sizeof(r->part[0]));
     if (!r || zmq_msg_init_data(&r->part[0], data, bytes, free_bytes, NULL) != 0) {
         free(r);
         free(data);
         return conn_result(wn_fail(&w->error, WN_ENOMEM, "message"));
     }
     r->parts = 1;
-    rc = images_n > 0 ? gather(w, &r->part[1], images, images_n) : WINNOW_OK;
-    if (rc == WINNOW_OK && images_n > 0) r->parts = 2;
+    rc = images_n > 0 ? gather(w, r, images, images_n) : WINNOW_OK;
     if (rc == WINNOW_OK) rc = conn_resend(w, r);
     if (rc == WINNOW_OK && keep) *keep = r;
     else conn_request_free(r);

@@ -13,7 +13,9 @@
 #include <zmq.h>
 
 #include "base/address.h"
+#include "base/chunk.h"
 #include "transport/endpoint_auth.h"
+#include "transport/endpoint_chunk.h"
 
 #define HANDSHAKE_MS 10000 /* a connection that has not said who it is by then is dropped */
 #define BACKLOG      128
@@ -100,6 +102,9 @@ static wn_status set_frame_max(struct wn_endpoint *ep, const struct wn_endpoint_
         if (o->frame_max[i] > (size_t)largest) largest = (int64_t)o->frame_max[i];
     }
     if (o->frame_max[0] == 0) return wn_fail(err, WN_EINVAL, "no limit is set for frame 0");
+    if (o->frame_max[0] > WN_CHUNK_BYTES)
+        return wn_fail(err, WN_EINVAL, "frame 0 of %zu bytes: it travels in one piece", o->frame_max[0]);
+    if (largest > (int64_t)WN_CHUNK_BYTES) largest = WN_CHUNK_BYTES;
     if (o->curve.secret_key || o->curve.server_key) largest += CURVE_BYTES;
     if (largest < COMMAND_MAX) largest = COMMAND_MAX;
     if (zmq_setsockopt(ep->socket, ZMQ_MAXMSGSIZE, &largest, sizeof(largest)) == 0) return WN_OK;
@@ -336,7 +341,7 @@ static wn_status send_rest_lost(struct wn_endpoint *ep, struct wn_msg *msg, unsi
 {
     for (unsigned i = from; i < msg->frames_n; i++) {
         int flags = ZMQ_DONTWAIT | (i + 1 < msg->frames_n ? ZMQ_SNDMORE : 0);
-        if (zmq_msg_send(frame_msg(&msg->frames[i]), ep->socket, flags) < 0) break;
+        if (wn_chunk_send(ep->socket, frame_msg(&msg->frames[i]), flags) < 0) break;
     }
     wn_msg_clear(msg);
     return WN_EIO;
@@ -358,7 +363,8 @@ wn_status wn_endpoint_send(struct wn_endpoint *ep, struct wn_msg *msg, wn_traffi
     }
     for (unsigned i = 0; i < msg->frames_n; i++) {
         int flags = ZMQ_DONTWAIT | (i + 1 < msg->frames_n ? ZMQ_SNDMORE : 0);
-        if (zmq_msg_send(frame_msg(&msg->frames[i]), ep->socket, flags) >= 0) continue;
+        zmq_msg_t *frame = frame_msg(&msg->frames[i]);
+        if ((i ? wn_chunk_send(ep->socket, frame, flags) : zmq_msg_send(frame, ep->socket, flags)) >= 0) continue;
         if (i > 0 || ep->type == WN_ENDPOINT_ROUTER) {
             wn_traffic_sent(&ep->meter, kind, bytes);
             return send_rest_lost(ep, msg, i + 1);
@@ -414,6 +420,8 @@ wn_status wn_endpoint_recv(struct wn_endpoint *ep, struct wn_msg *msg)
             return WN_EBUSY;
         }
         more = zmq_msg_more(&frame) != 0;
+        if (rc == WN_OK && i > 0 && i < WN_MSG_FRAMES_MAX && zmq_msg_size(&frame) == WN_CHUNK_BYTES)
+            rc = wn_chunk_join(ep->socket, &frame, ep->frame_max[i], &more);
         if (rc == WN_OK && (i == WN_MSG_FRAMES_MAX || ep->frame_max[i] == 0 ||
                             zmq_msg_size(&frame) > ep->frame_max[i])) {
             rc = WN_EPROTO;

@@ -7,11 +7,13 @@
  *          such peer. WN_EPROTO: a message broke the frame limits; it is gone and counted. WN_EINVAL and WN_EIO at
  *          open, with a sentence that names the address.
  *
- * Limits at every hop: libzmq drops the connection of a peer that announces a frame above the largest of frame_max
- * (or 1 KiB, which its handshakes need) before it allocates (seen here as a disconnect); this layer refuses messages of
- * too many frames or with a frame above its own maximum. A peer that goes away silently is noticed by heartbeats. IPv6
- * is off. An address that other machines can reach is refused (WN_EAUTH) unless there are keys, or the caller says that
- * it wants it so. */
+ * Limits at every hop: libzmq drops the connection of a peer that announces a frame above the largest of frame_max,
+ * but never above WN_CHUNK_BYTES (nor below 1 KiB, which its handshakes need), before it allocates, also in the
+ * handshake (seen here as a disconnect). Longer frames travel in pieces (base/chunk.h). This layer refuses messages
+ * of too many frames or with a frame above its own maximum. What nothing bounds is a message that never ends, of a
+ * peer that has been let in: ZeroMQ counts messages once they are whole. A peer that goes away silently is noticed by
+ * heartbeats. IPv6 is off. An address that other machines can reach is refused (WN_EAUTH) unless there are keys, or
+ * the caller says that it wants it so. */
 #ifndef WN_TRANSPORT_ENDPOINT_H
 #define WN_TRANSPORT_ENDPOINT_H
 
@@ -55,7 +57,7 @@ struct wn_endpoint_opts {
     wn_endpoint_type type;
     const char *address;                  /* tcp://HOST:PORT, ipc://PATH, inproc://NAME; bind to port 0: any free one */
     bool bind;                            /* else connect (and reconnect for ever) */
-    size_t frame_max[WN_MSG_FRAMES_MAX];  /* largest frame 0, 1, ... to receive; 0: that frame must not come */
+    size_t frame_max[WN_MSG_FRAMES_MAX];  /* largest frame 0 (WN_CHUNK_BYTES at most), 1, ... to receive; 0: none */
     int send_queue_max, recv_queue_max;   /* messages of one peer, default 1000 */
     int linger_ms;                        /* how long destroy waits for what is unsent; default 0 */
     int heartbeat_ms;                     /* ping interval, default 2000; -1: none */

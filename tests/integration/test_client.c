@@ -4,6 +4,7 @@
 
 #include <sys/wait.h>
 
+#include "base/chunk.h"
 #include "base/log.h"
 #include "client/winnow.h"
 
@@ -81,6 +82,35 @@ static void ask_and_stream(void **state)
     assert_int_equal(ev.usage.bytes_image, 2 * (images[0].bytes + images[1].bytes));
     assert_int_equal(winnow_next(f.w, &ev, 0), WINNOW_TIMEOUT);
     assert_int_equal(winnow_cancel(f.w, job), WINNOW_EINVAL); /* it has ended */
+    stop(&f);
+}
+
+/* Pictures whose bytes travel in several pieces: one is longer than a piece, one ends where the second piece does. */
+static void large_pictures(void **state)
+{
+    static uint8_t bytes[3][WN_CHUNK_BYTES + 5];
+    struct winnow_image images[3] = {{bytes[0], WN_CHUNK_BYTES + 5}, {bytes[1], WN_CHUNK_BYTES - 5}, {bytes[2], 7}};
+    struct fixture f;
+    uint64_t job;
+
+    (void)state;
+    start(&f);
+    for (int n = 1; n <= 3; n++) { /* pieces: 2, 3 of which the last is empty, 3 */
+        const struct winnow_request r = {.prompt = "What?", .images = images, .images_n = (size_t)n};
+        struct order gen;
+        for (int i = 0; i < n; i++) memset(bytes[i], 'a' + 3 * n + i, sizeof(bytes[i]));
+        assert_int_equal(winnow_submit(f.w, &r, &job), WINNOW_OK);
+        gen = take_order(&f.leader, WN__ENVELOPE__BODY_GENERATE);
+        for (int i = 0; i < n; i++) {
+            struct order enc = take_order(&f.vision, WN__ENVELOPE__BODY_ENCODE);
+            assert_int_equal(f.vision.payload_bytes, images[enc.image].bytes);
+            assert_memory_equal(f.vision.payload, images[enc.image].data, 7);
+            give_encoded(&f.vision, &enc);
+        }
+        give_done(&f.leader, &gen, 5);
+        (void)next(f.w, WINNOW_EVENT_ACCEPTED);
+        (void)next(f.w, WINNOW_EVENT_DONE);
+    }
     stop(&f);
 }
 
@@ -553,6 +583,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(ask_and_stream),
+        cmocka_unit_test(large_pictures),
         cmocka_unit_test(side_by_side),
         cmocka_unit_test(refusals),
         cmocka_unit_test(attach_and_status),

@@ -395,14 +395,14 @@ static void malformed_frames(void **state)
     end_expect_error(&client, WN_EPROTO, "Heartbeat is not for clients");
     end_send_raw(&client, "\x08\x01\x6a\x00", 4, "payload", 7);
     end_expect_error(&client, WN_EPROTO, "StatusRequest with a payload");
-    end_send_raw(&client, large, WN_CODEC_BYTES_MAX + 1000, NULL, 0); /* over the first frame's limit */
+    free(large);
+    large = calloc(1, (size_t)20 << 20);
+    end_send_raw(&client, "\x08\x01", 2, large, (size_t)20 << 20); /* over the payload's limit */
     end_expect_error(&client, WN_ELIMIT, "larger than allowed");
     end_close(&client);
 
     client = end_open(&b, false);
-    free(large);
-    large = calloc(1, (size_t)20 << 20);
-    end_send_raw(&client, "\x08\x01", 2, large, (size_t)20 << 20); /* over every limit: the connection is cut */
+    end_send_raw(&client, large, WN_CODEC_BYTES_MAX + 1000, NULL, 0); /* over every limit: the connection is cut */
     assert_null(end_recv(&client, 200));
     end_close(&client);
     free(large);

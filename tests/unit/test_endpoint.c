@@ -12,7 +12,9 @@
 #include <unistd.h>
 
 #include <cmocka.h>
+#include <zmq.h>
 
+#include "base/chunk.h"
 #include "transport/endpoint.h"
 
 #define TIMEOUT_US 10000000
@@ -131,7 +133,8 @@ static bool has_failed(const struct wn_endpoint_stats *s) { return s->handshake_
 
 static void check_sizes(const char *address, size_t largest)
 {
-    const size_t sizes[] = {0, 1, 33, 34, 8191, 100003, largest};
+    const size_t sizes[] = {0, 1, 33, 34, 8191, 100003, WN_CHUNK_BYTES - 1, WN_CHUNK_BYTES, WN_CHUNK_BYTES + 1,
+                            2 * WN_CHUNK_BYTES, 3 * WN_CHUNK_BYTES + 77, largest};
     struct wn_endpoint *router = open_router(address), *dealer = open_dealer(wn_endpoint_address(router));
     unsigned char *data = malloc(largest);
     struct wn_msg msg;
@@ -183,7 +186,8 @@ static void test_sizes(void **state)
     check_sizes(path, 8u << 20);
 }
 
-/* ZeroMQ drops who announces a frame above the largest limit; the sender comes back and may go on. */
+/* ZeroMQ drops who announces a frame above the limit of all; the sender comes back and may go on. A payload above its
+ * own limit is refused, however many pieces it has. */
 static void test_oversized(void **state)
 {
     struct wn_endpoint *router = open_router("tcp://127.0.0.1:0"), *dealer = open_dealer(wn_endpoint_address(router));
@@ -195,6 +199,8 @@ static void test_oversized(void **state)
     (void)state;
     wn_msg_init(&msg);
     assert_int_equal(send_to(dealer, NULL, "head", 4, data, bytes), WN_OK);
+    assert_int_equal(recv_from(router, &msg, TIMEOUT_US), WN_EPROTO);
+    assert_int_equal(send_to(dealer, NULL, data, WN_CHUNK_BYTES + 1, NULL, 0), WN_OK);
     stats = stats_until(router, has_lost);
     assert_int_equal(stats.disconnected, 1);
     assert_int_equal(recv_from(router, &msg, 50000), WN_ETIME);
@@ -203,6 +209,39 @@ static void test_oversized(void **state)
     wn_msg_clear(&msg);
     free(data);
     wn_endpoint_close(dealer);
+    wn_endpoint_close(router);
+}
+
+/* Pieces that do not follow the rule: a message ends in the middle of a payload, or has more pieces than it may have.
+ * The next one is served. */
+static void test_pieces(void **state)
+{
+    struct wn_endpoint *router = open_router("tcp://127.0.0.1:0");
+    void *ctx = zmq_ctx_new(), *peer = zmq_socket(ctx, ZMQ_DEALER);
+    char *data = calloc(1, WN_CHUNK_BYTES);
+    struct wn_msg msg;
+
+    (void)state;
+    wn_msg_init(&msg);
+    assert_int_equal(zmq_connect(peer, wn_endpoint_address(router)), 0);
+    for (int pieces = 1; pieces <= 9; pieces += 8) {
+        zmq_send(peer, "head", 4, ZMQ_SNDMORE);
+        for (int i = 0; i < pieces; i++)
+            zmq_send(peer, data, WN_CHUNK_BYTES, i + 1 < pieces ? ZMQ_SNDMORE : 0);
+        assert_int_equal(recv_from(router, &msg, TIMEOUT_US), WN_EPROTO);
+        assert_int_equal(msg.frames_n, 0);
+    }
+    zmq_send(peer, "head", 4, ZMQ_SNDMORE);
+    zmq_send(peer, data, WN_CHUNK_BYTES, ZMQ_SNDMORE);
+    zmq_send(peer, "tail", 4, 0);
+    assert_int_equal(recv_from(router, &msg, TIMEOUT_US), WN_OK);
+    assert_int_equal(msg.frames_n, 2);
+    assert_int_equal(wn_msg_size(&msg, 1), WN_CHUNK_BYTES + 4);
+    assert_memory_equal((char *)wn_msg_data(&msg, 1) + WN_CHUNK_BYTES, "tail", 4);
+    wn_msg_clear(&msg);
+    zmq_close(peer);
+    zmq_ctx_term(ctx);
+    free(data);
     wn_endpoint_close(router);
 }
 
@@ -614,6 +653,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_sizes, setup, teardown),
         cmocka_unit_test_setup_teardown(test_oversized, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_pieces, setup, teardown),
         cmocka_unit_test_setup_teardown(test_frame_limits, setup, teardown),
         cmocka_unit_test_setup_teardown(test_busy, setup, teardown),
         cmocka_unit_test_setup_teardown(test_addresses, setup, teardown),

@@ -14,6 +14,7 @@
 
 #include <cmocka.h>
 
+#include "base/chunk.h"
 #include "transport/endpoint.h"
 
 #define TIMEOUT_US   10000000
@@ -119,10 +120,11 @@ static void test_tiny_frames(void **state)
     }
 }
 
-/* CURVE makes a frame longer: one of the greatest size must still come through. One byte more costs the connection. */
+/* CURVE makes a frame longer: one of the greatest size must still come through. One byte more is refused, and in a
+ * frame that travels in one piece it costs the connection. */
 static void test_largest_frame(void **state)
 {
-    const size_t largest = 1 << 20;
+    const size_t largest = WN_CHUNK_BYTES;
     char *data = calloc(1, largest + 1);
     struct wn_endpoint *router = open_router(true, 64, largest);
     struct wn_endpoint *dealer = open_dealer(wn_endpoint_address(router), NULL, true);
@@ -137,6 +139,8 @@ static void test_largest_frame(void **state)
     assert_int_equal(recv_frames(router, &msg), WN_OK);
     assert_int_equal(wn_msg_size(&msg, 1), largest);
     send_frames(dealer, "head", 4, data, largest + 1);
+    assert_int_equal(recv_frames(router, &msg), WN_EPROTO);
+    send_frames(dealer, data, largest + 1, NULL, 0);
     while (stats.disconnected == 0 && !wn_deadline_passed(deadline)) {
         struct wn_poll_item item = {.ep = router};
         (void)!wn_endpoint_poll(&item, 1, wn_deadline_in_us(10000));
@@ -166,6 +170,40 @@ static int tcp_connect(const struct wn_endpoint *ep)
     assert_true(fd >= 0);
     assert_int_equal(connect(fd, (const struct sockaddr *)&a, sizeof(a)), 0);
     return fd;
+}
+
+/* Before a stranger has proved who it is it may announce no more than a piece, whatever payloads may be: the connection
+ * is dropped at once, not when so much has come, or not at all until the time for handshakes is over. */
+static void announce(bool keys, size_t bytes, bool dropped)
+{
+    static const uint8_t greeting[GREETING] = {0xff, 0, 0, 0, 0, 0, 0, 0, 1, 0x7f, 3, 1, 'C', 'U', 'R', 'V', 'E'};
+    uint8_t said[GREETING + 9], heard[256];
+    struct wn_endpoint *router = open_router(keys, 64, (size_t)256 << 20);
+    struct pollfd p = {.events = POLLIN};
+    const int64_t until = wn_deadline_in_us(HANDSHAKE_MS * 1000 / 2);
+    ssize_t got = 1;
+
+    memcpy(said, greeting, GREETING);
+    if (!keys) memcpy(said + 12, "NULL\0", 5);
+    said[GREETING] = 6; /* a command, its length in eight bytes */
+    for (int i = 0; i < 8; i++) said[GREETING + 1 + i] = (uint8_t)(bytes >> (56 - 8 * i));
+    p.fd = tcp_connect(router);
+    assert_int_equal(send(p.fd, said, sizeof(said), MSG_NOSIGNAL), sizeof(said));
+    while (got > 0 && !wn_deadline_passed(until))
+        if (poll(&p, 1, 50) > 0) got = recv(p.fd, heard, sizeof(heard), 0);
+    if ((got <= 0) != dropped) fail_msg("%zu bytes: %s", bytes, dropped ? "not dropped" : "dropped");
+    close(p.fd);
+    wn_endpoint_close(router);
+}
+
+static void test_announced(void **state)
+{
+    (void)state;
+    for (int keys = 0; keys < 2; keys++) {
+        announce(keys, WN_CHUNK_BYTES, false);
+        announce(keys, WN_CHUNK_BYTES + 64, true); /* 33 more are for CURVE */
+        announce(keys, (size_t)200 << 20, true);
+    }
 }
 
 /* Copies bytes between a client and the server until both are quiet; keeps what the client said: a handshake that went
@@ -323,6 +361,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_tiny_frames, setup, teardown),
         cmocka_unit_test_setup_teardown(test_largest_frame, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_announced, setup, teardown),
         cmocka_unit_test_setup_teardown(test_replayed_handshake, setup, teardown),
         cmocka_unit_test_setup_teardown(test_slow_handshakes, setup, teardown),
     };
