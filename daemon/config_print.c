@@ -12,6 +12,8 @@
 #include "proto/winnow.pb-c.h"
 #include "winnow_version.h"
 
+#define HELP_COLUMN 32
+
 /* The value as it would be written in a flag. */
 static void value_text(const struct wn_config *c, const struct wn_option *o, char *out, size_t size)
 {
@@ -36,23 +38,27 @@ void wn_config_help(FILE *f, const char *usage)
 {
     const char *group = "";
 
-    fprintf(f, "%s\n", usage);
+    fprintf(f, "%s%s\n", strncmp(usage, "Usage: ", 7) != 0 ? "Usage: " : "", usage);
     for (size_t i = 0; i < wn_options_n; i++) {
         const struct wn_option *o = &wn_options[i];
         char left[80];
-        int n;
+        int n = 0;
         if (strcmp(group, o->group) != 0) fprintf(f, "\n%s\n", group = o->group);
-        n = snprintf(left, sizeof(left), "%s%s%s--%s", o->short_name ? "-" : "", o->short_name ? o->short_name : "",
-                     o->short_name ? ", " : "", o->name);
+        if (o->short_name)
+            n = snprintf(left, sizeof(left), "%s%s, ", strlen(o->short_name) > 2 ? "--" : "-", o->short_name);
+        n += snprintf(left + n, sizeof(left) - (size_t)n, "--%s", o->name);
         if (o->type != WN_OPT_BOOL)
-            snprintf(left + n, sizeof(left) - (size_t)n, " %s", o->type == WN_OPT_TEXT ? "S" : o->choices ? "C" : "N");
-        fprintf(f, "  %-32s %s", left, o->help);
+            n += snprintf(left + n, sizeof(left) - (size_t)n, " %s",
+                          o->type == WN_OPT_TEXT ? "S" : o->choices ? "C" : "N");
+        if (n > HELP_COLUMN) fprintf(f, "  %s\n  %*s %s", left, HELP_COLUMN, "", o->help);
+        else fprintf(f, "  %-*s %s", HELP_COLUMN, left, o->help);
         if (o->choices) fprintf(f, " (%s)", o->choices);
         if (o->type != WN_OPT_BOOL && o->def[0]) fprintf(f, " [%s]", o->def);
         fputc('\n', f);
     }
-    fprintf(f, "\nEach option is also a key of the YAML file and, as WINNOW_MAX_QUEUE for --max-queue, an environment\n"
-               "variable. A flag goes before the environment, the environment before the file.\n");
+    fprintf(f, "\nSizes take K, M or G: --image-bytes-max 64M. Each option is also a key of the YAML file and, as\n"
+               "WINNOW_MAX_QUEUE for --max-queue, an environment variable. A flag goes before the environment, the\n"
+               "environment before the file.\n");
 }
 
 void wn_config_print(FILE *f, const struct wn_config *c)

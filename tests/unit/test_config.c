@@ -236,6 +236,23 @@ static void print_and_flags_come_back(void **state)
     free(argv);
 }
 
+/* Each option has its line, and no name runs into its help. */
+static void help(void **state)
+{
+    char *text = NULL;
+    size_t bytes = 0;
+    FILE *f = open_memstream(&text, &bytes);
+
+    (void)state;
+    wn_config_help(f, "winnow serve MODEL");
+    fclose(f);
+    assert_int_equal(strncmp(text, "Usage: winnow serve MODEL\n", 26), 0);
+    assert_non_null(strstr(text, "\n  --port N                         TCP port"));
+    assert_non_null(strstr(text, "\n  -tp, --tensor-parallel-size N    tensor ranks"));
+    assert_non_null(strstr(text, "\n  --method, --image-pruning-method S\n                                   what chooses"));
+    free(text);
+}
+
 static void text_limits(void **state)
 {
     struct wn_config c;
@@ -263,6 +280,7 @@ int main(void)
         cmocka_unit_test(unknown_variables),
         cmocka_unit_test(yaml_errors_have_lines),
         cmocka_unit_test(print_and_flags_come_back),
+        cmocka_unit_test(help),
         cmocka_unit_test(text_limits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
