@@ -29,16 +29,17 @@ struct wn_encoder {
     size_t image_floats;
 };
 
-static wn_status open_preprocess(struct wn_encoder *e, const char *dir, struct wn_err *err)
+wn_status wn_encoder_preprocess(struct wn_preprocess *out, const char *dir, const struct wn_model *model,
+                                struct wn_err *err)
 {
-    const uint32_t side = e->model.vision.image_side;
+    const uint32_t side = model->vision.image_side;
     char path[WN_PATH_MAX];
     wn_status rc = wn_path_join(path, dir, "preprocessor_config.json", err);
 
-    if (rc != WN_OK || (rc = wn_preprocess_load(&e->preprocess, path, err)) != WN_OK) return rc;
-    if (e->preprocess.width != side || e->preprocess.height != side)
-        return wn_fail(err, WN_EUNSUPP, "%s: makes pictures of %u x %u, and the tower takes %u x %u", path,
-                       e->preprocess.width, e->preprocess.height, side, side);
+    if (rc != WN_OK || (rc = wn_preprocess_load(out, path, err)) != WN_OK) return rc;
+    if (out->width != side || out->height != side)
+        return wn_fail(err, WN_EUNSUPP, "%s: makes pictures of %u x %u, and the tower takes %u x %u", path, out->width,
+                       out->height, side, side);
     return WN_OK;
 }
 
@@ -55,7 +56,7 @@ wn_status wn_encoder_open(struct wn_encoder **out, const struct wn_encoder_opts 
     e->model = *opts->model;
     e->limits = opts->limits;
     e->image_floats = 3 * (size_t)e->model.vision.image_side * e->model.vision.image_side;
-    if ((rc = open_preprocess(e, opts->cfg->model, err)) != WN_OK) goto out;
+    if ((rc = wn_encoder_preprocess(&e->preprocess, opts->cfg->model, &e->model, err)) != WN_OK) goto out;
     e->pixels = calloc(WN_ENCODE_BATCH_MAX * e->image_floats, sizeof(float));
     if (!e->pixels) {
         rc = wn_fail(err, WN_ENOMEM, "pixels of %d images", WN_ENCODE_BATCH_MAX);

@@ -23,6 +23,7 @@
 #define WN_ENCODE_BATCH_MAX 4
 
 struct wn_encoder;
+struct wn_preprocess;
 
 struct wn_encode_item {
     /* in, borrowed */
@@ -61,6 +62,10 @@ void wn_encode_item_fini(struct wn_encode_item *item);
 
 /* Encodes nothing in particular, so that the first client does not wait for memory. */
 WN_NODISCARD wn_status wn_encoder_warm_up(struct wn_encoder *e, struct wn_err *err);
+
+/* How the checkpoint in `dir` wants pictures, checked against its tower. */
+WN_NODISCARD wn_status wn_encoder_preprocess(struct wn_preprocess *out, const char *dir, const struct wn_model *model,
+                                             struct wn_err *err);
 
 /* The shape that methods are checked against. */
 struct wn_prune_shape wn_encoder_shape(const struct wn_model *model);

@@ -31,14 +31,8 @@ struct prune_cmd {
 static wn_status open_encoder(struct prune_cmd *p, struct wn_err *err)
 {
     struct wn_encoder_opts eo = {.cfg = &p->cfg, .model = &p->model};
-    char id[WN_MODEL_ID_LEN];
-    wn_status rc = wn_worker_model(&p->cfg, &p->model, id, err);
+    wn_status rc;
 
-    if (rc != WN_OK) return rc;
-    wn_worker_threads(&p->cfg, 1);
-    p->limits = (struct wn_image_limits)WN_IMAGE_LIMITS_DEFAULT;
-    p->limits.bytes_max = p->cfg.image_bytes_max;
-    p->limits.pixels_max = p->cfg.image_pixels_max;
     eo.limits = p->limits;
     eo.dtype = p->dtype = wn_worker_dtype(&p->cfg, &p->model);
     if ((rc = wn_encoder_open(&p->encoder, &eo, err)) != WN_OK) return rc;
@@ -50,14 +44,15 @@ static wn_status load_picture(struct prune_cmd *p, struct wn_err *err)
 {
     struct wn_preprocess pp;
     struct wn_image image = {0};
-    char path[WN_PATH_MAX];
     wn_status rc;
 
+    p->limits = (struct wn_image_limits)WN_IMAGE_LIMITS_DEFAULT;
+    p->limits.bytes_max = p->cfg.image_bytes_max;
+    p->limits.pixels_max = p->cfg.image_pixels_max;
     if ((rc = wn_file_read(&p->file, &p->file_bytes, p->cfg.image, p->limits.bytes_max, err)) != WN_OK) return rc;
     if ((rc = wn_image_decode(&image, p->file, p->file_bytes, &p->limits, err)) != WN_OK)
         return wn_err_prefix(err, "%s", p->cfg.image);
-    if ((rc = wn_path_join(path, p->cfg.model, "preprocessor_config.json", err)) != WN_OK) goto out;
-    if ((rc = wn_preprocess_load(&pp, path, err)) != WN_OK) goto out;
+    if ((rc = wn_encoder_preprocess(&pp, p->cfg.model, &p->model, err)) != WN_OK) goto out;
     if (!(p->rgb = malloc((size_t)pp.width * pp.height * 3))) {
         rc = wn_fail(err, WN_ENOMEM, "picture of %u x %u", pp.width, pp.height);
         goto out;
@@ -71,14 +66,36 @@ out:
 }
 
 /* What a request with these options would get. */
+static Wn__Pruning request(const struct prune_cmd *p, const char *method)
+{
+    Wn__Pruning asked = WN__PRUNING__INIT, full;
+
+    asked.method = (char *)(uintptr_t)method;
+    if (!p->cfg.all) /* not for methods that have it: for this one */
+        asked.setting = (char *)(uintptr_t)p->cfg.image_pruning_setting;
+    wn_pruning_complete(&full, &asked, &p->cfg);
+    return full;
+}
+
+/* What costs little is looked at before weights load. */
+static wn_status check(struct prune_cmd *p, struct wn_err *err)
+{
+    const Wn__Pruning full = request(p, p->cfg.image_pruning_method);
+    const struct wn_prune_method *method;
+    struct wn_prune_ask ask;
+    char id[WN_MODEL_ID_LEN];
+    wn_status rc = wn_worker_model(&p->cfg, &p->model, id, err);
+
+    if (rc != WN_OK) return rc;
+    wn_worker_threads(&p->cfg, 1);
+    return p->cfg.all ? WN_OK : wn_pruning_ask(&full, &method, &ask, err);
+}
+
 static void add_method(struct prune_cmd *p, const char *name)
 {
     struct wn_encode_item *item = &p->items[p->n];
-    Wn__Pruning asked = WN__PRUNING__INIT, full;
+    const Wn__Pruning full = request(p, name);
 
-    asked.method = (char *)(uintptr_t)name;
-    if (!p->cfg.all) asked.setting = p->cfg.image_pruning_setting; /* not for methods that have it: for this one */
-    wn_pruning_complete(&full, &asked, &p->cfg);
     item->file = p->file;
     item->file_bytes = p->file_bytes;
     item->want_scores = true;
@@ -100,7 +117,6 @@ static wn_status run_methods(struct prune_cmd *p, struct wn_err *err)
     for (size_t i = 0; p->cfg.all && wn_prune_methods[i] && p->n < METHODS_MAX; i++)
         add_method(p, wn_prune_methods[i]->name);
     if (p->cfg.all) return WN_OK;
-    if (!wn_prune_find(p->cfg.image_pruning_method, err)) return err->code;
     add_method(p, p->cfg.image_pruning_method);
     *err = p->items[0].err;
     return p->items[0].rc;
@@ -187,8 +203,8 @@ int wn_cmd_prune(int argc, char **argv)
         goto out;
     }
     code = 1;
-    if ((rc = open_encoder(p, &err)) != WN_OK || (rc = load_picture(p, &err)) != WN_OK ||
-        (rc = run_methods(p, &err)) != WN_OK || (p->cfg.output[0] && (rc = draw(p, &err)) != WN_OK)) {
+    if ((rc = check(p, &err)) != WN_OK || (rc = load_picture(p, &err)) != WN_OK ||
+        (rc = open_encoder(p, &err)) != WN_OK || (rc = run_methods(p, &err)) != WN_OK || (p->cfg.output[0] && (rc = draw(p, &err)) != WN_OK)) {
         fprintf(stderr, "winnow: %s\n", err.text);
         goto out;
     }

@@ -18,6 +18,7 @@
 
 #include "base/log.h"
 #include "daemon/crew.h"
+#include "daemon/encoder.h"
 #include "daemon/fit.h"
 #include "daemon/harden.h"
 #include "daemon/pruning_ask.h"
@@ -26,6 +27,8 @@
 #include "daemon/worker.h"
 #include "proto/codec.h"
 #include "shard/jsonfile.h"
+#include "shard/preprocess.h"
+#include "shard/tokenizer.h"
 #include "shard/weights.h"
 #include "transport/endpoint.h"
 
@@ -63,7 +66,9 @@ struct supervisor {
 static wn_status check_model(struct supervisor *s, struct wn_err *err)
 {
     char id[WN_MODEL_ID_LEN], path[WN_PATH_MAX];
+    struct wn_tokenizer *tokenizer = NULL;
     struct wn_weights *weights = NULL;
+    struct wn_preprocess preprocess;
     const struct wn_prune_method *method;
     struct wn_prune_ask ask;
     Wn__Pruning pruning;
@@ -75,9 +80,10 @@ static wn_status check_model(struct supervisor *s, struct wn_err *err)
     if ((rc = wn_pruning_ask(&pruning, &method, &ask, err)) != WN_OK) return rc;
     if ((rc = wn_weights_open(&weights, s->cfg.model, err)) != WN_OK) return rc;
     wn_weights_close(weights);
+    if ((rc = wn_encoder_preprocess(&preprocess, s->cfg.model, &s->model, err)) != WN_OK) return rc;
     if ((rc = wn_path_join(path, s->cfg.model, "tokenizer.json", err)) != WN_OK) return rc;
-    return access(path, R_OK) == 0 ? WN_OK
-                                   : wn_fail(err, WN_ENOENT, "%s: %s", path, strerror(errno));
+    if ((rc = wn_tokenizer_open(&tokenizer, path, err)) == WN_OK) wn_tokenizer_close(tokenizer);
+    return rc;
 }
 
 static wn_status choose_place(struct supervisor *s, struct wn_err *err)
@@ -282,7 +288,7 @@ static void reap(struct supervisor *s)
                 const int64_t until = wn_deadline_in_us(FOLLOW_GRACE_US);
                 if (until < s->stop_us) s->stop_us = until;
             }
-            if (s->stop_us)
+            if (s->stop_us || s->failed)
                 wn_info("supervisor", "%s has left", c->name);
             else
                 plan_restart(s, c, status);

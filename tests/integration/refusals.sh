@@ -76,6 +76,21 @@ copy
 rm "$dir/model/tokenizer.json"
 refuse 1 "tokenizer.json" "$winnowd" serve "$dir/model"
 copy
+rm "$dir/model/tokenizer.json"
+head -c 5000 $model/tokenizer.json >"$dir/model/tokenizer.json"
+refuse 1 "tokenizer.json: line" "$winnowd" serve "$dir/model"
+copy
+rm "$dir/model/preprocessor_config.json"
+refuse 1 "preprocessor_config.json" "$winnowd" serve "$dir/model"
+copy
+rm "$dir/model/preprocessor_config.json"
+echo '{}' >"$dir/model/preprocessor_config.json"
+refuse 1 "the tower takes 336 x 336" "$winnowd" serve "$dir/model"
+rm "$dir"/model/*.safetensors # they are not looked at
+refuse 1 "the tower takes 336 x 336" "$winnowd" prune "$dir/model" --image $model/demo.jpg --all
+refuse 1 "'sharpen' is not known" "$winnowd" prune "$dir/model" --image "$dir/none" --method sharpen
+refuse 1 "$dir/none" "$winnowd" prune "$dir/model" --image "$dir/none" --all
+copy
 rm "$dir/model/config.json"
 sed 's/LlavaForConditionalGeneration/Qwen2VLForConditionalGeneration/' $model/config.json >"$dir/model/config.json"
 refuse 1 "Qwen2VLForConditionalGeneration" "$winnowd" serve "$dir/model"
