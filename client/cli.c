@@ -10,10 +10,12 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "proto/codec.h"
 
 #define DEFAULT_ENDPOINT   "tcp://127.0.0.1:5599"
 #define CONNECT_TIMEOUT_MS 3000
+#define TRY_WAIT_MS        100
 
 static void print_help(const struct cli_args *a)
 {
@@ -227,6 +229,32 @@ bool cli_pruning(const char *text, char method[WINNOW_METHOD_MAX], uint32_t *kee
     if (!cli_float("pruning", text + n + 1, 0, 1, rate)) return false;
     if (!(*rate > 0)) *keep = WN_FEATURE_ROWS_MAX;
     return true;
+}
+
+bool cli_try(struct winnow *w, const struct winnow_request *like, const char *label, uint32_t timeout_s)
+{
+    const int64_t until_us = wn_deadline_in_us((int64_t)timeout_s * 1000000);
+    struct winnow_request q = *like;
+    struct winnow_event ev = {0};
+    uint64_t job;
+    int rc;
+
+    q.prompt = "?";
+    q.images_n = 0;
+    q.max_tokens = 1;
+    q.quiet = 1;
+    while ((rc = winnow_submit(w, &q, &job)) == WINNOW_OK) {
+        do rc = winnow_next(w, &ev, TRY_WAIT_MS);
+        while ((rc == WINNOW_TIMEOUT || (rc == WINNOW_OK && (ev.job != job || ev.type < WINNOW_EVENT_DONE))) &&
+               !wn_deadline_passed(until_us) && !cli_stopped);
+        if (rc == WINNOW_OK && ev.job_id[0]) (void)!winnow_acknowledge(w, ev.job_id);
+        if (rc == WINNOW_OK && ev.type == WINNOW_EVENT_DONE) return true;
+        if (rc != WINNOW_OK || ev.type != WINNOW_EVENT_BUSY || wn_deadline_passed(until_us) || cli_stopped) break;
+        usleep(TRY_WAIT_MS * 1000);
+    }
+    fprintf(stderr, "winnow: %s: %s\n", label,
+            rc == WINNOW_OK && ev.text ? ev.text : rc == WINNOW_TIMEOUT ? "no answer in time" : winnow_error(w));
+    return false;
 }
 
 static bool take_position(enum winnow_position *out, const char *value)

@@ -73,6 +73,10 @@ bool cli_can_write(const char *path);
  * comes out as a count that no picture has, for a rate of 0 in a request is none. */
 bool cli_pruning(const char *text, char method[WINNOW_METHOD_MAX], uint32_t *keep, float *rate);
 
+/* Does the server take requests like this one? Asks for a token, without a picture; says on stderr, after `label`, why
+ * not. */
+bool cli_try(struct winnow *w, const struct winnow_request *like, const char *label, uint32_t timeout_s);
+
 /* What a request can say about pruning beside method and budget: rows for a table of options, their number, and one of
  * them (0: the first) into a request. */
 #define CLI_PRUNING_OPTS                                                                                          \

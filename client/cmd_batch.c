@@ -78,6 +78,7 @@ struct batch {
     uint64_t prompt_tokens, answer_tokens, visual, visual_before;
     char *model;
     bool model_warned, progress;
+    bool pruned; /* the command line says how: it is tried before it spoils every line */
 };
 
 /* A result is acknowledged when its line is on the disk (sync_output). */
@@ -316,7 +317,7 @@ static wn_status on_event(struct batch *b, const struct winnow_event *ev, struct
 {
     struct slot *s = slot_of(b, ev->job);
     /* a job that it had once and does not know any more is one that a server without a journal took with it */
-    const bool servers_fault = ev->error_code >= WN_ENOMEM || ev->error_code == WN_ENOENT;
+    const bool servers_fault = ev->error_code >= WN_ENOMEM || (ev->error_code == WN_ENOENT && ev->job_id[0]);
 
     if (!s) {
         if (ev->type == WINNOW_EVENT_ERROR && !ev->job) fprintf(stderr, "winnow: the server says: %s\n", ev->text);
@@ -433,9 +434,10 @@ static bool take_option(void *ctx, int option, const char *value)
     case O_RECONNECT: return cli_u32("reconnect-timeout", value, 86400 * 30, &b->reconnect_s);
     case O_ENDPOINT: b->endpoint = value; return true;
     case O_PRUNING:
+        b->pruned = true;
         b->base.pruning_method = b->method;
         return cli_pruning(value, b->method, &b->base.pruning_keep, &b->base.pruning_rate);
-    default: return cli_pruning_option(&b->base, option - O_CAP, value);
+    default: b->pruned = true; return cli_pruning_option(&b->base, option - O_CAP, value);
     }
 }
 
@@ -449,7 +451,7 @@ static int parse(struct batch *b, int argc, char **argv)
         if (strcmp(argv[i], "-o") == 0) argv[i] = (char *)"--output-file";
     }
     if ((code = cli_take(&args, take_option, b)) >= 0) return code;
-    if (!b->in || !b->out) {
+    if (!b->in || !b->in[0] || !b->out || !b->out[0]) {
         fprintf(stderr, "winnow: run-batch wants -i IN.jsonl and -o OUT.jsonl\n");
         return CLI_USAGE;
     }
@@ -472,6 +474,7 @@ static int summary(const struct batch *b, wn_status rc, const struct wn_err *err
 
     if (b->progress) fputs("\r\033[K", stderr);
     if (rc != WN_OK) fprintf(stderr, "winnow: %s\n", err->text);
+    if (b->files.items_n == 0) fprintf(stderr, "winnow: %s has no requests\n", b->in);
     if (b->files.strangers)
         fprintf(stderr, "winnow: %u lines of %s are of requests that are not in %s\n", b->files.strangers, b->out,
                 b->in);
@@ -508,6 +511,7 @@ static int run_and_report(struct batch *b)
         learn_model(b);
     }
     cli_catch_signals();
+    if (b->w && b->pruned && !cli_try(b->w, &b->base, "pruning", b->reconnect_s)) return CLI_FAILED;
     rc = run(b, &err);
     if (sync_output(b, true, &sync_err) != WN_OK && rc == WN_OK) {
         err = sync_err;

@@ -215,31 +215,14 @@ static bool run_all(struct run *run)
 
 bool eval_check(struct eval_runner *r, const struct eval_setting *setting)
 {
-    const int64_t until_us = wn_deadline_in_us((int64_t)r->timeout_s * 1000000);
     struct winnow_request q = r->base;
-    struct winnow_event ev = {0};
     char label[64];
-    uint64_t job;
-    int rc;
 
-    q.prompt = "?";
-    q.max_tokens = 1;
     q.pruning_method = setting->method;
     q.pruning_keep = setting->keep;
     q.pruning_rate = setting->rate;
-    q.quiet = 1;
     eval_setting_text(setting, label, sizeof(label));
-    while ((rc = winnow_submit(r->w, &q, &job)) == WINNOW_OK) {
-        do rc = winnow_next(r->w, &ev, WAIT_MS);
-        while ((rc == WINNOW_TIMEOUT || (rc == WINNOW_OK && (ev.job != job || ev.type < WINNOW_EVENT_DONE))) &&
-               !wn_deadline_passed(until_us) && !cli_stopped);
-        if (rc == WINNOW_OK && ev.type == WINNOW_EVENT_DONE) return true;
-        if (rc != WINNOW_OK || ev.type != WINNOW_EVENT_BUSY || wn_deadline_passed(until_us) || cli_stopped) break;
-        usleep(WAIT_MS * 1000);
-    }
-    fprintf(stderr, "winnow: %s: %s\n", label,
-            rc == WINNOW_OK && ev.text ? ev.text : rc == WINNOW_TIMEOUT ? "no answer in time" : winnow_error(r->w));
-    return false;
+    return cli_try(r->w, &q, label, r->timeout_s);
 }
 
 bool eval_run(struct eval_runner *r, const struct eval_setting *setting, struct eval_outcome *out)

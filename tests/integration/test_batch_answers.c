@@ -9,6 +9,7 @@
 #include <signal.h>
 #include <sys/wait.h>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "tests/child.h"
 #include "tests/scratch.h"
@@ -62,14 +63,19 @@ static void add_request(const struct fixture *f, const char *question, int answe
 }
 
 /* One request at a time. */
-static pid_t start_batch(const struct fixture *f)
+static pid_t start_batch_with(const struct fixture *f, const char *options)
 {
     char command[1024];
     const char *const argv[] = {"/bin/sh", "-c", command, NULL};
 
-    snprintf(command, sizeof(command), "exec %s run-batch -i %s -o %s --concurrency 1 --endpoint %s 2> %s", winnow,
-             f->in, f->out, f->b.clients, f->said);
+    snprintf(command, sizeof(command), "exec %s run-batch -i %s -o %s --concurrency 1 --endpoint %s %s 2> %s", winnow,
+             f->in, f->out, f->b.clients, options, f->said);
     return child_start(argv);
+}
+
+static pid_t start_batch(const struct fixture *f)
+{
+    return start_batch_with(f, "");
 }
 
 /* Waits for its end, with this code and these words (the last may be NULL). */
@@ -234,11 +240,35 @@ static void one_is_tried_again(void **state)
     assert_null(line_of(f, 1));
 }
 
+/* A method that nobody knows, on the command line: no line is spoilt. In a line: that one is, at once, for another try
+ * would not help. */
+static void unknown_pruning(void **state)
+{
+    static const char words[] = "pruning method 'sharpen' is not known";
+    struct fixture *f = *state;
+    const int64_t began_us = wn_now_us();
+    FILE *in;
+
+    add_request(f, "first", 1);
+    expect_end(f, start_batch_with(f, "--pruning sharpen"), 1, words, NULL);
+    assert_null(line_of(f, 0));
+    assert_non_null(in = fopen(f->in, "w"));
+    fputs("{\"custom_id\":\"a\",\"method\":\"POST\",\"url\":\"/v1/chat/completions\",\"body\":{\"messages\":"
+          "[{\"role\":\"user\",\"content\":\"a\"}],\"image_pruning\":{\"method\":\"sharpen\"}}}\n", in);
+    assert_int_equal(fclose(in), 0);
+    expect_end(f, start_batch(f), 1, "1 of 1 done, 1 failed", words);
+    assert_true(wn_now_us() - began_us < 10000000); /* another try comes after 2 s, the last after 14 */
+    assert_non_null(in = fopen(f->in, "w"));
+    assert_int_equal(fclose(in), 0);
+    expect_end(f, start_batch(f), 0, "has no requests", NULL);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(one_fails, start, stop),
         cmocka_unit_test_setup_teardown(one_is_tried_again, start, stop),
+        cmocka_unit_test_setup_teardown(unknown_pruning, start, stop),
     };
 
     if (argc < 2) return 2;
