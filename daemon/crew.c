@@ -3,6 +3,7 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,11 +14,24 @@
 
 #include "base/log.h"
 #include "daemon/access.h"
+#include "daemon/netif.h"
 #include "daemon/roles.h"
 #include "daemon/worker.h"
 
 #define PARTS_MAX  (1 + 256 + 64)
 #define EXTRA_ARGS 8
+
+/* What would be overlooked where everything runs here. */
+static wn_status check_local(const struct wn_config *cfg, struct wn_err *err)
+{
+    if (strcmp(cfg->layout, "auto") != 0)
+        return wn_fail(err, WN_EINVAL,
+                       "--layout %s: everything runs on this machine; --launcher slurm, in a job, uses its nodes",
+                       cfg->layout);
+    if (cfg->interface[0] && !if_nametoindex(cfg->interface))
+        return wn_fail(err, WN_EINVAL, "--interface %s: this machine has no such network", cfg->interface);
+    return WN_OK;
+}
 
 wn_status wn_crew_place(struct wn_crew *c, struct wn_err *err)
 {
@@ -30,13 +44,24 @@ wn_status wn_crew_place(struct wn_crew *c, struct wn_err *err)
         return wn_fail(err, WN_EINVAL, "--launcher slurm: this is no Slurm job");
     if (inside && (rc = wn_slurm_open(&c->slurm, err)) != WN_OK) return rc;
     if (!inside || how == WN_CONFIG_LAUNCHER_LOCAL || (how == WN_CONFIG_LAUNCHER_AUTO && c->slurm.nodes.n == 1))
-        return strcmp(c->cfg->layout, "auto") == 0
-                   ? WN_OK
-                   : wn_fail(err, WN_EINVAL,
-                             "--layout %s: everything runs on this machine; --launcher slurm, in a job, uses its nodes",
-                             c->cfg->layout);
+        return check_local(c->cfg, err);
     c->launcher = &wn_launcher_slurm;
     return wn_slurm_place(&c->slurm, c->cfg, c->plan->stages, c->plan->tensors, err);
+}
+
+/* --host as numbers, for ZeroMQ listens at nothing else: of an interface, or of a name of this machine. */
+static wn_status resolve_host(struct wn_config *cfg, struct wn_err *err)
+{
+    struct wn_netif net = {0};
+    struct in_addr numbers;
+    wn_status rc;
+
+    if (strcmp(cfg->host, "*") == 0 || inet_pton(AF_INET, cfg->host, &numbers) == 1) return WN_OK;
+    rc = if_nametoindex(cfg->host) ? wn_netif_choose(&net, cfg->host, "", err)
+                                   : wn_netif_resolve(net.address, cfg->host, err);
+    if (rc != WN_OK) return wn_err_prefix(err, "--host %s", cfg->host);
+    snprintf(cfg->host, sizeof(cfg->host), "%s", net.address);
+    return wn_config_check_reach(cfg, err);
 }
 
 wn_status wn_crew_choose_port(struct wn_crew *c, struct wn_err *err)
@@ -45,11 +70,11 @@ wn_status wn_crew_choose_port(struct wn_crew *c, struct wn_err *err)
     socklen_t len = sizeof(a);
     const int one = 1;
     int fd = -1;
-    wn_status rc = WN_OK;
+    wn_status rc;
 
     if (c->launcher == &wn_launcher_slurm && !c->slurm.here) return WN_OK;
-    if (inet_pton(AF_INET, strcmp(c->cfg->host, "localhost") == 0 ? "127.0.0.1" : c->cfg->host, &a.sin_addr) != 1)
-        return WN_OK; /* a name or an interface: the scheduler resolves it */
+    if ((rc = resolve_host(c->cfg, err)) != WN_OK) return rc;
+    (void)inet_pton(AF_INET, c->cfg->host, &a.sin_addr); /* "*" is any */
     fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0) return wn_fail(err, WN_EIO, "socket: %s", strerror(errno));
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));

@@ -25,7 +25,10 @@ wn_status wn_fit_step(struct wn_step_limits *out, uint32_t *tokens_max, const st
     uint64_t pages, table;
     struct wn_step_limits l;
 
-    if (c->max_model_len && c->max_model_len < tokens) tokens = c->max_model_len;
+    if (c->max_model_len > tokens)
+        return wn_fail(err, WN_ELIMIT, "--max-model-len %u: the model has positions for %u tokens", c->max_model_len,
+                       tokens);
+    if (c->max_model_len) tokens = c->max_model_len;
     pages = c->kv_pages ? c->kv_pages : (uint64_t)c->max_num_seqs * pages_of(tokens, c->block_size);
     l = (struct wn_step_limits){
         .rows_max = c->max_num_batched_tokens,

@@ -26,6 +26,7 @@
 #include "daemon/roles.h"
 #include "daemon/worker.h"
 #include "proto/codec.h"
+#include "shard/backend.h"
 #include "shard/jsonfile.h"
 #include "shard/preprocess.h"
 #include "shard/tokenizer.h"
@@ -76,6 +77,8 @@ static wn_status check_model(struct supervisor *s, struct wn_err *err)
 
     if (rc != WN_OK || (rc = wn_worker_plan(&s->cfg, &s->model, &s->plan, err)) != WN_OK) return rc;
     if ((rc = wn_worker_links(&s->cfg, err)) != WN_OK) return rc;
+    if ((rc = wn_backend_known(s->cfg.backend, err)) != WN_OK) return rc;
+    if (s->cfg.vision_backend[0] && (rc = wn_backend_known(s->cfg.vision_backend, err)) != WN_OK) return rc;
     wn_pruning_complete(&pruning, NULL, &s->cfg);
     if ((rc = wn_pruning_ask(&pruning, &method, &ask, err)) != WN_OK) return rc;
     if ((rc = wn_weights_open(&weights, s->cfg.model, err)) != WN_OK) return rc;
@@ -423,7 +426,7 @@ int wn_role_serve(int argc, char **argv)
         goto out; /* after fork: ZeroMQ's threads do not survive one */
     run(&s);
 out:
-    if (rc != WN_OK) fprintf(stderr, "winnow: %s\n", err.text);
+    if (rc != WN_OK) fail_service(&s, err.text);
     close_supervisor(&s);
     return rc == WN_OK && !s.failed ? 0 : 1;
 }

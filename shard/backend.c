@@ -68,6 +68,14 @@ wn_status wn_backend_open(struct wn_backend **out, const char *name, int device,
     return rc == WN_OK ? ops->open(out, device, err) : rc;
 }
 
+wn_status wn_backend_known(const char *name, struct wn_err *err)
+{
+    const struct wn_backend_ops *ops = NULL;
+    int device = 0;
+
+    return find(&ops, name, &device, err);
+}
+
 wn_status wn_backend_devices(const char *name, int *n, int *asked, struct wn_err *err)
 {
     const struct wn_backend_ops *ops = NULL;

@@ -167,6 +167,7 @@ extern const struct wn_backend_ops wn_backend_cpu_reference; /* plain loops: the
 /* Opens the backend called `name` ("cpu", "cpu-reference", and "cuda" where the build has it) on `device`, or on the
  * one that the name says: "cuda:1". *out is owned by the caller. WN_ENOENT names the known ones. */
 WN_NODISCARD wn_status wn_backend_open(struct wn_backend **out, const char *name, int device, struct wn_err *err);
+WN_NODISCARD wn_status wn_backend_known(const char *name, struct wn_err *err); /* is it in this build? */
 /* How many devices `name` may be opened on; 0: it has no devices to choose from. *asked: of "cuda:1" 1, else -1. */
 WN_NODISCARD wn_status wn_backend_devices(const char *name, int *n, int *asked, struct wn_err *err);
 void wn_backend_close(struct wn_backend *be); /* NULL is fine */

@@ -45,6 +45,13 @@ refuse 1 "--layout $dir/layout: everything runs on this machine" "$winnowd" serv
 refuse 1 "--launcher slurm: this is no Slurm job" "$winnowd" serve $model --launcher slurm
 refuse 1 "layers" "$winnowd" serve $model -pp 2 --pipeline-layers 0-1,3-5
 
+refuse 1 "backend 'tpu' does not exist" "$winnowd" serve $model --backend tpu
+refuse 1 "backend 'tpu' does not exist" "$winnowd" serve $model --vision-backend tpu
+refuse 1 "the model has positions for 2048 tokens" "$winnowd" serve $model --max-model-len 2049
+refuse 1 "--interface eth99" "$winnowd" serve $model --interface eth99
+refuse 1 "--host no.such.host.invalid" "$winnowd" serve $model --host no.such.host.invalid --insecure
+refuse 2 "--host: no address is named" "$winnowd" serve $model --host ""
+
 # off loopback only with keys, or by saying so; keys that are not as keygen made them
 winnow=$(dirname "$winnowd")/winnow
 refuse 2 "--host 0.0.0.0" "$winnowd" serve $model --host 0.0.0.0
@@ -103,8 +110,8 @@ rm "$dir/model/model-00001-of-00002.safetensors"
 head -c 100000 $model/model-00001-of-00002.safetensors >"$dir/model/model-00001-of-00002.safetensors"
 refuse 1 "model-00001-of-00002.safetensors" "$winnowd" serve "$dir/model"
 
-# a port in use, held by a service of ours
-"$winnowd" serve $model --port 0 >"$dir/ready" 2>/dev/null &
+# a port in use, held by a service of ours, whose host is a name
+"$winnowd" serve $model --port 0 --host localhost >"$dir/ready" 2>/dev/null &
 holder=$!
 for _ in $(seq 300); do grep -q 'ready at' "$dir/ready" && break; sleep 0.1; done
 port=$(sed -n 's/.*ready at tcp:\/\/[^:]*:\([0-9]*\).*/\1/p' "$dir/ready")
