@@ -1,6 +1,7 @@
 /* client/main.c - the `winnow` command. What is not in its table is winnowd's: serve, plan, check, ... */
 #include <errno.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -128,5 +129,6 @@ static int run(int argc, char **argv)
 
 int main(int argc, char **argv)
 {
+    signal(SIGXFSZ, SIG_IGN); /* a file over ulimit -f is an error of the write that says which */
     return wn_output_end("winnow", run(argc, argv));
 }

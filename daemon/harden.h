@@ -1,4 +1,4 @@
-/* daemon/harden.h - what a process of the service gives up at its start. Threads: main, before others start.
+/* daemon/harden.h - what a process of the service gives up, and takes, at its start. Threads: main, before others start.
  *
  * Every process: new privileges by exec. With keys also core dumps, and, but for ranks that read each other's memory
  * (MPI moves large messages that way), being traced or read by other processes of the same user: ZeroMQ keeps copies
@@ -14,7 +14,13 @@
 
 #include <stdbool.h>
 
+#include "base/status.h"
+
 /* keys: this process holds some. read_by_peers: others of its user must be able to read its memory. */
 void wn_harden(bool keys, bool read_by_peers);
+
+/* Takes as many open files as the user may have, for each client is one: ZeroMQ ends a process that runs out of them at
+ * the wrong time. WN_ELIMIT: too few even for a start. */
+WN_NODISCARD wn_status wn_raise_files(struct wn_err *err);
 
 #endif

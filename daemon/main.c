@@ -1,4 +1,5 @@
 /* daemon/main.c - winnowd: one program, one role a process. */
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -46,5 +47,6 @@ static int run(int argc, char **argv)
 
 int main(int argc, char **argv)
 {
+    signal(SIGXFSZ, SIG_IGN); /* a file over ulimit -f is an error of the write that says which */
     return wn_output_end("winnowd", run(argc, argv));
 }

@@ -50,6 +50,7 @@ int wn_role_scheduler(int argc, char **argv)
     code = 1;
     wn_log_role("%s", cfg.name[0] ? cfg.name : "scheduler");
     wn_harden(cfg.keys[0] != '\0', false);
+    if (wn_raise_files(&err) != WN_OK) goto out;
     wn_role_scheduler_address(&cfg, workers);
     sigemptyset(&signals);
     sigaddset(&signals, SIGTERM);

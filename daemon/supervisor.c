@@ -411,7 +411,7 @@ int wn_role_serve(int argc, char **argv)
     if (!wn_role_has_model(&s.cfg)) return 2;
     s.crew = (struct wn_crew){.cfg = &s.cfg, .plan = &s.plan};
     wn_log_role("serve");
-    if ((rc = check_model(&s, &err)) != WN_OK) goto out;
+    if ((rc = wn_raise_files(&err)) != WN_OK || (rc = check_model(&s, &err)) != WN_OK) goto out;
     if ((rc = choose_place(&s, &err)) != WN_OK) goto out;
     wn_harden(s.cfg.keys[0] != '\0', false);
     if ((rc = wn_crew_check_keys(&s.crew, &err)) != WN_OK) goto out;

@@ -48,6 +48,7 @@ refuse 1 "layers" "$winnowd" serve $model -pp 2 --pipeline-layers 0-1,3-5
 refuse 1 "backend 'tpu' does not exist" "$winnowd" serve $model --backend tpu
 refuse 1 "backend 'tpu' does not exist" "$winnowd" serve $model --vision-backend tpu
 refuse 1 "the model has positions for 2048 tokens" "$winnowd" serve $model --max-model-len 2049
+refuse 1 "only 20 open files are allowed" bash -c 'ulimit -n 20; exec "$@"' - "$winnowd" serve $model
 refuse 1 "--interface eth99" "$winnowd" serve $model --interface eth99
 refuse 1 "--host no.such.host.invalid" "$winnowd" serve $model --host no.such.host.invalid --insecure
 refuse 2 "--host: no address is named" "$winnowd" serve $model --host ""

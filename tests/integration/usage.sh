@@ -40,6 +40,8 @@ says 2 "unexpected argument 'x'" "$winnow" collect-env x
 # output that is lost is a failure, a reader who has seen enough is none
 says 1 "cannot write standard output" bash -c '"$1" --version >/dev/full' - "$winnow"
 says 1 "cannot write standard output" bash -c '"$1" plan "$2" >/dev/full' - "$winnow" $model
+says 1 "cannot write standard output: File too large" bash -c 'ulimit -f 1; "$1" plan --help >"$2/small"' - \
+    "$winnow" "$dir"
 holds "a pipe into head" bash -c '"$1" plan "$2" --help | head -1' - "$winnow" $model
 
 # an empty option of a batch file is a mistake, and so is a misspelt variable
