@@ -1,4 +1,4 @@
-/* daemon/harden.h - what a process of the service gives up, and takes, at its start. Threads: main, before others start.
+/* daemon/harden.h - what a process of the service gives up and takes at its start. Threads: main, before others start.
  *
  * Every process: new privileges by exec. With keys also core dumps, and, but for ranks that read each other's memory
  * (MPI moves large messages that way), being traced or read by other processes of the same user: ZeroMQ keeps copies

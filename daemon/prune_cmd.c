@@ -204,7 +204,8 @@ int wn_cmd_prune(int argc, char **argv)
     }
     code = 1;
     if ((rc = check(p, &err)) != WN_OK || (rc = load_picture(p, &err)) != WN_OK ||
-        (rc = open_encoder(p, &err)) != WN_OK || (rc = run_methods(p, &err)) != WN_OK || (p->cfg.output[0] && (rc = draw(p, &err)) != WN_OK)) {
+        (rc = open_encoder(p, &err)) != WN_OK || (rc = run_methods(p, &err)) != WN_OK ||
+        (p->cfg.output[0] && (rc = draw(p, &err)) != WN_OK)) {
         fprintf(stderr, "winnow: %s\n", err.text);
         goto out;
     }

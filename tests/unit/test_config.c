@@ -249,7 +249,8 @@ static void help(void **state)
     assert_int_equal(strncmp(text, "Usage: winnow serve MODEL\n", 26), 0);
     assert_non_null(strstr(text, "\n  --port N                         TCP port"));
     assert_non_null(strstr(text, "\n  -tp, --tensor-parallel-size N    tensor ranks"));
-    assert_non_null(strstr(text, "\n  --method, --image-pruning-method S\n                                   what chooses"));
+    assert_non_null(strstr(text, "\n  --method, --image-pruning-method S\n"
+                                 "                                   what chooses"));
     free(text);
 }
 
