@@ -9,6 +9,18 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
+/* For what is started: the processes of a service share the cores, and one that spins keeps the one it waits for from
+ * running. Threads at a barrier sleep after some microseconds, idle ranks yield. Rows of up to 64 KiB go at once between
+ * ranks of a host: larger messages move only while both ends are in a call, so that a stage which computes holds up the
+ * one after it. What the user has set stays. */
+static const char *const settings[][2] = {
+    {"GOMP_SPINCOUNT", "4000"},
+    {"OMPI_MCA_mpi_yield_when_idle", "1"},
+    {"OMPI_MCA_btl_vader_eager_limit", "65536"},
+    {"OMPI_MCA_btl_vader_max_send_size", "65536"},
+    {"OMPI_MCA_btl_vader_segment_size", "16777216"},
+};
+
 /* In the child; does not return. */
 static void child(char **argv, pid_t parent, int end_signal, int out_fd)
 {
@@ -30,9 +42,7 @@ wn_status wn_launcher_spawn(char **argv, int end_signal, int out_fd, pid_t *pid,
     const pid_t self = getpid();
     pid_t got;
 
-    /* Threads that wait at a barrier sleep after some microseconds: the processes of a service share the cores, and one
-     * that spins keeps the one it waits for from running. */
-    setenv("GOMP_SPINCOUNT", "4000", 0);
+    for (size_t i = 0; i < sizeof(settings) / sizeof(settings[0]); i++) setenv(settings[i][0], settings[i][1], 0);
     got = fork();
     if (got == 0) child(argv, self, end_signal, out_fd);
     if (got < 0) return wn_fail(err, WN_EIO, "fork for %s: %s", argv[0], strerror(errno));

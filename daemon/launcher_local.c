@@ -8,9 +8,8 @@
 
 #define ARGS_MAX 160
 
-/* Open MPI on one machine: more ranks than cores are fine, nobody is bound (threads place themselves), idle
- * ranks yield, shared memory needs no ptrace rights, and no ssh has to be there. Rows of up to 64 KiB go at once:
- * larger messages move only while both ends are in a call, so that a stage which computes holds up the one after it. */
+/* Open MPI on one machine: more ranks than cores are fine, nobody is bound (threads place themselves), shared memory
+ * needs no ptrace rights, and no ssh has to be there. */
 static const char *const mpirun_args[] = {
     "mpirun",
     "--quiet",
@@ -18,23 +17,11 @@ static const char *const mpirun_args[] = {
     "--bind-to",
     "none",
     "--mca",
-    "mpi_yield_when_idle",
-    "1",
-    "--mca",
     "btl",
     "self,vader",
     "--mca",
     "btl_vader_single_copy_mechanism",
     "none",
-    "--mca",
-    "btl_vader_eager_limit",
-    "65536",
-    "--mca",
-    "btl_vader_max_send_size",
-    "65536",
-    "--mca",
-    "btl_vader_segment_size",
-    "16777216",
     "--mca",
     "plm",
     "isolated",

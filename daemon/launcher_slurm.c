@@ -97,7 +97,6 @@ static wn_status slurm_start(const struct wn_launch *l, pid_t *pid, struct wn_er
     snprintf(job_name, sizeof(job_name), "winnow-%s", l->name);
     memcpy(extra, cfg->srun_args, sizeof(extra));
     for (size_t i = 0; i < sizeof(not_ours) / sizeof(not_ours[0]); i++) unsetenv(not_ours[i]);
-    setenv("OMPI_MCA_mpi_yield_when_idle", "1", 0); /* ranks may share a node's cores with vision workers */
     add(&c, "srun");
     add_value(&c, "job-name", job_name);
     add(&c, "--quiet");
