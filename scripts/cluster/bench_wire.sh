@@ -9,6 +9,7 @@ set -uo pipefail
 [ $# -ge 2 ] || { sed -n '2,7s/^# *//p' "$0" >&2; exit 2; }
 here=$(dirname "$(readlink -f "$0")")
 model=$(readlink -f "$2") bench=() serve=()
+[ -z "$(ls -A "$1" 2>/dev/null)" ] || { echo "bench_wire: $1 is not empty: name a folder that is new" >&2; exit 2; }
 mkdir -p "$1/home" && dir=$(readlink -f "$1") || exit 1
 shift 2
 while [ $# -gt 0 ] && [ "$1" != -- ]; do bench+=("$1"); shift; done
@@ -25,7 +26,7 @@ job=$("$cluster" run "$dir/box" head sbatch --parsable -o "$dir/service.log" "$h
     --lease-ms 60000 --log-level info "${serve[@]}") || exit 1
 for _ in $(seq 1200); do
     [ -e "$HOME/.winnow/slurm/$job" ] && break
-    grep -qs 'before the service was ready' "$dir/service.log" && break
+    [ -n "$("$cluster" run "$dir/box" head squeue -h -j "$job" -o %T)" ] || break # it ended: its log says why
     sleep 0.25
 done
 [ -e "$HOME/.winnow/slurm/$job" ] || { tail -30 "$dir/service.log" >&2; exit 1; }

@@ -27,7 +27,7 @@ wait_for() { # SECONDS WHAT COMMAND...
 serve() { # OPTION...
     job=$(on head sbatch --parsable "${asked[@]}" -o "$dir/service.log" scripts/slurm/serve.sbatch "$PWD/$model" --lease-ms 30000 "$@") ||
         fail "sbatch"
-    ready_or_gone() { [ -e "$HOME/.winnow/slurm/$job" ] || grep -qs 'before the service was ready' "$dir/service.log"; }
+    ready_or_gone() { [ -e "$HOME/.winnow/slurm/$job" ] || gone "$job"; }
     wait_for 180 "service of job $job" ready_or_gone
     [ -e "$HOME/.winnow/slurm/$job" ] || fail "the service did not start"
 }

@@ -18,6 +18,7 @@
 
 #include "tests/file_read.h"
 #include "tests/processes.h"
+#include "tests/scratch.h"
 
 #define READY_S 60
 #define STOP_S  40
@@ -112,6 +113,7 @@ int service_stop(struct service *s)
         for (int i = 0; i < n; i++) kill(left[i], SIGKILL);
         fail_msg("%d processes of the service were left", n);
     }
+    (void)!scratch_remove(s->run_dir); /* its sockets: a service removes a folder that it has made itself */
     return status == -1 || !WIFEXITED(status) ? -1 : WEXITSTATUS(status);
 }
 

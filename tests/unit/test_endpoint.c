@@ -184,6 +184,7 @@ static void test_sizes(void **state)
     check_sizes("inproc://sizes", 8u << 20);
     snprintf(path, sizeof(path), "ipc:///tmp/wn-test-%d", (int)getpid());
     check_sizes(path, 8u << 20);
+    unlink(path + strlen("ipc://"));
 }
 
 /* ZeroMQ drops who announces a frame above the limit of all; the sender comes back and may go on. A payload above its
@@ -363,6 +364,7 @@ static void test_addresses(void **state)
     opts = router_opts(path);
     expect_refused(&opts, WN_EIO, "is in use");
     wn_endpoint_close(router);
+    unlink(path + strlen("ipc://"));
     opts = router_opts("tcp://192.0.2.1:5599");
     expect_refused(&opts, WN_EAUTH, "no keys");
     opts.insecure = true;
