@@ -10,9 +10,9 @@
 #include <unistd.h>
 
 /* For what is started: the processes of a service share the cores, and one that spins keeps the one it waits for from
- * running. Threads at a barrier sleep after some microseconds, idle ranks yield. Rows of up to 64 KiB go at once between
- * ranks of a host: larger messages move only while both ends are in a call, so that a stage which computes holds up the
- * one after it. What the user has set stays. */
+ * running. Threads at a barrier sleep after some microseconds, idle ranks yield. Rows of up to 64 KiB go at once
+ * between ranks of a host: larger messages move only while both ends are in a call, so that a stage which computes
+ * holds up the one after it. What the user has set stays. */
 static const char *const settings[][2] = {
     {"GOMP_SPINCOUNT", "4000"},
     {"OMPI_MCA_mpi_yield_when_idle", "1"},
