@@ -19,7 +19,7 @@
 
 #include "base/clock.h"
 #include "base/status.h"
-#include "shard/mat.h"
+#include "base/mat.h"
 
 struct wn_backend; /* one processor: opaque, each backend has its own */
 struct wn_dev_sum; /* transport/device.h */

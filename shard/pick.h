@@ -3,7 +3,7 @@
 #ifndef WN_SHARD_PICK_H
 #define WN_SHARD_PICK_H
 
-#include "shard/mat.h"
+#include "base/mat.h"
 
 /* How a row's token is chosen: shard/sample.h without penalty and log-probabilities. */
 struct wn_pick {

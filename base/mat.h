@@ -1,7 +1,7 @@
-/* shard/mat.h - memory of a backend (shard/backend.h), and views of it as matrices. Plain data: owns nothing, any
+/* base/mat.h - memory of a backend (shard/backend.h), and views of it as matrices. Plain data: owns nothing, any
  * thread, cannot fail. */
-#ifndef WN_SHARD_MAT_H
-#define WN_SHARD_MAT_H
+#ifndef WN_BASE_MAT_H
+#define WN_BASE_MAT_H
 
 #include <stddef.h>
 #include <stdint.h>
