@@ -202,9 +202,7 @@ static wn_status choose(struct wn_encode_item *item, const struct wn_prune_in *i
     item->index = calloc(room, sizeof(*item->index));
     item->flags = calloc(room, sizeof(*item->flags));
     if (item->want_scores) item->scores = calloc(in->shape.rows, sizeof(float));
-    if (item->method->merges) kept.values = malloc((size_t)room * width * sizeof(float));
-    if (!item->index || !item->flags || (item->want_scores && !item->scores) ||
-        (item->method->merges && !kept.values)) {
+    if (!item->index || !item->flags || (item->want_scores && !item->scores)) {
         rc = wn_fail(err, WN_ENOMEM, "%u visual tokens", room);
         goto out;
     }
@@ -227,7 +225,7 @@ static wn_status choose(struct wn_encode_item *item, const struct wn_prune_in *i
         item->scores = NULL;
     }
 out:
-    free(kept.values);
+    wn_prune_out_fini(&kept);
     return rc;
 }
 

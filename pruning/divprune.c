@@ -52,13 +52,14 @@ static wn_status run(struct wn_prune_ctx *c)
     const uint32_t n = c->n;
     float *inv = wn_prune_alloc(c, n, sizeof(*inv)), *far, *score, *cos;
     uint8_t *kept;
+    wn_status rc;
 
     far = inv ? wn_prune_alloc(c, n, sizeof(*far)) : NULL;
     score = far ? wn_prune_alloc(c, n, sizeof(*score)) : NULL;
     cos = score ? wn_prune_alloc(c, (size_t)n * n, sizeof(*cos)) : NULL;
     kept = cos ? wn_prune_calloc(c, n, 1) : NULL;
     if (!kept) return WN_ENOMEM;
-    wn_prune_cosines(c->width, (struct wn_prune_rows){.x = c->features, .n = n}, inv, cos);
+    if ((rc = wn_prune_cosines(c, (struct wn_row_list){.m = c->features, .n = n}, inv, cos)) != WN_OK) return rc;
     nearest_other(cos, n, far);
     for (uint32_t k = 0; k < c->count; k++) {
         const uint32_t pick = farthest(far, n);

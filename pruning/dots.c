@@ -1,9 +1,10 @@
-/* pruning/dots.c - dot products of rows, three rows against four, with a fixed order of sums; sums
- * of rows, and the largest of a row.
+/* pruning/dots.c - rows.h on the host: dot products of rows, three rows against four, and sums of
+ * rows; and the largest of a row.
  *
  * Column c goes into partial sum c % 8 and the eight are added in pairs, so AVX2 (one register of
  * eight) and anything else (two of four) give the same bits; there is no fused multiply-add. */
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "pruning/impl.h"
@@ -12,26 +13,26 @@
 #define A_N   3 /* 12 sums, 3 operands, 1 product: the 16 registers of AVX2 */
 #define B_N   4
 #define PANEL 48 /* rows of a that meet all rows of b before the next: they stay in the L2 cache */
-#define TILE  16 /* rows and columns that are mirrored at a time */
 
 #define PAIRS(s) (((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7])))
 
 typedef float lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(4)));
 typedef int32_t masks __attribute__((vector_size(LANES * sizeof(float)), aligned(4)));
 typedef float four __attribute__((vector_size(4 * sizeof(float)), aligned(4)));
+typedef double wides __attribute__((vector_size(LANES * sizeof(double)), aligned(8)));
+typedef uint16_t halves __attribute__((vector_size(LANES * sizeof(uint16_t)), aligned(2)));
+typedef uint32_t words __attribute__((vector_size(LANES * sizeof(uint32_t)), aligned(4)));
 
-/* Rows [a0, a1) of a against rows [b0, ..) of b. */
+/* Rows [a0, a1) of a against rows [b0, ..) of b; float32. */
 struct panel {
-    uint32_t width;
-    const struct wn_prune_rows *a, *b;
+    const struct wn_row_list *a, *b;
     uint32_t a0, a1, b0;
     float *out;
-    size_t out_stride;
 };
 
-static inline const float *row_of(const struct wn_prune_rows *r, uint32_t width, uint32_t i)
+static inline const float *row_of(const struct wn_row_list *r, uint32_t i)
 {
-    return r->x + (size_t)(r->list ? r->list[i] : i) * width;
+    return (const float *)r->m.ptr + (size_t)(r->at ? r->at[i] : i) * r->m.stride;
 }
 
 /* PAIRS of four sums at once: the same additions. */
@@ -88,39 +89,80 @@ static inline __attribute__((always_inline)) void block_body(uint32_t width, con
 static inline __attribute__((always_inline)) void panel_body(const struct panel *p)
 {
     const float *a[A_N], *b[B_N];
+    const uint32_t width = p->a->m.cols;
     four dots[A_N];
 
     for (uint32_t j = p->b0; j < p->b->n; j += B_N) {
         const uint32_t bn = p->b->n - j < B_N ? p->b->n - j : B_N;
-        for (uint32_t t = 0; t < B_N; t++) b[t] = row_of(p->b, p->width, j + (t < bn ? t : 0));
+        for (uint32_t t = 0; t < B_N; t++) b[t] = row_of(p->b, j + (t < bn ? t : 0));
         for (uint32_t i = p->a0; i < p->a1; i += A_N) {
             const uint32_t an = p->a1 - i < A_N ? p->a1 - i : A_N;
-            for (uint32_t t = 0; t < A_N; t++) a[t] = row_of(p->a, p->width, i + (t < an ? t : 0));
-            block_body(p->width, a, b, dots);
+            for (uint32_t t = 0; t < A_N; t++) a[t] = row_of(p->a, i + (t < an ? t : 0));
+            block_body(width, a, b, dots);
             for (uint32_t t = 0; t < an; t++)
-                memcpy(p->out + (i + t) * p->out_stride + j, &dots[t], bn * sizeof(float));
+                memcpy(p->out + (size_t)(i + t) * p->b->n + j, &dots[t], bn * sizeof(float));
         }
     }
 }
 
-/* Sixteen columns at a time stay in registers while the rows go by. */
-static inline __attribute__((always_inline)) void add_rows_body(float *y, uint32_t width, struct wn_prune_rows rows,
-                                                                const float *w)
+/* The row that a term names. */
+static inline const char *term_row(const struct wn_row_sums *s, const struct wn_row_term *t)
 {
+    if (t->row == s->in.rows) return s->last;
+    return (const char *)s->in.ptr + (size_t)t->row * s->in.stride * wn_dtype_bytes(s->in.dtype);
+}
+
+/* Eight columns of a row, from column c. */
+static inline __attribute__((always_inline)) void get_eight(wides *to, const char *row, wn_dtype type, uint32_t c)
+{
+    if (type == WN_F32) {
+        *to = __builtin_convertvector(*(const lanes *)(const void *)(row + 4 * (size_t)c), wides);
+    } else {
+        const words bits = __builtin_convertvector(*(const halves *)(const void *)(row + 2 * (size_t)c), words) << 16;
+        *to = __builtin_convertvector((lanes)bits, wides);
+    }
+}
+
+static inline __attribute__((always_inline)) void put_one(const struct wn_row_sums *s, uint32_t i, uint32_t c, double v)
+{
+    const size_t at = (size_t)i * s->out.stride + c;
+
+    if (s->out.dtype == WN_F32) ((float *)s->out.ptr)[at] = (float)v;
+    else ((wn_bf16 *)s->out.ptr)[at] = wn_f32_to_bf16((float)v);
+}
+
+static inline double get_one(const char *row, wn_dtype type, uint32_t c)
+{
+    return (double)(type == WN_F32 ? ((const float *)(const void *)row)[c]
+                                   : wn_bf16_to_f32(((const wn_bf16 *)(const void *)row)[c]));
+}
+
+/* Row i: sixteen columns at a time stay in registers while the terms go by. Sums start at -0, to which all is added
+ * exactly. */
+static inline __attribute__((always_inline)) void sums_body(const struct wn_row_sums *s, uint32_t i, wn_dtype type)
+{
+    const struct wn_row_term *first = s->terms + s->first[i], *end = s->terms + s->first[i + 1];
+    const double div = (double)s->div[i], zero = first == end ? 0.0 : -0.0;
     uint32_t c = 0;
 
-    for (; c + 2 * LANES <= width; c += 2 * LANES) {
-        lanes *to = (lanes *)(void *)(y + c), one = to[0], two = to[1];
-        for (uint32_t i = 0; i < rows.n; i++) {
-            const lanes *x = (const lanes *)(const void *)(row_of(&rows, width, i) + c);
-            one += w[i] * x[0];
-            two += w[i] * x[1];
+    for (; c + 2 * LANES <= s->out.cols; c += 2 * LANES) {
+        wides sum[2], x[2];
+        for (int t = 0; t < LANES; t++) sum[0][t] = sum[1][t] = zero;
+        for (const struct wn_row_term *t = first; t < end; t++) {
+            const char *row = term_row(s, t);
+            get_eight(&x[0], row, type, c);
+            get_eight(&x[1], row, type, c + LANES);
+            sum[0] += (double)t->weight * x[0];
+            sum[1] += (double)t->weight * x[1];
         }
-        to[0] = one;
-        to[1] = two;
+        for (uint32_t t = 0; t < 2 * LANES; t++) put_one(s, i, c + t, sum[t / LANES][t % LANES] / div);
     }
-    for (; c < width; c++)
-        for (uint32_t i = 0; i < rows.n; i++) y[c] += w[i] * row_of(&rows, width, i)[c];
+    for (; c < s->out.cols; c++) {
+        double sum = zero;
+        for (const struct wn_row_term *t = first; t < end; t++)
+            sum += (double)t->weight * get_one(term_row(s, t), type, c);
+        put_one(s, i, c, sum / div);
+    }
 }
 
 static inline __attribute__((always_inline)) void take_larger(lanes *most, const lanes *x)
@@ -156,21 +198,22 @@ static inline __attribute__((always_inline)) float most_body(const float *v, con
 
 struct kernels {
     void (*panel)(const struct panel *p);
-    void (*add_rows)(float *y, uint32_t width, struct wn_prune_rows rows, const float *w);
+    void (*sums)(const struct wn_row_sums *s, uint32_t i);
     float (*most)(const float *v, const float *bias, uint32_t n);
 };
 
-#define KERNELS(name, target)                                                                               \
-    target static void panel_##name(const struct panel *p) { panel_body(p); }                               \
-    target static void add_rows_##name(float *y, uint32_t width, struct wn_prune_rows rows, const float *w) \
-    {                                                                                                       \
-        add_rows_body(y, width, rows, w);                                                                   \
-    }                                                                                                       \
-    target static float most_##name(const float *v, const float *bias, uint32_t n)                          \
-    {                                                                                                       \
-        return bias ? most_body(v, bias, n) : most_body(v, NULL, n);                                        \
-    }                                                                                                       \
-    static const struct kernels name = {panel_##name, add_rows_##name, most_##name}
+#define KERNELS(name, target)                                                                  \
+    target static void panel_##name(const struct panel *p) { panel_body(p); }                  \
+    target static void sums_##name(const struct wn_row_sums *s, uint32_t i)                    \
+    {                                                                                          \
+        if (s->in.dtype == WN_F32) sums_body(s, i, WN_F32);                                    \
+        else sums_body(s, i, WN_BF16);                                                         \
+    }                                                                                          \
+    target static float most_##name(const float *v, const float *bias, uint32_t n)             \
+    {                                                                                          \
+        return bias ? most_body(v, bias, n) : most_body(v, NULL, n);                           \
+    }                                                                                          \
+    static const struct kernels name = {panel_##name, sums_##name, most_##name}
 
 KERNELS(plain, );
 #if defined(__x86_64__)
@@ -185,72 +228,76 @@ static const struct kernels *kernels(void)
     return &plain;
 }
 
-void wn_prune_add_rows(float *y, uint32_t width, struct wn_prune_rows rows, const float *w)
-{
-    kernels()->add_rows(y, width, rows, w);
-}
-
 float wn_prune_most(const float *v, const float *bias, uint32_t n)
 {
     return kernels()->most(v, bias, n);
 }
 
-void wn_prune_dots(uint32_t width, struct wn_prune_rows a, struct wn_prune_rows b, float *out,
-                   size_t out_stride)
+void wn_row_sums(const struct wn_row_sums *s)
 {
-    struct panel p = {.width = width, .a = &a, .b = &b, .out = out, .out_stride = out_stride};
-
-    for (; p.a0 < a.n; p.a0 = p.a1) {
-        p.a1 = a.n - p.a0 < PANEL ? a.n : p.a0 + PANEL;
-        kernels()->panel(&p);
-    }
+    for (uint32_t i = 0; i < s->out.rows; i++) kernels()->sums(s, i);
 }
 
-static float inverse_length(float square)
+static void self_dots(const struct wn_row_list *a, float *out)
 {
-    const float length = sqrtf(square);
-    return 1.0f / (length > 1e-12f ? length : 1e-12f);
-}
+    const uint32_t width = a->m.cols;
 
-void wn_prune_inverse_lengths(const float *x, uint32_t width, uint32_t n, float *inv)
-{
-    for (uint32_t i = 0; i < n; i++, x += width) {
+    for (uint32_t i = 0; i < a->n; i++) {
+        const float *x = row_of(a, i);
         float s[LANES] = {0};
         uint32_t c = 0;
         for (; c + LANES <= width; c += LANES)
             for (uint32_t t = 0; t < LANES; t++) s[t] += x[c + t] * x[c + t];
         for (uint32_t t = c; t < width; t++) s[t - c] += x[t] * x[t];
-        inv[i] = inverse_length(PAIRS(s));
+        out[i] = PAIRS(s);
     }
 }
 
-void wn_prune_cosines(uint32_t width, struct wn_prune_rows rows, float *inv, float *out)
+static void all_dots(const struct wn_row_dots *d)
 {
-    const uint32_t n = rows.n;
-    struct panel p = {.width = width, .a = &rows, .b = &rows, .out = out, .out_stride = n};
+    struct panel p = {.a = &d->a, .b = &d->b, .out = d->out};
 
-    for (; p.a0 < n; p.a0 = p.a1) { /* dots of the upper half */
-        p.a1 = n - p.a0 < PANEL ? n : p.a0 + PANEL;
-        p.b0 = p.a0;
+    for (; p.a0 < d->a.n; p.a0 = p.a1) {
+        p.a1 = d->a.n - p.a0 < PANEL ? d->a.n : p.a0 + PANEL;
+        if (d->pairs == WN_ROWS_UPPER) p.b0 = p.a0;
         kernels()->panel(&p);
     }
-    for (uint32_t i = 0; i < n; i++) inv[i] = inverse_length(out[(size_t)i * n + i]);
-    for (uint32_t i0 = 0; i0 < n; i0 += TILE) {
-        const uint32_t i1 = n - i0 < TILE ? n : i0 + TILE;
-        for (uint32_t j0 = i0; j0 < n; j0 += TILE) {
-            const uint32_t j1 = n - j0 < TILE ? n : j0 + TILE;
-            for (uint32_t i = i0; i < i1; i++) {
-                for (uint32_t j = j0 > i ? j0 : i; j < j1; j++) {
-                    const float v = out[(size_t)i * n + j] * inv[i] * inv[j];
-                    out[(size_t)i * n + j] = v;
-                    out[(size_t)j * n + i] = v;
-                }
-            }
-        }
-    }
 }
 
-void wn_prune_axpy(float *y, float w, const float *x, uint32_t width)
+/* The matrix as float32: itself, or a copy, which is *copy then. */
+static wn_status widen(struct wn_mat *m, float **copy, struct wn_err *err)
 {
-    for (uint32_t i = 0; i < width; i++) y[i] += w * x[i];
+    float *to;
+
+    if (m->dtype == WN_F32) return WN_OK;
+    *copy = to = malloc((size_t)m->rows * m->cols * sizeof(*to) + 1);
+    if (!to) return wn_fail(err, WN_ENOMEM, "%u rows of %u", m->rows, m->cols);
+    for (uint32_t i = 0; i < m->rows; i++) {
+        const uint16_t *from = (const uint16_t *)m->ptr + (size_t)i * m->stride;
+        if (m->dtype == WN_BF16)
+            for (uint32_t c = 0; c < m->cols; c++) *to++ = wn_bf16_to_f32(from[c]);
+        else
+            for (uint32_t c = 0; c < m->cols; c++) *to++ = wn_f16_to_f32(from[c]);
+    }
+    *m = (struct wn_mat){*copy, WN_F32, m->rows, m->cols, m->cols};
+    return WN_OK;
+}
+
+wn_status wn_row_dots(const struct wn_row_dots *d, struct wn_err *err)
+{
+    struct wn_row_dots as_floats = *d;
+    float *copy[2] = {NULL, NULL};
+    wn_status rc = widen(&as_floats.a.m, &copy[0], err);
+
+    if (rc == WN_OK && d->pairs != WN_ROWS_SELF) {
+        if (d->b.m.ptr == d->a.m.ptr && d->b.m.rows == d->a.m.rows) as_floats.b.m = as_floats.a.m;
+        else rc = widen(&as_floats.b.m, &copy[1], err);
+    }
+    if (rc == WN_OK) {
+        if (d->pairs == WN_ROWS_SELF) self_dots(&as_floats.a, d->out);
+        else all_dots(&as_floats);
+    }
+    free(copy[0]);
+    free(copy[1]);
+    return rc;
 }

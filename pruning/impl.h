@@ -2,7 +2,7 @@
  *
  * Owns:    wn_prune_alloc's memory belongs to the context and is freed when wn_prune_run returns.
  * Threads: one context, one thread.
- * Fails:   alloc returns NULL and has filled ctx->err. Nothing else here fails. */
+ * Fails:   alloc returns NULL and has filled ctx->err; what returns a status has filled it, too. */
 #ifndef WN_PRUNING_IMPL_H
 #define WN_PRUNING_IMPL_H
 
@@ -15,10 +15,10 @@ struct wn_prune_ctx {
     const struct wn_prune_in *in;
     struct wn_prune_out *out;
     struct wn_err *err;
-    const float *features; /* [n, width] if the method wants them */
-    const float *cls_row;  /* [width] if the method wants it */
+    struct wn_mat features; /* [n, width] if the method wants them, the worker's memory */
     uint32_t n, width;     /* rows of the image */
     uint32_t count;        /* rows that the budget leaves; 0: the method chooses */
+    bool no_memory;        /* for the recipe: the run fails at its end */
     void *mem[WN_PRUNE_MEM_MAX];
     uint32_t mem_n;
 };
@@ -34,19 +34,22 @@ static inline uint64_t wn_prune_bit(uint32_t layer)
     return layer < 64 ? (uint64_t)1 << layer : 0;
 }
 
-/* One layer of the tap that is there: [tokens], [tokens, width], [width]. */
+/* One layer of the tap that is there: [tokens]; [tokens, width] and [1, width] of the worker's. */
 const float *wn_prune_mean_tap(const struct wn_prune_ctx *c, uint32_t layer);
-const float *wn_prune_keys(const struct wn_prune_ctx *c, uint32_t layer);
-const float *wn_prune_query(const struct wn_prune_ctx *c, uint32_t layer);
+struct wn_mat wn_prune_keys(const struct wn_prune_ctx *c, uint32_t layer);
+struct wn_mat wn_prune_query(const struct wn_prune_ctx *c, uint32_t layer);
 
 /* The CLS query's attention to each patch in the feature layer, summed over heads: out [n]. */
 void wn_prune_cls_sum(const struct wn_prune_ctx *c, float *out);
 void wn_prune_cls_mean(const struct wn_prune_ctx *c, float *out);
 
-/* Appends a row to the result. */
+/* Room for a result of so many rows; what it was is forgotten. */
+WN_NODISCARD wn_status wn_prune_recipe_begin(struct wn_prune_ctx *c, uint32_t rows_max);
+/* Appends a row of the image to the result, as it is: patch `index`, or CLS's own with that flag. */
 void wn_prune_put(struct wn_prune_ctx *c, uint32_t index, uint8_t flags);
-/* The values of the row that the next put appends. */
-float *wn_prune_next_values(struct wn_prune_ctx *c);
+/* Appends the sum of the terms since the row before, divided by div. */
+void wn_prune_add_term(struct wn_prune_ctx *c, uint32_t row, float weight);
+void wn_prune_put_sum(struct wn_prune_ctx *c, uint32_t index, uint8_t flags, float div);
 /* The rows i with kept[i] != 0, ascending, unchanged. */
 void wn_prune_put_kept(struct wn_prune_ctx *c, const uint8_t *kept);
 /* Sets kept[i] of the k first by score among the rows with kept[i] == 0. */
@@ -72,32 +75,24 @@ void wn_prune_top_keys(uint64_t *keys, uint32_t n, uint32_t k);
 /* The q-quantile of v [n] with linear interpolation; order [n]: all indices, as wn_prune_top gives them. */
 double wn_prune_quantile(const float *v, const uint32_t *order, uint32_t n, double q);
 
-/* ---- loops over rows (dots.c) ---- */
+/* ---- products of rows, wherever they are (rows.c) ---- */
 
-struct wn_prune_rows {
-    const float *x;       /* [.., width] */
-    const uint32_t *list; /* [n] the rows that are meant; NULL: 0 .. n-1 */
-    uint32_t n;
-};
-
-/* out[i * out_stride + j] = a[i] . b[j]. Eight partial sums, column c in sum c % 8, added in
- * pairs: the same bits whatever the processor and the neighbours. */
-void wn_prune_dots(uint32_t width, struct wn_prune_rows a, struct wn_prune_rows b, float *out,
-                   size_t out_stride);
+/* d->out is host memory. */
+WN_NODISCARD wn_status wn_prune_dots(struct wn_prune_ctx *c, const struct wn_row_dots *d);
 
 /* inv[i] = 1 / max(length of row i, 1e-12). */
-void wn_prune_inverse_lengths(const float *x, uint32_t width, uint32_t n, float *inv);
+WN_NODISCARD wn_status wn_prune_inverse_lengths(struct wn_prune_ctx *c, struct wn_row_list rows, float *inv);
 
 /* Cosines of all pairs of rows: out [n, n], symmetric; inv [n] is filled on the way. */
-void wn_prune_cosines(uint32_t width, struct wn_prune_rows rows, float *inv, float *out);
+WN_NODISCARD wn_status wn_prune_cosines(struct wn_prune_ctx *c, struct wn_row_list rows, float *inv, float *out);
 
-/* y += w * x */
-void wn_prune_axpy(float *y, float w, const float *x, uint32_t width);
+/* Every `group` columns of each row as a row, and *out their mean: [m.rows, m.cols / group]. m has no gaps. */
+WN_NODISCARD wn_status wn_prune_mean_columns(struct wn_prune_ctx *c, struct wn_mat m, uint32_t group,
+                                             struct wn_mat *out);
+
+/* ---- loops over numbers (dots.c) ---- */
 
 /* The largest of v[i] + bias[i] (NULL: of v[i]); NaN does not count; -INFINITY of none. */
 float wn_prune_most(const float *v, const float *bias, uint32_t n);
-
-/* y += the rows, each times its weight w[i], one after the other. */
-void wn_prune_add_rows(float *y, uint32_t width, struct wn_prune_rows rows, const float *w);
 
 #endif

@@ -3,9 +3,7 @@
  * The window is the smallest that divides both sides of the grid and leaves no more rows than the
  * budget: of 24 x 24 it leaves 576, 144, 64, 36, 16, 9, 4 or 1 (the published scales are 576, 144, 36,
  * 9 and 1). The model must have been trained for it. Rows are in raster order and carry the index of
- * the window's first patch. The sum is taken in float64, so a constant picture stays that constant. */
-#include <string.h>
-
+ * the window's first patch. Sums are float64 (rows.h), so a constant picture stays that constant. */
 #include "pruning/impl.h"
 
 /* 0: no window does it. */
@@ -41,20 +39,12 @@ static wn_status check(const struct wn_prune_ask *ask, const struct wn_prune_sha
 static wn_status run(struct wn_prune_ctx *c)
 {
     const struct wn_prune_shape *s = &c->in->shape;
-    const uint32_t side = window_of(s, c->count), width = c->width;
-    double *sum = wn_prune_alloc(c, width, sizeof(*sum));
+    const uint32_t side = window_of(s, c->count), n = side * side;
 
-    if (!sum) return WN_ENOMEM;
     for (uint32_t first = 0; first < c->n; first += side * s->grid_w) {
-        for (uint32_t x = 0; x < s->grid_w; x += side) {
-            float *row = wn_prune_next_values(c);
-            memset(sum, 0, width * sizeof(*sum));
-            for (uint32_t t = 0; t < side * side; t++) {
-                const size_t i = first + x + t / side * s->grid_w + t % side;
-                for (uint32_t j = 0; j < width; j++) sum[j] += (double)c->features[i * width + j];
-            }
-            for (uint32_t j = 0; j < width; j++) row[j] = (float)(sum[j] / (side * side));
-            wn_prune_put(c, first + x, side > 1 ? WN_PRUNE_MERGED : 0);
+        for (uint32_t x = first; x < first + s->grid_w; x += side) {
+            for (uint32_t t = 0; t < n; t++) wn_prune_add_term(c, x + t / side * s->grid_w + t % side, 1.0f);
+            wn_prune_put_sum(c, x, side > 1 ? WN_PRUNE_MERGED : 0, (float)n);
         }
     }
     return WN_OK;
@@ -64,7 +54,6 @@ const struct wn_prune_method wn_prune_matryoshka = {
     .name = "matryoshka",
     .help = "the projected grid pooled by square windows (M3; needs a model trained for it)",
     .spaces = WN_PRUNE_PROJECTED,
-    .merges = true,
     .grid = true,
     .wants = wants,
     .check = check,

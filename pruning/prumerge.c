@@ -31,17 +31,18 @@
 #define NEIGHBOURS  32
 #define TRIALS      12
 #define FIXED_RATIO 8  /* one in eight, without a budget and without outliers */
-#define PANEL       48 /* rows whose similarities are held at a time */
+#define PANEL       128 /* rows whose similarities are held at a time: they stay in the L2 cache */
 
-void wn_prumerge_scores(const float *q, const float *keys, uint32_t tokens, uint32_t width,
-                        float *a)
+wn_status wn_prumerge_scores(struct wn_prune_ctx *c, struct wn_mat q, struct wn_mat keys, float *a)
 {
-    const struct wn_prune_rows one = {.x = q, .n = 1}, all = {.x = keys, .n = tokens};
-    const float root = sqrtf((float)width);
+    const uint32_t tokens = keys.rows;
+    const struct wn_row_dots d = {.out = a, .a = {.m = q, .n = 1}, .b = {.m = keys, .n = tokens}};
+    const float root = sqrtf((float)keys.cols);
+    const wn_status rc = wn_prune_dots(c, &d);
     float most = -INFINITY;
     double sum = 0;
 
-    wn_prune_dots(width, one, all, a, tokens);
+    if (rc != WN_OK) return rc;
     for (uint32_t j = 0; j < tokens; j++) {
         a[j] /= root;
         if (a[j] > most) most = a[j];
@@ -49,6 +50,7 @@ void wn_prumerge_scores(const float *q, const float *keys, uint32_t tokens, uint
     for (uint32_t j = 0; j < tokens; j++) sum += exp((double)a[j] - (double)most);
     for (uint32_t j = 0; j < tokens; j++)
         a[j] = (float)(exp((double)a[j] - (double)most) / sum);
+    return WN_OK;
 }
 
 double wn_prumerge_fence(const float *a, const uint32_t *order, uint32_t n)
@@ -73,13 +75,12 @@ uint32_t wn_prumerge_outliers(const float *a, const uint32_t *order, uint32_t n)
 struct merge {
     struct wn_prune_ctx *c;
     const struct wn_prumerge *m;
-    struct wn_prune_rows others; /* candidates: all rows, or those that were not kept */
-    float *inv, *inv_others;     /* [n], [others.n] 1 / length of their keys */
-    float *sims;                 /* [PANEL, n] */
-    uint64_t *keys;              /* [n] */
-    uint32_t *near;              /* [n] */
-    float *weights;              /* [n] */
-    float fence;                 /* above which the neighbours of the row before were */
+    struct wn_row_list others; /* candidates: all rows, or those that were not kept */
+    float *inv, *inv_others;   /* [n], [others.n] 1 / length of their keys */
+    float *sims;               /* [PANEL, n] */
+    uint64_t *keys;            /* [n] */
+    uint32_t *near;            /* [n] */
+    float fence;               /* above which the neighbours of the row before were */
 };
 
 /* A number that at least k of the n cosines reach, and, where few trials find one, not many more. The first trial is
@@ -114,7 +115,7 @@ static uint32_t find_near(struct merge *g, uint32_t i, float *sims)
         m += !(sims[t] < g->fence);
     }
     for (uint32_t t = 0; t < m; t++) {
-        const uint32_t j = g->others.list ? g->others.list[g->near[t]] : g->near[t];
+        const uint32_t j = g->others.at ? g->others.at[g->near[t]] : g->near[t];
         if (j != i) g->keys[n++] = wn_prune_key(sims[g->near[t]], j);
     }
     if (k > n) k = n;
@@ -127,33 +128,25 @@ static uint32_t find_near(struct merge *g, uint32_t i, float *sims)
 static void merge_one(struct merge *g, uint32_t s, float *sims)
 {
     const struct wn_prumerge *m = g->m;
-    const float *x = g->c->features;
-    const uint32_t i = m->kept[s], width = g->c->width, k = find_near(g, i, sims);
-    float *row = wn_prune_next_values(g->c), sum = m->a[i];
+    const uint32_t i = m->kept[s], k = find_near(g, i, sims);
+    const bool mean = m->setting == WN_PRUNE_PAPER;
+    float sum = m->a[i];
 
-    memcpy(row, x + (size_t)i * width, width * sizeof(*row));
-    if (m->setting == WN_PRUNE_PAPER)
-        for (uint32_t t = 0; t < width; t++) row[t] *= m->a[i];
-    for (uint32_t t = 0; t < k; t++) sum += g->weights[t] = m->a[g->near[t]];
-    wn_prune_add_rows(row, width, (struct wn_prune_rows){x, g->near, k}, g->weights);
-    if (m->setting == WN_PRUNE_PAPER) {
-        if (sum > 0)
-            for (uint32_t t = 0; t < width; t++) row[t] /= sum;
-        else
-            memcpy(row, x + (size_t)i * width, width * sizeof(*row));
+    for (uint32_t t = 0; t < k; t++) sum += m->a[g->near[t]];
+    if (mean && !(sum > 0)) {
+        wn_prune_add_term(g->c, i, 1.0f);
+        wn_prune_put_sum(g->c, i, WN_PRUNE_MERGED, 1.0f);
+        return;
     }
-    wn_prune_put(g->c, i, WN_PRUNE_MERGED);
+    wn_prune_add_term(g->c, i, mean ? m->a[i] : 1.0f);
+    for (uint32_t t = 0; t < k; t++) wn_prune_add_term(g->c, g->near[t], m->a[g->near[t]]);
+    wn_prune_put_sum(g->c, i, WN_PRUNE_MERGED, mean ? sum : 1.0f);
 }
 
 static void put_extra(struct merge *g, const uint32_t *left, uint32_t left_n)
 {
-    struct wn_prune_ctx *c = g->c;
-    float *row = wn_prune_next_values(c);
-
-    memset(row, 0, c->width * sizeof(*row));
-    for (uint32_t t = 0; t < left_n; t++) g->weights[t] = g->m->a[left[t]];
-    wn_prune_add_rows(row, c->width, (struct wn_prune_rows){c->features, left, left_n}, g->weights);
-    wn_prune_put(c, WN_PRUNE_NO_INDEX, WN_PRUNE_EXTRA);
+    for (uint32_t t = 0; t < left_n; t++) wn_prune_add_term(g->c, left[t], g->m->a[left[t]]);
+    wn_prune_put_sum(g->c, WN_PRUNE_NO_INDEX, WN_PRUNE_EXTRA, 1.0f);
 }
 
 /* The rows that are not in `kept`, ascending. */
@@ -171,29 +164,30 @@ static uint32_t complement(const uint32_t *kept, uint32_t kept_n, uint32_t n, ui
 
 wn_status wn_prumerge_merge(struct wn_prune_ctx *c, const struct wn_prumerge *m)
 {
-    struct merge g = {.c = c, .m = m, .others = {.x = m->keys, .n = c->n}};
+    struct merge g = {.c = c, .m = m, .others = {.m = m->keys, .n = c->n}};
     uint8_t *mark = wn_prune_alloc(c, c->n, 1);
     uint32_t *left = mark ? wn_prune_alloc(c, c->n, sizeof(*left)) : NULL, left_n;
+    wn_status rc;
 
     g.inv = left ? wn_prune_alloc(c, c->n, sizeof(*g.inv)) : NULL;
     g.inv_others = g.inv ? wn_prune_alloc(c, c->n, sizeof(*g.inv_others)) : NULL;
     g.keys = g.inv_others ? wn_prune_alloc(c, c->n, sizeof(*g.keys)) : NULL;
     g.near = g.keys ? wn_prune_alloc(c, c->n, sizeof(*g.near)) : NULL;
-    g.weights = g.near ? wn_prune_alloc(c, c->n, sizeof(*g.weights)) : NULL;
-    g.sims = g.weights ? wn_prune_alloc(c, (size_t)PANEL * c->n, sizeof(*g.sims)) : NULL;
+    g.sims = g.near ? wn_prune_alloc(c, (size_t)PANEL * c->n, sizeof(*g.sims)) : NULL;
     if (!g.sims) return WN_ENOMEM;
     left_n = complement(m->kept, m->kept_n, c->n, mark, left);
     if (m->setting == WN_PRUNE_PAPER) {
-        g.others.list = left;
+        g.others.at = left;
         g.others.n = left_n;
     }
-    wn_prune_inverse_lengths(m->keys, c->width, c->n, g.inv);
-    for (uint32_t t = 0; t < g.others.n; t++) g.inv_others[t] = g.inv[g.others.list ? g.others.list[t] : t];
+    rc = wn_prune_inverse_lengths(c, (struct wn_row_list){.m = m->keys, .n = c->n}, g.inv);
+    if (rc != WN_OK) return rc;
+    for (uint32_t t = 0; t < g.others.n; t++) g.inv_others[t] = g.inv[g.others.at ? g.others.at[t] : t];
     for (uint32_t s = 0; s < m->kept_n; s += PANEL) {
         const uint32_t rows_n = m->kept_n - s < PANEL ? m->kept_n - s : PANEL;
-        const struct wn_prune_rows rows = {.x = m->keys, .list = m->kept + s, .n = rows_n};
-        wn_prune_dots(c->width, rows, g.others, g.sims, c->n);
-        for (uint32_t t = 0; t < rows_n; t++) merge_one(&g, s + t, g.sims + (size_t)t * c->n);
+        const struct wn_row_dots d = {.out = g.sims, .a = {m->keys, m->kept + s, rows_n}, .b = g.others};
+        if ((rc = wn_prune_dots(c, &d)) != WN_OK) return rc;
+        for (uint32_t t = 0; t < rows_n; t++) merge_one(&g, s + t, g.sims + (size_t)t * g.others.n);
     }
     if (m->setting == WN_PRUNE_FAITHFUL) put_extra(&g, left, left_n);
     return WN_OK;
@@ -292,8 +286,8 @@ static wn_status run(struct wn_prune_ctx *c, bool plus)
 {
     const uint32_t neighbours = c->in->ask.options.neighbours;
     const uint32_t layer = keys_layer(&c->in->ask, c->in->shape.feature_layer);
-    const float *keys = wn_prune_keys(c, layer);
-    struct wn_prumerge m = {.keys = keys + c->width,
+    const struct wn_mat keys = wn_prune_keys(c, layer);
+    struct wn_prumerge m = {.keys = wn_mat_rows(keys, 1, c->n),
                             .neighbours = neighbours ? neighbours : NEIGHBOURS,
                             .setting = c->in->ask.setting};
     float *a = wn_prune_alloc(c, (size_t)c->n + 1, sizeof(*a));
@@ -303,8 +297,8 @@ static wn_status run(struct wn_prune_ctx *c, bool plus)
     if (!a) return WN_ENOMEM;
     if (m.setting == WN_PRUNE_PAPER)
         wn_prune_cls_mean(c, a + 1);
-    else
-        wn_prumerge_scores(wn_prune_query(c, layer), keys, c->n + 1, c->width, a);
+    else if ((rc = wn_prumerge_scores(c, wn_prune_query(c, layer), keys, a)) != WN_OK)
+        return rc;
     m.a = a + 1;
     if ((rc = choose(c, m.a, plus, &h)) != WN_OK) return rc;
     m.kept = h.kept;
@@ -327,7 +321,6 @@ const struct wn_prune_method wn_prune_prumerge = {
     .name = "prumerge",
     .help = "outliers of the CLS attention, with their likes merged in (LLaVA-PruMerge)",
     .spaces = WN_PRUNE_TOWER,
-    .merges = true,
     .adaptive = true,
     .paper = true,
     .wants = wants,
@@ -338,7 +331,6 @@ const struct wn_prune_method wn_prune_prumerge_plus = {
     .name = "prumerge+",
     .help = "prumerge, and tokens spread over the picture",
     .spaces = WN_PRUNE_TOWER,
-    .merges = true,
     .adaptive = true,
     .paper = true,
     .wants = wants,

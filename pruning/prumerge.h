@@ -6,9 +6,8 @@
 
 #include "pruning/impl.h"
 
-/* a [tokens]: softmax over all tokens of (q . k) / sqrt(width), all heads as one. */
-void wn_prumerge_scores(const float *q, const float *keys, uint32_t tokens, uint32_t width,
-                        float *a);
+/* a [tokens]: softmax over all tokens of (q . k) / sqrt(width), all heads as one. q [1, width], keys [tokens, width]. */
+WN_NODISCARD wn_status wn_prumerge_scores(struct wn_prune_ctx *c, struct wn_mat q, struct wn_mat keys, float *a);
 
 /* The upper fence Q3 + 1.5 (Q3 - Q1); how many scores lie strictly above it. order [n]: all
  * indices, the highest score first. */
@@ -16,7 +15,8 @@ double wn_prumerge_fence(const float *a, const uint32_t *order, uint32_t n);
 uint32_t wn_prumerge_outliers(const float *a, const uint32_t *order, uint32_t n);
 
 struct wn_prumerge {
-    const float *a, *keys; /* [n], [n, width]: without CLS */
+    const float *a;        /* [n]: without CLS */
+    struct wn_mat keys;    /* [n, width]: without CLS, the worker's memory */
     const uint32_t *kept;  /* [kept_n] in the order in which they leave; no duplicates */
     uint32_t kept_n;
     uint32_t neighbours;

@@ -191,25 +191,11 @@ void *wn_prune_calloc(struct wn_prune_ctx *c, size_t n, size_t bytes)
     return p;
 }
 
-/* The rows as float32: themselves, or a copy. NULL: no memory. */
-static const float *as_floats(struct wn_prune_ctx *c, const void *rows, size_t n)
-{
-    const uint16_t *half = rows;
-    float *out;
-
-    if (c->in->dtype == WN_F32) return rows;
-    if (!(out = wn_prune_alloc(c, n, sizeof(float)))) return NULL;
-    if (c->in->dtype == WN_BF16)
-        for (size_t i = 0; i < n; i++) out[i] = wn_bf16_to_f32(half[i]);
-    else
-        for (size_t i = 0; i < n; i++) out[i] = wn_f16_to_f32(half[i]);
-    return out;
-}
-
 wn_status wn_prune_run(const struct wn_prune_method *method, const struct wn_prune_in *in,
                        struct wn_prune_out *out, struct wn_err *err)
 {
     struct wn_prune_ctx c = {.method = method, .in = in, .out = out, .err = err};
+    const uint32_t rows_max = wn_prune_rows_max(method, &in->ask, in->shape.rows);
     struct wn_prune_wants w;
     wn_status rc;
 
@@ -221,47 +207,15 @@ wn_status wn_prune_run(const struct wn_prune_method *method, const struct wn_pru
                   : wn_prune_count(&in->ask.budget, c.n);
     wn_prune_wants(method, &in->ask, in->shape.feature_layer, &w);
     if ((rc = check_taps(&c, &w)) != WN_OK) return rc;
-    if (method->merges && !out->values)
-        return wn_fail(err, WN_EINVAL, "pruning method '%s' makes rows: room for values is needed",
-                       method->name);
-    rc = WN_ENOMEM;
-    if (w.features && !(c.features = as_floats(&c, in->features, (size_t)c.n * c.width))) goto out;
-    if (w.cls_row && !(c.cls_row = as_floats(&c, in->taps.cls_row, c.width))) goto out;
-    out->rows = 0;
+    c.features = wn_prune_sums(in, out).in;
     out->scored = false;
-    rc = method->run(&c);
-    WN_ASSERT(rc != WN_OK || (out->rows > 0 && out->rows <= wn_prune_rows_max(method, &in->ask, c.n)));
-out:
+    rc = wn_prune_recipe_begin(&c, rows_max);
+    c.no_memory = rc != WN_OK;
+    if (rc == WN_OK) rc = method->run(&c);
+    if (c.no_memory) rc = wn_fail(err, WN_ENOMEM, "pruning method '%s': %u rows", method->name, rows_max);
+    WN_ASSERT(rc != WN_OK || (out->rows > 0 && out->rows <= rows_max));
     while (c.mem_n > 0) free(c.mem[--c.mem_n]);
     return rc;
-}
-
-wn_status wn_prune_gather(const struct wn_prune_in *in, const struct wn_prune_out *out, void *dst,
-                          struct wn_err *err)
-{
-    const size_t width = in->shape.width, bytes = width * wn_dtype_bytes(in->dtype);
-
-    for (uint32_t i = 0; i < out->rows; i++) {
-        char *to = (char *)dst + i * bytes;
-        const float *from;
-        if (!out->flags[i]) {
-            memcpy(to, (const char *)in->features + out->index[i] * bytes, bytes);
-            continue;
-        }
-        from = out->values + i * width;
-        if (in->dtype == WN_F32) {
-            memcpy(to, from, bytes);
-        } else if (in->dtype == WN_BF16) {
-            for (size_t j = 0; j < width; j++) {
-                wn_bf16 v = wn_f32_to_bf16(from[j]);
-                memcpy(to + j * sizeof(v), &v, sizeof(v));
-            }
-        } else {
-            return wn_fail(err, WN_EUNSUPP, "pruning: merged rows do not go into %s",
-                           wn_dtype_name(in->dtype));
-        }
-    }
-    return WN_OK;
 }
 
 /* ---- for the methods ---- */
@@ -278,16 +232,21 @@ const float *wn_prune_mean_tap(const struct wn_prune_ctx *c, uint32_t layer)
     return t->mean_attention + slot(t->mean_layers, layer) * t->mean_stride;
 }
 
-const float *wn_prune_keys(const struct wn_prune_ctx *c, uint32_t layer)
+static struct wn_mat tap_rows(const struct wn_prune_ctx *c, const float *first, uint32_t rows)
 {
-    const struct wn_prune_taps *t = &c->in->taps;
-    return t->keys + slot(t->keys_layers, layer) * t->keys_stride;
+    return (struct wn_mat){(void *)(uintptr_t)first, WN_F32, rows, c->width, c->width};
 }
 
-const float *wn_prune_query(const struct wn_prune_ctx *c, uint32_t layer)
+struct wn_mat wn_prune_keys(const struct wn_prune_ctx *c, uint32_t layer)
 {
     const struct wn_prune_taps *t = &c->in->taps;
-    return t->cls_query + slot(t->keys_layers, layer) * t->query_stride;
+    return tap_rows(c, t->keys + slot(t->keys_layers, layer) * t->keys_stride, c->n + 1);
+}
+
+struct wn_mat wn_prune_query(const struct wn_prune_ctx *c, uint32_t layer)
+{
+    const struct wn_prune_taps *t = &c->in->taps;
+    return tap_rows(c, t->cls_query + slot(t->keys_layers, layer) * t->query_stride, 1);
 }
 
 void wn_prune_cls_sum(const struct wn_prune_ctx *c, float *out)
@@ -305,25 +264,6 @@ void wn_prune_cls_mean(const struct wn_prune_ctx *c, float *out)
 {
     wn_prune_cls_sum(c, out);
     for (uint32_t i = 0; i < c->n; i++) out[i] /= (float)c->in->shape.heads;
-}
-
-void wn_prune_put(struct wn_prune_ctx *c, uint32_t index, uint8_t flags)
-{
-    struct wn_prune_out *out = c->out;
-
-    out->index[out->rows] = index;
-    out->flags[out->rows++] = flags;
-}
-
-float *wn_prune_next_values(struct wn_prune_ctx *c)
-{
-    return c->out->values + (size_t)c->out->rows * c->width;
-}
-
-void wn_prune_put_kept(struct wn_prune_ctx *c, const uint8_t *kept)
-{
-    for (uint32_t i = 0; i < c->n; i++)
-        if (kept[i]) wn_prune_put(c, i, 0);
 }
 
 wn_status wn_prune_keep_top(struct wn_prune_ctx *c, const float *score, uint32_t k, uint8_t *kept)

@@ -7,8 +7,8 @@
  * One rule for ties everywhere: the larger score first, then the lower index. Scores are float32.
  * Sums have a fixed order: the same input gives the same bits on every machine.
  *
- * Owns:    nothing; all memory is the caller's, scratch lives for one call.
- * Threads: any.
+ * Owns:    nothing; all memory is the caller's but for a result's recipe, scratch lives for one call.
+ * Threads: any; with a worker its own.
  * Fails:   WN_ENOENT (no such method: the known ones are named), WN_EINVAL (numbers that make no
  *          sense, a tap that was not given), WN_EUNSUPP (a method that can not do what is asked of
  *          this model), WN_ENOMEM. */
@@ -19,8 +19,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "base/dtype.h"
-#include "base/status.h"
+#include "pruning/rows.h"
 
 #define WN_PRUNE_NO_INDEX UINT32_MAX /* a row that stands for no single patch */
 #define WN_PRUNE_KEEP_DEFAULT 64 /* rows kept where a request names a method and no budget */
@@ -78,7 +77,7 @@ struct wn_prune_wants {
     uint64_t keys_layers; /* bit i: keys and CLS query of layer i, which may be the one after the
                              feature layer */
     bool cls_row;         /* CLS's own row of features */
-    bool features;        /* the features' values: without, only indices come back */
+    bool features;        /* the features' values, to compare rows or to merge them */
 };
 
 /* The taps of one image. tokens = patches + 1, CLS first. What a mask lacks is not looked at. */
@@ -97,17 +96,25 @@ struct wn_prune_in {
     const void *features; /* [rows, width] of dtype; NULL if the method does not want them */
     wn_dtype dtype;
     struct wn_prune_taps taps;
+    struct wn_row_worker *worker; /* has features, keys, cls_query and cls_row; NULL: the host */
+};
+
+/* How kept rows are made of the image's: see struct wn_row_sums; CLS's row is the last. */
+struct wn_prune_recipe {
+    uint32_t *first;
+    float *div;
+    struct wn_row_term *terms;
+    size_t rows_room, terms_n, terms_room;
 };
 
 /* Room: wn_prune_rows_max() rows. Order is the order in which rows go to the language model. */
 struct wn_prune_out {
     uint32_t *index; /* patch of each row; of a merged row the one it grew from; or NO_INDEX */
     uint8_t *flags;
-    float *values;   /* [rows_max, width]: set for rows with flags; NULL: only for methods that
-                        neither merge nor add */
     float *scores;   /* [rows] NULL: not wanted. What the method ranked by, larger is better */
-    uint32_t rows;   /* kept */
-    bool scored;     /* scores were set */
+    struct wn_prune_recipe recipe; /* zero before the first run; runs reuse its memory */
+    uint32_t rows;                 /* kept */
+    bool scored;                   /* scores were set */
 };
 
 struct wn_prune_ctx; /* pruning/impl.h */
@@ -116,7 +123,6 @@ struct wn_prune_method {
     const char *name;
     const char *help;
     uint8_t spaces; /* WN_PRUNE_TOWER | WN_PRUNE_PROJECTED: where it can run */
-    bool merges;    /* makes rows that the tower did not: values needed */
     bool adaptive;  /* chooses its count when no budget is given */
     bool paper;     /* has a setting `paper` beside `faithful` */
     bool grid;      /* needs to know the grid */
@@ -130,15 +136,13 @@ struct wn_prune_method {
     wn_status (*run)(struct wn_prune_ctx *c);
 };
 
-/* The methods there are; NULL-terminated. */
-extern const struct wn_prune_method *const wn_prune_methods[];
+extern const struct wn_prune_method *const wn_prune_methods[]; /* all there are; NULL-terminated */
 
 /* NULL or "" means "none". NULL comes back, with *err filled, if there is no such method. */
 const struct wn_prune_method *wn_prune_find(const char *name, struct wn_err *err);
 
 /* "faithful", "paper", or "" and NULL for faithful. */
-WN_NODISCARD wn_status wn_prune_setting_parse(wn_prune_setting *out, const char *text,
-                                              struct wn_err *err);
+WN_NODISCARD wn_status wn_prune_setting_parse(wn_prune_setting *out, const char *text, struct wn_err *err);
 
 /* "neighbours=16,anchors=0.2"; NULL and "": all published. WN_EINVAL names what is wrong. */
 WN_NODISCARD wn_status wn_prune_options_parse(struct wn_prune_options *out, const char *text,
@@ -148,12 +152,11 @@ WN_NODISCARD wn_status wn_prune_options_parse(struct wn_prune_options *out, cons
 void wn_prune_ask_complete(const struct wn_prune_method *method, struct wn_prune_ask *ask);
 
 /* What can be said of a request before the image's shape is known. */
-WN_NODISCARD wn_status wn_prune_check_ask(const struct wn_prune_method *method,
-                                          const struct wn_prune_ask *ask, struct wn_err *err);
+WN_NODISCARD wn_status wn_prune_check_ask(const struct wn_prune_method *method, const struct wn_prune_ask *ask,
+                                          struct wn_err *err);
 
-/* Can the method do this? For requests, before any work starts; run checks it again. */
-WN_NODISCARD wn_status wn_prune_check(const struct wn_prune_method *method,
-                                      const struct wn_prune_ask *ask,
+/* Can the method do this? For requests; run checks it again. */
+WN_NODISCARD wn_status wn_prune_check(const struct wn_prune_method *method, const struct wn_prune_ask *ask,
                                       const struct wn_prune_shape *shape, struct wn_err *err);
 
 /* The taps that the method reads. feature_layer as in the shape. */
@@ -176,16 +179,17 @@ uint32_t wn_prune_position(uint32_t index, uint8_t flags, uint32_t rows);
 uint32_t wn_prune_rows_max(const struct wn_prune_method *method, const struct wn_prune_ask *ask,
                            uint32_t rows);
 
-/* Chooses (and merges) the rows of one image. On failure out's content is undefined. */
-WN_NODISCARD wn_status wn_prune_run(const struct wn_prune_method *method,
-                                    const struct wn_prune_in *in, struct wn_prune_out *out,
-                                    struct wn_err *err);
+/* Chooses the rows of one image, and how they are made. On failure out's content is undefined. */
+WN_NODISCARD wn_status wn_prune_run(const struct wn_prune_method *method, const struct wn_prune_in *in,
+                                    struct wn_prune_out *out, struct wn_err *err);
+void wn_prune_out_fini(struct wn_prune_out *out); /* the recipe; the rest is the caller's */
 
-/* Writes the kept rows, [out->rows, width] of in->dtype: rows without flags are copied from
- * in->features byte for byte, the others converted from out->values. Float16 takes no merged rows:
- * WN_EUNSUPP. */
-WN_NODISCARD wn_status wn_prune_gather(const struct wn_prune_in *in,
-                                       const struct wn_prune_out *out, void *dst,
+/* The kept rows as sums of the image's, for a worker; out has their shape and in's type. */
+struct wn_row_sums wn_prune_sums(const struct wn_prune_in *in, const struct wn_prune_out *out);
+
+/* Without a worker: writes the kept rows, [out->rows, width] of in->dtype. Rows without flags are
+ * copied byte for byte. Float16 takes no others: WN_EUNSUPP. */
+WN_NODISCARD wn_status wn_prune_gather(const struct wn_prune_in *in, const struct wn_prune_out *out, void *dst,
                                        struct wn_err *err);
 
 /* The methods, one file each. */

@@ -7,8 +7,6 @@
  * target with the most similar key (mean over heads, feature layer; ties: the lower patch). A
  * contextual row is its target plus the mean of what went to it: the sum is not normalised.
  * Order: CLS, dominant patches, contextual rows. A target to which nothing went stays itself. */
-#include <string.h>
-
 #include "pruning/impl.h"
 
 static void wants(const struct wn_prune_ask *ask, uint32_t feature_layer, struct wn_prune_wants *w)
@@ -28,21 +26,6 @@ static wn_status check(const struct wn_prune_ask *ask, const struct wn_prune_sha
         return wn_fail(err, WN_EUNSUPP, "pruning method 'visionzip': %u heads in a width of %u",
                        s->heads, s->width);
     return WN_OK;
-}
-
-/* Keys of the patches, mean over heads: out [n, head_dim]. */
-static void mean_keys(const struct wn_prune_ctx *c, float *out)
-{
-    const uint32_t heads = c->in->shape.heads, dim = c->width / heads;
-    const float *key = wn_prune_keys(c, c->in->shape.feature_layer);
-
-    for (uint32_t i = 0; i < c->n; i++, out += dim) {
-        key += c->width; /* the first one is CLS's */
-        memcpy(out, key, dim * sizeof(*out));
-        for (uint32_t h = 1; h < heads; h++)
-            for (uint32_t t = 0; t < dim; t++) out[t] += key[h * dim + t];
-        for (uint32_t t = 0; t < dim; t++) out[t] /= (float)heads;
-    }
 }
 
 struct cluster {
@@ -67,20 +50,23 @@ static void split(const struct wn_prune_ctx *c, const uint8_t *dominant, uint32_
     }
 }
 
+/* Every other patch to the target whose key, mean over heads, is most like its own. */
 static wn_status assign(struct wn_prune_ctx *c, struct cluster *k)
 {
-    const uint32_t dim = c->width / c->in->shape.heads;
-    float *keys = wn_prune_alloc(c, (size_t)c->n * dim, sizeof(*keys));
-    float *inv = keys ? wn_prune_alloc(c, c->n, sizeof(*inv)) : NULL;
+    const struct wn_mat tokens = wn_prune_keys(c, c->in->shape.feature_layer);
+    float *inv = wn_prune_alloc(c, c->n, sizeof(*inv));
     float *sims = inv ? wn_prune_alloc(c, (size_t)k->others * k->targets, sizeof(*sims)) : NULL;
-    const struct wn_prune_rows a = {.x = keys, .list = k->other, .n = k->others};
-    const struct wn_prune_rows b = {.x = keys, .list = k->target, .n = k->targets};
+    struct wn_row_dots d = {.out = sims};
+    struct wn_mat keys;
+    wn_status rc;
 
     if (!sims) return WN_ENOMEM;
-    mean_keys(c, keys);
-    wn_prune_inverse_lengths(keys, dim, c->n, inv);
-    wn_prune_dots(dim, a, b, sims, k->targets);
-    for (uint32_t i = 0; i < k->others; i++) {
+    rc = wn_prune_mean_columns(c, wn_mat_rows(tokens, 1, c->n), c->width / c->in->shape.heads, &keys);
+    if (rc == WN_OK) rc = wn_prune_inverse_lengths(c, (struct wn_row_list){.m = keys, .n = c->n}, inv);
+    d.a = (struct wn_row_list){keys, k->other, k->others};
+    d.b = (struct wn_row_list){keys, k->target, k->targets};
+    if (rc == WN_OK) rc = wn_prune_dots(c, &d);
+    for (uint32_t i = 0; rc == WN_OK && i < k->others; i++) {
         const float *row = sims + (size_t)i * k->targets;
         uint64_t best = 0;
         for (uint32_t j = 0; j < k->targets; j++) {
@@ -91,22 +77,22 @@ static wn_status assign(struct wn_prune_ctx *c, struct cluster *k)
         k->to[i] = wn_prune_key_index(best);
         k->size[k->to[i]]++;
     }
-    return WN_OK;
+    return rc;
 }
 
+/* Target plus the mean of n others: n times the target and the others, divided by n. */
 static void put_contextual(struct wn_prune_ctx *c, const struct cluster *k)
 {
-    const size_t width = c->width;
-    float *first = wn_prune_next_values(c); /* the contextual rows follow one another */
-
-    memset(first, 0, k->targets * width * sizeof(*first));
-    for (uint32_t i = 0; i < k->others; i++)
-        wn_prune_axpy(first + k->to[i] * width, 1.0f, c->features + k->other[i] * width, c->width);
     for (uint32_t j = 0; j < k->targets; j++) {
-        const float *target = c->features + k->target[j] * width;
-        float *row = first + j * width, n = (float)(k->size[j] ? k->size[j] : 1);
-        for (size_t t = 0; t < width; t++) row[t] = target[t] + row[t] / n;
-        wn_prune_put(c, k->target[j], k->size[j] ? WN_PRUNE_MERGED : 0);
+        const float n = (float)k->size[j];
+        if (k->size[j] == 0) {
+            wn_prune_put(c, k->target[j], 0);
+            continue;
+        }
+        wn_prune_add_term(c, k->target[j], n);
+        for (uint32_t i = 0; i < k->others; i++)
+            if (k->to[i] == j) wn_prune_add_term(c, k->other[i], 1.0f);
+        wn_prune_put_sum(c, k->target[j], WN_PRUNE_MERGED, n);
     }
 }
 
@@ -117,6 +103,7 @@ static wn_status run(struct wn_prune_ctx *c)
     struct cluster k = {0};
     float *score = wn_prune_alloc(c, c->n, sizeof(*score));
     uint8_t *dominant = score ? wn_prune_calloc(c, c->n, 1) : NULL;
+    wn_status rc;
 
     if (contextual >= c->count) contextual = c->count - 1;
     patches = c->count - contextual - 1;
@@ -128,12 +115,11 @@ static wn_status run(struct wn_prune_ctx *c)
     wn_prune_cls_sum(c, score);
     if (wn_prune_keep_top(c, score, patches, dominant) != WN_OK) return WN_ENOMEM;
     wn_prune_put_scores(c, score);
-    memcpy(wn_prune_next_values(c), c->cls_row, c->width * sizeof(float));
     wn_prune_put(c, WN_PRUNE_NO_INDEX, WN_PRUNE_CLS);
     wn_prune_put_kept(c, dominant);
     split(c, dominant, c->n - patches, contextual, &k);
     if (contextual == 0) return WN_OK;
-    if (assign(c, &k) != WN_OK) return WN_ENOMEM;
+    if ((rc = assign(c, &k)) != WN_OK) return rc;
     put_contextual(c, &k);
     return WN_OK;
 }
@@ -142,7 +128,6 @@ const struct wn_prune_method wn_prune_visionzip = {
     .name = "visionzip",
     .help = "dominant tokens by CLS attention, the rest merged into contextual ones (VisionZip)",
     .spaces = WN_PRUNE_TOWER,
-    .merges = true,
     .wants = wants,
     .check = check,
     .run = run,

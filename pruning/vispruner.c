@@ -57,6 +57,7 @@ static wn_status add_diverse(struct wn_prune_ctx *c, const float *score, uint32_
     uint32_t m = 0, *list = wn_prune_alloc(c, c->n, sizeof(*list));
     float *others = list ? wn_prune_alloc(c, c->n, sizeof(*others)) : NULL, *inv, *cos;
     struct thin t = {0};
+    wn_status rc;
 
     if (!others) return WN_ENOMEM;
     for (uint32_t i = 0; i < c->n; i++) {
@@ -71,7 +72,7 @@ static wn_status add_diverse(struct wn_prune_ctx *c, const float *score, uint32_
     t.next = t.pool ? wn_prune_alloc(c, m, sizeof(*t.next)) : NULL;
     t.keys = t.next ? wn_prune_alloc(c, m, sizeof(*t.keys)) : NULL;
     if (!t.keys) return WN_ENOMEM;
-    wn_prune_cosines(c->width, (struct wn_prune_rows){c->features, list, m}, inv, cos);
+    if ((rc = wn_prune_cosines(c, (struct wn_row_list){c->features, list, m}, inv, cos)) != WN_OK) return rc;
     t.cos = cos;
     t.n = m;
     wn_prune_top(others, NULL, m, m, t.pool, t.keys);
@@ -86,12 +87,13 @@ static wn_status run(struct wn_prune_ctx *c)
     const uint32_t important = (uint32_t)((double)c->count * (share > 0 ? share : IMPORTANT));
     float *score = wn_prune_alloc(c, c->n, sizeof(*score));
     uint8_t *kept = score ? wn_prune_calloc(c, c->n, 1) : NULL;
+    wn_status rc;
 
     if (!kept) return WN_ENOMEM;
     wn_prune_cls_mean(c, score);
     if (wn_prune_keep_top(c, score, important, kept) != WN_OK) return WN_ENOMEM;
-    if (important < c->count && add_diverse(c, score, c->count - important, kept) != WN_OK)
-        return WN_ENOMEM;
+    if (important < c->count && (rc = add_diverse(c, score, c->count - important, kept)) != WN_OK)
+        return rc;
     wn_prune_put_kept(c, kept);
     wn_prune_put_scores(c, score);
     return WN_OK;

@@ -227,6 +227,9 @@ def prumerge(c, b, plus, paper):
         if b["cap"] and len(kept) + extra > b["cap"]:
             kept = fixed(min(b["cap"], n))
 
+    def weighted(rows, weights):
+        return weights.astype(float) @ x[rows].astype(float)
+
     unselected = without(n, kept)
     candidates = unselected if paper else list(range(n))
     k = b["neighbours"] or 32
@@ -237,20 +240,15 @@ def prumerge(c, b, plus, paper):
         sim = sims[i]
         near = [j for j in ranked(sim, candidates)[:k + 1] if j != i][:k]
         if paper:
-            row, total = x[i] * a[i], a[i]
+            total = a[i]
             for j in near:
-                row, total = row + a[j] * x[j], total + a[j]
-            row = row / total
+                total = total + a[j]
+            row = weighted([i] + near, a[[i] + near]) / float(total)
         else:
-            row = x[i].copy()
-            for j in near:
-                row = row + a[j] * x[j]
-        r.put(i, MERGED, row)
+            row = x[i].astype(float) + weighted(near, a[near])
+        r.put(i, MERGED, row.astype(F))
     if not paper:
-        row = np.zeros(c.width, F)
-        for j in unselected:
-            row = row + a[j] * x[j]
-        r.put(1023, EXTRA, row)
+        r.put(1023, EXTRA, weighted(unselected, a[unselected]).astype(F))
     return r
 
 
@@ -279,10 +277,7 @@ def visionzip(c, b):
             groups[ranked(cos[i], targets)[0]].append(i)
     for t in targets:
         if groups[t]:
-            total = np.zeros(c.width, F)
-            for i in groups[t]:
-                total = total + c.x[i]
-            r.put(t, MERGED, c.x[t] + total / F(len(groups[t])))
+            r.put(t, MERGED, (c.x[t].astype(float) + c.x[groups[t]].astype(float).mean(axis=0)).astype(F))
         else:
             r.put(t)
     return r

@@ -125,6 +125,7 @@ static void verify_merge(struct prune_case *c)
     c->in.ask.budget.keep = 40;
     run_once(c, &wn_prune_prumerge);
     must(c->out.rows == 40, "prumerge", "keeps another number of rows");
+    case_make_values(c);
     for (uint32_t i = 1; i < 39; i++)
         must(c->out.scores[c->out.index[i]] <= c->out.scores[c->out.index[i - 1]], "prumerge", "order");
     for (uint32_t r = 0; r < 3; r++) {
@@ -141,7 +142,7 @@ static void verify_merge(struct prune_case *c)
                 row[j] += (double)c->out.scores[best] * (double)wn_bf16_to_f32(x[(size_t)best * w + j]);
         }
         for (uint32_t j = 0; j < w; j++)
-            must(fabs(row[j] - (double)c->out.values[(size_t)r * w + j]) < 1e-5, "prumerge", "a merged row is wrong");
+            must(fabs(row[j] - (double)c->values[(size_t)r * w + j]) < 1e-5, "prumerge", "a merged row is wrong");
     }
 }
 

@@ -14,9 +14,11 @@
 
 #include "pruning/impl.h"
 
+/* Compiled with CASE_DEVICE (tests/cudasim), rows are in a device's memory while a method runs. */
 struct prune_case {
     struct wn_prune_in in;
     struct wn_prune_out out;
+    float *values; /* [rows, width] the kept rows in float32 */
     float *x, *keys, *query, *cls, *mean, *cls_row;
 };
 
@@ -47,10 +49,10 @@ static inline void case_init(struct prune_case *c, struct wn_prune_shape s, uint
     c->cls_row = calloc(width, sizeof(float));
     c->out.index = calloc(tokens, sizeof(uint32_t));
     c->out.flags = calloc(tokens, 1);
-    c->out.values = calloc(tokens * width, sizeof(float));
+    c->values = calloc(tokens * width, sizeof(float));
     c->out.scores = calloc(s.rows, sizeof(float));
     WN_ASSERT(c->x && c->keys && c->query && c->cls && c->mean && c->cls_row && c->out.index &&
-              c->out.flags && c->out.values && c->out.scores);
+              c->out.flags && c->values && c->out.scores);
     c->in.features = c->x;
     c->in.taps = (struct wn_prune_taps){.cls_attention = c->cls,
                                         .mean_attention = c->mean,
@@ -71,8 +73,9 @@ static inline void case_fini(struct prune_case *c)
     free(c->cls_row);
     free(c->out.index);
     free(c->out.flags);
-    free(c->out.values);
     free(c->out.scores);
+    free(c->values);
+    wn_prune_out_fini(&c->out);
 }
 
 /* Says that the taps are those that the method wants: the arrays of the case hold `layers` in
@@ -82,6 +85,28 @@ static inline void case_taps(struct prune_case *c, uint64_t layers, uint64_t key
     c->in.taps.cls_layers = c->in.taps.mean_layers = layers;
     c->in.taps.keys_layers = keys_layers;
 }
+
+#ifdef CASE_DEVICE
+wn_status case_run(struct prune_case *c, const struct wn_prune_method *m, struct wn_err *err);
+#else
+static inline void case_make_values(struct prune_case *c)
+{
+    struct wn_row_sums s = wn_prune_sums(&c->in, &c->out);
+
+    s.out.ptr = c->values;
+    s.out.dtype = WN_F32;
+    wn_row_sums(&s);
+}
+
+/* Runs the method and makes the values. */
+static inline wn_status case_run(struct prune_case *c, const struct wn_prune_method *m, struct wn_err *err)
+{
+    const wn_status rc = wn_prune_run(m, &c->in, &c->out, err);
+
+    if (rc == WN_OK) case_make_values(c);
+    return rc;
+}
+#endif
 
 /* The place of patch i in the result; UINT32_MAX: not there. */
 static inline uint32_t case_find(const struct prune_case *c, uint32_t i)
@@ -106,7 +131,7 @@ static inline void must_run(struct prune_case *c, const struct wn_prune_method *
 
     wn_prune_wants(m, &c->in.ask, c->in.shape.feature_layer, &w);
     case_taps(c, w.cls_layers | w.mean_layers, w.keys_layers);
-    if (wn_prune_run(m, &c->in, &c->out, &err) != WN_OK) fail_msg("%s: %s", m->name, err.text);
+    if (case_run(c, m, &err) != WN_OK) fail_msg("%s: %s", m->name, err.text);
     assert_in_range(c->out.rows, 1, wn_prune_rows_max(m, &c->in.ask, c->in.shape.rows));
 }
 

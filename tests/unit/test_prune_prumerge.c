@@ -46,6 +46,34 @@ static void fence_576(void **state)
     assert_true(wn_prune_quantile(a, order_of(a, N), N, 0.75) == 431.25);
 }
 
+static struct wn_mat rows_at(const float *x, uint32_t rows, uint32_t width)
+{
+    return (struct wn_mat){(void *)(uintptr_t)x, WN_F32, rows, width, width};
+}
+
+/* The merge alone, of the case's features. */
+static void merge(struct prune_case *c, const struct wn_prumerge *m)
+{
+    struct wn_prune_ctx ctx = {.method = &wn_prune_prumerge,
+                               .in = &c->in,
+                               .out = &c->out,
+                               .n = c->in.shape.rows,
+                               .width = c->in.shape.width};
+
+    assert_int_equal(wn_prune_recipe_begin(&ctx, m->kept_n + 1), WN_OK);
+    assert_int_equal(wn_prumerge_merge(&ctx, m), WN_OK);
+    assert_false(ctx.no_memory);
+    while (ctx.mem_n > 0) free(ctx.mem[--ctx.mem_n]);
+    case_make_values(c);
+}
+
+static void scores_of(const float *q, const float *keys, uint32_t tokens, uint32_t width, float *a)
+{
+    struct wn_prune_ctx ctx = {.method = &wn_prune_prumerge};
+
+    assert_int_equal(wn_prumerge_scores(&ctx, rows_at(q, 1, width), rows_at(keys, tokens, width), a), WN_OK);
+}
+
 /* Merges the eight rows of the specification, keeping `kept`, with two neighbours. */
 static void merge_eight(struct prune_case *c, const uint32_t *kept, uint32_t kept_n)
 {
@@ -53,14 +81,11 @@ static void merge_eight(struct prune_case *c, const uint32_t *kept, uint32_t kep
     static const float keys[16] = {0, 1, 1, 0, 1, 1, -1, 0, 0, -1, 3, 4, 1, 0, 1, 2};
     const struct wn_prune_shape s = {.rows = 8, .width = 2};
     const struct wn_prumerge m = {
-        .a = eight_a, .keys = keys, .kept = kept, .kept_n = kept_n, .neighbours = 2};
-    struct wn_prune_ctx ctx = {.method = &wn_prune_prumerge, .n = 8, .width = 2, .features = x};
+        .a = eight_a, .keys = rows_at(keys, 8, 2), .kept = kept, .kept_n = kept_n, .neighbours = 2};
 
     case_init(c, s, 1);
-    ctx.in = &c->in;
-    ctx.out = &c->out;
-    assert_int_equal(wn_prumerge_merge(&ctx, &m), WN_OK);
-    while (ctx.mem_n > 0) free(ctx.mem[--ctx.mem_n]);
+    memcpy(c->x, x, sizeof(x));
+    merge(c, &m);
 }
 
 static void merge_one(void **state)
@@ -73,7 +98,7 @@ static void merge_one(void **state)
     assert_int_equal(c.out.index[0], 6);
     assert_int_equal(c.out.flags[0], WN_PRUNE_MERGED);
     assert_true(c.out.index[1] == WN_PRUNE_NO_INDEX && c.out.flags[1] == WN_PRUNE_EXTRA);
-    close_to(c.out.values, (const double[]){10.02, 10.04, 0.37, 0.18}, 4, 2e-6);
+    close_to(c.values, (const double[]){10.02, 10.04, 0.37, 0.18}, 4, 2e-6);
     case_fini(&c);
 }
 
@@ -85,7 +110,7 @@ static void kept_rows_are_neighbours(void **state)
     merge_eight(&c, (const uint32_t[]){6, 1}, 2);
     assert_int_equal(c.out.rows, 3);
     assert_true(c.out.index[0] == 6 && c.out.index[1] == 1);
-    close_to(c.out.values, (const double[]){10.02, 10.04, 3.02, 4.02, 0.37, 0.16}, 6, 2e-6);
+    close_to(c.values, (const double[]){10.02, 10.04, 3.02, 4.02, 0.37, 0.16}, 6, 2e-6);
     case_fini(&c);
 }
 
@@ -98,7 +123,7 @@ static void heads_as_one(void **state)
     float a[4];
 
     (void)state;
-    wn_prumerge_scores(q, keys, 4, 2, a);
+    scores_of(q, keys, 4, 2, a);
     close_to(a, (const double[]){.0043, .2993, .2993, .3971}, 4, 5e-5);
     case_init(&c, s, 1);
     for (uint32_t h = 0; h < 2; h++) {
@@ -126,7 +151,7 @@ static void flat_attention(void **state)
     assert_int_equal(c.out.rows, 1);
     assert_int_equal(c.out.flags[0], WN_PRUNE_EXTRA);
     for (uint32_t i = 0; i < N * W; i++) want[i % W] += (double)c.x[i] / 577;
-    close_to(c.out.values, want, W, 1e-5);
+    close_to(c.values, want, W, 1e-5);
     must_run(&c, &wn_prune_prumerge_plus); /* the first 72 (ties), 76, 84, .. 572, the extra */
     assert_int_equal(c.out.rows, 72 + 63 + 1);
     assert_true(c.out.index[0] == 0 && c.out.index[71] == 71);
@@ -163,7 +188,7 @@ static uint32_t plus_count(const uint32_t *at, uint32_t n, bool *last)
         assert_int_equal(case_find(&c, c.out.index[r]), r);
     for (uint32_t r = 0; r < n; r++) assert_int_equal(c.out.index[r], at[n - 1 - r]);
     for (uint32_t r = n + 1; r + 1 < rows; r++) assert_true(c.out.index[r] > c.out.index[r - 1]);
-    for (uint32_t i = 0; i < rows; i++) assert_true(c.out.values[i] == 0); /* X = 0 */
+    for (uint32_t i = 0; i < rows; i++) assert_true(c.values[i] == 0); /* X = 0 */
     must_run(&c, &wn_prune_prumerge);
     assert_int_equal(c.out.rows, n + 1);
     case_fini(&c);
@@ -231,22 +256,17 @@ static void scaled_keys(void **state)
     const uint32_t kept[3] = {5, 77, 300};
     struct wn_prumerge m = {.kept = kept, .kept_n = 3, .neighbours = 32};
     struct prune_case c, d;
-    struct wn_prune_ctx ctx = {.method = &wn_prune_prumerge, .n = N, .width = W};
 
     (void)state;
     case_random(&c, grid24, 200);
     case_random(&d, grid24, 200);
     for (uint32_t i = 0; i < 577 * W; i++) d.keys[i] *= 4;
     m.a = c.mean + 1;
-    ctx.features = c.x;
-    ctx.out = &c.out;
-    m.keys = c.keys + W;
-    assert_int_equal(wn_prumerge_merge(&ctx, &m), WN_OK);
-    ctx.out = &d.out;
-    m.keys = d.keys + W;
-    assert_int_equal(wn_prumerge_merge(&ctx, &m), WN_OK);
-    while (ctx.mem_n > 0) free(ctx.mem[--ctx.mem_n]);
-    assert_memory_equal(c.out.values, d.out.values, 4 * W * sizeof(float));
+    m.keys = rows_at(c.keys + W, N, W);
+    merge(&c, &m);
+    m.keys = rows_at(d.keys + W, N, W);
+    merge(&d, &m);
+    assert_memory_equal(c.values, d.values, 4 * W * sizeof(float));
     must_run(&c, &wn_prune_prumerge);
     must_run(&d, &wn_prune_prumerge);
     assert_int_not_equal(c.out.rows, d.out.rows);
@@ -277,9 +297,9 @@ static void permuted(void **state)
         assert_int_equal(d.out.index[r], c.out.index[r] * 125 % N);
     /* softmax sums in row order, so the weights may differ in the last place */
     for (uint32_t i = 0; i < (c.out.rows - 1) * W; i++)
-        assert_true(fabsf(c.out.values[i] - d.out.values[i]) < 1e-5f);
-    for (uint32_t j = 0; j < W; j++) extra[j] = (double)c.out.values[(c.out.rows - 1) * W + j];
-    close_to(d.out.values + (d.out.rows - 1) * W, extra, W, 1e-5);
+        assert_true(fabsf(c.values[i] - d.values[i]) < 1e-5f);
+    for (uint32_t j = 0; j < W; j++) extra[j] = (double)c.values[(c.out.rows - 1) * W + j];
+    close_to(d.values + (d.out.rows - 1) * W, extra, W, 1e-5);
     case_fini(&c);
     case_fini(&d);
 }
@@ -290,9 +310,9 @@ static void logits_shifted(void **state)
 
     (void)state;
     for (uint32_t i = 0; i < 80; i++) keys[i] = (float)(case_draw(9, i) % 9) - 4;
-    wn_prumerge_scores(q, keys, 40, 2, a);
+    scores_of(q, keys, 40, 2, a);
     for (uint32_t i = 0; i < 80; i += 2) keys[i] += 16;
-    wn_prumerge_scores(q, keys, 40, 2, b);
+    scores_of(q, keys, 40, 2, b);
     for (uint32_t i = 0; i < 40; i++) assert_true(fabsf(a[i] - b[i]) <= 1e-5f * a[i]);
 }
 
@@ -315,14 +335,14 @@ static void linear_and_alone(void **state)
         must_run(&z, m);
         assert_int_equal(x.out.rows, z.out.rows);
         for (uint32_t i = 0; i < z.out.rows * W; i++)
-            want[i] = (double)x.out.values[i] + (double)y.out.values[i];
-        close_to(z.out.values, want, z.out.rows * W, 1e-5);
+            want[i] = (double)x.values[i] + (double)y.values[i];
+        close_to(z.values, want, z.out.rows * W, 1e-5);
     }
     must_run(&y, &wn_prune_prumerge);
-    memcpy(z.out.values, y.out.values, y.out.rows * W * sizeof(float));
+    memcpy(z.values, y.values, y.out.rows * W * sizeof(float));
     must_run(&x, &wn_prune_prumerge);
     must_run(&y, &wn_prune_prumerge);
-    assert_memory_equal(z.out.values, y.out.values, y.out.rows * W * sizeof(float));
+    assert_memory_equal(z.values, y.values, y.out.rows * W * sizeof(float));
     case_fini(&x);
     case_fini(&y);
     case_fini(&z);
@@ -360,7 +380,7 @@ static void paper(void **state)
     must_run(&c, &wn_prune_prumerge);
     assert_int_equal(c.out.rows, 2);
     /* both take in patch 2 and not each other: (.4*10 + .2*30) / .6 and (.3*20 + .2*30) / .5 */
-    close_to(c.out.values, (const double[]){16.6666667, 24}, 2, 1e-5);
+    close_to(c.values, (const double[]){16.6666667, 24}, 2, 1e-5);
     case_fini(&c);
 }
 

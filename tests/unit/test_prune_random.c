@@ -146,7 +146,7 @@ static void compare(const struct prune_case *c, uint32_t rows, const uint16_t *c
             fail_msg("%s: row %u is patch %u flags %u, not patch %u flags %u", what, r, i,
                      c->out.flags[r], codes[r] & 0xfff, codes[r] >> 12);
         if (c->out.flags[r])
-            sum += checksum(r, c->out.values + (size_t)r * c->in.shape.width, c->in.shape.width,
+            sum += checksum(r, c->values + (size_t)r * c->in.shape.width, c->in.shape.width,
                             &size);
     }
     if (!(fabs(sum - sums[0]) <= 1e-9 * size))
@@ -199,7 +199,7 @@ static void run_case(FILE *f, uint32_t t)
         wn_prune_wants(method, &c.in.ask, s->feature_layer, &w);
         c.in.taps.keys_layers = w.keys_layers;
         must_read(&rows, sizeof(rows), f);
-        rc = wn_prune_run(method, &c.in, &c.out, &err);
+        rc = case_run(&c, method, &err);
         if (rows == REFUSED) {
             assert_int_equal(rc, WN_EUNSUPP);
             continue;
