@@ -22,6 +22,8 @@
 #include "base/mat.h"
 
 struct wn_backend; /* one processor: opaque, each backend has its own */
+struct wn_row_dots; /* pruning/rows.h */
+struct wn_row_sums;
 struct wn_dev_sum; /* transport/device.h */
 struct wn_picks;   /* shard/pick.h */
 
@@ -146,6 +148,9 @@ struct wn_backend_ops {
     wn_status (*add_norm)(struct wn_backend *be, const struct wn_mat *y, const struct wn_norm *n);
     wn_status (*rope_kv)(struct wn_backend *be, const struct wn_rope *r, const struct wn_kv_write *w);
     wn_status (*pick)(struct wn_backend *be, const struct wn_picks *a); /* NULL: rows come to the host for that */
+    /* pruning/rows.h, with its bits; all matrices, dots too, in backend memory. NULL: that is the host's, as wn_row_*. */
+    wn_status (*row_dots)(struct wn_backend *be, const struct wn_row_dots *a);
+    wn_status (*row_sums)(struct wn_backend *be, const struct wn_row_sums *a);
     /* NULL where there is nothing to gain. Opens a step of `rows` rows, one for each of its sequences: until step_end,
      * which follows whatever happens, calls may be kept back and go to the device together, at the latest for a sync,
      * a download or queue; host tables that they name keep their contents. *padded, at most rows_max, is how many rows

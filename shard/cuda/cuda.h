@@ -86,6 +86,10 @@ wn_status wn_cuda_convert(struct wn_backend *be, const struct wn_mat *out, const
 
 wn_status wn_cuda_sum_parts(struct wn_backend *be, const struct wn_dev_sum *a);
 
+/* ---- row_ops.c: what pruning asks for, launched at once ---- */
+wn_status wn_cuda_row_dots(struct wn_backend *be, const struct wn_row_dots *a);
+wn_status wn_cuda_row_sums(struct wn_backend *be, const struct wn_row_sums *a);
+
 /* ---- lt.c ---- */
 wn_status wn_cuda_lt_open(struct wn_cuda_lt **out, struct wn_err *err); /* WN_EUNSUPP: built without */
 void wn_cuda_lt_close(struct wn_cuda_lt *lt);                          /* NULL is fine */

@@ -137,6 +137,30 @@ struct wn_cuda_sum {
     uint32_t n, me;
 };
 
+/* Rows at[0 .. n) of m (NULL: 0 .. n - 1), device memory. */
+struct wn_cuda_row_list {
+    struct wn_cuda_mat m;
+    const uint32_t *at;
+    uint32_t n;
+};
+
+/* pruning/rows.h: pairs as wn_row_pairs. */
+struct wn_cuda_row_dots {
+    float *out;
+    struct wn_cuda_row_list a, b;
+    uint32_t pairs;
+};
+
+/* terms [2 * all of them]: a row, and the bits of its weight. */
+struct wn_cuda_row_sums {
+    struct wn_cuda_mat out, in;
+    const void *last;
+    const uint32_t *first, *terms;
+    const float *div;
+};
+
+int wn_cuda_run_row_dots(const struct wn_cuda_row_dots *a, wn_cuda_stream st);
+int wn_cuda_run_row_sums(const struct wn_cuda_row_sums *a, wn_cuda_stream st);
 int wn_cuda_run_sum_tree(const struct wn_cuda_sum *a, wn_cuda_stream st);
 int wn_cuda_run_norm(const struct wn_cuda_norm *a, wn_cuda_stream st);
 int wn_cuda_run_rope(const struct wn_cuda_rope *a, wn_cuda_stream st);

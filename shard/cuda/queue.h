@@ -81,7 +81,15 @@ struct wn_cuda_key {
     uint32_t purpose, words;
 };
 
-enum { WN_CUDA_TABLE_POSITIONS, WN_CUDA_TABLE_ROWS, WN_CUDA_TABLE_TARGETS, WN_CUDA_TABLE_ATTN, WN_CUDA_TABLE_PICKS };
+enum {
+    WN_CUDA_TABLE_POSITIONS,
+    WN_CUDA_TABLE_ROWS,
+    WN_CUDA_TABLE_TARGETS,
+    WN_CUDA_TABLE_ATTN,
+    WN_CUDA_TABLE_PICKS,
+    WN_CUDA_TABLE_LISTS,
+    WN_CUDA_TABLE_TERMS
+};
 
 struct wn_cuda_meta {
     uint32_t *host, *device; /* pinned; its copy */

@@ -46,5 +46,7 @@ void weight_large(void **state);
 void pick_as_sampler(void **state);
 void pick_seeds(void **state);
 void pick_left(void **state);
+void row_dots_bits(void **state);
+void row_sums_bits(void **state);
 
 #endif
