@@ -9,6 +9,7 @@
 #include "shard/jsonfile.h"
 #include "shard/preprocess.h"
 #include "shard/projector.h"
+#include "shard/row_worker.h"
 #include "shard/vision.h"
 #include "shard/weights.h"
 
@@ -20,6 +21,9 @@ struct wn_encoder {
     struct wn_backend *be;
     struct wn_vision *tower;
     struct wn_projector *projector;
+    struct wn_row_worker *rows;                      /* NULL: features are in host memory */
+    struct wn_buf projected[WN_ENCODE_BATCH_MAX + 1]; /* backend memory, from its first use: of all features of a picture
+                                                         each; and of kept rows */
     struct wn_preprocess preprocess;
     struct wn_pool *pool;
     struct wn_vision_cache *cache;
@@ -62,11 +66,12 @@ wn_status wn_encoder_open(struct wn_encoder **out, const struct wn_encoder_opts 
         rc = wn_fail(err, WN_ENOMEM, "pixels of %d images", WN_ENCODE_BATCH_MAX);
         goto out;
     }
-    if ((rc = wn_vision_cache_create(&e->cache, opts->cfg->vision_cache_bytes, err)) != WN_OK) goto out;
     if (opts->cfg->vision_cache_bytes > 0 && e->model.vision.layers_run <= 64)
         e->kept_cls_layers = (uint64_t)1 << (e->model.vision.layers_run - 1);
     if ((rc = wn_pool_start(&e->pool, &po, err)) != WN_OK) goto out;
     if ((rc = wn_backend_open(&e->be, backend, 0, err)) != WN_OK) goto out;
+    if ((rc = wn_row_worker_open(&e->rows, e->be, err)) != WN_OK) goto out;
+    if ((rc = wn_vision_cache_create(&e->cache, e->be, cfg->vision_cache_bytes, err)) != WN_OK) goto out;
     if ((rc = wn_weights_open(&weights, opts->cfg->model, err)) != WN_OK) goto out;
     rc = wn_vision_open(&e->tower, e->be, &e->model, weights, opts->dtype, WN_ENCODE_BATCH_MAX, err);
     if (rc != WN_OK) goto out;
@@ -86,9 +91,12 @@ void wn_encoder_close(struct wn_encoder *e)
     if (!e) return;
     wn_projector_close(e->projector);
     wn_vision_close(e->tower);
+    wn_vision_cache_destroy(e->cache);
+    wn_row_worker_close(e->rows);
+    for (size_t i = 0; i < sizeof(e->projected) / sizeof(e->projected[0]); i++)
+        if (e->projected[i].ptr) e->be->ops->buf_free(e->be, &e->projected[i]);
     wn_backend_close(e->be);
     wn_pool_stop(e->pool);
-    wn_vision_cache_destroy(e->cache);
     free(e->pixels);
     free(e);
 }
@@ -135,7 +143,7 @@ struct picture {
     struct wn_prune_wants wants;
     struct wn_vision_view view; /* what the tower made of it: the cache's, or the tower's own */
     struct wn_prune_in in;
-    void *projected; /* all its features, for a method that works on projected rows; owned */
+    struct wn_prune_out kept;
 };
 
 static bool in_tower(const struct wn_encode_item *item)
@@ -192,114 +200,132 @@ static struct wn_vision_view view_of(const struct wn_vision_out *out, const stru
     return v;
 }
 
-/* Runs the method on the rows of `in`; item gets indices, flags and rows. */
-static wn_status choose(struct wn_encode_item *item, const struct wn_prune_in *in, struct wn_err *err)
+/* ---- pruning ---- */
+
+/* rows [n, tower's width] through the projector, into the place's memory. */
+static wn_status project(struct wn_encoder *e, struct wn_mat rows, uint32_t place, struct wn_mat *out,
+                         struct wn_err *err)
 {
-    const uint32_t width = in->shape.width, room = wn_prune_rows_max(item->method, &in->ask, in->shape.rows);
-    struct wn_prune_out kept = {0};
+    const uint32_t width = e->model.text.hidden, rows_max = e->model.vision.patches + 2;
+    struct wn_buf *buf = &e->projected[place];
+    wn_status rc = WN_OK;
+
+    if (!buf->ptr) rc = e->be->ops->buf_alloc(e->be, (size_t)rows_max * width * wn_dtype_bytes(rows.dtype), buf);
+    if (rc != WN_OK) return wn_fail(err, rc, "%u projected rows", rows_max);
+    *out = (struct wn_mat){buf->ptr, rows.dtype, rows.rows, width, width};
+    return wn_projector_run(e->projector, rows, *out, err);
+}
+
+/* What the method is to see of picture i of a call. */
+static void prune_begin(struct wn_encoder *e, struct picture *p, uint32_t i)
+{
+    struct wn_encode_item *item = p->item;
+    const int64_t began_us = wn_now_us();
+    struct wn_mat all = {(void *)(uintptr_t)p->view.features, p->view.dtype, p->view.rows, p->view.width, p->view.width};
+
+    item->rows_before = p->view.rows;
+    item->projected = item->ask.projected || !in_tower(item);
+    if (!in_tower(item)) item->rc = project(e, all, i, &all, &item->err);
+    p->in = (struct wn_prune_in){.shape = wn_encoder_shape(&e->model),
+                                 .ask = item->ask,
+                                 .features = all.ptr,
+                                 .dtype = all.dtype,
+                                 .taps = p->view.taps,
+                                 .worker = e->rows};
+    p->in.shape.width = all.cols;
+    p->in.ask.projected = !in_tower(item);
+    for (int k = 0; k < 8; k++) p->in.ask.budget.seed += (uint64_t)p->key[k] << (8 * k);
+    item->prune_us = (uint64_t)(wn_now_us() - began_us);
+}
+
+/* Runs the method: item gets indices, flags and scores, the picture how rows are made. */
+static wn_status choose(struct picture *p)
+{
+    struct wn_encode_item *item = p->item;
+    const uint32_t room = wn_prune_rows_max(item->method, &p->in.ask, p->in.shape.rows);
     wn_status rc;
 
     item->index = calloc(room, sizeof(*item->index));
     item->flags = calloc(room, sizeof(*item->flags));
-    if (item->want_scores) item->scores = calloc(in->shape.rows, sizeof(float));
-    if (!item->index || !item->flags || (item->want_scores && !item->scores)) {
-        rc = wn_fail(err, WN_ENOMEM, "%u visual tokens", room);
-        goto out;
-    }
-    kept.index = item->index;
-    kept.flags = item->flags;
-    kept.scores = item->scores;
-    if ((rc = wn_prune_run(item->method, in, &kept, err)) != WN_OK) goto out;
-    item->rows = malloc((kept.rows ? kept.rows : 1) * (size_t)width * wn_dtype_bytes(in->dtype));
-    if (!item->rows) {
-        rc = wn_fail(err, WN_ENOMEM, "%u visual tokens", kept.rows);
-        goto out;
-    }
-    if ((rc = wn_prune_gather(in, &kept, item->rows, err)) != WN_OK) goto out;
-    item->rows_n = kept.rows;
-    item->width = width;
+    if (item->want_scores) item->scores = calloc(p->in.shape.rows, sizeof(float));
+    if (!item->index || !item->flags || (item->want_scores && !item->scores))
+        return wn_fail(&item->err, WN_ENOMEM, "%u visual tokens", room);
+    p->kept.index = item->index;
+    p->kept.flags = item->flags;
+    p->kept.scores = item->scores;
+    if ((rc = wn_prune_run(item->method, &p->in, &p->kept, &item->err)) != WN_OK) return rc;
+    item->rows_n = p->kept.rows;
     item->plain = true;
-    for (uint32_t i = 0; i < kept.rows; i++) item->plain = item->plain && item->flags[i] == 0;
-    if (!kept.scored) {
+    for (uint32_t i = 0; i < item->rows_n; i++) item->plain = item->plain && item->flags[i] == 0;
+    if (!p->kept.scored) {
         free(item->scores);
         item->scores = NULL;
     }
-out:
-    wn_prune_out_fini(&kept);
-    return rc;
+    return WN_OK;
 }
 
-/* rows [n, tower's width] through the projector, in memory of the caller's. */
-static wn_status project(struct wn_encoder *e, const void *rows, uint32_t n, wn_dtype dtype, void **out,
-                         struct wn_err *err)
+/* Room for the rows of the item. */
+static wn_status make_room(struct wn_encode_item *item, uint32_t width, wn_dtype dtype)
 {
-    void *projected = malloc((size_t)n * e->model.text.hidden * wn_dtype_bytes(dtype));
-    wn_status rc;
-
-    if (!projected) return wn_fail(err, WN_ENOMEM, "%u projected rows", n);
-    rc = wn_projector_run(e->projector, rows, n, projected, err);
-    if (rc != WN_OK)
-        free(projected);
-    else
-        *out = projected;
-    return rc;
+    item->width = width;
+    item->rows = malloc(((size_t)item->rows_n * width + 1) * wn_dtype_bytes(dtype));
+    return item->rows ? WN_OK : wn_fail(&item->err, WN_ENOMEM, "%u visual tokens", item->rows_n);
 }
 
-/* ---- pruning: begin and end use the projector and run on the encoder's thread, choices run side by side ---- */
-
-static void prune_begin(struct wn_encoder *e, struct picture *p)
+/* What of pruning may run on any thread, where rows are in host memory: choosing, and making rows. */
+static void prune_choose(void *pictures, size_t i)
 {
+    struct picture *p = ((struct picture *const *)pictures)[i];
     struct wn_encode_item *item = p->item;
     const int64_t began_us = wn_now_us();
 
-    item->rows_before = p->view.rows;
-    item->projected = item->ask.projected || !in_tower(item);
-    p->in = (struct wn_prune_in){.shape = wn_encoder_shape(&e->model),
-                                 .ask = item->ask,
-                                 .features = p->view.features,
-                                 .dtype = p->view.dtype,
-                                 .taps = p->view.taps};
-    p->in.ask.projected = !in_tower(item);
-    for (int i = 0; i < 8; i++) p->in.ask.budget.seed += (uint64_t)p->key[i] << (8 * i);
-    if (!in_tower(item)) {
-        p->in.shape.width = e->model.text.hidden;
-        item->rc = project(e, p->view.features, p->view.rows, p->view.dtype, &p->projected, &item->err);
-        p->in.features = p->projected;
+    if (item->rc == WN_OK) item->rc = choose(p);
+    if (item->rc == WN_OK && !p->in.worker) {
+        item->rc = make_room(item, p->in.shape.width, p->in.dtype);
+        if (item->rc == WN_OK) item->rc = wn_prune_gather(&p->in, &p->kept, item->rows, &item->err);
     }
-    item->prune_us = (uint64_t)(wn_now_us() - began_us);
+    item->prune_us += (uint64_t)(wn_now_us() - began_us);
 }
 
-/* On any thread. */
-static void prune_choose(void *pictures, size_t i)
+/* The kept rows in backend memory, through the projector if that is still to be done, and to the host. */
+static wn_status fetch(struct wn_encoder *e, struct picture *p)
 {
-    const struct picture *p = ((struct picture *const *)pictures)[i];
-    const int64_t began_us = wn_now_us();
+    const bool on_host = !p->in.worker, projects = p->item->projected && in_tower(p->item);
+    struct wn_encode_item *item = p->item;
+    struct wn_row_sums sums = wn_prune_sums(&p->in, &p->kept);
+    struct wn_mat rows = sums.out;
+    wn_status rc = WN_OK;
 
-    if (p->item->rc == WN_OK) p->item->rc = choose(p->item, &p->in, &p->item->err);
-    p->item->prune_us += (uint64_t)(wn_now_us() - began_us);
+    if (on_host && !projects) return WN_OK; /* they are there */
+    if (on_host) rows.ptr = item->rows;
+    else rc = e->rows->sums(e->rows, &sums, &rows, &item->err);
+    if (rc == WN_OK && projects) rc = project(e, rows, WN_ENCODE_BATCH_MAX, &rows, &item->err);
+    if (rc != WN_OK) return rc;
+    free(item->rows); /* projected: in backend memory now */
+    if ((rc = make_room(item, rows.cols, rows.dtype)) != WN_OK) return rc;
+    rc = e->be->ops->download(e->be, item->rows, rows.ptr, rows.rows * wn_mat_row_bytes(&rows));
+    return rc == WN_OK ? rc : wn_fail(&item->err, rc, "%u visual tokens: %s", rows.rows, wn_status_name(rc));
 }
 
 static void prune_end(struct wn_encoder *e, struct picture *p)
 {
-    struct wn_encode_item *item = p->item;
     const int64_t began_us = wn_now_us();
-    void *projected = NULL;
 
-    free(p->projected);
-    if (item->rc != WN_OK || !item->projected || !in_tower(item)) return;
-    item->rc = project(e, item->rows, item->rows_n, p->view.dtype, &projected, &item->err);
-    if (item->rc != WN_OK) return;
-    free(item->rows);
-    item->rows = projected;
-    item->width = e->model.text.hidden;
-    item->prune_us += (uint64_t)(wn_now_us() - began_us);
+    if (p->item->rc == WN_OK) p->item->rc = fetch(e, p);
+    p->item->prune_us += (uint64_t)(wn_now_us() - began_us);
+    wn_prune_out_fini(&p->kept);
 }
 
+/* Backend and projector are this thread's. Rows of the host are chosen among side by side; a device does one picture
+ * after the other, all at once. */
 static void prune(struct wn_encoder *e, struct picture **pictures, uint32_t n)
 {
-    for (uint32_t i = 0; i < n; i++) prune_begin(e, pictures[i]);
-    wn_pool_run(e->pool, prune_choose, pictures, n);
-    for (uint32_t i = 0; i < n; i++) prune_end(e, pictures[i]);
+    for (uint32_t i = 0; i < n; i++) prune_begin(e, pictures[i], i);
+    if (!e->rows) wn_pool_run(e->pool, prune_choose, pictures, n);
+    for (uint32_t i = 0; i < n; i++) {
+        if (e->rows) prune_choose(pictures, i);
+        prune_end(e, pictures[i]);
+    }
 }
 
 /* ---- encoding ---- */
@@ -311,6 +337,7 @@ static struct wn_vision_taps to_taps(const struct wn_prune_wants *w)
         .mean_layers = w->mean_layers,
         .keys_layers = w->keys_layers,
         .cls_features = w->cls_row,
+        .stay = true,
     };
 }
 

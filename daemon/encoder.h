@@ -9,6 +9,10 @@
  *
  * Images of one call share an encode; the tower computes only the taps that one of them asks for.
  *
+ * Features and keys stay where the tower made them. On a device products of rows, sums, the projector and the cache of
+ * whole pictures are there, too (shard/row_worker.h): what comes to the host is attention, the products by which a
+ * method chooses, and the rows that are kept.
+ *
  * Owns:    tower, backend and buffers, from open to close. An item's results are the caller's: wn_encode_item_fini().
  * Threads: one; it uses helper threads inside.
  * Fails:   open: what the checkpoint's parts say. Run: each item has its own outcome, a bad image harms no other. */

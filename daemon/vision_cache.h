@@ -1,14 +1,18 @@
 /* daemon/vision_cache.h - whole features and taps of pictures that were encoded lately, so that the same picture with
  * another method or budget is selected again, not encoded again.
  *
+ * What is as wide as the features stays in backend memory, a device's too: there the next selection's products are made,
+ * and from there only kept rows go. Attention is the host's. Copies are queued behind the encode, and nobody waits.
+ *
  * The key is a hash of the preprocessed pixels: what the tower sees. One cache serves one tower, so checkpoint and
  * preprocessing need not be part of it. Which pixels a file has is remembered too: the same file need not be decoded
  * again. An entry has the taps that its encode made; a request that needs more misses, and its encode, which makes the
  * entry's taps as well, replaces it: so methods that take turns on a picture do not encode it for ever. The entry used
  * longest ago goes when the bytes are used up.
  *
- * Owns:    its entries, from create to destroy. What get returns is borrowed until the next put.
- * Threads: one. */
+ * Owns:    its entries, from create to destroy; the backend is borrowed as long. What get returns is borrowed until the
+ *          next put.
+ * Threads: the backend's. */
 #ifndef WN_DAEMON_VISION_CACHE_H
 #define WN_DAEMON_VISION_CACHE_H
 
@@ -17,12 +21,14 @@
 #include <stdint.h>
 
 #include "pruning/prune.h"
+#include "shard/backend.h"
 
 #define WN_VISION_KEY_BYTES 32
 
 struct wn_vision_cache;
 
-/* One encoded picture: features [rows, width] of dtype, and the taps that were made with them. */
+/* One encoded picture: features [rows, width] of dtype, and the taps that were made with them. Features, keys, queries
+ * and CLS's row are in backend memory. */
 struct wn_vision_view {
     const void *features;
     uint32_t rows, width, tokens, heads; /* tokens: patches + CLS, what taps run over */
@@ -31,7 +37,8 @@ struct wn_vision_view {
 };
 
 /* bytes_max 0: nothing is ever kept. *out is owned by the caller. */
-WN_NODISCARD wn_status wn_vision_cache_create(struct wn_vision_cache **out, size_t bytes_max, struct wn_err *err);
+WN_NODISCARD wn_status wn_vision_cache_create(struct wn_vision_cache **out, struct wn_backend *be, size_t bytes_max,
+                                              struct wn_err *err);
 void wn_vision_cache_destroy(struct wn_vision_cache *c); /* NULL is fine */
 
 /* SHA-256 of the pixels (host floats). */

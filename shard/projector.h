@@ -4,7 +4,7 @@
  *
  * Owns:    its weights and scratch, from open to close. Backend borrowed until close, weights until open returns.
  * Threads: the backend's thread.
- * Fails:   open: WN_ENOENT, WN_EFORMAT, WN_ENOMEM. Run: WN_ELIMIT (more rows than rows_max), WN_ETIME. */
+ * Fails:   open: WN_ENOENT, WN_EFORMAT, WN_ENOMEM. Run: WN_ELIMIT (more rows than rows_max), what the backend does. */
 #ifndef WN_SHARD_PROJECTOR_H
 #define WN_SHARD_PROJECTOR_H
 
@@ -20,8 +20,8 @@ WN_NODISCARD wn_status wn_projector_open(struct wn_projector **out, struct wn_ba
                                          struct wn_err *err);
 void wn_projector_close(struct wn_projector *p); /* NULL is fine */
 
-/* in [rows, vision width] to out [rows, decoder width], host memory of dtype. */
-WN_NODISCARD wn_status wn_projector_run(struct wn_projector *p, const void *in, uint32_t rows, void *out,
+/* in [rows, vision width] to out [rows, decoder width], backend memory of dtype. */
+WN_NODISCARD wn_status wn_projector_run(struct wn_projector *p, struct wn_mat in, struct wn_mat out,
                                         struct wn_err *err);
 
 #endif

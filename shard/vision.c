@@ -44,7 +44,7 @@ struct wn_vision {
     uint32_t bufs_n;
     struct wn_mat pixels, patches;           /* [images * patches, patch_cols]: float32, dtype */
     struct wn_mat x, normed, qkv, attn, mid; /* [images * tokens, ...] */
-    struct wn_mat features;                  /* [images * rows, hidden] */
+    struct wn_mat features, cls_features;    /* [images * rows, hidden], [images, hidden] */
     struct tap cls_tap, mean_tap, keys_tap, query_tap;
     uint32_t *zeros, *cls_rows; /* [images] row numbers: 0; the CLS row of each image */
     float *im2col;              /* host */
@@ -175,7 +175,8 @@ static wn_status scratch_alloc(struct wn_vision *v, struct wn_err *err)
         (rc = mat_alloc(v, &v->qkv, rows, 3 * c->hidden, v->dtype, err)) != WN_OK ||
         (rc = mat_alloc(v, &v->attn, rows, c->hidden, v->dtype, err)) != WN_OK ||
         (rc = mat_alloc(v, &v->mid, rows, c->mlp, v->dtype, err)) != WN_OK ||
-        (rc = mat_alloc(v, &v->features, n * feature_rows(v), c->hidden, v->dtype, err)) != WN_OK)
+        (rc = mat_alloc(v, &v->features, n * feature_rows(v), c->hidden, v->dtype, err)) != WN_OK ||
+        (rc = mat_alloc(v, &v->cls_features, n, c->hidden, v->dtype, err)) != WN_OK)
         return rc;
     v->patches.cols = v->patch_cols; /* its rows begin on 16 bytes, which fast kernels want: 588 values do not */
     v->zeros = calloc(n, sizeof(*v->zeros));
@@ -445,43 +446,45 @@ static wn_status taps_init(struct wn_vision *v, const struct wn_vision_taps *wan
     return rc;
 }
 
-/* *out: the values on the host, NULL if there are none. */
-static wn_status tap_fetch(struct wn_vision *v, const struct tap *t, const float **out)
+/* *out: the values, on the host unless they stay; NULL if there are none. */
+static wn_status tap_fetch(struct wn_vision *v, const struct tap *t, bool stay, const float **out)
 {
-    *out = t->n ? t->host : NULL;
-    return t->n ? v->be->ops->download(v->be, t->host, t->buf.ptr, t->n * sizeof(float)) : WN_OK;
+    *out = !t->n ? NULL : stay ? t->buf.ptr : t->host;
+    return t->n && !stay ? v->be->ops->download(v->be, t->host, t->buf.ptr, t->n * sizeof(float)) : WN_OK;
 }
 
-static wn_status fetch(struct wn_vision *v, uint32_t images, bool cls_features, struct wn_vision_out *out)
+/* The features that were asked for, one after the other, and what was tapped. */
+static wn_status fetch(struct wn_vision *v, uint32_t images, const struct wn_vision_taps *want, struct wn_vision_out *out)
 {
-    uint32_t rows = feature_rows(v), first = v->c.keep_cls ? 0 : 1, hidden = v->c.hidden;
-    size_t bytes = (size_t)images * rows * hidden * wn_dtype_bytes(v->dtype);
+    const uint32_t rows = feature_rows(v), first = v->c.keep_cls ? 0 : 1;
+    const struct wn_mat cls = wn_mat_rows(v->cls_features, 0, images), all = wn_mat_rows(v->x, 0, images * v->tokens);
     const struct wn_backend_ops *ops = v->be->ops;
     wn_status rc = WN_OK;
 
-    *out = (struct wn_vision_out){.features = v->host_features,
+    *out = (struct wn_vision_out){.features = want->stay ? v->features.ptr : v->host_features,
                                   .images = images,
                                   .rows = rows,
-                                  .width = hidden,
+                                  .width = v->c.hidden,
                                   .tokens = v->tokens,
                                   .heads = v->c.heads,
-                                  .dtype = v->dtype,
-                                  .cls_features = cls_features ? v->host_cls_features : NULL};
+                                  .dtype = v->dtype};
     for (uint32_t i = 0; rc == WN_OK && i < images; i++) {
         struct wn_mat from = wn_mat_rows(v->x, i * v->tokens + first, rows),
                       to = wn_mat_rows(v->features, i * rows, rows);
         rc = wn_be_convert(v->be, &to, &from);
     }
-    if (rc == WN_OK) rc = ops->download(v->be, v->host_features, v->features.ptr, bytes);
-    for (uint32_t i = 0; rc == WN_OK && cls_features && i < images; i++) {
-        const struct wn_mat cls = wn_mat_rows(v->x, i * v->tokens, 1);
-        const size_t row_bytes = wn_mat_row_bytes(&cls);
-        rc = ops->download(v->be, (char *)v->host_cls_features + i * row_bytes, cls.ptr, row_bytes);
+    if (rc == WN_OK && !want->stay)
+        rc = ops->download(v->be, v->host_features, v->features.ptr, images * rows * wn_mat_row_bytes(&v->features));
+    if (want->cls_features) {
+        out->cls_features = want->stay ? cls.ptr : v->host_cls_features;
+        if (rc == WN_OK) rc = wn_be_gather_rows(v->be, &cls, &all, v->cls_rows);
+        if (rc == WN_OK && !want->stay)
+            rc = ops->download(v->be, v->host_cls_features, cls.ptr, images * wn_mat_row_bytes(&cls));
     }
-    if (rc == WN_OK) rc = tap_fetch(v, &v->cls_tap, &out->cls_attention);
-    if (rc == WN_OK) rc = tap_fetch(v, &v->mean_tap, &out->mean_attention);
-    if (rc == WN_OK) rc = tap_fetch(v, &v->keys_tap, &out->keys);
-    if (rc == WN_OK) rc = tap_fetch(v, &v->query_tap, &out->cls_query);
+    if (rc == WN_OK) rc = tap_fetch(v, &v->cls_tap, false, &out->cls_attention);
+    if (rc == WN_OK) rc = tap_fetch(v, &v->mean_tap, false, &out->mean_attention);
+    if (rc == WN_OK) rc = tap_fetch(v, &v->keys_tap, want->stay, &out->keys);
+    if (rc == WN_OK) rc = tap_fetch(v, &v->query_tap, want->stay, &out->cls_query);
     return rc;
 }
 
@@ -508,6 +511,7 @@ wn_status wn_vision_encode(struct wn_vision *v, const float *pixels, uint32_t im
                  ? WN_ETIME
                  : run_layer(v, i, images, want, i + 1 < norms ? v->layers[i + 1].norm1 : NULL);
     if (rc == WN_OK && norms > v->c.layers_run) rc = next_layer_keys(v, images);
-    if (rc == WN_OK) rc = fetch(v, images, want->cls_features, out);
+    if (rc == WN_OK && want->stay) rc = v->be->ops->sync(v->be, deadline_us); /* or the next one would wait for it */
+    if (rc == WN_OK) rc = fetch(v, images, want, out);
     return rc == WN_OK ? rc : wn_fail(err, rc, "vision tower: %s", wn_status_name(rc));
 }

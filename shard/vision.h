@@ -29,14 +29,16 @@ struct wn_vision_taps {
     uint64_t keys_layers; /* keys and CLS query. Layer layers_run may be asked for too: only its first norm and two
                              projections are computed, it is not run */
     bool cls_features;    /* CLS's own row of the features, which models that drop it do not return otherwise */
+    bool stay;            /* all that is as wide as the features stays in backend memory, and only attention comes to
+                             the host */
 };
 
 struct wn_vision_out {
-    const void *features;         /* [images, rows, width] of dtype, host memory */
+    const void *features;         /* [images, rows, width] of dtype; host memory, unless it should stay */
     uint32_t images, rows, width; /* rows of one image: the patches, and CLS first if the model keeps it */
     uint32_t tokens, heads;       /* of the tower: patches + 1 */
     wn_dtype dtype;
-    /* NULL if not asked for: */
+    /* NULL if not asked for; the last three are where the features are: */
     const float *cls_attention;  /* [bits of cls_layers, images, heads, tokens], ascending layers */
     const float *mean_attention; /* [bits of mean_layers, images, tokens] */
     const float *keys;           /* [bits of keys_layers, images, tokens, width]: projection with bias, not scaled */

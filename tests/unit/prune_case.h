@@ -86,9 +86,7 @@ static inline void case_taps(struct prune_case *c, uint64_t layers, uint64_t key
     c->in.taps.keys_layers = keys_layers;
 }
 
-#ifdef CASE_DEVICE
-wn_status case_run(struct prune_case *c, const struct wn_prune_method *m, struct wn_err *err);
-#else
+/* Makes the values of the result, on the host. */
 static inline void case_make_values(struct prune_case *c)
 {
     struct wn_row_sums s = wn_prune_sums(&c->in, &c->out);
@@ -99,6 +97,11 @@ static inline void case_make_values(struct prune_case *c)
 }
 
 /* Runs the method and makes the values. */
+#ifdef CASE_DEVICE
+enum { case_on_device = 1 };
+wn_status case_run(struct prune_case *c, const struct wn_prune_method *m, struct wn_err *err);
+#else
+enum { case_on_device = 0 };
 static inline wn_status case_run(struct prune_case *c, const struct wn_prune_method *m, struct wn_err *err)
 {
     const wn_status rc = wn_prune_run(m, &c->in, &c->out, err);

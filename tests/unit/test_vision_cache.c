@@ -63,13 +63,27 @@ static bool get(struct wn_vision_cache *c, int n, const struct wn_prune_wants *w
 }
 
 static const struct wn_prune_wants nothing;
+static struct wn_backend *be;
+
+static int setup(void **state)
+{
+    (void)state;
+    return wn_backend_open(&be, "cpu-reference", 0, NULL) != WN_OK;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    wn_backend_close(be);
+    return 0;
+}
 
 static void test_copies(void **state)
 {
     struct wn_vision_cache *c = NULL;
     struct wn_vision_view v, want;
     (void)state;
-    assert_int_equal(wn_vision_cache_create(&c, 1 << 20, NULL), WN_OK);
+    assert_int_equal(wn_vision_cache_create(&c, be, 1 << 20, NULL), WN_OK);
     assert_false(get(c, 1, &nothing, &v));
     put(c, 1);
     put(c, 2);
@@ -99,7 +113,7 @@ static void test_missing_taps_miss(void **state)
     struct wn_vision_cache *c = NULL;
     struct wn_vision_view v;
     (void)state;
-    assert_int_equal(wn_vision_cache_create(&c, 1 << 20, NULL), WN_OK);
+    assert_int_equal(wn_vision_cache_create(&c, be, 1 << 20, NULL), WN_OK);
     put(c, 1);
     for (size_t i = 0; i < 2; i++) assert_true(get(c, 1, &has[i], &v));
     for (size_t i = 0; i < 4; i++) assert_false(get(c, 1, &lacks[i], &v));
@@ -115,7 +129,7 @@ static void test_a_miss_asks_for_what_is_there(void **state)
     uint8_t key[WN_VISION_KEY_BYTES];
     const float pixel = 1;
     (void)state;
-    assert_int_equal(wn_vision_cache_create(&c, 1 << 20, NULL), WN_OK);
+    assert_int_equal(wn_vision_cache_create(&c, be, 1 << 20, NULL), WN_OK);
     put(c, 1);
     wn_vision_cache_key(&pixel, 1, key);
     assert_false(wn_vision_cache_get(c, key, &w, &v));
@@ -130,17 +144,18 @@ static void test_oldest_goes_first(void **state)
     struct wn_vision_view v;
     size_t one;
     (void)state;
-    assert_int_equal(wn_vision_cache_create(&c, 1 << 20, NULL), WN_OK);
+    assert_int_equal(wn_vision_cache_create(&c, be, 1 << 20, NULL), WN_OK);
     put(c, 1);
     wn_vision_cache_stats(c, &s);
     one = s.bytes;
     wn_vision_cache_destroy(c);
-    assert_int_equal(wn_vision_cache_create(&c, 3 * one, NULL), WN_OK);
+    assert_int_equal(wn_vision_cache_create(&c, be, 3 * one, NULL), WN_OK);
     for (int i = 1; i <= 3; i++) put(c, i);
     assert_true(get(c, 1, &nothing, &v)); /* now 2 is the one used longest ago */
     put(c, 4);
     assert_false(get(c, 2, &nothing, &v));
     assert_true(get(c, 1, &nothing, &v) && get(c, 3, &nothing, &v) && get(c, 4, &nothing, &v));
+    assert_memory_equal(v.features, picture(4).features, sizeof(features)); /* in the memory that 2 had */
     put(c, 4); /* again: replaced, not doubled */
     wn_vision_cache_stats(c, &s);
     assert_int_equal(s.entries, 3);
@@ -158,7 +173,7 @@ static void test_files(void **state)
     uint8_t pixels[WN_VISION_KEY_BYTES] = {77}, others[WN_VISION_KEY_BYTES] = {78}, got[WN_VISION_KEY_BYTES];
     struct wn_vision_cache *c = NULL;
     (void)state;
-    assert_int_equal(wn_vision_cache_create(&c, 1 << 20, NULL), WN_OK);
+    assert_int_equal(wn_vision_cache_create(&c, be, 1 << 20, NULL), WN_OK);
     assert_false(wn_vision_cache_known(c, a, got));
     wn_vision_cache_learn(c, a, pixels);
     wn_vision_cache_learn(c, b, pixels);
@@ -178,7 +193,7 @@ static void test_no_room(void **state)
     struct wn_vision_cache *c = NULL;
     struct wn_vision_view v;
     (void)state;
-    assert_int_equal(wn_vision_cache_create(&c, 0, NULL), WN_OK);
+    assert_int_equal(wn_vision_cache_create(&c, be, 0, NULL), WN_OK);
     put(c, 1);
     assert_false(get(c, 1, &nothing, &v));
     wn_vision_cache_destroy(c);
@@ -195,5 +210,5 @@ int main(void)
         cmocka_unit_test(test_files),
         cmocka_unit_test(test_no_room),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, setup, teardown);
 }
