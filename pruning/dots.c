@@ -13,15 +13,17 @@
 #define A_N   3 /* 12 sums, 3 operands, 1 product: the 16 registers of AVX2 */
 #define B_N   4
 #define PANEL 48 /* rows of a that meet all rows of b before the next: they stay in the L2 cache */
+#define CHUNK 512 /* columns of a sum that are held while its terms go by */
+#define TERMS 4   /* that are added to them at a time */
 
 #define PAIRS(s) (((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7])))
 
 typedef float lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(4)));
 typedef int32_t masks __attribute__((vector_size(LANES * sizeof(float)), aligned(4)));
 typedef float four __attribute__((vector_size(4 * sizeof(float)), aligned(4)));
-typedef double wides __attribute__((vector_size(LANES * sizeof(double)), aligned(8)));
-typedef uint16_t halves __attribute__((vector_size(LANES * sizeof(uint16_t)), aligned(2)));
-typedef uint32_t words __attribute__((vector_size(LANES * sizeof(uint32_t)), aligned(4)));
+typedef double wides __attribute__((vector_size(4 * sizeof(double)), aligned(8)));
+typedef uint16_t halves __attribute__((vector_size(4 * sizeof(uint16_t)), aligned(2)));
+typedef uint32_t words __attribute__((vector_size(4 * sizeof(uint32_t)), aligned(4)));
 
 /* Rows [a0, a1) of a against rows [b0, ..) of b; float32. */
 struct panel {
@@ -112,23 +114,15 @@ static inline const char *term_row(const struct wn_row_sums *s, const struct wn_
     return (const char *)s->in.ptr + (size_t)t->row * s->in.stride * wn_dtype_bytes(s->in.dtype);
 }
 
-/* Eight columns of a row, from column c. */
-static inline __attribute__((always_inline)) void get_eight(wides *to, const char *row, wn_dtype type, uint32_t c)
+/* Four values of a row, from column c. */
+static inline __attribute__((always_inline)) void get_four(wides *to, const char *row, wn_dtype type, uint32_t c)
 {
     if (type == WN_F32) {
-        *to = __builtin_convertvector(*(const lanes *)(const void *)(row + 4 * (size_t)c), wides);
+        *to = __builtin_convertvector(*(const four *)(const void *)(row + 4 * (size_t)c), wides);
     } else {
         const words bits = __builtin_convertvector(*(const halves *)(const void *)(row + 2 * (size_t)c), words) << 16;
-        *to = __builtin_convertvector((lanes)bits, wides);
+        *to = __builtin_convertvector((four)bits, wides);
     }
-}
-
-static inline __attribute__((always_inline)) void put_one(const struct wn_row_sums *s, uint32_t i, uint32_t c, double v)
-{
-    const size_t at = (size_t)i * s->out.stride + c;
-
-    if (s->out.dtype == WN_F32) ((float *)s->out.ptr)[at] = (float)v;
-    else ((wn_bf16 *)s->out.ptr)[at] = wn_f32_to_bf16((float)v);
 }
 
 static inline double get_one(const char *row, wn_dtype type, uint32_t c)
@@ -137,31 +131,52 @@ static inline double get_one(const char *row, wn_dtype type, uint32_t c)
                                    : wn_bf16_to_f32(((const wn_bf16 *)(const void *)row)[c]));
 }
 
-/* Row i: sixteen columns at a time stay in registers while the terms go by. Sums start at -0, to which all is added
- * exactly. */
-static inline __attribute__((always_inline)) void sums_body(const struct wn_row_sums *s, uint32_t i, wn_dtype type)
+static inline void put_one(const struct wn_row_sums *s, uint32_t i, uint32_t c, double v)
 {
-    const struct wn_row_term *first = s->terms + s->first[i], *end = s->terms + s->first[i + 1];
-    const double div = (double)s->div[i], zero = first == end ? 0.0 : -0.0;
+    const size_t at = (size_t)i * s->out.stride + c;
+
+    if (s->out.dtype == WN_F32) ((float *)s->out.ptr)[at] = (float)v;
+    else ((wn_bf16 *)s->out.ptr)[at] = wn_f32_to_bf16((float)v);
+}
+
+/* Columns [c0, c0 + cols) of n terms' rows onto sum [cols], one term after the other. */
+static inline __attribute__((always_inline)) void add_terms(const struct wn_row_sums *s, const struct wn_row_term *terms,
+                                                            int n, wn_dtype type, uint32_t c0, uint32_t cols, double *sum)
+{
+    const char *row[TERMS];
+    double weight[TERMS];
     uint32_t c = 0;
 
-    for (; c + 2 * LANES <= s->out.cols; c += 2 * LANES) {
-        wides sum[2], x[2];
-        for (int t = 0; t < LANES; t++) sum[0][t] = sum[1][t] = zero;
-        for (const struct wn_row_term *t = first; t < end; t++) {
-            const char *row = term_row(s, t);
-            get_eight(&x[0], row, type, c);
-            get_eight(&x[1], row, type, c + LANES);
-            sum[0] += (double)t->weight * x[0];
-            sum[1] += (double)t->weight * x[1];
-        }
-        for (uint32_t t = 0; t < 2 * LANES; t++) put_one(s, i, c + t, sum[t / LANES][t % LANES] / div);
+    for (int t = 0; t < n; t++) {
+        row[t] = term_row(s, &terms[t]);
+        weight[t] = (double)terms[t].weight;
     }
-    for (; c < s->out.cols; c++) {
-        double sum = zero;
-        for (const struct wn_row_term *t = first; t < end; t++)
-            sum += (double)t->weight * get_one(term_row(s, t), type, c);
-        put_one(s, i, c, sum / div);
+    for (; c + 4 <= cols; c += 4) {
+        wides *to = (wides *)(void *)(sum + c), v = *to, x;
+        for (int t = 0; t < n; t++) {
+            get_four(&x, row[t], type, c0 + c);
+            v += weight[t] * x;
+        }
+        *to = v;
+    }
+    for (; c < cols; c++)
+        for (int t = 0; t < n; t++) sum[c] += weight[t] * get_one(row[t], type, c0 + c);
+}
+
+/* Row i. Sums start at -0, to which all is added exactly. */
+static inline __attribute__((always_inline)) void sums_body(const struct wn_row_sums *s, uint32_t i, wn_dtype type)
+{
+    const struct wn_row_term *end = s->terms + s->first[i + 1];
+    const double div = (double)s->div[i], zero = s->first[i] == s->first[i + 1] ? 0.0 : -0.0;
+    double sum[CHUNK];
+
+    for (uint32_t c0 = 0; c0 < s->out.cols; c0 += CHUNK) {
+        const uint32_t cols = s->out.cols - c0 < CHUNK ? s->out.cols - c0 : CHUNK;
+        const struct wn_row_term *t = s->terms + s->first[i];
+        for (uint32_t c = 0; c < cols; c++) sum[c] = zero;
+        for (; t + TERMS <= end; t += TERMS) add_terms(s, t, TERMS, type, c0, cols, sum);
+        for (; t < end; t++) add_terms(s, t, 1, type, c0, cols, sum);
+        for (uint32_t c = 0; c < cols; c++) put_one(s, i, c0 + c, sum[c] / div);
     }
 }
 
