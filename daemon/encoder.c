@@ -22,8 +22,8 @@ struct wn_encoder {
     struct wn_vision *tower;
     struct wn_projector *projector;
     struct wn_row_worker *rows;                      /* NULL: features are in host memory */
-    struct wn_buf projected[WN_ENCODE_BATCH_MAX + 1]; /* backend memory, from its first use: of all features of a picture
-                                                         each; and of kept rows */
+    struct wn_buf projected[WN_ENCODE_BATCH_MAX + 1]; /* backend memory, from its first use: all features of a picture
+                                                         each, and kept rows */
     struct wn_preprocess preprocess;
     struct wn_pool *pool;
     struct wn_vision_cache *cache;
@@ -221,7 +221,8 @@ static void prune_begin(struct wn_encoder *e, struct picture *p, uint32_t i)
 {
     struct wn_encode_item *item = p->item;
     const int64_t began_us = wn_now_us();
-    struct wn_mat all = {(void *)(uintptr_t)p->view.features, p->view.dtype, p->view.rows, p->view.width, p->view.width};
+    const struct wn_vision_view *v = &p->view;
+    struct wn_mat all = {(void *)(uintptr_t)v->features, v->dtype, v->rows, v->width, v->width};
 
     item->rows_before = p->view.rows;
     item->projected = item->ask.projected || !in_tower(item);

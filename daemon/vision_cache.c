@@ -214,7 +214,8 @@ static wn_status fill(struct entry *e, struct wn_backend *be, const struct wn_vi
     to->mean_attention = keep_attention(&at, t->mean_attention, bits(t->mean_layers), t->mean_stride, v->tokens);
     to->mean_stride = v->tokens;
     e->view.features = keep_rows(&p, v->features, 1, 0, v->rows, v->width, v->dtype);
-    to->keys = keep_rows(&p, t->keys, bits(t->keys_layers), t->keys_stride * sizeof(float), v->tokens, v->width, WN_F32);
+    to->keys =
+        keep_rows(&p, t->keys, bits(t->keys_layers), t->keys_stride * sizeof(float), v->tokens, v->width, WN_F32);
     to->keys_stride = keys;
     to->cls_query =
         keep_rows(&p, t->cls_query, bits(t->keys_layers), t->query_stride * sizeof(float), 1, v->width, WN_F32);
@@ -224,7 +225,7 @@ static wn_status fill(struct entry *e, struct wn_backend *be, const struct wn_vi
     return p.rc;
 }
 
-/* Memory for an entry's rows: that of one that has just gone, if it is as large; a full cache allocates nothing then. */
+/* Memory for an entry's rows: that of one that has just gone, if it is as large; so a full cache allocates nothing. */
 static wn_status take_memory(struct wn_vision_cache *c, size_t bytes, struct wn_buf *out)
 {
     if (c->spare.bytes != bytes) return c->be->ops->buf_alloc(c->be, bytes, out);
@@ -238,9 +239,11 @@ void wn_vision_cache_put(struct wn_vision_cache *c, const uint8_t key[WN_VISION_
 {
     const struct wn_prune_taps *t = &v->taps;
     const size_t element = wn_dtype_bytes(v->dtype), layers = bits(t->keys_layers);
-    const size_t rows = padded((size_t)v->rows * v->width * element) + padded(v->width * element) +
-                        padded(layers * v->tokens * v->width * sizeof(float)) + padded(layers * v->width * sizeof(float));
-    const size_t attention = ((size_t)bits(t->cls_layers) * v->heads + bits(t->mean_layers)) * v->tokens * sizeof(float);
+    const size_t features = padded((size_t)v->rows * v->width * element) + padded(v->width * element);
+    const size_t keys =
+        padded(layers * v->tokens * v->width * sizeof(float)) + padded(layers * v->width * sizeof(float));
+    const size_t probabilities = ((size_t)bits(t->cls_layers) * v->heads + bits(t->mean_layers)) * v->tokens;
+    const size_t rows = features + keys, attention = probabilities * sizeof(float);
     const size_t bytes = sizeof(struct entry) + attention + rows;
     struct entry *e = find(c, key);
 

@@ -1,8 +1,8 @@
 /* daemon/vision_cache.h - whole features and taps of pictures that were encoded lately, so that the same picture with
  * another method or budget is selected again, not encoded again.
  *
- * What is as wide as the features stays in backend memory, a device's too: there the next selection's products are made,
- * and from there only kept rows go. Attention is the host's. Copies are queued behind the encode, and nobody waits.
+ * What is as wide as the features stays in backend memory, a device's too: there the next selection's products are
+ * made, and from there only kept rows go. Attention is the host's. Copies are queued behind the encode; nobody waits.
  *
  * The key is a hash of the preprocessed pixels: what the tower sees. One cache serves one tower, so checkpoint and
  * preprocessing need not be part of it. Which pixels a file has is remembered too: the same file need not be decoded

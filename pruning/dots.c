@@ -140,8 +140,9 @@ static inline void put_one(const struct wn_row_sums *s, uint32_t i, uint32_t c, 
 }
 
 /* Columns [c0, c0 + cols) of n terms' rows onto sum [cols], one term after the other. */
-static inline __attribute__((always_inline)) void add_terms(const struct wn_row_sums *s, const struct wn_row_term *terms,
-                                                            int n, wn_dtype type, uint32_t c0, uint32_t cols, double *sum)
+static inline __attribute__((always_inline)) void add_terms(const struct wn_row_sums *s,
+                                                            const struct wn_row_term *terms, int n, wn_dtype type,
+                                                            uint32_t c0, uint32_t cols, double *sum)
 {
     const char *row[TERMS];
     double weight[TERMS];

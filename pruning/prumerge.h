@@ -6,7 +6,8 @@
 
 #include "pruning/impl.h"
 
-/* a [tokens]: softmax over all tokens of (q . k) / sqrt(width), all heads as one. q [1, width], keys [tokens, width]. */
+/* a [tokens]: softmax over all tokens of (q . k) / sqrt(width), all heads as one. q [1, width],
+ * keys [tokens, width]. */
 WN_NODISCARD wn_status wn_prumerge_scores(struct wn_prune_ctx *c, struct wn_mat q, struct wn_mat keys, float *a);
 
 /* The upper fence Q3 + 1.5 (Q3 - Q1); how many scores lie strictly above it. order [n]: all

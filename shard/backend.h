@@ -148,7 +148,7 @@ struct wn_backend_ops {
     wn_status (*add_norm)(struct wn_backend *be, const struct wn_mat *y, const struct wn_norm *n);
     wn_status (*rope_kv)(struct wn_backend *be, const struct wn_rope *r, const struct wn_kv_write *w);
     wn_status (*pick)(struct wn_backend *be, const struct wn_picks *a); /* NULL: rows come to the host for that */
-    /* pruning/rows.h, with its bits; all matrices, dots too, in backend memory. NULL: that is the host's, as wn_row_*. */
+    /* pruning/rows.h, with its bits; dots are in backend memory, too. NULL: memory is the host's, and so is the work */
     wn_status (*row_dots)(struct wn_backend *be, const struct wn_row_dots *a);
     wn_status (*row_sums)(struct wn_backend *be, const struct wn_row_sums *a);
     /* NULL where there is nothing to gain. Opens a step of `rows` rows, one for each of its sequences: until step_end,

@@ -454,7 +454,8 @@ static wn_status tap_fetch(struct wn_vision *v, const struct tap *t, bool stay, 
 }
 
 /* The features that were asked for, one after the other, and what was tapped. */
-static wn_status fetch(struct wn_vision *v, uint32_t images, const struct wn_vision_taps *want, struct wn_vision_out *out)
+static wn_status fetch(struct wn_vision *v, uint32_t images, const struct wn_vision_taps *want,
+                       struct wn_vision_out *out)
 {
     const uint32_t rows = feature_rows(v), first = v->c.keep_cls ? 0 : 1;
     const struct wn_mat cls = wn_mat_rows(v->cls_features, 0, images), all = wn_mat_rows(v->x, 0, images * v->tokens);

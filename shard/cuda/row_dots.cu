@@ -19,7 +19,8 @@ __device__ __forceinline__ uint32_t row_at(const struct wn_cuda_row_list &l, uin
 }
 
 /* Columns [c0, c0 + PART) of rows [first, first + TILE) of the list; zeros beyond either end. */
-template <int W> __device__ __forceinline__ void load(float *to, const struct wn_cuda_row_list &l, uint32_t first, uint32_t c0)
+template <int W>
+__device__ __forceinline__ void load(float *to, const struct wn_cuda_row_list &l, uint32_t first, uint32_t c0)
 {
     for (uint32_t e = threadIdx.x * W; e < TILE * PART; e += THREADS * W) {
         const uint32_t i = e / PART, c = e % PART;

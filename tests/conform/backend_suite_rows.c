@@ -9,8 +9,8 @@
 /* The matrix in host memory, dense, exactly as it is stored. */
 static struct wn_mat host_copy(const struct case_mat *c)
 {
-    const struct wn_mat m = {malloc((size_t)c->rows * c->cols * wn_dtype_bytes(c->dtype) + 1), c->dtype, c->rows, c->cols,
-                             c->cols};
+    void *values = malloc((size_t)c->rows * c->cols * wn_dtype_bytes(c->dtype) + 1);
+    const struct wn_mat m = {values, c->dtype, c->rows, c->cols, c->cols};
 
     assert_non_null(m.ptr);
     for (uint32_t r = 0; r < c->rows; r++)
@@ -29,9 +29,9 @@ static void dots_case(const struct case_mat *ac, const struct case_mat *bc, cons
     const uint32_t cols = pairs == WN_ROWS_SELF ? 1 : b_n;
     struct dev a = dev_mat(be, ac), b = dev_mat(be, same ? ac : bc), out = dev_out(be, WN_F32, a_n, cols, 0);
     const struct wn_mat a_host = host_copy(ac), b_host = host_copy(same ? ac : bc);
-    const struct wn_row_dots there = {.out = out.m.ptr, .a = {a.m, a_at, a_n}, .b = {same ? a.m : b.m, b_at, b_n}, .pairs = pairs};
     float *want = calloc((size_t)a_n * cols + 1, sizeof(*want)), *got = floats((size_t)a_n * cols);
-    const struct wn_row_dots here = {.out = want, .a = {a_host, a_at, a_n}, .b = {same ? a_host : b_host, b_at, b_n}, .pairs = pairs};
+    const struct wn_row_dots there = {out.m.ptr, {a.m, a_at, a_n}, {same ? a.m : b.m, b_at, b_n}, pairs};
+    const struct wn_row_dots here = {want, {a_host, a_at, a_n}, {same ? a_host : b_host, b_at, b_n}, pairs};
     char what[64];
 
     assert_non_null(want);
@@ -80,7 +80,8 @@ void row_sums_bits(void **state)
     (void)state;
 
     if (!be->ops->row_sums) return;
-    for (uint32_t t = 0; t < COUNT(terms); t++) terms[t] = (struct wn_row_term){(t * 17 + 3) % IN, 1.0f / (float)(t + 1)};
+    for (uint32_t t = 0; t < COUNT(terms); t++)
+        terms[t] = (struct wn_row_term){(t * 17 + 3) % IN, 1.0f / (float)(t + 1)};
     terms[34].row = IN; /* the last row, elsewhere, as it is */
     terms[0].weight = terms[34].weight = 1.0f;
     for (size_t i = 0; i < COUNT(cols) * 4; i++) {
@@ -98,7 +99,8 @@ void row_sums_bits(void **state)
         s.last = host_last.ptr;
         s.out = (struct wn_mat){want, WN_F32, OUT, n, n};
         wn_row_sums(&s);
-        for (size_t j = 0; to == WN_BF16 && j < (size_t)OUT * n; j++) want[j] = wn_bf16_to_f32(wn_f32_to_bf16(want[j]));
+        for (size_t j = 0; to == WN_BF16 && j < (size_t)OUT * n; j++)
+            want[j] = wn_bf16_to_f32(wn_f32_to_bf16(want[j]));
         check_bits("row sums", got, want, (size_t)OUT * n);
         free(got);
         free(want);

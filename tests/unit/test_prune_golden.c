@@ -329,7 +329,7 @@ static void sums_have_one_order(void **state)
         if (i != 5) terms[i].weight = 1.0f / (float)(3 + i);
     for (size_t t = 0; t < 2 * sizeof(widths) / sizeof(widths[0]); t++) {
         const uint32_t n = widths[t / 2];
-        const struct wn_mat from = t % 2 ? (struct wn_mat){half, WN_BF16, 5, n, 256} : (struct wn_mat){x, WN_F32, 5, n, 256};
+        const struct wn_mat from = {t % 2 ? (void *)half : x, t % 2 ? WN_BF16 : WN_F32, 5, n, 256};
         struct wn_row_sums s = {.out = {out, WN_F32, 4, n, n},
                                 .in = from,
                                 .last = t % 2 ? (const void *)(half + 5 * 256) : (const void *)(x + 5 * 256),
