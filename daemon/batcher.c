@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/mates.h"
 #include "shard/kvpool.h"
 
 #define STEP_ROWS      8
@@ -21,6 +22,9 @@ struct wn_batcher {
     struct wn_flight *flights;                   /* [depth], a ring */
     struct wn_pipeline pipe;
     uint32_t flights_first, flights_n;
+    struct wn_gen_job **decoding; /* [seqs_max] of the record that is filled, and what is to be known of each: */
+    struct wn_mate *mates;        /* [seqs_max] */
+    uint32_t *mates_order;        /* [seqs_max] */
     uint32_t running; /* slots in use */
     uint64_t preemptions;
 };
@@ -41,9 +45,13 @@ wn_status wn_batcher_create(struct wn_batcher **out, const struct wn_step_limits
     b->drops = calloc(l->features_max, sizeof(*b->drops));
     b->features = calloc(l->features_max, sizeof(*b->features));
     b->flights = calloc(pipe->depth, sizeof(*b->flights));
+    b->decoding = calloc(l->seqs_max, sizeof(*b->decoding));
+    b->mates = calloc(l->seqs_max, sizeof(*b->mates));
+    b->mates_order = calloc(l->seqs_max, sizeof(*b->mates_order));
     for (uint32_t i = 0; b->flights && i < pipe->depth; i++)
         if (!(b->flights[i].order = calloc(l->seqs_max, sizeof(*b->flights[i].order)))) rc = WN_ENOMEM;
-    if (rc != WN_OK || !b->slots || !b->closes || !b->feature_busy || !b->drops || !b->features || !b->flights)
+    if (rc != WN_OK || !b->slots || !b->closes || !b->feature_busy || !b->drops || !b->features || !b->flights ||
+        !b->decoding || !b->mates || !b->mates_order)
         rc = wn_fail(err, WN_ENOMEM, "batcher of %u sequences", l->seqs_max);
     if (rc == WN_OK) rc = wn_kvpool_create(&b->pool, l->pages_max, err);
     if (rc == WN_OK) rc = wn_prefix_cache_create(&b->prefix, b->pool, err);
@@ -77,6 +85,9 @@ void wn_batcher_destroy(struct wn_batcher *b)
     wn_kvpool_destroy(b->pool);
     for (uint32_t i = 0; b->flights && i < b->pipe.depth; i++) free(b->flights[i].order);
     free(b->flights);
+    free(b->mates_order);
+    free(b->mates);
+    free(b->decoding);
     free(b->features);
     free(b->drops);
     free(b->feature_busy);
@@ -342,14 +353,30 @@ static uint32_t share_of(uint32_t decoding, uint32_t depth)
     return fewer < STEP_ROWS ? fewer : STEP_ROWS;
 }
 
+/* The page in the middle of the prompt: those before it are the same too where this one is. */
+static uint32_t common_page(const struct wn_batcher *b, const struct wn_gen_job *job)
+{
+    return job->pages[job->prompt_rows_n / 2 / b->step.page_tokens];
+}
+
 static void add_decodes(struct wn_batcher *b, struct wn_step_record *rec)
 {
-    uint32_t decoding = 0, share;
+    uint32_t n = 0, ready = 0;
 
-    for (struct wn_gen_job *j = b->jobs; j; j = j->next) decoding += j->life.state == WN_GEN_DECODE;
-    share = share_of(decoding, b->pipe.depth);
-    for (struct wn_gen_job *j = b->jobs; j && rec->rows_n < b->step.rows_max && rec->seqs_n < share; j = j->next)
-        if (j->life.state == WN_GEN_DECODE && !j->life.flying && find_page(b, j)) add_rows(b, rec, j, 1);
+    for (struct wn_gen_job *j = b->jobs; j; j = j->next) {
+        if (j->life.state != WN_GEN_DECODE) continue;
+        b->mates[n] = (struct wn_mate){.page = common_page(b, j), .passed = j->passed, .ready = !j->life.flying};
+        ready += b->mates[n].ready;
+        b->decoding[n++] = j;
+    }
+    wn_mates_choose(b->mates, n, b->mates_order, share_of(n, b->pipe.depth), b->flights_n > 0 && ready >= STEP_ROWS);
+    for (uint32_t i = 0; i < n; i++) {
+        struct wn_gen_job *j = b->decoding[i];
+        if (!b->mates[i].ready) continue;
+        j->passed = b->mates[i].chosen ? 0 : j->passed + 1;
+        if (b->mates[i].chosen && rec->rows_n < b->step.rows_max && j->life.state == WN_GEN_DECODE && find_page(b, j))
+            add_rows(b, rec, j, 1);
+    }
 }
 
 uint32_t wn_pipeline_chunk(const struct wn_pipeline *pipe, uint32_t rows)

@@ -45,6 +45,7 @@ struct wn_gen_job {
     uint32_t rows_n, prompt_rows_n;
     uint32_t pos; /* rows in the KV cache */
     uint32_t chunk; /* rows of a step while no other job needs the stages */
+    uint32_t passed; /* steps in a row that it could have been in */
     uint32_t slot, *pages, pages_n;
     struct wn_prefix_key *keys; /* [keys_n] of its first full pages */
     uint32_t keys_n, published; /* pages of them that others can find */
