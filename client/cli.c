@@ -145,13 +145,13 @@ bool cli_count(const char *name, const char *text, uint32_t max, uint32_t *out)
 bool cli_float(const char *name, const char *text, float min, float max, float *out)
 {
     char *end;
-    double v = strtod(text, &end);
+    const float v = strtof(text, &end); /* as the bounds are: 0.1 must not be less than 0.1f */
 
-    if (end == text || *end || !isfinite(v) || v < (double)min || v > (double)max) {
+    if (end == text || *end || !isfinite(v) || v < min || v > max) {
         fprintf(stderr, "winnow: --%s: '%.40s' is not a number from %g to %g\n", name, text, (double)min, (double)max);
         return false;
     }
-    *out = (float)v;
+    *out = v;
     return true;
 }
 

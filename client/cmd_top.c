@@ -1,5 +1,5 @@
 /* client/cmd_top.c - `winnow top`: the service's state, again and again. */
-#include <string.h>
+#include <stdio.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -19,46 +19,65 @@ static const struct cli_opt opts[] = {
     {NULL, NULL, NULL},
 };
 
-/* The state now; NULL: said on stderr why not. */
-static Wn__Envelope *look(struct winnow *w, int64_t *at_us)
-{
-    Wn__Envelope *env = NULL;
+/* One look at the service; what went wrong is in `error`. */
+struct view {
+    struct winnow *w; /* NULL: not connected */
+    Wn__Envelope *env;
+    int64_t at_us;
+    char error[WN_ERR_TEXT_MAX];
+};
 
-    if (conn_status(w, &env, wn_deadline_in_us((int64_t)ANSWER_MS * 1000)) != WINNOW_OK) {
-        if (!cli_stopped) fprintf(stderr, "winnow: %s\n", winnow_error(w));
-        return NULL;
+/* false: nothing was seen. Then the connection is given up: answers that are still on their way would be old. */
+static bool look(struct view *v, const char *endpoint, uint32_t timeout_ms)
+{
+    const struct winnow_options options = {.connect_timeout_ms = timeout_ms};
+
+    v->env = NULL;
+    if ((v->w || winnow_connect(&v->w, endpoint, &options) == WINNOW_OK) &&
+        conn_status(v->w, &v->env, wn_deadline_in_us((int64_t)timeout_ms * 1000)) == WINNOW_OK) {
+        v->at_us = wn_now_us();
+        return true;
     }
-    *at_us = wn_now_us();
-    return env;
+    snprintf(v->error, sizeof(v->error), "%s", winnow_error(v->w));
+    winnow_close(v->w);
+    v->w = NULL;
+    return false;
 }
 
-/* On a terminal in place, else one table under the other. */
-static int show(struct winnow *w, const char *endpoint, float interval_s, bool once)
+/* On a terminal in place, else one table under the other. A service that goes away is looked for until it is back. */
+static int show(const char *endpoint, float interval_s, bool once)
 {
     const bool terminal = isatty(STDOUT_FILENO) && !once;
-    int64_t before_us = 0, now_us = 0;
-    Wn__Envelope *before = look(w, &before_us), *now;
-    int code = before ? -1 : CLI_FAILED;
+    struct view v = {0};
+    Wn__Envelope *before = NULL;
+    int64_t before_us = 0;
+    int code = CLI_OK;
 
-    if (terminal) fputs(CLEAR, stdout);
-    while (code < 0) {
+    if (!look(&v, endpoint, ANSWER_MS)) code = CLI_FAILED;
+    else if (terminal) fputs(CLEAR, stdout);
+    while (code == CLI_OK && !cli_stopped) {
+        wn_codec_free(before);
+        before = v.env;
+        before_us = v.at_us;
         usleep((useconds_t)(interval_s * 1e6f));
         if (cli_stopped) break;
-        if (!(now = look(w, &now_us))) {
-            code = CLI_FAILED;
-            break;
-        }
+        if (!look(&v, endpoint, ANSWER_MS / 3) && once) code = CLI_FAILED;
+        if (code != CLI_OK) break;
         if (terminal) fputs(HOME REST, stdout);
-        console_status(stdout, endpoint, now->status, before->status, (double)(now_us - before_us) * 1e-6);
+        if (v.env)
+            console_status(stdout, endpoint, v.env->status, before ? before->status : NULL,
+                           (double)(v.at_us - before_us) * 1e-6);
+        else
+            printf("%s: %s\n", endpoint, v.error);
         if (!terminal && !once) putchar('\n');
         fflush(stdout);
-        wn_codec_free(before);
-        before = now;
-        before_us = now_us;
         if (once || ferror(stdout)) break;
     }
+    if (code != CLI_OK && !cli_stopped) fprintf(stderr, "winnow: %s\n", v.error);
     wn_codec_free(before);
-    return code < 0 ? CLI_OK : code;
+    if (v.env != before) wn_codec_free(v.env);
+    winnow_close(v.w);
+    return code;
 }
 
 int cmd_top(int argc, char **argv)
@@ -67,9 +86,7 @@ int cmd_top(int argc, char **argv)
                             .usage = "Usage: winnow top [OPTION]...\nShows what the server and its workers do, live."};
     const char *flag = NULL;
     float interval_s = 1;
-    struct winnow *w;
     bool once = false;
-    int code;
 
     for (;;) {
         int option = cli_next(&args);
@@ -81,9 +98,6 @@ int cmd_top(int argc, char **argv)
         if (option == 1) once = true;
         if (option == 2) flag = args.value;
     }
-    if (!(w = cli_connect(flag))) return CLI_FAILED;
     cli_catch_signals();
-    code = show(w, cli_endpoint(flag), interval_s, once);
-    winnow_close(w);
-    return code;
+    return show(cli_endpoint(flag), interval_s, once);
 }

@@ -19,8 +19,8 @@
 #define REOPEN_US     ((int64_t)100000)
 #define AWAY_POLL_MS  50
 #define EVENTS                                                                                     \
-    (ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |    \
-     ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
+    (ZMQ_EVENT_CONNECTED | ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED |               \
+     ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
 
 struct conn_request {
     unsigned owners; /* beside the first */
@@ -133,8 +133,8 @@ int conn_open(struct winnow *w, const char *endpoint, int timeout_ms)
         rc = conn_result(
             wn_fail(&w->error, WN_EPEER, "no server at %s: what is there does not speak ZeroMQ", endpoint));
     } else if (rc == WINNOW_TIMEOUT || rc == WINNOW_ECONNECT) {
-        rc = conn_result(wn_fail(&w->error, WN_EPEER, w->connected ? "the server at %s does not answer"
-                                                                   : "no server at %s", endpoint));
+        rc = conn_result(wn_fail(&w->error, WN_EPEER, w->reached ? "the server at %s does not answer"
+                                                                 : "no server at %s", endpoint));
     } else if (rc != WINNOW_OK) {
         wn_err_prefix(&w->error, "%s is no server of this version", endpoint);
     }
@@ -289,6 +289,7 @@ static void watch(struct winnow *w)
         for (more = zmq_msg_more(&msg); more; more = zmq_msg_more(&msg)) /* the address */
             if (zmq_msg_recv(&msg, w->monitor, ZMQ_DONTWAIT) < 0) break;
         zmq_msg_close(&msg);
+        if (event == ZMQ_EVENT_CONNECTED) w->reached = true;
         if (event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED) {
             w->connected = w->greeted = true;
             w->lost_us = 0;

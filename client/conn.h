@@ -47,6 +47,7 @@ struct winnow {
     struct conn_place place;        /* what it stands for: of "slurm:JOBID" it may change */
     struct wn_key *key;             /* owned; NULL: plain text */
     bool connected, lost, dead;     /* lost: the socket is; dead: the server did not come back */
+    bool reached;                   /* somebody took the connection, who may be stopped, or no server of ours */
     bool greeted, refused;          /* it was connected once; until then: the server did not like our key, or none */
     bool stale;                     /* some jobs are */
     int64_t lost_us, reopened_us;   /* since when it is away (0: it is not), when we last tried anew */

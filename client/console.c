@@ -59,9 +59,11 @@ static void print_links(FILE *f, const Wn__Status *now, const Wn__Status *before
     fputc('\n', f);
 }
 
-static void print_rank(FILE *f, const Wn__RankInfo *r)
+/* What the leader has said of it is as old as the leader's last word. */
+static void print_rank(FILE *f, const Wn__RankInfo *r, const Wn__WorkerStatus *w)
 {
-    fprintf(f, "    rank %-7u %-16s pid %-8u seen %.1f s ago", r->rank, r->host, r->pid, (double)r->last_seen_ms / 1e3);
+    fprintf(f, "    rank %-7u %-16s pid %-8u seen %.1f s ago", r->rank, r->host, r->pid,
+            (double)(r->last_seen_ms + w->last_seen_ms) / 1e3);
     if (r->stalled_ms >= STALLED_MS) fprintf(f, ", STALLED for %.1f s", (double)r->stalled_ms / 1e3);
     if (r->rss_bytes) {
         fputs(", ", f);
@@ -93,7 +95,7 @@ static void print_worker(FILE *f, const Wn__WorkerStatus *w)
         fprintf(f, ", %u of %u KV pages (%.0f %%), %" PRIu64 " steps, %" PRIu64 " preemptions\n", h->pages_used,
                 h->pages, h->pages ? 100.0 * h->pages_used / h->pages : 0.0, h->steps, h->preemptions);
         print_stages(f, h);
-        for (size_t i = 0; i < h->n_ranks; i++) print_rank(f, h->ranks[i]);
+        for (size_t i = 0; i < h->n_ranks; i++) print_rank(f, h->ranks[i], w);
         return;
     }
     if (h) fprintf(f, ", %" PRIu64 " images so far", h->images);

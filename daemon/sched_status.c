@@ -11,16 +11,17 @@ static bool lame_rank(const struct wn_scheduler *s, char *text, size_t size)
     for (int i = 0; i < s->workers_n; i++) {
         const struct wn_sched_worker *w = &s->worker[i];
         const Wn__Heartbeat *h = w->up && w->heartbeat ? w->heartbeat->heartbeat : NULL;
+        const double age_s = (double)(wn_now_us() - w->last_seen_us) / 1e6; /* of what the leader has said */
         uint32_t rank = 0;
         if (w->up && w->hangs) {
-            const double stalled_s = (double)wn_sched_stalled_ms(w, &rank) / 1e3;
+            const double stalled_s = (double)wn_sched_stalled_ms(w, &rank) / 1e3 + age_s;
             snprintf(text, size, "rank %u of %s has done nothing for %.1f s", rank, w->name, stalled_s);
             return true;
         }
         for (size_t k = 0; h && k < h->n_ranks; k++) {
             if (h->ranks[k]->last_seen_ms <= s->cfg.lease_ms) continue;
             snprintf(text, size, "rank %u of %s has said nothing for %.1f s", h->ranks[k]->rank, w->name,
-                     (double)h->ranks[k]->last_seen_ms / 1e3);
+                     (double)h->ranks[k]->last_seen_ms / 1e3 + age_s);
             return true;
         }
     }

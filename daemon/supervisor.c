@@ -251,13 +251,15 @@ static void plan_restart(struct supervisor *s, struct component *c, int status)
            (long long)pause / 1000);
 }
 
-/* The scheduler drains: it finishes its jobs, tells the workers to leave, and leaves. */
+/* The scheduler drains: it finishes its jobs, tells the workers to leave, and leaves. One that has just died cannot:
+ * what it had is on record, or lost, and the workers are ended by us. */
 static void begin_stop(struct supervisor *s)
 {
     if (s->stop_us) return;
     wn_info("supervisor", "draining");
     s->stop_us = wn_deadline_in_us((int64_t)s->cfg.shutdown_timeout_s * 1000000 + LEAVE_US);
     if (s->parts[0].pid) s->crew.launcher->signal(s->parts[0].pid, SIGTERM);
+    else s->stop_us = 1; /* now */
 }
 
 /* The job's time is nearly over, unless it has been given more. */
@@ -286,7 +288,7 @@ static void reap(struct supervisor *s)
             c->stopped_us = WIFSTOPPED(status) ? wn_now_us() : 0;
             if (WIFSTOPPED(status) || WIFCONTINUED(status)) break;
             c->pid = 0;
-            if (c == &s->parts[0] && status == 0) begin_stop(s); /* an admin told it to drain */
+            if (c == &s->parts[0] && status == 0 && !s->stop_us) s->stop_us = WN_NEVER; /* an admin told it to drain */
             if (s->stop_us && c == &s->parts[0]) { /* it has told the others to leave: they have this long */
                 const int64_t until = wn_deadline_in_us(FOLLOW_GRACE_US);
                 if (until < s->stop_us) s->stop_us = until;

@@ -48,6 +48,7 @@ static void build(struct service *s)
     s->worker[0].name = "replica-0";
     s->worker[0].host = "node1";
     s->worker[0].up = true;
+    s->worker[0].last_seen_ms = 300;
     s->worker[0].heartbeat = &s->beat;
     s->worker[1].role = WN__ROLE__ROLE_VISION;
     s->worker[1].name = "vision \"0\"\n";
@@ -101,8 +102,8 @@ static void table(void **state)
     has(text, "activation 9.8 KiB");
     has(text, "control 77 B");
     has(text, "50 of 200 KV pages (25 %)");
-    has(text, "rank 0       node1            pid 40       seen 0.0 s ago, STALLED for 2.5 s, 3.0 MiB");
-    has(text, "rank 1       node1            pid 41       seen 0.1 s ago, 3.0 MiB");
+    has(text, "rank 0       node1            pid 40       seen 0.3 s ago, STALLED for 2.5 s, 3.0 MiB");
+    has(text, "rank 1       node1            pid 41       seen 0.4 s ago, 3.0 MiB");
     has(text, "LOST seen 4.5 s ago");
     free(text);
     build(&before); /* two seconds ago */
@@ -131,7 +132,7 @@ static void metrics(void **state)
     has(text, "winnow:ready{model_name=\"m\"} 0\n");
     has(text, "winnow:queue_wait_seconds{model_name=\"m\"} 1.5\n");
     has(text, "winnow:kv_cache_usage_perc{model_name=\"m\",role=\"replica\",name=\"replica-0\"} 0.25\n");
-    has(text, "winnow:rank_last_seen_seconds{model_name=\"m\",replica=\"replica-0\",rank=\"1\"} 0.1\n");
+    has(text, "winnow:rank_last_seen_seconds{model_name=\"m\",replica=\"replica-0\",rank=\"1\"} 0.4\n");
     has(text, "winnow:rank_stalled_seconds{model_name=\"m\",replica=\"replica-0\",rank=\"0\"} 2.5\n");
     has(text, "winnow:worker_up{model_name=\"m\",role=\"vision\",name=\"vision \\\"0\\\"\\n\"} 0\n");
     has(text, "winnow:link_bytes_total{model_name=\"m\",src=\"replica-0\",kind=\"activation\"} 10000\n");
