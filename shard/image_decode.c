@@ -385,6 +385,23 @@ static wn_status webp_decode(struct decode *d)
 
 /* ---- all ---- */
 
+/* What people send instead, by its first bytes; "": not known. */
+static const char *other_format(const uint8_t *data, size_t bytes)
+{
+    static const struct {
+        const char *magic;
+        size_t at, n;
+        const char *name;
+    } others[] = {{"GIF8", 0, 4, ", but GIF"},       {"BM", 0, 2, ", but BMP"},         {"II*\0", 0, 4, ", but TIFF"},
+                  {"MM\0*", 0, 4, ", but TIFF"},     {"ftypavi", 4, 7, ", but AVIF"},   {"ftyphei", 4, 7, ", but HEIC"},
+                  {"ftypmif1", 4, 8, ", but HEIF"},  {"\xff\x0a", 0, 2, ", but JPEG XL"}, {"%PDF", 0, 4, ", but PDF"}};
+
+    for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++)
+        if (bytes >= others[i].at + others[i].n && memcmp(data + others[i].at, others[i].magic, others[i].n) == 0)
+            return others[i].name;
+    return "";
+}
+
 wn_status wn_image_decode(struct wn_image *out, const void *data, size_t bytes,
                           const struct wn_image_limits *limits, struct wn_err *err)
 {
@@ -405,7 +422,7 @@ wn_status wn_image_decode(struct wn_image *out, const void *data, size_t bytes,
              memcmp((const char *)data + 8, "WEBP", 4) == 0)
         rc = webp_decode(&d);
     else
-        rc = wn_fail(err, WN_EUNSUPP, "image: neither JPEG nor PNG nor WebP");
+        rc = wn_fail(err, WN_EUNSUPP, "image: neither JPEG nor PNG nor WebP%s", other_format(data, bytes));
     if (rc == WN_OK)
         *out = d.img;
     else

@@ -490,7 +490,9 @@ static void others_are_refused(void **state)
 
     (void)state;
     expect("", 0, &limits, WN_EFORMAT, "no bytes");
-    expect("GIF89a....", 10, &limits, WN_EUNSUPP, "neither JPEG nor PNG nor WebP");
+    expect("GIF89a....", 10, &limits, WN_EUNSUPP, "neither JPEG nor PNG nor WebP, but GIF");
+    expect("\0\0\0\x20" "ftypavif", 12, &limits, WN_EUNSUPP, "WebP, but AVIF");
+    expect("BM", 2, &limits, WN_EUNSUPP, "WebP, but BMP");
     expect("<svg/>", 6, &limits, WN_EUNSUPP, "neither");
     expect(zeros, sizeof(zeros), &limits, WN_EUNSUPP, "neither");
     expect("\xff\xd8\xff", 3, &limits, WN_EFORMAT, "JPEG: ");
