@@ -129,6 +129,7 @@ static int run(int argc, char **argv)
 
 int main(int argc, char **argv)
 {
+    wn_output_begin();
     signal(SIGXFSZ, SIG_IGN); /* a file over ulimit -f is an error of the write that says which */
     return wn_output_end("winnow", run(argc, argv));
 }

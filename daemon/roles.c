@@ -12,6 +12,13 @@ bool wn_role_has_model(const struct wn_config *cfg)
     return cfg->model[0] != '\0';
 }
 
+bool wn_role_has_place(const struct wn_config *cfg)
+{
+    if (cfg->run_dir[0] || cfg->scheduler_endpoint[0]) return true;
+    fprintf(stderr, "winnow: neither --run-dir nor --scheduler-endpoint is given: winnow serve starts all roles\n");
+    return false;
+}
+
 void wn_role_scheduler_address(const struct wn_config *cfg, char *out)
 {
     if (cfg->scheduler_endpoint[0])

@@ -21,6 +21,9 @@ int wn_cmd_prune(int argc, char **argv);
 /* Is a model named? Else it says so, and the command ends with 2. */
 bool wn_role_has_model(const struct wn_config *cfg);
 
+/* Is there a place for the sockets of a role that is started by hand? Else it says so, and the role ends with 2. */
+bool wn_role_has_place(const struct wn_config *cfg);
+
 /* Where workers reach the scheduler: --scheduler-endpoint, else a socket in --run-dir. out holds 160 bytes. */
 void wn_role_scheduler_address(const struct wn_config *cfg, char *out);
 

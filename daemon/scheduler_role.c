@@ -47,6 +47,7 @@ int wn_role_scheduler(int argc, char **argv)
     int fd = -1, code = wn_config_start(&cfg, argc, argv, usage);
 
     if (code >= 0) return code;
+    if (!wn_role_has_place(&cfg)) return 2;
     code = 1;
     wn_log_role("%s", cfg.name[0] ? cfg.name : "scheduler");
     wn_harden(cfg.keys[0] != '\0', false);

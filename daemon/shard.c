@@ -316,6 +316,7 @@ int wn_role_shard(int argc, char **argv)
     wn_status rc;
 
     if (code >= 0) return code;
+    if (!wn_role_has_model(&s.cfg) || !wn_role_has_place(&s.cfg)) return 2;
     rc = wn_worker_netif(&s.cfg, &s.net, &err);
     wn_worker_use_netif(&s.cfg, &s.net);
     if (rc == WN_OK) rc = open_link(&s, &err);

@@ -37,6 +37,7 @@
 #define KILL_GRACE_US   5000000ll
 #define FOLLOW_GRACE_US 2000000ll
 #define LEAVE_US        3000000ll /* for the scheduler, when the time for its jobs is over */
+#define PATIENCE_US     5000000ll /* without a word about what is missing */
 #define LEFT_US         1000000ll /* until a worker that left in order is started again: the service may be ending */
 
 struct component {
@@ -58,6 +59,8 @@ struct supervisor {
     struct wn_net *net;
     struct wn_endpoint *ask;             /* asks the scheduler whether all are there */
     int64_t began_us, asked_us, stop_us; /* stop_us: when the draining ends; 0: not draining */
+    int64_t patience_us;                 /* when to say again why it is not ready */
+    char missing[WN_ERR_TEXT_MAX];
     bool ready, failed;
 };
 
@@ -168,7 +171,7 @@ static void say_ready(struct supervisor *s)
            s->plan.tensors, s->plan.tensors == 1 ? "" : "s", s->cfg.replicas,
            s->cfg.replicas == 1 ? "" : "s", s->cfg.vision_workers,
            s->cfg.vision_workers == 1 ? "" : "s", (double)(wn_now_us() - s->began_us) / 1e6);
-    fflush(stdout);
+    if (fflush(stdout) != 0) clearerr(stdout); /* nobody listens: no reason to end with an error, some day */
     wn_endpoint_close(s->ask);
     s->ask = NULL;
 }
@@ -183,6 +186,8 @@ static void read_status(struct supervisor *s)
         Wn__Envelope *env = NULL;
         if (wn_codec_unpack(&env, wn_msg_data(&msg, 0), wn_msg_size(&msg, 0), &err) != WN_OK)
             continue;
+        if (env->body_case == WN__ENVELOPE__BODY_STATUS)
+            snprintf(s->missing, sizeof(s->missing), "%s", env->status->not_ready_because);
         if (env->body_case == WN__ENVELOPE__BODY_STATUS && env->status->ready) say_ready(s);
         wn_codec_free(env);
     }
@@ -195,6 +200,18 @@ static void ask_status(struct supervisor *s)
 
     s->asked_us = wn_now_us();
     wn_worker_say(s->ask, WN__ENVELOPE__BODY_STATUS_REQUEST, &body);
+}
+
+/* Weights may take minutes, and a network that lets nobody through for ever: who waits hears for what. Each time after
+ * twice as long. */
+static void say_missing(struct supervisor *s)
+{
+    const int64_t waited_us = wn_now_us() - s->began_us;
+
+    if (!s->ask || s->stop_us || waited_us < s->patience_us) return;
+    s->patience_us = 2 * waited_us;
+    wn_warn("supervisor", "not ready after %.0f s: %s", (double)waited_us / 1e6,
+            s->missing[0] ? s->missing : "the scheduler does not answer");
 }
 
 /* ---- life and death of components ---- */
@@ -373,6 +390,7 @@ static void run(struct supervisor *s)
         take_signals(s);
         kill_stopped(s);
         read_status(s);
+        say_missing(s);
     }
 }
 
@@ -384,6 +402,7 @@ static wn_status block_signals(struct supervisor *s, struct wn_err *err)
     sigaddset(&set, SIGCHLD);
     sigaddset(&set, SIGTERM);
     sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGHUP);
     sigaddset(&set, SIGUSR1);
     sigprocmask(SIG_BLOCK, &set, NULL);
     signal(SIGPIPE, SIG_IGN); /* whoever read our lines may leave; the service stays */
@@ -403,7 +422,7 @@ static void close_supervisor(struct supervisor *s)
 
 int wn_role_serve(int argc, char **argv)
 {
-    struct supervisor s = {.signals = -1, .began_us = wn_now_us()};
+    struct supervisor s = {.signals = -1, .began_us = wn_now_us(), .patience_us = PATIENCE_US};
     struct wn_err err = {0};
     int code = wn_config_start(
         &s.cfg, argc, argv, "winnow serve MODEL [options]: starts a service and watches over it");

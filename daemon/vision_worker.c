@@ -536,6 +536,7 @@ int wn_role_vision(int argc, char **argv)
     wn_status rc;
 
     if (code >= 0) return code;
+    if (!wn_role_has_model(&v.cfg) || !wn_role_has_place(&v.cfg)) return 2;
     list_init(&v.queue);
     list_init(&v.outbox);
     list_init(&v.sent);

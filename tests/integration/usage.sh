@@ -42,6 +42,7 @@ says 1 "cannot write standard output" bash -c '"$1" --version >/dev/full' - "$wi
 says 1 "cannot write standard output" bash -c '"$1" plan "$2" >/dev/full' - "$winnow" $model
 says 1 "cannot write standard output: File too large" bash -c 'ulimit -f 1; "$1" plan --help >"$2/small"' - \
     "$winnow" "$dir"
+says 1 "cannot write standard output: Bad file descriptor" bash -c '"$1" --help >&-' - "$winnow"
 holds "a pipe into head" bash -c '"$1" plan "$2" --help | head -1' - "$winnow" $model
 
 # an empty option of a batch file is a mistake, and so is a misspelt variable
@@ -55,6 +56,12 @@ for command in serve plan check prune; do
 done
 says 2 "no --image FILE" "$winnow" prune $model
 says 1 "pruning method 'sharpen' is not known" "$winnow" plan $model --image-pruning-method sharpen
+
+# roles that are started by hand
+winnowd=$(dirname "$winnow")/winnowd
+says 2 "neither --run-dir nor --scheduler-endpoint" "$winnowd" scheduler --port 0
+says 2 "neither --run-dir nor --scheduler-endpoint" "$winnowd" vision $model
+says 2 "no MODEL" "$winnowd" shard --run-dir "$dir"
 
 # a question from standard input
 says 1 "cannot read /dev/stdin: it is empty" "$winnow" ask -

@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# tests/integration/start.sh WINNOWD - a service that waits for one of its parts says for which; one whose streams are
+# closed, or whose terminal goes away, serves and drains like any other.
+set -uo pipefail
+winnowd=$1
+winnow=$(dirname "$winnowd")/winnow
+dir=$(mktemp -d)
+passed=0 failed=0
+pid=
+cleanup() {
+    [ -n "$pid" ] && kill "$pid" 2>/dev/null
+    rm -rf "$dir"
+}
+trap cleanup EXIT
+
+holds() { # WHAT COMMAND...: the command is true
+    local what=$1
+    shift
+    if "$@" >/dev/null 2>&1; then passed=$((passed + 1)); else failed=$((failed + 1)) && echo "FAILED: $what"; fi
+}
+within() { # SECONDS COMMAND...: the command becomes true
+    local tries=$(($1 * 20))
+    shift
+    for _ in $(seq $tries); do "$@" >/dev/null 2>&1 && return; sleep 0.05; done
+    return 1
+}
+part() { pgrep -f -- "winnowd $1 .*--run-dir=$dir/run( |\$)"; }
+
+# a replica that takes its time: its mpirun does
+mkdir "$dir/bin"
+printf '#!/bin/sh\nwhile [ ! -e "%s/go" ]; do sleep 0.05; done\nexec %s "$@"\n' "$dir" "$(command -v mpirun)" \
+    >"$dir/bin/mpirun"
+chmod +x "$dir/bin/mpirun"
+PATH=$dir/bin:$PATH "$winnowd" serve models/tiny-llava -tp 2 --port 0 --run-dir "$dir/run" >"$dir/out" 2>"$dir/err" &
+pid=$!
+holds "what it waits for is said" within 20 grep -q "not ready after .* s: .*replica" "$dir/err"
+holds "it is not ready" test ! -s "$dir/out"
+touch "$dir/go"
+holds "it is ready then" within 20 grep -q 'ready at' "$dir/out"
+kill -HUP $pid
+wait $pid
+holds "a terminal that goes away drains it" [ $? -eq 0 ]
+
+"$winnowd" serve models/tiny-llava --port 0 --run-dir "$dir/run" <&- >&- 2>&- &
+pid=$!
+within 20 part scheduler
+port=$(tr '\0' '\n' <"/proc/$(part scheduler | head -1)/cmdline" | sed -n 's/^--port=//p' | tail -1)
+holds "closed streams: it answers" "$winnow" ask --endpoint "tcp://127.0.0.1:$port" --max-tokens 3 "Hello"
+kill -TERM $pid
+wait $pid
+holds "closed streams: it ends well" [ $? -eq 0 ]
+pid=
+
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]
