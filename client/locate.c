@@ -59,7 +59,7 @@ static bool has_port(const char *endpoint)
 wn_status conn_locate(const char *endpoint, struct conn_place *out, struct wn_err *err)
 {
     const char *job = endpoint + 6, *home = getenv("HOME");
-    char path[512], text[FILE_MAX];
+    char path[512], text[FILE_MAX], only[256], here[256] = "";
     wn_status rc;
 
     *out = (struct conn_place){0};
@@ -79,6 +79,13 @@ wn_status conn_locate(const char *endpoint, struct conn_place *out, struct wn_er
     if (!value_of(text, "endpoint: ", out->address, sizeof(out->address)) || strncmp(out->address, "tcp://", 6) != 0) {
         out->address[0] = '\0';
         return wn_fail(err, WN_EFORMAT, "%s has no line 'endpoint: tcp://HOST:PORT'", path);
+    }
+    if (value_of(text, "only on: ", only, sizeof(only)) && gethostname(here, sizeof(here) - 1) == 0 &&
+        strcmp(only, here) != 0) {
+        rc = wn_fail(err, WN_EPEER, "job %s has its service on %s for clients there only (%s): see --launcher slurm",
+                     job, only, out->address);
+        out->address[0] = '\0';
+        return rc;
     }
     (void)value_of(text, "key: ", out->key_file, sizeof(out->key_file));
     return WN_OK;

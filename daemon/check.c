@@ -199,9 +199,9 @@ static void *client_main(void *arg)
     struct wn_probe_msg done = wn_probe_msg_make(&cl->probe, WN_PROBE_DONE);
     struct wn_endpoint *ep = NULL;
 
-    for (int i = 0; i < 4; i++) { /* job steps take their time to start */
+    for (int i = 0; i < 3 && !atomic_load(&cl->gone[0]); i++) { /* job steps take their time to start */
         cl->rc = wn_probe_connect(&cl->probe, true, cl->address, &ep, &cl->err);
-        if (cl->rc == WN_OK) cl->rc = wn_probe_ping(&cl->probe, ep, &cl->us, &cl->err);
+        if (cl->rc == WN_OK) cl->rc = wn_probe_ping(&cl->probe, ep, true, &cl->us, &cl->err);
         if (cl->rc == WN_OK) cl->rc = wn_probe_send(ep, &done, wn_deadline_in_us(END_US));
         if (cl->rc == WN_OK || interrupted) break;
         wn_endpoint_close(ep);

@@ -176,7 +176,7 @@ static bool greet_scheduler(struct worker *w)
 
     wn_role_scheduler_address(&p->cfg, address);
     rc = wn_probe_connect(p, true, address, &w->scheduler, &err);
-    if (rc == WN_OK) rc = wn_probe_ping(p, w->scheduler, &us, &err);
+    if (rc == WN_OK) rc = wn_probe_ping(p, w->scheduler, true, &us, &err);
     if (rc != WN_OK) {
         wn_probe_wrong(p, "the scheduler's address %s%s%s", err.text, p->net.name[0] ? ", by interface " : "",
                        p->net.name);
@@ -221,7 +221,7 @@ static bool go(struct wn_probe *p, const struct wn_probe_msg *to)
     double us = 0;
     wn_status rc = wn_probe_connect(p, false, to->address, &ep, &err);
 
-    if (rc == WN_OK) rc = wn_probe_ping(p, ep, &us, &err);
+    if (rc == WN_OK) rc = wn_probe_ping(p, ep, false, &us, &err);
     if (rc == WN_OK && p->place == WN_PROBE_VISION) rc = measure_features(p, to, ep, us, &err);
     if (rc != WN_OK)
         wn_probe_wrong(p, "%s rank %u on %s: %s%s%s", to->name, to->rank, to->host, err.text,

@@ -80,8 +80,9 @@ bool wn_probe_msg_read(struct wn_msg *msg, struct wn_probe_msg *m);
 /* The next such message. */
 WN_NODISCARD wn_status wn_probe_recv(struct wn_endpoint *ep, struct wn_probe_msg *m, int64_t deadline_us);
 
-/* Half of a round trip, the median of some. */
-WN_NODISCARD wn_status wn_probe_ping(const struct wn_probe *p, struct wn_endpoint *ep, double *us, struct wn_err *err);
+/* Half of a round trip, the median of some. patient: the other side may still be starting. */
+WN_NODISCARD wn_status wn_probe_ping(const struct wn_probe *p, struct wn_endpoint *ep, bool patient, double *us,
+                                     struct wn_err *err);
 /* Sends messages of `bytes` for a while, at least two. */
 WN_NODISCARD wn_status wn_probe_stream(const struct wn_probe *p, struct wn_endpoint *ep, size_t bytes,
                                        double *bytes_per_s, uint64_t *sent, struct wn_err *err);

@@ -254,6 +254,8 @@ wn_status wn_slurm_place(struct wn_slurm *s, struct wn_config *cfg, uint32_t sta
 {
     wn_status rc = make_layout(s, cfg, stages, tensors, err);
 
+    if (env("SLURM_HET_SIZE")[0])
+        wn_warn("slurm", "job %s is heterogeneous: the %zu nodes of this component are used", s->job, s->nodes.n);
     return rc == WN_OK ? set_addresses(s, cfg, err) : rc;
 }
 
@@ -295,17 +297,19 @@ void wn_slurm_forget(const struct wn_slurm *s)
 /* Written aside and renamed: a client never reads half of it. */
 wn_status wn_slurm_publish(struct wn_slurm *s, const char *endpoint, const char *key_file, struct wn_err *err)
 {
-    char folder[WN_PATH_LEN], path[WN_PATH_LEN + 64], aside[WN_PATH_LEN + 64];
+    char folder[WN_PATH_LEN], path[WN_PATH_LEN + 64], aside[WN_PATH_LEN + 64], host[256] = "";
     wn_status rc = make_folder(folder, err);
     int fd, n;
 
     if (rc != WN_OK) return rc;
+    gethostname(host, sizeof(host) - 1);
     snprintf(path, sizeof(path), "%s/%s", folder, s->job);
     snprintf(aside, sizeof(aside), "%s/.%s.%d", folder, s->job, (int)getpid());
     if (strlen(path) >= sizeof(s->file)) return wn_fail(err, WN_ELIMIT, "%s: too long", path);
     fd = open(aside, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     if (fd < 0) return wn_fail(err, WN_EIO, "%s: %s", aside, strerror(errno));
     n = dprintf(fd, "endpoint: %s\n", endpoint);
+    if (n > 0 && strncmp(endpoint, "tcp://127.", 10) == 0) n = dprintf(fd, "only on: %s\n", host);
     if (n > 0 && key_file[0]) n = dprintf(fd, "key: %s\n", key_file);
     if (close(fd) != 0 || n < 0 || rename(aside, path) != 0) {
         rc = wn_fail(err, WN_EIO, "%s: %s", path, strerror(errno));

@@ -43,8 +43,14 @@ $cluster up "$dir/b" --hosts 1 || fail "up over the remains of a cluster"
 [ "$($b n1 hostname)" = n1 ] || fail "a cluster over remains"
 ip link show wn1h99 >/dev/null || fail "a link of somebody else is gone"
 
+nets=$(cat "$dir"/[ab]/cluster "$dir/lost/cluster" | sed 's/net=\([0-9]*\).*/\1/')
 $cluster down "$dir/a"
 $cluster down "$dir/b"
 ! pgrep -f "_host $dir" >/dev/null || fail "a process is left"
+! pgrep -f "(munged|slurmctld|slurmd|slurmstepd).*$dir" >/dev/null || fail "a daemon is left"
+! grep -q " $dir/" /proc/mounts || fail "a mount is left"
+for net in $nets; do
+    [ ! -e "/sys/class/net/wn$net" ] && ! compgen -G "/sys/class/net/wn${net}h1?" >/dev/null || fail "a link is left"
+done
 $a n1 true 2>/dev/null && fail "a cluster that is down runs commands"
 echo passed

@@ -21,7 +21,8 @@ cat >"$dir/step" <<END
 [ "\$(hostname)" != n3 ] || exec "$dir/other" "\$@"
 exec "$(command -v winnowd)" "\$@"
 END
-chmod +x "$dir/step"
+printf '#!/bin/sh\n[ "$(hostname)" != n1 ] || sleep 7\nexec "%s" "$@"\n' "$(command -v winnowd)" >"$dir/prolog"
+chmod +x "$dir/step" "$dir/prolog"
 
 winnow keygen "$dir/keys" >/dev/null || fail "keys"
 cat >"$dir/job" <<END
@@ -34,6 +35,7 @@ try() { # NAME ARGUMENT...
     echo "exit code \$?" >>"$dir/\$name"
 }
 try good "$PWD/$model" --journal "$dir"
+try late "$PWD/$model" --step-program "$dir/prolog" # n1 is slow to start: nothing is wrong
 try model /tmp/model
 try program "$PWD/$model" --step-program /tmp/winnowd
 try memory "$PWD/$model" --kv-pages 8000000
@@ -67,6 +69,7 @@ expect() { # NAME WORDS...
 }
 expect good "nothing is wrong" "launcher slurm" "Open MPI, TCP, eth0" "vision-0 - replica-0" "ZeroMQ, TCP, eth0" "n2 - n3" \
     "exit code 0"
+expect late "nothing is wrong" "exit code 0"
 expect model "n3 (replica-0): /tmp/model: no such checkpoint folder" "exit code 1"
 expect interface "n2 (replica-0): this host has no interface wnx0" "n3 (replica-0): interface wnx0 of this host is down" \
     "exit code 1"

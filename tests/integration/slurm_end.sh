@@ -26,6 +26,7 @@ sleep 1.5
 for _ in $(seq 100); do [ -e "$dir/.winnow/slurm/7" ] && break; sleep 0.05; done
 [ "$(stat -c %a "$dir/.winnow/slurm/7")" = 600 ] || fail "the job's file"
 grep -q '^endpoint: tcp://' "$dir/.winnow/slurm/7" || fail "the address in the job's file"
+grep -q "^only on: $(hostname)" "$dir/.winnow/slurm/7" || fail "loopback, and the job's file does not say where"
 wait $service || fail "exit code $?"
 ended=$(date +%s)
 [ "$ended" -lt $((now + 14)) ] || fail "the job was over before the service was"

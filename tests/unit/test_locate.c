@@ -45,6 +45,7 @@ static void refused(const char *endpoint, wn_status want, const char *words)
 static void addresses(void **state)
 {
     struct conn_place place;
+    char text[400], host[256] = "";
 
     (void)state;
     assert_int_equal(conn_locate("tcp://h:1", &place, NULL), WN_OK);
@@ -65,6 +66,12 @@ static void addresses(void **state)
     refused("slurm:", WN_EINVAL, "number of a job");
     refused("slurm:../12", WN_EINVAL, "number of a job");
     refused("slurm:123456789012345678901", WN_EINVAL, "number of a job");
+    gethostname(host, sizeof(host) - 1);
+    snprintf(text, sizeof(text), "endpoint: tcp://127.0.0.1:99\nonly on: %s\n", host);
+    write_file("17", text, 0600);
+    assert_int_equal(conn_locate("slurm:17", &place, NULL), WN_OK);
+    write_file("18", "endpoint: tcp://127.0.0.1:99\nonly on: elsewhere.site\n", 0600);
+    refused("slurm:18", WN_EPEER, "service on elsewhere.site for clients there only (tcp://127.0.0.1:99)");
     write_file("14", "endpoint: tcp://10.0.0.1:99\n", 0644);
     refused("slurm:14", WN_EAUTH, "0600");
     write_file("15", "tcp://10.0.0.1:99\n", 0600);
