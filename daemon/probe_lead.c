@@ -164,8 +164,10 @@ static void link_ranks(struct lead *l, uint32_t first)
         if (!w->done) snprintf(missing + n, sizeof(missing) - n, "%s rank %u on %s", n ? "," : "", r, w->hello.host);
     }
     if (left)
-        wn_probe_wrong(l->p, "%s: over MPI nothing came for %lld s from%s", l->all[first].hello.name,
-                       LINK_US / 1000000, missing);
+        wn_probe_wrong(l->p,
+                       "%s: over MPI nothing came for %lld s from%s, and small messages over ZeroMQ did: is a port "
+                       "closed, or the MTU of an interface more than the network carries?",
+                       l->all[first].hello.name, LINK_US / 1000000, missing);
 }
 
 /* A connection that closes takes along what its other side has not read yet. */

@@ -176,18 +176,34 @@ uint32_t wn_slurm_ranks_here(const struct wn_config *cfg)
     return n > tasks ? n : tasks;
 }
 
-static wn_status free_port(const char *address, uint32_t *port, struct wn_err *err)
+/* *port 0: any that is free. The socket keeps it until it is closed. */
+static wn_status hold_port(const char *address, uint32_t *port, int *fd, struct wn_err *err)
 {
-    struct sockaddr_in a = {.sin_family = AF_INET};
+    struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons((uint16_t)*port)};
     socklen_t len = sizeof(a);
-    const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    wn_status rc = WN_OK;
+    const int old = *port != 0; /* a port that was named may have served a moment ago */
 
     inet_pton(AF_INET, address, &a.sin_addr);
-    if (fd < 0 || bind(fd, (struct sockaddr *)&a, sizeof(a)) != 0 || getsockname(fd, (struct sockaddr *)&a, &len) != 0)
-        rc = wn_fail(err, WN_EIO, "tcp://%s: %s", address, strerror(errno));
+    *fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (*fd >= 0) setsockopt(*fd, SOL_SOCKET, SO_REUSEADDR, &old, sizeof(old));
+    if (*fd < 0 || bind(*fd, (struct sockaddr *)&a, sizeof(a)) != 0 ||
+        getsockname(*fd, (struct sockaddr *)&a, &len) != 0)
+        return wn_fail(err, WN_EIO, "tcp://%s:%u: %s", address, *port, strerror(errno));
     *port = ntohs(a.sin_port);
-    if (fd >= 0) close(fd);
+    return WN_OK;
+}
+
+/* Two ports: held together, so that they are not one. */
+static wn_status free_ports(const char *address, uint32_t *clients, uint32_t *workers, struct wn_err *err)
+{
+    int held[2] = {-1, -1};
+    wn_status rc;
+
+    *workers = 0;
+    rc = hold_port(address, clients, &held[0], err);
+    if (rc == WN_OK) rc = hold_port(address, workers, &held[1], err);
+    for (int i = 0; i < 2; i++)
+        if (held[i] >= 0) close(held[i]);
     return rc;
 }
 
@@ -238,7 +254,7 @@ static wn_status set_addresses(struct wn_slurm *s, struct wn_config *cfg, struct
     if (s->here) {
         if ((rc = scheduler_netif(s, cfg, err)) != WN_OK) return rc;
         memcpy(address, s->net.address, sizeof(address));
-        if ((rc = free_port(address, &workers_port, err)) != WN_OK) return rc;
+        if ((rc = free_ports(address, &cfg->port, &workers_port, err)) != WN_OK) return rc;
     } else {
         if (cfg->port == 0)
             return wn_fail(err, WN_EINVAL, "--port 0 wants winnow serve to run on the job's first node, %s", first);

@@ -2,7 +2,7 @@
 cluster=scripts/cluster/cluster.sh
 model=models/tiny-llava
 questions=tests/eval/questions.jsonl
-asked=()
+asked=() shipped=scripts/slurm/serve.sbatch
 export HOME=$dir/home
 
 fail() { echo "FAILED: $*"; [ ! -e "$dir/service.log" ] || tail -30 "$dir/service.log"; exit 1; }
@@ -23,10 +23,10 @@ wait_for() { # SECONDS WHAT COMMAND...
     done
 }
 
-# A service of the shipped batch file, ready: $job is its number; asked=(...): more for sbatch.
+# A service of the shipped batch file, ready: $job is its number; asked=(...): more for sbatch; shipped: another file.
 serve() { # OPTION...
-    job=$(on head sbatch --parsable "${asked[@]}" -o "$dir/service.log" scripts/slurm/serve.sbatch "$PWD/$model" --lease-ms 30000 "$@") ||
-        fail "sbatch"
+    job=$(on head sbatch --parsable "${asked[@]}" -o "$dir/service.log" "$shipped" "$PWD/$model" \
+        --lease-ms 30000 "$@") || fail "sbatch"
     ready_or_gone() { [ -e "$HOME/.winnow/slurm/$job" ] || gone "$job"; }
     wait_for 180 "service of job $job" ready_or_gone
     [ -e "$HOME/.winnow/slurm/$job" ] || fail "the service did not start"

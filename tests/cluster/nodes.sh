@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # tests/cluster/nodes.sh DIR BIN - which nodes of a Slurm job a service uses. A job of one node, whose own name is loopback
-# there (as Debian sets it up), is reached from outside all the same. A layout file decides, and a wrong one is refused. A
-# node that is lost in the middle of a batch: the service notices within the lease, and once Slurm has given the node up
-# it runs on another one, and every request has been finished exactly once.
+# there (as Debian sets it up), is reached from outside all the same; it is the shipped one for containers, with an srun
+# that takes pyxis's flags off. A layout file decides, and a wrong one is refused. A node that is lost in the middle of a
+# batch: the service notices within the lease, and once Slurm has given the node up it runs on another one, and every
+# request has been finished exactly once.
 set -uo pipefail
 dir=$(readlink -m "$1") n=${3:-60}
 . tests/cluster/lib.sh
@@ -22,8 +23,20 @@ places() { sed -n 's/^winnow:   //p' "$dir/service.log" | xargs; }
 
 sed 's/^10\.213.* n1$/127.0.1.1 n1/' "$dir/box/etc/hosts" >"$dir/hosts"
 on n1 mount --bind "$dir/hosts" /etc/hosts || fail "hosts"
-asked=(--nodes=1 --nodelist=n1)
-serve
+mkdir "$dir/bin"
+cat >"$dir/bin/srun" <<END
+#!/bin/bash
+args=()
+for a; do case "\$a" in --container-* | --no-container-*) echo "\$a" >>"$dir/pyxis" ;; *) args+=("\$a") ;; esac; done
+exec "$(command -v srun)" "\${args[@]}"
+END
+chmod +x "$dir/bin/srun"
+asked=(--nodes=1 --nodelist=n1) shipped=scripts/slurm/serve-pyxis.sbatch
+PATH=$dir/bin:$PATH IMAGE=/shared/winnow.sqsh STEP_PROGRAM=$(command -v winnowd) serve
+shipped=scripts/slurm/serve.sbatch
+[ "$(sort "$dir/pyxis" | uniq -c | xargs)" = "3 --container-image=/shared/winnow.sqsh 3 --container-mounts=$PWD/$model:$PWD/$model:ro,$(
+    )$HOME/.winnow/journal-$job:$HOME/.winnow/journal-$job,$HOME/.winnow/keys:$HOME/.winnow/keys:ro 3 --no-container-mount-home" ] ||
+    { cat "$dir/pyxis"; fail "what pyxis is told"; }
 grep -q '^endpoint: tcp://10\.213\.' "$HOME/.winnow/slurm/$job" || fail "an address that only n1 can reach"
 answer=$(ask)
 drained

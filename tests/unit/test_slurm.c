@@ -111,6 +111,30 @@ static void shares(void **state)
     assert_int_equal(ranks_here("n9", 2, 4, 1), 1); /* not of this job: what the step says */
 }
 
+/* A service on this machine: loopback, as a host is its own only neighbour here. */
+static void addresses(void **state)
+{
+    struct wn_slurm s = {0};
+    struct wn_config cfg;
+    struct wn_err err = {0};
+    uint32_t workers = 0;
+
+    (void)state;
+    in_job("7", "localhost");
+    setenv("SLURMD_NODENAME", "localhost", 1);
+    unsetenv("SLURM_SUBMIT_HOST");
+    wn_config_defaults(&cfg);
+    cfg.port = 0;
+    assert_int_equal(wn_slurm_open(&s, &err), WN_OK);
+    if (wn_slurm_place(&s, &cfg, 1, 1, &err) != WN_OK) fail_msg("%s", err.text);
+    assert_true(s.here);
+    assert_string_equal(s.net.name, "lo");
+    assert_string_equal(cfg.host, "127.0.0.1");
+    assert_int_equal(sscanf(cfg.scheduler_endpoint, "tcp://127.0.0.1:%u", &workers), 1);
+    assert_true(cfg.port > 0 && workers > 0 && cfg.port != workers);
+    wn_slurm_close(&s);
+}
+
 static void address_file(void **state)
 {
     struct wn_slurm s = {0}, again = {0};
@@ -152,6 +176,7 @@ int main(void)
         cmocka_unit_test(environment),
         cmocka_unit_test(ends),
         cmocka_unit_test(shares),
+        cmocka_unit_test(addresses),
         cmocka_unit_test(address_file),
     };
     int rc;
