@@ -54,7 +54,7 @@ const struct wn_option wn_options[] = {
     U64("image-pixels-max", NULL, image_pixels_max, "64M", 1, 1 << 30, "largest decoded image, in pixels"),
     U32("vision-queue", NULL, vision_queue, "4", 1, 1024, "images that a vision worker takes at a time"),
     U64("vision-cache-bytes", NULL, vision_cache_bytes, "256M", 0, 1ull << 40,
-        "memory of a vision worker for pictures that come again; 0: none"),
+        "a vision worker's memory, on a GPU the GPU's, for pictures that come again; 0: none"),
 #undef GROUP
 #define GROUP "Server"
     TEXT("host", NULL, host, "127.0.0.1", "address that clients reach"),

@@ -2,8 +2,9 @@
 # scripts/device_checks.sh - everything that needs a GPU, in one call of less than eight minutes.
 #
 #   scripts/device_checks.sh pack          here: builds the programs for sm_90 and gathers them with the libraries that
-#                                          they need into .device/ (ignored by git; about 20 MB)
-#   scripts/device_checks.sh run OUT       on the machine with the GPU: runs the checks, writes OUT/*.txt and OUT/*.csv
+#                                          they need into .device/pack.tar.gz (ignored by git)
+#   scripts/device_checks.sh run OUT       on the machine with the GPU: runs the checks; OUT gets summary.txt, machine.txt,
+#                                          log.txt (all that the steps print) and the tables, *.csv
 #   scripts/device_checks.sh links OUT     the same for what ranks say to each other: NCCL between two and four ranks that
 #                                          share the GPU as hosts would share a network (NCCL_HOSTID), services on them, a
 #                                          rank killed, bench link, and the 13B shape cut in two; less than eight minutes
@@ -11,14 +12,16 @@
 #   scripts/device_checks.sh keep OUT      here, with what came back: the tables go to tests/bench/results
 #
 # The machine with the GPU needs a driver and cuBLASLt, and no network. It runs what was packed; if that does not start
-# there, the kernels and their tests are built from this checkout with its own nvcc and gcc (.device holds cmocka), and
+# there, the kernels and their tests are built from this checkout with its own nvcc and gcc (cmocka is packed), and
 # what needs more libraries is left out and said so. Each step has a time limit, and the next runs whatever became of it
 # while there is time: all of it ends after DEADLINE seconds. The last lines are a summary; the exit code is the number of
 # steps that failed or did not get their turn.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-programs=(test_backend_cuda test_golden test_vision test_tiny_llava bench_gpu bench_gpu_ranks test_link_device
-    test_serve winnowd winnow)
+programs=(test_backend_cuda test_golden test_vision test_tiny_llava test_encoder_device test_prune_golden_device
+    test_prune_random_device bench_gpu bench_gpu_ranks test_link_device test_serve winnowd winnow)
+TREE_MAX=64 # MiB that travel: tracked files and .device
+packed=$PWD/build/packed
 DEADLINE=470
 CONFIG=tests/golden/config/llava-1.5-13b.json
 
@@ -28,42 +31,54 @@ pack() {
     cmake -G Ninja -S . -B build/device -DCMAKE_BUILD_TYPE=Release -DWN_CUDA=ON -DWN_CUDA_ARCHITECTURES=90 \
         -DCMAKE_C_COMPILER_LAUNCHER="$(command -v ccache || true)" >/dev/null
     ninja -C build/device -j "$jobs" "${programs[@]}"
-    rm -rf .device
-    mkdir -p .device/bin .device/lib .device/include
+    rm -rf .device "$packed"
+    mkdir -p .device "$packed"/{bin,lib,include}
     local p file
     for p in "${programs[@]}"; do
         file=$(find build/device -type f -name "$p" -perm -u+x | head -1)
-        strip -o ".device/bin/$p" "$file"
+        strip -o "$packed/bin/$p" "$file"
         pack_libs "$file"
     done
     pack_mpi
-    cp -L /usr/include/cmocka*.h .device/include/
-    git rev-parse --short HEAD >.device/commit
-    du -sh .device
-    [ "$(du -sm .device | cut -f1)" -le 60 ] || { echo "more than 60 MiB: it will not travel" >&2; return 1; }
+    cp -L /usr/include/cmocka*.h "$packed/include/"
+    git rev-parse --short HEAD >"$packed/commit"
+    tar -czf .device/pack.tar.gz -C "$packed" .
+    local tree
+    tree=$({ git ls-files -z; find .device -type f -print0; } | xargs -0 stat -c %s |
+        awk '{ n += $1 } END { print int(n / 2 ^ 20) + 1 }')
+    echo "$(du -h .device/pack.tar.gz), with tracked files $tree MiB"
+    [ "$tree" -le "$TREE_MAX" ] || { echo "more than $TREE_MAX MiB: it will not travel" >&2; return 1; }
+}
+
+# What was packed, where this is not the machine that packed it.
+unpack() {
+    rm -rf "$packed"
+    mkdir -p "$packed"
+    tar -xzf .device/pack.tar.gz -C "$packed"
 }
 
 # All shared libraries of these files but the C library's and the driver's: those are the machine's own.
 pack_libs() { # FILE...
     ldd "$@" 2>/dev/null | awk '$2 == "=>" && $3 ~ /^\// { print $3 }' | sort -u |
         grep -vE '/(libc|libm|libdl|librt|libpthread|libresolv|libcuda|ld-linux[^/]*)\.so' |
-        xargs -r cp -nL -t .device/lib
+        xargs -r cp -nL -t "$packed/lib"
 }
 
 # mpirun and the plugins of Open MPI and PMIx; the machine with the GPU may have none.
 pack_mpi() {
     local libs=/usr/lib/x86_64-linux-gnu
-    mkdir -p .device/mpi/bin .device/mpi/pmix
-    cp -L "$(command -v mpirun)" .device/mpi/bin/mpirun
-    cp -rL "$libs/openmpi/lib/openmpi3" .device/mpi/plugins
-    cp -rL /usr/share/openmpi .device/mpi/share
-    cp -rL "$libs"/pmix2/lib/pmix/* .device/mpi/pmix/
-    cp -rL "$libs"/pmix2/share/pmix .device/mpi/pmix-share 2>/dev/null || true
-    pack_libs .device/mpi/bin/mpirun .device/mpi/plugins/*.so .device/mpi/pmix/*.so
+    local mpi=$packed/mpi
+    mkdir -p "$mpi/bin" "$mpi/pmix"
+    cp -L "$(command -v mpirun)" "$mpi/bin/mpirun"
+    cp -rL "$libs/openmpi/lib/openmpi3" "$mpi/plugins"
+    cp -rL /usr/share/openmpi "$mpi/share"
+    cp -rL "$libs"/pmix2/lib/pmix/* "$mpi/pmix/"
+    cp -rL "$libs"/pmix2/share/pmix "$mpi/pmix-share" 2>/dev/null || true
+    pack_libs "$mpi/bin/mpirun" "$mpi"/plugins/*.so "$mpi"/pmix/*.so
 }
 
 use_mpi() {
-    local mpi=$PWD/.device/mpi
+    local mpi=$packed/mpi
     export PATH="$mpi/bin:$PATH" OPAL_PKGLIBDIR="$mpi/plugins" OPAL_PKGDATADIR="$mpi/share" OPAL_SYSCONFDIR="$mpi/share"
     export PMIX_PKGLIBDIR="$mpi/pmix" PMIX_PKGDATADIR="$mpi/pmix-share" OMPI_MCA_mca_base_component_path="$mpi/plugins"
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
@@ -71,7 +86,7 @@ use_mpi() {
 
 # Kernels, CPU backends and the conformance suite with nothing but gcc, nvcc and cmocka.
 build_there() {
-    local dir=$1 flags="-O2 -std=gnu17 -D_GNU_SOURCE -I. -I.device/include -ffp-contract=off -fno-strict-aliasing" f
+    local dir=$1 flags="-O2 -std=gnu17 -D_GNU_SOURCE -I. -I$packed/include -ffp-contract=off -fno-strict-aliasing" f
     mkdir -p "$dir"
     local objects=()
     for f in shard/cuda/*.cu; do
@@ -79,13 +94,13 @@ build_there() {
         objects+=("$dir/$(basename "$f").o")
     done
     wait
-    for f in base/{status,log}.c shard/backend.c shard/cpu/{memory,reference,cpu,matmul,attention,rows,portable}.c \
-        shard/cuda/*.c tests/conform/{test_backend_cuda,backend_suite,backend_suite_attn,backend_suite_fused,backend_suite_load,backend_suite_pick,backend_double}.c shard/sample.c; do
+    for f in base/{status,log,hostmem}.c shard/backend.c shard/cpu/{memory,reference,cpu,matmul,attention,rows,portable}.c \
+        shard/cuda/*.c tests/conform/{test_backend_cuda,backend_suite*,backend_double}.c shard/sample.c pruning/dots.c; do
         # shellcheck disable=SC2086
         gcc $flags -fopenmp -DWN_HAVE_CUDA -DWN_CUDA_HAVE_CUBLASLT -I"$cuda/include" -c "$f" -o "$dir/${f//\//_}.o" || return 1
         objects+=("$dir/${f//\//_}.o")
     done
-    gcc -fopenmp "${objects[@]}" -o "$dir/test_backend_cuda" .device/lib/libcmocka.so* -L"$cuda/lib64" -lcudart_static \
+    gcc -fopenmp "${objects[@]}" -o "$dir/test_backend_cuda" "$packed"/lib/libcmocka.so* -L"$cuda/lib64" -lcudart_static \
         -lstdc++ -lm -ldl -lrt -lpthread
 }
 
@@ -98,7 +113,7 @@ needs() {
     local word
     for word in "$@"; do
         case $word in
-        */.device/bin/* | tests/* | scripts/*)
+        "$packed"/bin/* | tests/* | scripts/*)
             [ -e "$word" ] || { echo "        missing: $word"; failed=$((failed + 1)); } ;;
         esac
     done
@@ -112,7 +127,7 @@ roomy() {
     done | sort -rn | awk 'NR == 1 { print $2 }'
 }
 
-# step NAME SECONDS command...: output to OUT/NAME.txt
+# step NAME SECONDS command...: output to $logs/NAME.txt and, when the step is over, to OUT/log.txt
 step() {
     local name=$1 limit=$2 rc start=$SECONDS left=$((DEADLINE - SECONDS))
     shift 2
@@ -124,19 +139,30 @@ step() {
     fi
     [ "$left" -ge 5 ] || { summary+=("NO TIME  $name"); failed=$((failed + 1)); return; }
     [ "$limit" -le "$left" ] || limit=$left
-    timeout "$limit" "$@" >"$out/$name.txt" 2>&1
+    timeout -k 5 "$limit" "$@" >"$logs/$name.txt" 2>&1
     rc=$?
     case $rc in
     0) summary+=("ok       $name, $((SECONDS - start)) s") ;;
-    77) summary+=("skipped  $name: $(grep -m1 skipped "$out/$name.txt")") ;;
-    124) summary+=("TIMEOUT  $name after $limit s") failed=$((failed + 1)) ;;
-    *) summary+=("FAILED   $name ($rc), $((SECONDS - start)) s: $(tail -1 "$out/$name.txt" | cut -c1-160)") failed=$((failed + 1)) ;;
+    77) summary+=("skipped  $name: $(grep -m1 skipped "$logs/$name.txt")") ;;
+    124 | 137) summary+=("TIMEOUT  $name after $limit s") failed=$((failed + 1)) ;;
+    *) summary+=("FAILED   $name ($rc), $((SECONDS - start)) s: $(tail -1 "$logs/$name.txt" | cut -c1-160)") failed=$((failed + 1)) ;;
     esac
+    {
+        echo "==== ${summary[-1]}"
+        tail -c 1500000 "$logs/$name.txt"
+    } >>"$out/log.txt"
+}
+
+# Few files come back from there, so what steps print is gathered in one.
+open_logs() {
+    mkdir -p "$out"
+    unpack >"$out/log.txt" 2>&1
+    logs=$(mktemp -d /tmp/winnow-device-XXXXXX)
 }
 
 run() {
     out=$1
-    [ -n "$dry" ] || mkdir -p "$out"
+    [ -n "$dry" ] || open_logs
     cuda=${CUDA_HOME:-/usr/local/cuda}
     # cuBLASLt is where CUDA is, or in a Python package
     local lt
@@ -144,26 +170,26 @@ run() {
         while read -r d; do ls "$d"/libcublasLt.so.1[23] >/dev/null 2>&1 && echo "$d"; done | head -1)
     [ -n "$lt" ] || lt=$(python3 -c 'import nvidia, glob; print(next(glob.iglob(list(nvidia.__path__)[0] + "/*/lib/libcublasLt.so.*")).rsplit("/", 1)[0])' 2>/dev/null)
     local theirs=${LD_LIBRARY_PATH:-} # Python keeps to the machine's own libraries
-    export LD_LIBRARY_PATH="$PWD/.device/lib${lt:+:$lt}${theirs:+:$theirs}"
-    export OMP_NUM_THREADS=8
-    local bin=$PWD/.device/bin scratch
+    export LD_LIBRARY_PATH="$packed/lib${lt:+:$lt}${theirs:+:$theirs}"
+    export OMP_NUM_THREADS=8 PATH="$PATH:$cuda/bin:$cuda/compute-sanitizer"
+    local bin=$packed/bin scratch
     scratch=$(roomy)/winnow-bench
     [ -n "$dry" ] && { steps; return; }
     {
         nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem --format=csv
         nvcc --version | tail -1
         echo "cuBLASLt: ${lt:-not found}"
-        echo "packed at $(cat .device/commit 2>/dev/null)"
+        echo "packed at $(cat "$packed/commit" 2>/dev/null)"
     } >"$out/machine.txt" 2>&1
-    "$bin/test_backend_cuda" refusals >"$out/start.txt" 2>&1
-    if [ $? -ge 126 ]; then # a library is missing, or of another age
+    timeout -k 5 60 "$bin/test_backend_cuda" refusals >"$logs/start.txt" 2>&1
+    if [ $? -ge 126 ] || grep -q 'version .* not found' "$logs/start.txt"; then # a library is missing, or of another age
         bin=/tmp/winnow-device
-        build_there "$bin" >"$out/build.txt" 2>&1
-        summary+=("note     the packed programs do not start here ($(tail -1 "$out/start.txt" | cut -c1-100)): built on the spot")
+        LD_LIBRARY_PATH=$theirs build_there "$bin" >>"$out/log.txt" 2>&1
+        summary+=("note     the packed programs do not start here ($(tail -1 "$logs/start.txt" | cut -c1-100)): built on the spot")
     fi
     steps
-    grep -E '^[a-z]+,' "$out/bench.txt" >"$out/bench.csv" 2>/dev/null
-    grep -E '^hf_[a-z_]+,' "$out/transformers.txt" >"$out/transformers.csv" 2>/dev/null
+    grep -E '^[a-z]+,' "$logs/bench.txt" >"$out/bench.csv" 2>/dev/null
+    grep -E '^hf_[a-z_]+,' "$logs/transformers.txt" >"$out/transformers.csv" 2>/dev/null
     {
         cat "$out/machine.txt"
         printf '%s\n' "${summary[@]}"
@@ -179,14 +205,23 @@ steps() {
     step golden 30 "$bin/test_golden"
     step vision 30 "$bin/test_vision"
     unset WINNOW_CUDA_KERNELS
+    step encoder 20 "$bin/test_encoder_device"
+    step prune_golden 20 "$bin/test_prune_golden_device"
+    step prune_random 40 "$bin/test_prune_random_device"
     WN_TEST_BACKEND=cuda step tiny_llava 40 "$bin/test_tiny_llava" 20
-    step memcheck 50 compute-sanitizer --tool memcheck --error-exitcode 9 "$bin/test_backend_cuda" 'attn_paged_close'
-    step racecheck 30 compute-sanitizer --tool racecheck --error-exitcode 9 "$bin/test_backend_cuda" 'weight_types'
-    step racecheck2 20 compute-sanitizer --tool racecheck --error-exitcode 9 "$bin/test_backend_cuda" 'pick_seeds'
     [ -n "$dry" ] || mkdir -p "$scratch"
     step bench 110 "$bin/bench_gpu" "$CONFIG" "$scratch"
     [ -n "$dry" ] || rm -rf "$scratch"
     step transformers 80 env LD_LIBRARY_PATH="$theirs" python3 scripts/golden/hf_bench.py "$CONFIG"
+    sanitize memcheck 40 'attn_paged_close'
+    sanitize memcheck 20 'row_*_bits'
+    sanitize racecheck 20 'weight_types'
+    sanitize racecheck 20 'pick_seeds'
+    sanitize racecheck 20 'row_*_bits'
+}
+
+sanitize() { # TOOL SECONDS TESTS
+    step "$1_${3%%_*}" "$2" compute-sanitizer --tool "$1" --error-exitcode 9 "$bin/test_backend_cuda" "$3"
 }
 
 # Rows of both tables with commit and machine before them, as in the other files there.
@@ -210,17 +245,17 @@ keep() {
 # What ranks say to each other: everything runs on one card, so times are those of processes that share it.
 links() {
     out=$1
-    mkdir -p "$out"
-    local cuda=${CUDA_HOME:-/usr/local/cuda} nccl bin=$PWD/.device/bin ranks
-    export LD_LIBRARY_PATH="$PWD/.device/lib:$cuda/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
-    export WINNOW_LOG_LEVEL=info OMP_NUM_THREADS=4 WINNOW_CUDA_KERNELS=exact NCCL_SOCKET_IFNAME=lo
-    use_mpi
+    open_logs
+    local cuda=${CUDA_HOME:-/usr/local/cuda} nccl bin=$packed/bin ranks
     nccl=$(ls "$cuda"/lib*/libnccl.so.2 "$cuda"/targets/*/lib/libnccl.so.2 /usr/lib/x86_64-linux-gnu/libnccl.so.2 2>/dev/null | head -1)
     [ -n "$nccl" ] || nccl=$(python3 -c 'import nvidia, glob; print(next(glob.iglob(list(nvidia.__path__)[0] + "/nccl/lib/libnccl.so.2")))' 2>/dev/null)
     [ -n "$nccl" ] && export WINNOW_NCCL=$nccl
+    export LD_LIBRARY_PATH="$packed/lib:$cuda/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+    export WINNOW_LOG_LEVEL=info OMP_NUM_THREADS=4 WINNOW_CUDA_KERNELS=exact NCCL_SOCKET_IFNAME=lo
+    use_mpi
     {
         nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
-        echo "NCCL: ${nccl:-not found}; packed at $(cat .device/commit 2>/dev/null)"
+        echo "NCCL: ${nccl:-not found}; packed at $(cat "$packed/commit" 2>/dev/null)"
     } >"$out/machine.txt" 2>&1
     local run="mpirun --oversubscribe --bind-to none --mca plm isolated --mca btl self,vader"
     run+=" --mca btl_vader_single_copy_mechanism none -np"
@@ -239,18 +274,18 @@ links() {
     step deaths 45 "$bin/test_serve" deaths
     unset WINNOW_BACKEND WINNOW_VISION_BACKEND WINNOW_LINK WINNOW_CUDA_KERNELS
     # LLaVA-1.5-13B's shapes with random weights, by tensor and by stage: logits, bytes, times
-    local shapes=tests/golden/config/llava-1.5-13b.json folder=/dev/shm/winnow-bench
+    local folder; folder=$(roomy)/winnow-bench
     mkdir -p "$folder"
-    step write_13b 45 "$bin/bench_gpu" "$shapes" "$folder" cuda write
+    step write_13b 45 "$bin/bench_gpu" "$CONFIG" "$folder" cuda write
     for kernels in exact fast; do
-        step "13b_tp2_$kernels" 25 env WINNOW_CUDA_KERNELS=$kernels $run 2 "$bin/bench_gpu_ranks" "$shapes" "$folder" 1 2
-        step "13b_pp2_$kernels" 25 env WINNOW_CUDA_KERNELS=$kernels $run 2 "$bin/bench_gpu_ranks" "$shapes" "$folder" 2 1
+        step "13b_tp2_$kernels" 25 env WINNOW_CUDA_KERNELS=$kernels $run 2 "$bin/bench_gpu_ranks" "$CONFIG" "$folder" 1 2
+        step "13b_pp2_$kernels" 25 env WINNOW_CUDA_KERNELS=$kernels $run 2 "$bin/bench_gpu_ranks" "$CONFIG" "$folder" 2 1
     done
     rm -rf "$folder"
     {
         cat "$out/machine.txt"
         printf '%s\n' "${summary[@]}"
-        grep -hE '^[0-9a-f]+,|^(ranks|bytes),' "$out"/bench_*.txt "$out"/13b_*.txt 2>/dev/null
+        grep -hE '^[0-9a-f]+,|^(ranks|bytes),' "$logs"/bench_*.txt "$logs"/13b_*.txt 2>/dev/null
         echo "$SECONDS s in all, $failed failed"
     } | tee "$out/summary.txt"
     return "$failed"

@@ -1,5 +1,5 @@
 /* bench_gpu CONFIG FOLDER [backend [write]] - a whole model of CONFIG's shapes (config.json) with random weights on one
- * device: load, vision encode, prefill and decode, as CSV on standard output.
+ * device: load, vision encode, pruning, prefill and decode, as CSV on standard output.
  *
  * FOLDER gets a model.safetensors of random bfloat16 (26 GB for LLaVA-1.5-13B; /dev/shm is a good place), so that the
  * load is the real one; it goes again at the end. write: that file only, for bench_gpu_ranks. Yardsticks are measured
@@ -12,7 +12,9 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "pruning/prune.h"
 #include "shard/decoder.h"
+#include "shard/row_worker.h"
 #include "shard/sample.h"
 #include "shard/vision.h"
 #include "tests/order.h"
@@ -333,6 +335,76 @@ static void run_encode(void *arg)
     must(wn_vision_encode(c->tower, c->pixels, c->images, &c->taps, WN_NEVER, &c->out, &err), "encode");
 }
 
+/* A picture's features and taps on the device, and the method that chooses among them. */
+struct prune_case {
+    const struct wn_prune_method *method;
+    struct wn_prune_in in;
+    struct wn_prune_out out;
+    void *rows; /* on the host */
+};
+
+static void run_prune(void *arg)
+{
+    struct prune_case *c = arg;
+    struct wn_row_sums sums;
+    struct wn_mat kept;
+
+    must(wn_prune_run(c->method, &c->in, &c->out, &err), c->method->name);
+    sums = wn_prune_sums(&c->in, &c->out);
+    if (!c->in.worker) { /* a backend of the host's memory */
+        must(wn_prune_gather(&c->in, &c->out, c->rows, &err), "rows");
+        return;
+    }
+    must(c->in.worker->sums(c->in.worker, &sums, &kept, &err), "rows");
+    must(be->ops->download(be, c->rows, kept.ptr, kept.rows * wn_mat_row_bytes(&kept)), "rows");
+}
+
+/* From the tower's rows, where they are, to kept rows on the host. Floor: the products' operations. */
+static void bench_prune(struct encode_case *e)
+{
+    static const char *const names[] = {"cls-topk", "prumerge", "visionzip", "vispruner", "divprune"};
+    const struct wn_vision_config *v = &model.vision;
+    const double n = v->patches, products[] = {0, 64 * n, 10 * n / v->heads, n * n / 2, n * n / 2};
+    const uint64_t last = (uint64_t)1 << (v->layers_run - 1), side = v->image_side / v->patch_side;
+    struct prune_case c = {.rows = malloc((size_t)(v->patches + 1) * v->hidden * 4)};
+    uint32_t *index = calloc(v->patches + 1, sizeof(*index));
+    uint8_t *flags = calloc(v->patches + 1, 1);
+
+    must(c.rows && index && flags ? WN_OK : WN_ENOMEM, "rows");
+    e->images = 1;
+    e->taps = (struct wn_vision_taps){
+        .cls_layers = last, .keys_layers = last | last << 1, .cls_features = true, .stay = true};
+    run_encode(e);
+    c.out = (struct wn_prune_out){.index = index, .flags = flags};
+    c.in = (struct wn_prune_in){
+        .shape = {v->patches, v->hidden, (uint32_t)side, (uint32_t)side, v->heads, v->layers_run - 1, false},
+        .ask.budget.keep = 64,
+        .features = e->out.features,
+        .dtype = e->out.dtype,
+        .taps = {.cls_layers = e->taps.cls_layers,
+                 .keys_layers = e->taps.keys_layers,
+                 .cls_attention = e->out.cls_attention,
+                 .keys = e->out.keys,
+                 .cls_query = e->out.cls_query,
+                 .keys_stride = (size_t)e->out.tokens * e->out.width,
+                 .query_stride = e->out.width,
+                 .cls_row = e->out.cls_features}};
+    must(wn_row_worker_open(&c.in.worker, be, &err), "row worker");
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        const double flops = 2.0 * products[i] * v->hidden;
+        double best, median;
+        c.method = wn_prune_find(names[i], &err);
+        run_prune(&c);
+        median = time_it(run_prune, &c, 0.5, &best);
+        report("prune", names[i], median, best, floor_of(flops, 2.0 * 64 * v->hidden), flops, 2.0 * 64 * v->hidden);
+    }
+    wn_row_worker_close(c.in.worker);
+    wn_prune_out_fini(&c.out);
+    free(c.rows);
+    free(index);
+    free(flags);
+}
+
 static void bench_vision(const struct wn_weights *weights)
 {
     const struct wn_vision_config *v = &model.vision;
@@ -355,6 +427,7 @@ static void bench_vision(const struct wn_weights *weights)
             snprintf(shape, sizeof(shape), "I%u%s", images, taps ? "_taps" : "");
             report("vision", shape, median, best, floor_of(flops, 2.0 * params), flops, 2.0 * params);
         }
+    bench_prune(&c);
     wn_vision_close(c.tower);
     free(c.pixels);
 }
