@@ -492,7 +492,7 @@ int main(int argc, char **argv)
         for (uint32_t pos = 0; pos + 1 < whole + 40; pos += 64) {
             static struct step_case c;
             uint32_t n = whole + 40 - pos < 64 ? whole + 40 - pos : 64;
-            c = (struct step_case){.stage = stage};
+            c = (struct step_case){.stage = stage, .logits = logits};
             c.seqs[0] = (struct wn_seq){.rows = n, .pos = pos, .pages = pages + (size_t)s * (CONTEXT / PAGE)};
             for (uint32_t i = 0; i < n; i++) c.token[i] = (pos + i + s) % model.text.vocab;
             c.step = (struct wn_step){.rows = n, .token = c.token, .seqs_n = 1, .seqs = c.seqs};
