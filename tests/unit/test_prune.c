@@ -232,6 +232,7 @@ static void none_keeps_all(void **state)
     }
     in.shape.rows = 0;
     assert_int_equal(wn_prune_run(&wn_prune_none, &in, &out, &err), WN_EINVAL);
+    wn_prune_out_fini(&out);
 }
 
 static void gather_converts(void **state)
