@@ -421,7 +421,7 @@ static void on_tokens(struct wn_scheduler *s, int worker, const Wn__Tokens *t, s
 
 static void on_error(struct wn_scheduler *s, int worker, const Wn__Error *e)
 {
-    const struct wn_sched_worker *w = &s->worker[worker];
+    struct wn_sched_worker *w = &s->worker[worker];
     struct wn_job *job;
     bool concerned;
 
@@ -436,6 +436,7 @@ static void on_error(struct wn_scheduler *s, int worker, const Wn__Error *e)
     if (job->leader != worker && job->answered) return; /* the features arrived after all */
     if (e->retriable) {
         const bool full = e->code == WN_EBUSY;
+        if (full && job->leader == worker) w->draining = true; /* it leaves: the next order would be refused, too */
         if (!(full ? order_later(s, job, worker) : order_again(s, job, worker))) wn_sched_lose(s, job, e->text);
     } else {
         wn_sched_fail(s, job, e->code > 0 && e->code < WN_STATUS_N ? (wn_status)e->code : WN_EPEER, false, e->text);

@@ -1,5 +1,5 @@
 /* tests/integration/test_scheduler_workers.c - workers that live and do not do what they are there for: features that
- * never come, a leader whose engine hangs. */
+ * never come, a leader whose engine hangs, or that leaves. */
 #include "sched_bed.h"
 
 #include "base/log.h"
@@ -119,11 +119,38 @@ static void a_leader_hangs(void **state)
     bed_stop(&b);
 }
 
+/* A leader that refuses an order because it leaves is asked once, and not as often as a job may be tried. */
+static void a_leader_leaves(void **state)
+{
+    struct bed b;
+    struct end client, leaving, other;
+    struct order gen;
+
+    (void)state;
+    bed_init(&b);
+    bed_start(&b);
+    leaving = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 4);
+    client = end_open(&b, false);
+    submit(&client, "q", NULL, "");
+    expect_accepted(&client, false, NULL);
+    gen = take_order(&leaving, WN__ENVELOPE__BODY_GENERATE);
+    give_error(&leaving, &gen, WN_EBUSY, true, "the replica is leaving");
+    assert_string_equal(take_order(&leaving, WN__ENVELOPE__BODY_CANCEL).id, gen.id);
+    assert_null(end_recv(&leaving, 200));
+    other = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-1", 4);
+    gen = take_order(&other, WN__ENVELOPE__BODY_GENERATE);
+    assert_int_equal(gen.attempt, 2);
+    give_done(&other, &gen, 600);
+    wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, ""));
+    bed_stop(&b);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(features_are_lost),
         cmocka_unit_test(a_leader_hangs),
+        cmocka_unit_test(a_leader_leaves),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     wn_log_max = WN_LOG_ERROR;
