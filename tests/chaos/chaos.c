@@ -57,7 +57,7 @@ static const unsigned weights[FAULTS] = {
     [FAULT_KILL_MPIRUN] = 4,     [FAULT_ABORT_RANK] = 4,     [FAULT_LEAVE_VISION] = 4, [FAULT_PAUSE] = 14,
     [FAULT_HANG_SCHEDULER] = 2,  [FAULT_HANG_VISION] = 4,    [FAULT_HANG_RANK] = 6,    [FAULT_HANG_MPIRUN] = 2,
     [FAULT_RESET] = 10,          [FAULT_CUT_CLIENTS] = 3,    [FAULT_CUT_WORKERS] = 5,  [FAULT_CUT_FEATURES] = 5,
-    [FAULT_KILL_SERVICE] = 2,
+    [FAULT_SLOW_LINKS] = 5,      [FAULT_KILL_SERVICE] = 2,
 };
 
 /* ---- the service ---- */

@@ -20,7 +20,8 @@
 const char *const fault_names[FAULTS] = {
     "kill scheduler", "kill vision",    "kill rank",   "kill leader", "kill mpirun", "abort rank",
     "leave vision",   "pause any",      "hang scheduler", "hang vision", "hang rank", "hang mpirun",
-    "reset link",     "cut clients",    "cut workers", "cut features", "kill service",
+    "reset link",     "cut clients",    "cut workers", "cut features",
+    "slow links",     "kill service",
 };
 
 /* What ends later: a stop (pid) or a cut (rule). */
@@ -28,6 +29,7 @@ static struct undo {
     int64_t at_us;
     pid_t pid;
     unsigned rule; /* preference of the routing rule; 0: none */
+    bool slow;     /* the bucket on all links; the last of them takes it away */
 } undos[UNDO_MAX];
 static bool network;
 static unsigned rules;
@@ -78,6 +80,22 @@ static bool cut(const char *host, int ms)
     return false;
 }
 
+static bool slow_links(unsigned mbit, unsigned queue_ms, int ms)
+{
+    char command[256];
+
+    for (int i = 0; network && i < UNDO_MAX; i++) {
+        if (undos[i].at_us) continue;
+        /* the burst: a packet of the loopback may have 64 KiB */
+        snprintf(command, sizeof(command), "tc qdisc replace dev lo root tbf rate %umbit burst 80k latency %ums", mbit,
+                 queue_ms);
+        if (system(command) != 0) return false;
+        undos[i] = (struct undo){.at_us = wn_deadline_in_us((int64_t)ms * 1000), .slow = true};
+        return true;
+    }
+    return false;
+}
+
 static bool reset(const char *host)
 {
     char command[256];
@@ -112,9 +130,17 @@ bool faults_strike(const struct service_info *s, fault kind, unsigned dice)
     case FAULT_CUT_CLIENTS: return cut(CLIENTS_HOST, (int)(dice % CUT_MS + 200));
     case FAULT_CUT_WORKERS: return cut(WORKERS_HOST, (int)(dice % CUT_MS + 200));
     case FAULT_CUT_FEATURES: return cut(FEATURES_HOST, (int)(dice % CUT_MS + 200));
+    case FAULT_SLOW_LINKS: return slow_links(1 + dice % 8, 50 + which % 350, (int)(dice % CUT_MS + 500));
     case FAULT_KILL_SERVICE: return kill(s->pid, SIGKILL) == 0;
     case FAULTS: break;
     }
+    return false;
+}
+
+static bool others_slow(const struct undo *u)
+{
+    for (int i = 0; i < UNDO_MAX; i++)
+        if (&undos[i] != u && undos[i].at_us && undos[i].slow) return true;
     return false;
 }
 
@@ -125,6 +151,8 @@ static void undo(struct undo *u)
     snprintf(command, sizeof(command), "ip rule del pref %u && ip route flush cache", u->rule);
     if (u->pid) kill(u->pid, SIGCONT); /* most have been ended by then, as they should */
     if (u->rule && system(command) != 0) fprintf(stderr, "chaos: a cut could not be ended\n");
+    if (u->slow && !others_slow(u) && system("tc qdisc del dev lo root") != 0)
+        fprintf(stderr, "chaos: the links stay slow\n");
     *u = (struct undo){0};
 }
 

@@ -1,7 +1,8 @@
 /* tests/chaos/faults.h - what the chaos driver does to a service: ends, stops and cuts off its processes.
  *
  * The driver and the service have a network of their own (a namespace with a loopback alone), where each link has an
- * address: cut means that nothing reaches it, reset that its connections are closed.
+ * address: cut means that nothing reaches it, reset that its connections are closed. (Kernels without netem delay and
+ * lose packets by tc's token bucket.)
  * Threads: one. */
 #ifndef WN_TESTS_CHAOS_FAULTS_H
 #define WN_TESTS_CHAOS_FAULTS_H
@@ -31,6 +32,7 @@ typedef enum fault {
     FAULT_CUT_CLIENTS,
     FAULT_CUT_WORKERS,
     FAULT_CUT_FEATURES,
+    FAULT_SLOW_LINKS, /* all: little bandwidth and a short queue, so that bytes come late and packets are lost */
     FAULT_KILL_SERVICE, /* the supervisor; the driver starts it again once nothing of it is left */
     FAULTS
 } fault;
