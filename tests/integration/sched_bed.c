@@ -28,13 +28,12 @@ static void *bed_main(void *arg)
     return NULL;
 }
 
-/* Defaults for tests: any port, short leases. Change b->cfg before bed_start. */
 void bed_init(struct bed *b)
 {
     memset(b, 0, sizeof(*b));
     wn_config_defaults(&b->cfg);
     b->cfg.port = 0;
-    b->cfg.lease_ms = 600;
+    b->cfg.lease_ms = 60000;
     b->cfg.heartbeat_ms = 100;
     b->cfg.no_worker_timeout_ms = 400;
     b->cfg.shutdown_timeout_s = 0;
@@ -45,6 +44,7 @@ void bed_start(struct bed *b)
     struct wn_err err = {0};
     wn_status rc;
 
+    b->up = false; /* it may have been up before */
     pthread_mutex_init(&b->lock, NULL);
     pthread_cond_init(&b->cond, NULL);
     b->stop_fd = eventfd(0, EFD_CLOEXEC);
@@ -60,20 +60,49 @@ void bed_start(struct bed *b)
 
 void bed_stop(struct bed *b)
 {
-    while (b->open_n > 0) wn_endpoint_close(b->open[--b->open_n]);
+    while (b->ends_n > 0) end_close(&b->ends[--b->ends_n]);
     eventfd_write(b->stop_fd, 1);
     pthread_join(b->thread, NULL);
-    assert_int_equal(b->rc, WN_OK);
+    pthread_mutex_destroy(&b->lock);
+    pthread_cond_destroy(&b->cond);
     close(b->stop_fd);
     wn_net_destroy(b->net);
+    b->net = NULL;
+    if (b->rc != WN_OK) fail_msg("scheduler: %s", b->err.text);
 }
 
-struct end end_open(struct bed *b, bool worker)
+int bed_setup(void **state)
+{
+    struct bed *b = malloc(sizeof(*b));
+
+    *state = b;
+    if (b) bed_init(b);
+    return b ? 0 : -1;
+}
+
+int bed_teardown(void **state)
+{
+    struct bed *b = *state;
+
+    if (b->net) bed_stop(b);
+    free(b);
+    return 0;
+}
+
+void bed_start_with(struct bed *b, uint32_t leader_slots, uint32_t vision_slots)
+{
+    bed_start(b);
+    if (leader_slots) b->leader = worker_open(b, WN__ROLE__ROLE_LEADER, "replica-0", leader_slots);
+    if (vision_slots) b->vision = worker_open(b, WN__ROLE__ROLE_VISION, "vision-0", vision_slots);
+    b->client = end_open(b, false);
+}
+
+struct end *end_open(struct bed *b, bool worker)
 {
     return end_open_as(b, worker, NULL);
 }
 
-struct end end_open_as(struct bed *b, bool worker, const char *key_file)
+struct end *end_open_as(struct bed *b, bool worker, const char *key_file)
 {
     struct wn_key *key = NULL;
     struct wn_endpoint_opts o = {
@@ -81,31 +110,26 @@ struct end end_open_as(struct bed *b, bool worker, const char *key_file)
         .address = worker ? b->workers : b->clients,
         .frame_max = {WN_CODEC_BYTES_MAX, (size_t)64 << 20},
     };
-    struct end e = {.bed = b};
+    struct end *e = &b->ends[b->ends_n];
     struct wn_err err = {0};
 
-    assert_true(b->open_n < BED_ENDS_MAX);
+    assert_true(b->ends_n < BED_ENDS_MAX);
     if (key_file && wn_key_open(&key, key_file, &err) != WN_OK) fail_msg("%s", err.text);
     if (key)
         o.curve = (struct wn_curve_opts){.public_key = key->public_key, .secret_key = key->secret_key,
                                          .server_key = key->server_key};
-    if (wn_endpoint_open(&e.ep, b->net, &o, &err) != WN_OK) fail_msg("%s", err.text);
+    if (wn_endpoint_open(&e->ep, b->net, &o, &err) != WN_OK) fail_msg("%s", err.text);
     wn_key_close(key);
-    b->open[b->open_n++] = e.ep;
+    b->ends_n++;
     return e;
 }
 
 void end_close(struct end *e)
 {
-    struct bed *b = e->bed;
-
-    for (size_t i = 0; b && i < b->open_n; i++) /* NULL: opened by hand */
-        if (b->open[i] == e->ep) b->open[i] = b->open[--b->open_n];
     wn_endpoint_close(e->ep);
     e->ep = NULL;
 }
 
-/* Frames as they are; waits until there is a connection. */
 void end_send_raw(struct end *e, const void *data, size_t bytes, const void *payload, size_t payload_bytes)
 {
     struct wn_msg msg;
@@ -133,7 +157,6 @@ void end_send(struct end *e, Wn__Envelope__BodyCase kind, const void *body, cons
     free(data);
 }
 
-/* The next message within ms, or NULL. Heartbeats are skipped. */
 Wn__Envelope *end_recv(struct end *e, int ms)
 {
     const int64_t deadline = wn_deadline_in_us((int64_t)ms * 1000);
@@ -160,7 +183,6 @@ Wn__Envelope *end_recv(struct end *e, int ms)
     return env;
 }
 
-/* The next message, which must be this one. */
 Wn__Envelope *end_expect(struct end *e, Wn__Envelope__BodyCase kind)
 {
     Wn__Envelope *env = end_recv(e, 5000);
@@ -172,7 +194,6 @@ Wn__Envelope *end_expect(struct end *e, Wn__Envelope__BodyCase kind)
     return env;
 }
 
-/* Expects an Error with these words, about anything. */
 void end_expect_error(struct end *e, uint32_t code, const char *words)
 {
     Wn__Envelope *env = end_expect(e, WN__ENVELOPE__BODY_ERROR);
@@ -203,11 +224,12 @@ void worker_heartbeat(struct end *e)
     end_send(e, WN__ENVELOPE__BODY_HEARTBEAT, &h, NULL, 0);
 }
 
-struct end worker_open(struct bed *b, Wn__Role role, const char *name, uint32_t slots)
+struct end *worker_open(struct bed *b, Wn__Role role, const char *name, uint32_t slots)
 {
-    struct end e = end_open(b, true);
-    worker_hello(&e, role, name, slots, 100);
-    worker_heartbeat(&e);
+    struct end *e = end_open(b, true);
+
+    worker_hello(e, role, name, slots, 100);
+    worker_heartbeat(e);
     return e;
 }
 
@@ -332,7 +354,6 @@ void give_error(struct end *e, const struct order *o, wn_status code, bool retri
     end_send(e, WN__ENVELOPE__BODY_ERROR, &d, NULL, 0);
 }
 
-/* Submits without waiting for an answer. image may be NULL. */
 void submit(struct end *e, const char *prompt, const char *image, const char *key)
 {
     Wn__Submit r = WN__SUBMIT__INIT;
@@ -345,6 +366,12 @@ void submit(struct end *e, const char *prompt, const char *image, const char *ke
     r.image_bytes = &n;
     r.n_image_bytes = image ? 1 : 0;
     end_send(e, WN__ENVELOPE__BODY_SUBMIT, &r, image, n);
+}
+
+void submit_new(struct end *e, const char *prompt, const char *image, char id[32])
+{
+    submit(e, prompt, image, "");
+    expect_accepted(e, false, id);
 }
 
 void attach(struct end *e, const char *id, uint32_t from)
@@ -386,7 +413,6 @@ void expect_tokens(struct end *e, uint32_t first, size_t n, const char *text)
     wn_codec_free(env);
 }
 
-/* The caller frees what comes back. */
 Wn__Envelope *expect_done(struct end *e, Wn__FinishReason reason, const char *text)
 {
     Wn__Envelope *env = end_expect(e, WN__ENVELOPE__BODY_DONE);
@@ -394,4 +420,37 @@ Wn__Envelope *expect_done(struct end *e, Wn__FinishReason reason, const char *te
     assert_int_equal(env->done->reason, reason);
     assert_string_equal(env->done->text, text);
     return env;
+}
+
+void expect_answer(struct end *e, const char *text)
+{
+    wn_codec_free(expect_done(e, WN__FINISH_REASON__FINISH_STOP, text));
+}
+
+void expect_forgotten(struct end *e, const char *id, const char *words)
+{
+    const int64_t deadline = wn_deadline_in_us(10000000);
+    Wn__Envelope *env;
+
+    for (;; usleep(20000)) {
+        attach(e, id, UINT32_MAX);
+        env = end_recv(e, 5000);
+        if (!env || env->body_case != WN__ENVELOPE__BODY_ACCEPTED) break;
+        wn_codec_free(env);
+        wn_codec_free(end_recv(e, 5000)); /* its Done or Error: that is kept still */
+        if (wn_deadline_passed(deadline)) fail_msg("%s is still known", id);
+    }
+    assert_non_null(env);
+    assert_int_equal(env->body_case, WN__ENVELOPE__BODY_ERROR);
+    assert_int_equal(env->error->code, WN_ENOENT);
+    if (!strstr(env->error->text, words)) fail_msg("'%s' is not in '%s'", words, env->error->text);
+    wn_codec_free(env);
+}
+
+Wn__Envelope *ask_status(struct end *e)
+{
+    Wn__StatusRequest q = WN__STATUS_REQUEST__INIT;
+
+    end_send(e, WN__ENVELOPE__BODY_STATUS_REQUEST, &q, NULL, 0);
+    return end_expect(e, WN__ENVELOPE__BODY_STATUS);
 }

@@ -56,94 +56,78 @@ static int teardown(void **state)
     return rmdir(dir);
 }
 
-/* Status as this key sees it; the caller frees it. */
-static Wn__Envelope *status_as(struct end *e)
-{
-    Wn__StatusRequest r = WN__STATUS_REQUEST__INIT;
-
-    end_send(e, WN__ENVELOPE__BODY_STATUS_REQUEST, &r, NULL, 0);
-    return end_expect(e, WN__ENVELOPE__BODY_STATUS);
-}
-
 /* A job belongs to the key that submitted it, whatever the client writes about that; only an admin has all of them. */
 static void test_owner(void **state)
 {
     struct bed *b = *state;
-    struct end client = end_open_as(b, false, key("client")), twin = end_open_as(b, false, key("client"));
-    struct end alice = end_open_as(b, false, key("alice")), admin = end_open_as(b, false, key("admin"));
+    struct end *client = end_open_as(b, false, key("client")), *twin = end_open_as(b, false, key("client"));
+    struct end *alice = end_open_as(b, false, key("alice")), *admin = end_open_as(b, false, key("admin"));
     Wn__Submit forged = WN__SUBMIT__INIT;
     Wn__Acknowledge ack = WN__ACKNOWLEDGE__INIT;
     char id[32], second[32];
 
-    submit(&client, "mine", NULL, "same-key");
-    expect_accepted(&client, false, id);
-    attach(&alice, id, 0);
-    end_expect_error(&alice, WN_EAUTH, "another key");
-    cancel(&alice, id);
-    end_expect_error(&alice, WN_EAUTH, "another key");
-    attach(&twin, id, 0); /* another connection with the same key */
-    expect_accepted(&twin, true, NULL);
-    submit(&alice, "hers", NULL, "same-key"); /* the key of another client's job: another job */
-    expect_accepted(&alice, false, second);
+    submit(client, "mine", NULL, "same-key");
+    expect_accepted(client, false, id);
+    attach(alice, id, 0);
+    end_expect_error(alice, WN_EAUTH, "another key");
+    cancel(alice, id);
+    end_expect_error(alice, WN_EAUTH, "another key");
+    attach(twin, id, 0); /* another connection with the same key */
+    expect_accepted(twin, true, NULL);
+    submit(alice, "hers", NULL, "same-key"); /* the key of another client's job: another job */
+    expect_accepted(alice, false, second);
     assert_string_not_equal(id, second);
     forged.prompt = "forged";
     forged.idempotency_key = "forged";
     forged.client_tag = "7";
     forged.owner = "F95%*4s]d/a#3!%ShpETLIaVaGME}K0.[<2=VgmK";
-    end_send(&alice, WN__ENVELOPE__BODY_SUBMIT, &forged, NULL, 0);
-    expect_accepted(&alice, false, second);
-    cancel(&alice, second); /* hers all the same */
-    wn_codec_free(expect_done(&alice, WN__FINISH_REASON__FINISH_CANCELLED, ""));
-    cancel(&admin, id);
-    expect_accepted(&admin, true, NULL);
-    wn_codec_free(expect_done(&admin, WN__FINISH_REASON__FINISH_CANCELLED, ""));
-    wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_CANCELLED, ""));
+    end_send(alice, WN__ENVELOPE__BODY_SUBMIT, &forged, NULL, 0);
+    expect_accepted(alice, false, second);
+    cancel(alice, second); /* hers all the same */
+    wn_codec_free(expect_done(alice, WN__FINISH_REASON__FINISH_CANCELLED, ""));
+    cancel(admin, id);
+    expect_accepted(admin, true, NULL);
+    wn_codec_free(expect_done(admin, WN__FINISH_REASON__FINISH_CANCELLED, ""));
+    wn_codec_free(expect_done(client, WN__FINISH_REASON__FINISH_CANCELLED, ""));
     ack.job_id = id; /* nor may another key give the result away */
-    end_send(&alice, WN__ENVELOPE__BODY_ACKNOWLEDGE, &ack, NULL, 0);
-    end_expect_error(&alice, WN_EAUTH, "another key");
-    end_close(&client);
-    end_close(&twin);
-    end_close(&alice);
-    end_close(&admin);
+    end_send(alice, WN__ENVELOPE__BODY_ACKNOWLEDGE, &ack, NULL, 0);
+    end_expect_error(alice, WN_EAUTH, "another key");
 }
 
 /* A worker's key does not submit; a client's is no worker's, on either port. */
 static void test_roles(void **state)
 {
     struct bed *b = *state;
-    struct end worker_here = end_open_as(b, false, key("worker")), client = end_open_as(b, false, key("client"));
-    struct end client_there = end_open_as(b, true, key("client")), admin_there = end_open_as(b, true, key("admin"));
-    struct end worker = end_open_as(b, true, key("worker"));
+    struct end *worker_here = end_open_as(b, false, key("worker")), *client = end_open_as(b, false, key("client"));
+    struct end *client_there = end_open_as(b, true, key("client")), *admin_there = end_open_as(b, true, key("admin"));
+    struct end *worker = end_open_as(b, true, key("worker"));
     Wn__Hello h = WN__HELLO__INIT;
 
-    submit(&worker_here, "let me", NULL, "");
-    end_expect_error(&worker_here, WN_EAUTH, "a worker key may not send Submit");
-    wn_codec_free(status_as(&worker_here));
+    submit(worker_here, "let me", NULL, "");
+    end_expect_error(worker_here, WN_EAUTH, "a worker key may not send Submit");
+    wn_codec_free(ask_status(worker_here));
     h.role = WN__ROLE__ROLE_VISION;
     h.name = "intruder";
-    end_send(&client, WN__ENVELOPE__BODY_HELLO, &h, NULL, 0);
-    end_expect_error(&client, WN_EPROTO, "Hello is not for clients");
-    assert_null(end_recv(&client_there, 300));
-    worker_hello(&worker, WN__ROLE__ROLE_VISION, "vision-0", 4, 1);
+    end_send(client, WN__ENVELOPE__BODY_HELLO, &h, NULL, 0);
+    end_expect_error(client, WN_EPROTO, "Hello is not for clients");
+    assert_null(end_recv(client_there, 300));
+    worker_hello(worker, WN__ROLE__ROLE_VISION, "vision-0", 4, 1);
     for (int i = 0; i < 2; i++) { /* nothing can be sent: they are not connected */
         struct wn_endpoint_stats stats;
-        wn_endpoint_stats_get(i ? admin_there.ep : client_there.ep, &stats);
+        wn_endpoint_stats_get(i ? admin_there->ep : client_there->ep, &stats);
         assert_int_equal(stats.connected, 0);
         assert_true(stats.handshake_failed > 0);
     }
-    end_close(&worker_here);
-    end_close(&client);
-    end_close(&client_there);
-    end_close(&admin_there);
-    end_close(&worker);
+    end_close(client_there);
+    end_close(admin_there);
 }
 
 /* Strangers get nothing; they are counted, and only an admin sees how many and who works here. */
 static void test_strangers(void **state)
 {
     struct bed *b = *state;
-    struct end plain = end_open(b, false), stranger, admin = end_open_as(b, false, key("admin"));
-    struct end client = end_open_as(b, false, key("client"));
+    struct end stranger = {0}, *plain = end_open(b, false), *admin = end_open_as(b, false, key("admin"));
+    struct end *client = end_open_as(b, false, key("client"));
     struct wn_key *server = NULL;
     struct wn_curve_opts curve = {0};
     char public_key[WN_CURVE_KEY_CHARS], secret_key[WN_CURVE_KEY_CHARS];
@@ -156,25 +140,21 @@ static void test_strangers(void **state)
     curve.secret_key = secret_key;
     curve.server_key = server->public_key;
     o.curve = curve;
-    stranger = (struct end){0};
     assert_int_equal(wn_endpoint_open(&stranger.ep, b->net, &o, NULL), WN_OK);
     assert_null(end_recv(&stranger, 300));
-    assert_null(end_recv(&plain, 100));
-    env = status_as(&admin);
+    assert_null(end_recv(plain, 100));
+    env = ask_status(admin);
     assert_true(env->status->refused_keys >= 3); /* two of test_roles */
     assert_true(env->status->refused_handshakes > 0);
     assert_true(env->status->refused_messages >= 4);
     assert_int_equal(env->status->n_workers, 1);
     wn_codec_free(env);
-    env = status_as(&client);
+    env = ask_status(client);
     assert_int_equal(env->status->refused_keys + env->status->n_workers, 0);
     assert_true(env->status->accepted > 0);
     wn_codec_free(env);
     wn_key_close(server);
-    end_close(&plain);
     end_close(&stranger);
-    end_close(&admin);
-    end_close(&client);
 }
 
 /* libwinnow: a key file, the environment, a wrong one, none. */
@@ -208,39 +188,35 @@ static void test_library(void **state)
 static void test_drain(void **state)
 {
     struct bed *b = *state;
-    struct end client = end_open_as(b, false, key("client")), worker = end_open_as(b, false, key("worker"));
-    struct end admin = end_open_as(b, false, key("admin")), leader = end_open_as(b, true, key("worker"));
+    struct end *client = end_open_as(b, false, key("client")), *worker = end_open_as(b, false, key("worker"));
+    struct end *admin = end_open_as(b, false, key("admin")), *leader = end_open_as(b, true, key("worker"));
     const uint32_t asked[] = {60000, 2000, 60000}, most[] = {60000, 2000, 2000};
     Wn__Drain drain = WN__DRAIN__INIT;
     struct wn_endpoint_stats stats;
     Wn__Envelope *env;
 
-    end_send(&client, WN__ENVELOPE__BODY_DRAIN, &drain, NULL, 0);
-    end_expect_error(&client, WN_EAUTH, "a client key may not send Drain");
-    end_send(&worker, WN__ENVELOPE__BODY_DRAIN, &drain, NULL, 0);
-    end_expect_error(&worker, WN_EAUTH, "a worker key may not send Drain");
-    worker_hello(&leader, WN__ROLE__ROLE_LEADER, "replica-0", 1, 1);
-    submit(&client, "a job that does not end", NULL, "");
-    expect_accepted(&client, false, NULL);
+    end_send(client, WN__ENVELOPE__BODY_DRAIN, &drain, NULL, 0);
+    end_expect_error(client, WN_EAUTH, "a client key may not send Drain");
+    end_send(worker, WN__ENVELOPE__BODY_DRAIN, &drain, NULL, 0);
+    end_expect_error(worker, WN_EAUTH, "a worker key may not send Drain");
+    worker_hello(leader, WN__ROLE__ROLE_LEADER, "replica-0", 1, 1);
+    submit_new(client, "a job that does not end", NULL, NULL);
     for (int i = 0; i < 3; i++) {
         drain.deadline_ms = asked[i];
-        end_send(&admin, WN__ENVELOPE__BODY_DRAIN, &drain, NULL, 0);
-        env = end_expect(&admin, WN__ENVELOPE__BODY_DRAIN);
+        end_send(admin, WN__ENVELOPE__BODY_DRAIN, &drain, NULL, 0);
+        env = end_expect(admin, WN__ENVELOPE__BODY_DRAIN);
         assert_in_range(env->drain->deadline_ms, i == 0 ? most[0] - 5000 : 0, most[i]);
         assert_true(env->drain->jobs > 0);
         wn_codec_free(env);
     }
-    submit(&client, "too late", NULL, "");
-    wn_codec_free(end_expect(&client, WN__ENVELOPE__BODY_BUSY));
-    end_expect_error(&client, WN_ECANCEL, "shutting down");
-    end_close(&leader);
+    submit(client, "too late", NULL, "");
+    wn_codec_free(end_expect(client, WN__ENVELOPE__BODY_BUSY));
+    end_expect_error(client, WN_ECANCEL, "shutting down");
+    end_close(leader);
     do { /* nobody else tells it to end */
-        assert_null(end_recv(&admin, 10));
-        wn_endpoint_stats_get(admin.ep, &stats);
+        assert_null(end_recv(admin, 10));
+        wn_endpoint_stats_get(admin->ep, &stats);
     } while (stats.disconnected == 0);
-    end_close(&client);
-    end_close(&worker);
-    end_close(&admin);
 }
 
 int main(int argc, char **argv)

@@ -20,7 +20,7 @@ static const char *winnow;
 
 struct fixture {
     struct bed b;
-    struct end leader;
+    struct end *leader;
     char folder[64], in[96], out[96], said[96];
 };
 
@@ -33,7 +33,6 @@ static int start(void **state)
     snprintf(f.out, sizeof(f.out), "%s/out", f.folder);
     snprintf(f.said, sizeof(f.said), "%s/said", f.folder);
     bed_init(&f.b);
-    f.b.cfg.lease_ms = 60000;
     f.b.cfg.max_attempts = 1;
     bed_start(&f.b);
     f.leader = worker_open(&f.b, WN__ROLE__ROLE_LEADER, "replica-0", 8);
@@ -45,7 +44,6 @@ static int stop(void **state)
 {
     struct fixture *f = *state;
 
-    end_close(&f->leader);
     bed_stop(&f->b);
     return scratch_remove(f->folder) ? 0 : -1;
 }
@@ -96,7 +94,7 @@ static void expect_end(const struct fixture *f, pid_t batch, int code, const cha
 static void take_answers(struct fixture *f, const char *question, struct order *orders, uint64_t n)
 {
     for (uint64_t i = 0; i < n; i++) {
-        const struct order o = take_order(&f->leader, WN__ENVELOPE__BODY_GENERATE);
+        const struct order o = take_order(f->leader, WN__ENVELOPE__BODY_GENERATE);
         assert_string_equal(o.text, question);
         assert_true(o.seed >= SEED && o.seed < SEED + n);
         orders[o.seed - SEED] = o;
@@ -108,8 +106,8 @@ static void answer(struct fixture *f, const struct order *o)
     char text[16];
 
     snprintf(text, sizeof(text), "answer %d", (int)(o->seed - SEED));
-    give_tokens(&f->leader, o, 0, 7, text);
-    give_done(&f->leader, o, 10);
+    give_tokens(f->leader, o, 0, 7, text);
+    give_done(f->leader, o, 10);
 }
 
 /* Line `which` of the output, parsed; NULL: it is not there. */
@@ -173,9 +171,9 @@ static void fail_one(struct fixture *f, const struct order *orders, uint32_t n)
     bool told[3] = {false};
 
     answer(f, &orders[0]);
-    give_error(&f->leader, &orders[1], WN_ELIMIT, false, "the prompt is too long");
+    give_error(f->leader, &orders[1], WN_ELIMIT, false, "the prompt is too long");
     for (uint32_t i = 1; i < n; i++) { /* the one that failed, too, as ever */
-        const struct order o = take_order(&f->leader, WN__ENVELOPE__BODY_CANCEL);
+        const struct order o = take_order(f->leader, WN__ENVELOPE__BODY_CANCEL);
         for (uint32_t k = 0; k < n; k++) told[k] = told[k] || strcmp(o.id, orders[k].id) == 0;
     }
     assert_false(told[0]);
@@ -212,7 +210,7 @@ static void one_fails(void **state)
     expect_answers(f, 1, "second", 2);
     expect_failure(f, 2, "third", why);
     expect_end(f, start_batch(f), 1, "3 of 3 done, 2 failed; 0 in this run", NULL);
-    assert_null(end_recv(&f->leader, 50)); /* no order, and nothing is cancelled */
+    assert_null(end_recv(f->leader, 50)); /* no order, and nothing is cancelled */
     assert_null(line_of(f, 3));
 }
 
@@ -227,15 +225,15 @@ static void one_is_tried_again(void **state)
     batch = start_batch(f);
     take_answers(f, "first", first, 3);
     answer(f, &first[0]);
-    give_error(&f->leader, &first[1], WN_EDEVICE, true, "a rank was lost");
-    assert_string_equal(take_order(&f->leader, WN__ENVELOPE__BODY_CANCEL).id, first[1].id);
+    give_error(f->leader, &first[1], WN_EDEVICE, true, "a rank was lost");
+    assert_string_equal(take_order(f->leader, WN__ENVELOPE__BODY_CANCEL).id, first[1].id);
     answer(f, &first[2]);
-    again = take_order(&f->leader, WN__ENVELOPE__BODY_GENERATE); /* 2 s later */
+    again = take_order(f->leader, WN__ENVELOPE__BODY_GENERATE); /* 2 s later */
     assert_string_not_equal(again.id, first[1].id);
     assert_int_equal(again.seed, first[1].seed);
     answer(f, &again);
     expect_end(f, batch, 0, "1 of 1 done, 0 failed; 1 in this run", NULL);
-    assert_null(end_recv(&f->leader, 50));
+    assert_null(end_recv(f->leader, 50));
     expect_answers(f, 0, "first", 3);
     assert_null(line_of(f, 1));
 }

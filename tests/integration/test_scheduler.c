@@ -7,37 +7,30 @@
 
 static void happy_path(void **state)
 {
-    struct bed b;
-    struct end client, leader, vision;
+    struct bed *b = *state;
     struct order gen, enc;
     Wn__Envelope *env;
     char id[32];
 
-    (void)state;
-    bed_init(&b);
-    bed_start(&b);
-    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 4);
-    vision = worker_open(&b, WN__ROLE__ROLE_VISION, "vision-0", 2);
-    client = end_open(&b, false);
-    submit(&client, "What is this?", "picture bytes", "");
-    expect_accepted(&client, false, id);
-    gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
+    bed_start_with(b, 4, 2);
+    submit_new(b->client, "What is this?", "picture bytes", id);
+    gen = take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
     assert_string_equal(gen.id, id);
     assert_string_equal(gen.text, "What is this?");
     assert_int_equal(gen.attempt, 1);
-    enc = take_order(&vision, WN__ENVELOPE__BODY_ENCODE);
+    enc = take_order(b->vision, WN__ENVELOPE__BODY_ENCODE);
     assert_string_equal(enc.id, id);
     assert_string_equal(enc.text, "ipc:///tmp/features");
-    assert_int_equal(vision.payload_bytes, 13);
-    assert_memory_equal(vision.payload, "picture bytes", 13);
-    give_encoded(&vision, &enc);
+    assert_int_equal(b->vision->payload_bytes, 13);
+    assert_memory_equal(b->vision->payload, "picture bytes", 13);
+    give_encoded(b->vision, &enc);
     usleep(50000);
-    give_tokens(&leader, &gen, 0, 11, "a red");
-    expect_tokens(&client, 0, 1, "a red");
-    give_tokens(&leader, &gen, 1, 12, " dot");
-    expect_tokens(&client, 1, 1, " dot");
-    give_done(&leader, &gen, 600);
-    env = expect_done(&client, WN__FINISH_REASON__FINISH_STOP, "a red dot");
+    give_tokens(b->leader, &gen, 0, 11, "a red");
+    expect_tokens(b->client, 0, 1, "a red");
+    give_tokens(b->leader, &gen, 1, 12, " dot");
+    expect_tokens(b->client, 1, 1, " dot");
+    give_done(b->leader, &gen, 600);
+    env = expect_done(b->client, WN__FINISH_REASON__FINISH_STOP, "a red dot");
     assert_int_equal(env->done->usage->prompt_tokens, 600);
     assert_int_equal(env->done->usage->completion_tokens, 2);
     assert_int_equal(env->done->usage->image_tokens, 576);
@@ -52,453 +45,369 @@ static void happy_path(void **state)
     assert_string_equal(env->done->usage->pruning->method, "none");
     wn_codec_free(env);
 
-    submit(&client, "text alone", NULL, ""); /* goes to the leader only */
-    expect_accepted(&client, false, NULL);
-    gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
-    give_done(&leader, &gen, 3);
-    wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, ""));
-    assert_null(end_recv(&vision, 50));
-    bed_stop(&b);
+    submit_new(b->client, "text alone", NULL, NULL); /* goes to the leader only */
+    gen = take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
+    give_done(b->leader, &gen, 3);
+    expect_answer(b->client, "");
+    assert_null(end_recv(b->vision, 50));
 }
 
 /* The leader falls silent in the middle; another gets the job with the tokens that are out; the late one is not
  * heard. */
 static void worker_death_and_fencing(void **state)
 {
-    struct bed b;
-    struct end client, one, two;
+    struct bed *b = *state;
+    struct end *one, *two;
     struct order gen, again;
     Wn__Envelope *env;
 
-    (void)state;
-    bed_init(&b);
-    b.cfg.no_worker_timeout_ms = 5000;
-    bed_start(&b);
-    one = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 4);
-    client = end_open(&b, false);
-    submit(&client, "go on", NULL, "");
-    expect_accepted(&client, false, NULL);
-    gen = take_order(&one, WN__ENVELOPE__BODY_GENERATE);
-    give_tokens(&one, &gen, 0, 21, "one");
-    give_tokens(&one, &gen, 1, 22, " two");
-    expect_tokens(&client, 0, 1, "one");
-    expect_tokens(&client, 1, 1, " two");
-    assert_int_equal(take_order(&one, WN__ENVELOPE__BODY_CANCEL).attempt, 1); /* its lease has passed */
-    two = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-1", 4);
-    again = take_order(&two, WN__ENVELOPE__BODY_GENERATE);
+    b->cfg.no_worker_timeout_ms = 5000;
+    b->cfg.lease_ms = 600;
+    bed_start(b);
+    one = worker_open(b, WN__ROLE__ROLE_LEADER, "replica-0", 4);
+    b->client = end_open(b, false);
+    submit_new(b->client, "go on", NULL, NULL);
+    gen = take_order(one, WN__ENVELOPE__BODY_GENERATE);
+    give_tokens(one, &gen, 0, 21, "one");
+    give_tokens(one, &gen, 1, 22, " two");
+    expect_tokens(b->client, 0, 1, "one");
+    expect_tokens(b->client, 1, 1, " two");
+    assert_int_equal(take_order(one, WN__ENVELOPE__BODY_CANCEL).attempt, 1); /* its lease has passed */
+    two = worker_open(b, WN__ROLE__ROLE_LEADER, "replica-1", 4);
+    again = take_order(two, WN__ENVELOPE__BODY_GENERATE);
     assert_string_equal(again.id, gen.id);
     assert_int_equal(again.attempt, 2);
     assert_int_equal(again.emitted_n, 2);
     assert_int_equal(again.emitted[0], 21);
     assert_int_equal(again.emitted[1], 22);
-    give_tokens(&one, &gen, 2, 99, " WRONG"); /* late */
-    give_done(&one, &gen, 1);
-    give_tokens(&two, &again, 2, 23, " three");
-    expect_tokens(&client, 2, 1, " three");
-    give_done(&two, &again, 5);
-    env = expect_done(&client, WN__FINISH_REASON__FINISH_STOP, "one two three");
+    give_tokens(one, &gen, 2, 99, " WRONG"); /* late */
+    give_done(one, &gen, 1);
+    give_tokens(two, &again, 2, 23, " three");
+    expect_tokens(b->client, 2, 1, " three");
+    give_done(two, &again, 5);
+    env = expect_done(b->client, WN__FINISH_REASON__FINISH_STOP, "one two three");
     assert_int_equal(env->done->usage->attempts, 2);
     assert_int_equal(env->done->usage->completion_tokens, 3);
     wn_codec_free(env);
-    bed_stop(&b);
 }
 
 /* A worker that is started again under its name: what the old process had goes out anew at once, not after a lease. */
 static void restarted_worker(void **state)
 {
-    struct bed b;
-    struct end client, leader, old, fresh;
+    struct bed *b = *state;
+    struct end *fresh;
     struct order gen, enc;
 
-    (void)state;
-    bed_init(&b);
-    b.cfg.lease_ms = 60000;
-    bed_start(&b);
-    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 4);
-    old = worker_open(&b, WN__ROLE__ROLE_VISION, "vision-0", 2);
-    client = end_open(&b, false);
-    submit(&client, "q", "image", "");
-    expect_accepted(&client, false, NULL);
-    gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
-    enc = take_order(&old, WN__ENVELOPE__BODY_ENCODE);
-    end_close(&old);
-    fresh = end_open(&b, true);
-    worker_hello(&fresh, WN__ROLE__ROLE_VISION, "vision-0", 2, 101);
-    enc = take_order(&fresh, WN__ENVELOPE__BODY_ENCODE); /* of the same attempt: the leader still waits for it */
+    bed_start_with(b, 4, 2);
+    submit_new(b->client, "q", "image", NULL);
+    gen = take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
+    enc = take_order(b->vision, WN__ENVELOPE__BODY_ENCODE);
+    end_close(b->vision);
+    fresh = end_open(b, true);
+    worker_hello(fresh, WN__ROLE__ROLE_VISION, "vision-0", 2, 101);
+    enc = take_order(fresh, WN__ENVELOPE__BODY_ENCODE); /* of the same attempt: the leader still waits for it */
     assert_int_equal(enc.attempt, 1);
-    assert_memory_equal(fresh.payload, "image", 5);
+    assert_memory_equal(fresh->payload, "image", 5);
     /* hello twice before it has seen the welcome is not a restart */
-    worker_hello(&fresh, WN__ROLE__ROLE_VISION, "vision-0", 2, 101);
-    give_encoded(&fresh, &enc);
-    give_tokens(&leader, &gen, 0, 1, "ok");
-    give_done(&leader, &gen, 9);
-    expect_tokens(&client, 0, 1, "ok");
-    wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, "ok"));
-    bed_stop(&b);
+    worker_hello(fresh, WN__ROLE__ROLE_VISION, "vision-0", 2, 101);
+    give_encoded(fresh, &enc);
+    give_tokens(b->leader, &gen, 0, 1, "ok");
+    give_done(b->leader, &gen, 9);
+    expect_tokens(b->client, 0, 1, "ok");
+    expect_answer(b->client, "ok");
 }
 
 /* Each attempt is lost; the third is the last. */
 static void attempts_end(void **state)
 {
-    struct bed b;
-    struct end client, leader;
+    struct bed *b = *state;
 
-    (void)state;
-    bed_init(&b);
-    bed_start(&b);
-    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 4);
-    client = end_open(&b, false);
-    submit(&client, "q", NULL, "");
-    expect_accepted(&client, false, NULL);
+    bed_start_with(b, 4, 0);
+    submit_new(b->client, "q", NULL, NULL);
     for (uint32_t i = 1; i <= 3; i++) {
-        struct order gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
+        struct order gen = take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
         assert_int_equal(gen.attempt, i);
-        give_error(&leader, &gen, WN_EDEVICE, true, "a rank was lost");
-        (void)take_order(&leader, WN__ENVELOPE__BODY_CANCEL);
+        give_error(b->leader, &gen, WN_EDEVICE, true, "a rank was lost");
+        (void)take_order(b->leader, WN__ENVELOPE__BODY_CANCEL);
     }
-    end_expect_error(&client, WN_EPEER, "gave up after 3 attempts: a rank was lost");
-    bed_stop(&b);
+    end_expect_error(b->client, WN_EPEER, "gave up after 3 attempts: a rank was lost");
 }
 
 /* An image that does not decode: the client is told, the leader stops waiting, the next job is served. */
 static void bad_image(void **state)
 {
-    struct bed b;
-    struct end client, leader, vision;
+    struct bed *b = *state;
     struct order gen, enc;
 
-    (void)state;
-    bed_init(&b);
-    bed_start(&b);
-    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 1);
-    vision = worker_open(&b, WN__ROLE__ROLE_VISION, "vision-0", 1);
-    client = end_open(&b, false);
-    submit(&client, "q", "not a picture", "");
-    expect_accepted(&client, false, NULL);
-    gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
-    enc = take_order(&vision, WN__ENVELOPE__BODY_ENCODE);
-    give_error(&vision, &enc, WN_EFORMAT, false, "image 1: neither JPEG nor PNG nor WebP");
-    end_expect_error(&client, WN_EFORMAT, "neither JPEG");
-    assert_string_equal(take_order(&leader, WN__ENVELOPE__BODY_CANCEL).id, gen.id);
-    (void)take_order(&vision, WN__ENVELOPE__BODY_CANCEL);
-    submit(&client, "next", "picture", ""); /* with one slot each: both have been given back */
-    expect_accepted(&client, false, NULL);
-    gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
-    enc = take_order(&vision, WN__ENVELOPE__BODY_ENCODE);
-    give_encoded(&vision, &enc);
-    give_done(&leader, &gen, 3);
-    wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, ""));
-    bed_stop(&b);
+    bed_start_with(b, 1, 1);
+    submit_new(b->client, "q", "not a picture", NULL);
+    gen = take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
+    enc = take_order(b->vision, WN__ENVELOPE__BODY_ENCODE);
+    give_error(b->vision, &enc, WN_EFORMAT, false, "image 1: neither JPEG nor PNG nor WebP");
+    end_expect_error(b->client, WN_EFORMAT, "neither JPEG");
+    assert_string_equal(take_order(b->leader, WN__ENVELOPE__BODY_CANCEL).id, gen.id);
+    (void)take_order(b->vision, WN__ENVELOPE__BODY_CANCEL);
+    submit_new(b->client, "next", "picture", NULL); /* with one slot each: both have been given back */
+    gen = take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
+    enc = take_order(b->vision, WN__ENVELOPE__BODY_ENCODE);
+    give_encoded(b->vision, &enc);
+    give_done(b->leader, &gen, 3);
+    expect_answer(b->client, "");
 }
 
 static void full_queue_and_slots(void **state)
 {
-    struct bed b;
-    struct end client, leader;
+    struct bed *b = *state;
     struct order gen;
     Wn__Envelope *env;
 
-    (void)state;
-    bed_init(&b);
-    b.cfg.max_queue = 2;
-    b.cfg.no_worker_timeout_ms = 0;
-    bed_start(&b);
-    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 1);
-    client = end_open(&b, false);
-    submit(&client, "first", NULL, "");
-    expect_accepted(&client, false, NULL);
-    submit(&client, "second", NULL, "");
-    expect_accepted(&client, false, NULL);
-    submit(&client, "third", NULL, "");
-    env = end_expect(&client, WN__ENVELOPE__BODY_BUSY);
+    b->cfg.max_queue = 2;
+    b->cfg.no_worker_timeout_ms = 0;
+    bed_start_with(b, 1, 0);
+    submit_new(b->client, "first", NULL, NULL);
+    submit_new(b->client, "second", NULL, NULL);
+    submit(b->client, "third", NULL, "");
+    env = end_expect(b->client, WN__ENVELOPE__BODY_BUSY);
     assert_string_equal(env->busy->client_tag, "7");
     assert_true(env->busy->retry_ms > 0);
     assert_string_equal(env->busy->reason, "the queue is full");
     wn_codec_free(env);
-    gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
+    gen = take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
     assert_string_equal(gen.text, "first");
-    assert_null(end_recv(&leader, 100)); /* one slot */
-    give_done(&leader, &gen, 1);
-    wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, ""));
-    gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
+    assert_null(end_recv(b->leader, 100)); /* one slot */
+    give_done(b->leader, &gen, 1);
+    expect_answer(b->client, "");
+    gen = take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
     assert_string_equal(gen.text, "second");
-    submit(&client, "third", NULL, "");
-    expect_accepted(&client, false, NULL);
-    bed_stop(&b);
+    submit_new(b->client, "third", NULL, NULL);
 }
 
 static void cancel_and_attach(void **state)
 {
-    struct bed b;
-    struct end client, other, leader;
+    struct bed *b = *state;
+    struct end *other;
     struct order gen;
-    char id[32];
+    char id[32], same[32];
 
-    (void)state;
-    bed_init(&b);
-    bed_start(&b);
-    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 4);
-    client = end_open(&b, false);
-    submit(&client, "q", NULL, "key-1");
-    expect_accepted(&client, false, id);
-    gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
-    for (uint32_t i = 0; i < 3; i++) give_tokens(&leader, &gen, i, 30 + i, i == 0 ? "a" : i == 1 ? "b" : "c");
-    for (uint32_t i = 0; i < 3; i++) expect_tokens(&client, i, 1, i == 0 ? "a" : i == 1 ? "b" : "c");
-    end_close(&client); /* its client goes away; the job does not */
+    bed_start_with(b, 4, 0);
+    submit(b->client, "q", NULL, "key-1");
+    expect_accepted(b->client, false, id);
+    gen = take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
+    for (uint32_t i = 0; i < 3; i++) give_tokens(b->leader, &gen, i, 30 + i, i == 0 ? "a" : i == 1 ? "b" : "c");
+    for (uint32_t i = 0; i < 3; i++) expect_tokens(b->client, i, 1, i == 0 ? "a" : i == 1 ? "b" : "c");
+    end_close(b->client); /* its client goes away; the job does not */
 
-    other = end_open(&b, false);
-    attach(&other, id, 1);
-    expect_accepted(&other, true, NULL);
-    expect_tokens(&other, 1, 2, "bc");
-    submit(&other, "q", NULL, "key-1"); /* the same key: the same job, from its beginning */
-    {
-        char same[32];
-        expect_accepted(&other, true, same);
-        assert_string_equal(same, id);
-    }
-    expect_tokens(&other, 0, 3, "abc");
-    cancel(&other, id);
-    assert_string_equal(take_order(&leader, WN__ENVELOPE__BODY_CANCEL).id, id);
-    wn_codec_free(expect_done(&other, WN__FINISH_REASON__FINISH_CANCELLED, "abc"));
-    give_tokens(&leader, &gen, 3, 33, "late");
-    attach(&other, id, 1); /* the result is kept */
-    expect_accepted(&other, true, NULL);
-    expect_tokens(&other, 1, 2, "bc");
-    wn_codec_free(expect_done(&other, WN__FINISH_REASON__FINISH_CANCELLED, "abc"));
-    attach(&other, "01ARZ3NDEKTSV4RRFFQ69G5FAV", 1);
-    end_expect_error(&other, WN_ENOENT, "not known");
-    cancel(&other, "01ARZ3NDEKTSV4RRFFQ69G5FAV");
-    end_expect_error(&other, WN_ENOENT, "not known");
-    bed_stop(&b);
+    other = end_open(b, false);
+    attach(other, id, 1);
+    expect_accepted(other, true, NULL);
+    expect_tokens(other, 1, 2, "bc");
+    submit(other, "q", NULL, "key-1"); /* the same key: the same job, from its beginning */
+    expect_accepted(other, true, same);
+    assert_string_equal(same, id);
+    expect_tokens(other, 0, 3, "abc");
+    cancel(other, id);
+    assert_string_equal(take_order(b->leader, WN__ENVELOPE__BODY_CANCEL).id, id);
+    wn_codec_free(expect_done(other, WN__FINISH_REASON__FINISH_CANCELLED, "abc"));
+    give_tokens(b->leader, &gen, 3, 33, "late");
+    attach(other, id, 1); /* the result is kept */
+    expect_accepted(other, true, NULL);
+    expect_tokens(other, 1, 2, "bc");
+    wn_codec_free(expect_done(other, WN__FINISH_REASON__FINISH_CANCELLED, "abc"));
+    attach(other, "01ARZ3NDEKTSV4RRFFQ69G5FAV", 1);
+    end_expect_error(other, WN_ENOENT, "not known");
+    cancel(other, "01ARZ3NDEKTSV4RRFFQ69G5FAV");
+    end_expect_error(other, WN_ENOENT, "not known");
 }
 
 static void no_worker(void **state)
 {
-    struct bed b;
-    struct end client, leader;
+    struct bed *b = *state;
 
-    (void)state;
-    bed_init(&b);
-    bed_start(&b);
-    client = end_open(&b, false);
-    submit(&client, "q", NULL, "");
-    expect_accepted(&client, false, NULL);
-    end_expect_error(&client, WN_EPEER, "no replica is connected");
-    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 4);
-    submit(&client, "q", "image", "");
-    expect_accepted(&client, false, NULL);
-    for (int i = 0; i < 6; i++) { /* the leader is there all the time */
-        usleep(80000);
-        worker_heartbeat(&leader);
-    }
-    end_expect_error(&client, WN_EPEER, "no vision worker is connected");
-    bed_stop(&b);
+    bed_start_with(b, 0, 0);
+    submit_new(b->client, "q", NULL, NULL);
+    end_expect_error(b->client, WN_EPEER, "no replica is connected");
+    (void)worker_open(b, WN__ROLE__ROLE_LEADER, "replica-0", 4);
+    submit_new(b->client, "q", "image", NULL);
+    end_expect_error(b->client, WN_EPEER, "no vision worker is connected");
 }
 
 /* Submits in every wrong way. */
 static void refused_submits(void **state)
 {
-    struct bed b;
-    struct end client;
+    struct bed *b = *state;
     Wn__Submit r = WN__SUBMIT__INIT;
     Wn__Sampling sampling = WN__SAMPLING__INIT;
     Wn__Pruning pruning = WN__PRUNING__INIT;
     uint64_t sizes[2] = {3, 4};
 
-    (void)state;
-    bed_init(&b);
-    b.cfg.image_bytes_max = 100;
-    bed_start(&b);
-    client = end_open(&b, false);
-    submit(&client, "", NULL, "");
-    end_expect_error(&client, WN_EINVAL, "the prompt is empty");
+    b->cfg.image_bytes_max = 100;
+    bed_start_with(b, 0, 0);
+    submit(b->client, "", NULL, "");
+    end_expect_error(b->client, WN_EINVAL, "the prompt is empty");
     r.prompt = "q";
     r.image_bytes = sizes;
     r.n_image_bytes = 2;
-    end_send(&client, WN__ENVELOPE__BODY_SUBMIT, &r, "12345678", 8);
-    end_expect_error(&client, WN_EPROTO, "said to have 7 bytes; 8 came");
-    end_send(&client, WN__ENVELOPE__BODY_SUBMIT, &r, NULL, 0);
-    end_expect_error(&client, WN_EPROTO, "said to have 7 bytes; 0 came");
+    end_send(b->client, WN__ENVELOPE__BODY_SUBMIT, &r, "12345678", 8);
+    end_expect_error(b->client, WN_EPROTO, "said to have 7 bytes; 8 came");
+    end_send(b->client, WN__ENVELOPE__BODY_SUBMIT, &r, NULL, 0);
+    end_expect_error(b->client, WN_EPROTO, "said to have 7 bytes; 0 came");
     sizes[0] = 101;
-    end_send(&client, WN__ENVELOPE__BODY_SUBMIT, &r, "12345678", 8);
-    end_expect_error(&client, WN_ELIMIT, "image 1 has 101 bytes; at most 100");
+    end_send(b->client, WN__ENVELOPE__BODY_SUBMIT, &r, "12345678", 8);
+    end_expect_error(b->client, WN_ELIMIT, "image 1 has 101 bytes; at most 100");
     sizes[0] = UINT64_MAX;
-    end_send(&client, WN__ENVELOPE__BODY_SUBMIT, &r, "123", 3);
-    end_expect_error(&client, WN_ELIMIT, "image 1 has");
+    end_send(b->client, WN__ENVELOPE__BODY_SUBMIT, &r, "123", 3);
+    end_expect_error(b->client, WN_ELIMIT, "image 1 has");
     sizes[0] = 0;
-    end_send(&client, WN__ENVELOPE__BODY_SUBMIT, &r, "1234", 4);
-    end_expect_error(&client, WN_EINVAL, "image 1 is empty");
+    end_send(b->client, WN__ENVELOPE__BODY_SUBMIT, &r, "1234", 4);
+    end_expect_error(b->client, WN_EINVAL, "image 1 is empty");
     r.n_image_bytes = 0;
     r.sampling = &sampling;
     sampling.temperature = -1;
-    end_send(&client, WN__ENVELOPE__BODY_SUBMIT, &r, NULL, 0);
-    end_expect_error(&client, WN_EINVAL, "temperature");
+    end_send(b->client, WN__ENVELOPE__BODY_SUBMIT, &r, NULL, 0);
+    end_expect_error(b->client, WN_EINVAL, "temperature");
     sampling.temperature = 0;
     r.pruning = &pruning;
     pruning.method = "x";
-    end_send(&client, WN__ENVELOPE__BODY_SUBMIT, &r, NULL, 0);
-    end_expect_error(&client, WN_ENOENT, "pruning method 'x' is not known; known: none");
+    end_send(b->client, WN__ENVELOPE__BODY_SUBMIT, &r, NULL, 0);
+    end_expect_error(b->client, WN_ENOENT, "pruning method 'x' is not known; known: none");
     pruning.method = "none";
-    end_send(&client, WN__ENVELOPE__BODY_SUBMIT, &r, NULL, 0);
-    expect_accepted(&client, false, NULL);
-    bed_stop(&b);
+    end_send(b->client, WN__ENVELOPE__BODY_SUBMIT, &r, NULL, 0);
+    expect_accepted(b->client, false, NULL);
 }
 
 /* A worker that lives and does nothing with its order: another one gets it, for the same attempt. */
 static void slow_vision_worker(void **state)
 {
-    struct bed b;
-    struct end client, leader, workers[2];
+    struct bed *b = *state;
+    struct end *workers[2];
     Wn__Envelope *env = NULL;
     int slow = 0;
 
-    (void)state;
-    bed_init(&b);
-    b.cfg.lease_ms = 60000;
-    b.cfg.encode_timeout_ms = 300;
-    bed_start(&b);
-    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 4);
-    workers[0] = worker_open(&b, WN__ROLE__ROLE_VISION, "vision-0", 4);
-    workers[1] = worker_open(&b, WN__ROLE__ROLE_VISION, "vision-1", 4);
-    client = end_open(&b, false);
-    submit(&client, "q", "image", "");
-    expect_accepted(&client, false, NULL);
-    (void)take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
-    while (!(env = end_recv(&workers[slow], 50))) slow = !slow;
+    b->cfg.encode_timeout_ms = 300;
+    bed_start(b);
+    b->leader = worker_open(b, WN__ROLE__ROLE_LEADER, "replica-0", 4);
+    workers[0] = worker_open(b, WN__ROLE__ROLE_VISION, "vision-0", 4);
+    workers[1] = worker_open(b, WN__ROLE__ROLE_VISION, "vision-1", 4);
+    b->client = end_open(b, false);
+    submit_new(b->client, "q", "image", NULL);
+    (void)take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
+    while (!(env = end_recv(workers[slow], 50))) slow = !slow;
     assert_int_equal(env->body_case, WN__ENVELOPE__BODY_ENCODE);
     wn_codec_free(env);
-    assert_int_equal(take_order(&workers[!slow], WN__ENVELOPE__BODY_ENCODE).attempt, 1);
-    assert_int_equal(take_order(&workers[slow], WN__ENVELOPE__BODY_CANCEL).attempt, 1);
-    bed_stop(&b);
+    assert_int_equal(take_order(workers[!slow], WN__ENVELOPE__BODY_ENCODE).attempt, 1);
+    assert_int_equal(take_order(workers[slow], WN__ENVELOPE__BODY_CANCEL).attempt, 1);
 }
 
 /* Garbage, wrong bodies, other versions, frames over the limit: answered or dropped, and the next client is served. */
 static void malformed_frames(void **state)
 {
-    struct bed b;
-    struct end client, worker;
+    struct bed *b = *state;
+    struct end *worker;
+    struct order gen;
     uint8_t *large = calloc(1, WN_CODEC_BYTES_MAX + 1000);
     Wn__Heartbeat beat = WN__HEARTBEAT__INIT;
 
-    (void)state;
-    bed_init(&b);
-    b.cfg.image_bytes_max = 1 << 20;
-    bed_start(&b);
-    client = end_open(&b, false);
-    end_send_raw(&client, "\xff\xff\xff", 3, NULL, 0);
-    end_expect_error(&client, WN_EPROTO, "not a message of this protocol");
-    end_send_raw(&client, "\x08\x09\x6a\x00", 4, NULL, 0); /* version 9, StatusRequest */
-    end_expect_error(&client, WN_EUNSUPP, "protocol version 9");
-    end_send_raw(&client, "", 0, NULL, 0);
-    end_expect_error(&client, WN_EPROTO, "empty");
-    end_send(&client, WN__ENVELOPE__BODY_HEARTBEAT, &beat, NULL, 0);
-    end_expect_error(&client, WN_EPROTO, "Heartbeat is not for clients");
-    end_send_raw(&client, "\x08\x01\x6a\x00", 4, "payload", 7);
-    end_expect_error(&client, WN_EPROTO, "StatusRequest with a payload");
+    b->cfg.image_bytes_max = 1 << 20;
+    bed_start_with(b, 0, 0);
+    end_send_raw(b->client, "\xff\xff\xff", 3, NULL, 0);
+    end_expect_error(b->client, WN_EPROTO, "not a message of this protocol");
+    end_send_raw(b->client, "\x08\x09\x6a\x00", 4, NULL, 0); /* version 9, StatusRequest */
+    end_expect_error(b->client, WN_EUNSUPP, "protocol version 9");
+    end_send_raw(b->client, "", 0, NULL, 0);
+    end_expect_error(b->client, WN_EPROTO, "empty");
+    end_send(b->client, WN__ENVELOPE__BODY_HEARTBEAT, &beat, NULL, 0);
+    end_expect_error(b->client, WN_EPROTO, "Heartbeat is not for clients");
+    end_send_raw(b->client, "\x08\x01\x6a\x00", 4, "payload", 7);
+    end_expect_error(b->client, WN_EPROTO, "StatusRequest with a payload");
     free(large);
     large = calloc(1, (size_t)20 << 20);
-    end_send_raw(&client, "\x08\x01", 2, large, (size_t)20 << 20); /* over the payload's limit */
-    end_expect_error(&client, WN_ELIMIT, "larger than allowed");
-    end_close(&client);
+    end_send_raw(b->client, "\x08\x01", 2, large, (size_t)20 << 20); /* over the payload's limit */
+    end_expect_error(b->client, WN_ELIMIT, "larger than allowed");
+    end_close(b->client);
 
-    client = end_open(&b, false);
-    end_send_raw(&client, large, WN_CODEC_BYTES_MAX + 1000, NULL, 0); /* over every limit: the connection is cut */
-    assert_null(end_recv(&client, 200));
-    end_close(&client);
+    b->client = end_open(b, false);
+    end_send_raw(b->client, large, WN_CODEC_BYTES_MAX + 1000, NULL, 0); /* over every limit: the connection is cut */
+    assert_null(end_recv(b->client, 200));
+    end_close(b->client);
     free(large);
 
-    worker = end_open(&b, true);
-    end_send_raw(&worker, "nonsense", 8, NULL, 0);
-    end_expect_error(&worker, WN_EPROTO, "Envelope");
-    worker_heartbeat(&worker); /* no hello: it is told to say it */
-    end_expect_error(&worker, WN_ENOENT, "has not said hello");
-    end_close(&worker);
+    worker = end_open(b, true);
+    end_send_raw(worker, "nonsense", 8, NULL, 0);
+    end_expect_error(worker, WN_EPROTO, "Envelope");
+    worker_heartbeat(worker); /* no hello: it is told to say it */
+    end_expect_error(worker, WN_ENOENT, "has not said hello");
+    end_close(worker);
 
-    worker = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 4);
-    client = end_open(&b, false);
-    submit(&client, "still there?", NULL, "");
-    expect_accepted(&client, false, NULL);
-    {
-        struct order gen = take_order(&worker, WN__ENVELOPE__BODY_GENERATE);
-        give_done(&worker, &gen, 2);
-    }
-    wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, ""));
-    bed_stop(&b);
+    worker = worker_open(b, WN__ROLE__ROLE_LEADER, "replica-0", 4);
+    b->client = end_open(b, false);
+    submit_new(b->client, "still there?", NULL, NULL);
+    gen = take_order(worker, WN__ENVELOPE__BODY_GENERATE);
+    give_done(worker, &gen, 2);
+    expect_answer(b->client, "");
 }
 
-static Wn__Envelope *ask_status(struct end *client)
+/* The status once the service is ready, or once it is not; the leader lives all the time. The caller frees it. */
+static Wn__Envelope *status_when(struct bed *b, bool ready)
 {
-    Wn__StatusRequest q = WN__STATUS_REQUEST__INIT;
+    const int64_t deadline = wn_deadline_in_us(10000000);
 
-    end_send(client, WN__ENVELOPE__BODY_STATUS_REQUEST, &q, NULL, 0);
-    return end_expect(client, WN__ENVELOPE__BODY_STATUS);
+    for (;; usleep(50000)) {
+        Wn__Envelope *env;
+        worker_heartbeat(b->leader);
+        env = ask_status(b->client);
+        if (env->status->ready == ready) return env;
+        wn_codec_free(env);
+        if (wn_deadline_passed(deadline)) fail_msg("still %sready", ready ? "not " : "");
+    }
 }
 
 static void status_is_honest(void **state)
 {
-    struct bed b;
-    struct end client, leader, vision;
+    struct bed *b = *state;
     Wn__Envelope *env;
 
-    (void)state;
-    bed_init(&b);
-    bed_start(&b);
-    client = end_open(&b, false);
-    env = ask_status(&client);
+    b->cfg.lease_ms = 600;
+    bed_start_with(b, 0, 0);
+    env = ask_status(b->client);
     assert_false(env->status->ready);
     assert_string_equal(env->status->not_ready_because, "0 of 1 replicas are connected");
     wn_codec_free(env);
-    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 4);
-    env = ask_status(&client);
+    b->leader = worker_open(b, WN__ROLE__ROLE_LEADER, "replica-0", 4);
+    env = ask_status(b->client);
     assert_string_equal(env->status->not_ready_because, "0 of 1 vision workers are connected");
     wn_codec_free(env);
-    vision = worker_open(&b, WN__ROLE__ROLE_VISION, "vision-0", 4);
-    env = ask_status(&client);
-    assert_true(env->status->ready);
+    b->vision = worker_open(b, WN__ROLE__ROLE_VISION, "vision-0", 4);
+    env = status_when(b, true);
     assert_int_equal(env->status->n_workers, 2);
     assert_string_equal(env->status->workers[0]->name, "replica-0");
     assert_true(env->status->workers[0]->up);
     wn_codec_free(env);
-    for (int i = 0; i < 10; i++) { /* one falls silent, the other does not */
-        usleep(80000);
-        worker_heartbeat(&leader);
-    }
-    env = ask_status(&client);
-    assert_false(env->status->ready);
+    env = status_when(b, false); /* the vision worker falls silent */
     assert_true(env->status->workers[0]->up);
     assert_false(env->status->workers[1]->up);
     wn_codec_free(env);
-    worker_heartbeat(&vision); /* it was only slow */
-    usleep(100000);
-    worker_heartbeat(&leader);
-    env = ask_status(&client);
-    assert_true(env->status->ready);
-    wn_codec_free(env);
-    bed_stop(&b);
+    worker_heartbeat(b->vision); /* it was only slow */
+    wn_codec_free(status_when(b, true));
 }
 
 /* The same picture goes to the same worker, until that one is full. */
 static void image_affinity(void **state)
 {
-    struct bed b;
-    struct end client, leader, vision[2];
+    struct bed *b = *state;
+    struct end *vision[2];
     int home = -1;
 
-    (void)state;
-    bed_init(&b);
-    b.cfg.lease_ms = 60000;
-    bed_start(&b);
-    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 64);
-    vision[0] = worker_open(&b, WN__ROLE__ROLE_VISION, "vision-0", 3);
-    vision[1] = worker_open(&b, WN__ROLE__ROLE_VISION, "vision-1", 3);
-    client = end_open(&b, false);
+    bed_start(b);
+    b->leader = worker_open(b, WN__ROLE__ROLE_LEADER, "replica-0", 64);
+    vision[0] = worker_open(b, WN__ROLE__ROLE_VISION, "vision-0", 3);
+    vision[1] = worker_open(b, WN__ROLE__ROLE_VISION, "vision-1", 3);
+    b->client = end_open(b, false);
     for (int i = 0; i < 4; i++) {
         Wn__Envelope *env[2];
-        submit(&client, "q", "the same picture", "");
-        expect_accepted(&client, false, NULL);
-        (void)take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
-        env[0] = end_recv(&vision[0], 100);
-        env[1] = env[0] ? NULL : end_recv(&vision[1], 2000);
+        submit_new(b->client, "q", "the same picture", NULL);
+        (void)take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
+        env[0] = end_recv(vision[0], 100);
+        env[1] = env[0] ? NULL : end_recv(vision[1], 2000);
         assert_true(env[0] || env[1]);
         if (home < 0) home = env[0] ? 0 : 1;
         else if (i < 3) assert_non_null(env[home]);
@@ -506,119 +415,96 @@ static void image_affinity(void **state)
         wn_codec_free(env[0]);
         wn_codec_free(env[1]);
     }
-    bed_stop(&b);
 }
 
 static void models_do_not_mix(void **state)
 {
-    struct bed b;
-    struct end leader, client, other;
+    struct bed *b = *state;
+    struct end *other;
     Wn__Hello h = WN__HELLO__INIT;
     struct order o;
 
-    (void)state;
-    bed_init(&b);
-    bed_start(&b);
-    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 4);
-    (void)worker_open(&b, WN__ROLE__ROLE_VISION, "vision-0", 4);
-    client = end_open(&b, false);
-    submit(&client, "q", NULL, "");
-    expect_accepted(&client, false, NULL);
-    o = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
-    other = end_open(&b, true);
+    bed_start_with(b, 4, 4);
+    submit_new(b->client, "q", NULL, NULL);
+    o = take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
+    other = end_open(b, true);
     h.role = WN__ROLE__ROLE_VISION;
     h.name = "vision-1";
     h.model_id = "another";
-    end_send(&other, WN__ENVELOPE__BODY_HELLO, &h, NULL, 0);
-    end_expect_error(&other, WN_EINVAL, "do not mix");
+    end_send(other, WN__ENVELOPE__BODY_HELLO, &h, NULL, 0);
+    end_expect_error(other, WN_EINVAL, "do not mix");
     h.role = WN__ROLE__ROLE_LEADER; /* nor does it push out the one whose name it has */
     h.name = "replica-0";
-    end_send(&other, WN__ENVELOPE__BODY_HELLO, &h, NULL, 0);
-    end_expect_error(&other, WN_EINVAL, "do not mix");
-    give_done(&leader, &o, 1);
-    wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, ""));
-    bed_stop(&b);
+    end_send(other, WN__ENVELOPE__BODY_HELLO, &h, NULL, 0);
+    end_expect_error(other, WN_EINVAL, "do not mix");
+    give_done(b->leader, &o, 1);
+    expect_answer(b->client, "");
 }
 
 static bool is_draining(struct end *client)
 {
-    Wn__StatusRequest r = WN__STATUS_REQUEST__INIT;
-    Wn__Envelope *env;
-    bool yes;
+    Wn__Envelope *env = ask_status(client);
+    const bool yes = strstr(env->status->not_ready_because, "shutting down") != NULL;
 
-    end_send(client, WN__ENVELOPE__BODY_STATUS_REQUEST, &r, NULL, 0);
-    env = end_expect(client, WN__ENVELOPE__BODY_STATUS);
-    yes = strstr(env->status->not_ready_because, "shutting down") != NULL;
     wn_codec_free(env);
     return yes;
 }
 
 static void shutdown_tells_clients(void **state)
 {
-    struct bed b;
-    struct end client, leader;
+    struct bed *b = *state;
 
-    (void)state;
-    bed_init(&b);
-    b.cfg.shutdown_timeout_s = 2;
-    b.cfg.lease_ms = 60000;
-    bed_start(&b);
-    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 4);
-    client = end_open(&b, false);
-    submit(&client, "q", NULL, "");
-    expect_accepted(&client, false, NULL);
-    (void)take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
-    eventfd_write(b.stop_fd, 1);
-    while (!is_draining(&client)) usleep(1000);
-    submit(&client, "q", NULL, "");
-    wn_codec_free(end_expect(&client, WN__ENVELOPE__BODY_BUSY));
-    end_expect_error(&client, WN_ECANCEL, "shutting down");
-    (void)take_order(&leader, WN__ENVELOPE__BODY_CANCEL);
-    wn_codec_free(end_expect(&leader, WN__ENVELOPE__BODY_DRAIN));
-    submit(&client, "too late, and the leader is still there", NULL, "");
-    wn_codec_free(end_expect(&client, WN__ENVELOPE__BODY_BUSY));
-    bed_stop(&b);
+    b->cfg.shutdown_timeout_s = 2;
+    bed_start_with(b, 4, 0);
+    submit_new(b->client, "q", NULL, NULL);
+    (void)take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
+    eventfd_write(b->stop_fd, 1);
+    while (!is_draining(b->client)) usleep(1000);
+    submit(b->client, "q", NULL, "");
+    wn_codec_free(end_expect(b->client, WN__ENVELOPE__BODY_BUSY));
+    end_expect_error(b->client, WN_ECANCEL, "shutting down");
+    (void)take_order(b->leader, WN__ENVELOPE__BODY_CANCEL);
+    wn_codec_free(end_expect(b->leader, WN__ENVELOPE__BODY_DRAIN));
+    submit(b->client, "too late, and the leader is still there", NULL, "");
+    wn_codec_free(end_expect(b->client, WN__ENVELOPE__BODY_BUSY));
 }
 
 /* Ports and addresses that cannot be had are one clear line. */
 static void port_in_use(void **state)
 {
-    struct bed b;
+    struct bed *b = *state;
     struct wn_scheduler *s = NULL;
     struct wn_err err = {0};
     const char *colon;
 
-    (void)state;
-    bed_init(&b);
-    bed_start(&b);
-    colon = strrchr(b.clients, ':');
+    bed_start(b);
+    colon = strrchr(b->clients, ':');
     assert_non_null(colon);
-    b.cfg.port = (uint32_t)strtoul(colon + 1, NULL, 10);
-    assert_int_not_equal(wn_scheduler_open(&s, &b.cfg, "tcp://127.0.0.1:0", &err), WN_OK);
+    b->cfg.port = (uint32_t)strtoul(colon + 1, NULL, 10);
+    assert_int_not_equal(wn_scheduler_open(&s, &b->cfg, "tcp://127.0.0.1:0", &err), WN_OK);
     assert_null(s);
     assert_non_null(strstr(err.text, colon));
-    bed_stop(&b);
 }
 
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(happy_path),
-        cmocka_unit_test(worker_death_and_fencing),
-        cmocka_unit_test(restarted_worker),
-        cmocka_unit_test(attempts_end),
-        cmocka_unit_test(bad_image),
-        cmocka_unit_test(full_queue_and_slots),
-        cmocka_unit_test(cancel_and_attach),
-        cmocka_unit_test(no_worker),
-        cmocka_unit_test(refused_submits),
-        cmocka_unit_test(slow_vision_worker),
-        cmocka_unit_test(malformed_frames),
-        cmocka_unit_test(status_is_honest),
-        cmocka_unit_test(image_affinity),
-        cmocka_unit_test(models_do_not_mix),
-        cmocka_unit_test(shutdown_tells_clients),
-        cmocka_unit_test(port_in_use),
+        BED_TEST(happy_path),
+        BED_TEST(worker_death_and_fencing),
+        BED_TEST(restarted_worker),
+        BED_TEST(attempts_end),
+        BED_TEST(bad_image),
+        BED_TEST(full_queue_and_slots),
+        BED_TEST(cancel_and_attach),
+        BED_TEST(no_worker),
+        BED_TEST(refused_submits),
+        BED_TEST(slow_vision_worker),
+        BED_TEST(malformed_frames),
+        BED_TEST(status_is_honest),
+        BED_TEST(image_affinity),
+        BED_TEST(models_do_not_mix),
+        BED_TEST(shutdown_tells_clients),
+        BED_TEST(port_in_use),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     wn_log_max = getenv("WINNOW_LOG_LEVEL") ? WN_LOG_DEBUG : WN_LOG_ERROR;

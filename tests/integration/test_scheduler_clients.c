@@ -18,97 +18,71 @@ static uint32_t expect_busy(struct end *e, const char *words)
 static void turns(void **state)
 {
     static const char *const want[] = {"a", "a", "b", "c", "a", "a"};
-    struct bed b;
-    struct end many, one, two, leader;
+    struct bed *b = *state;
+    struct end *many, *one, *two;
 
-    (void)state;
-    bed_init(&b);
-    b.cfg.lease_ms = 60000;
-    b.cfg.no_worker_timeout_ms = 0;
-    bed_start(&b);
-    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 1);
-    many = end_open(&b, false);
-    one = end_open(&b, false);
-    two = end_open(&b, false);
-    for (int i = 0; i < 10; i++) {
-        submit(&many, "a", NULL, "");
-        expect_accepted(&many, false, NULL);
-    }
-    submit(&one, "b", NULL, "");
-    expect_accepted(&one, false, NULL);
-    submit(&two, "c", NULL, "");
-    expect_accepted(&two, false, NULL);
+    b->cfg.no_worker_timeout_ms = 0;
+    bed_start_with(b, 1, 0);
+    many = end_open(b, false);
+    one = end_open(b, false);
+    two = end_open(b, false);
+    for (int i = 0; i < 10; i++)
+        submit_new(many, "a", NULL, NULL);
+    submit_new(one, "b", NULL, NULL);
+    submit_new(two, "c", NULL, NULL);
     for (int i = 0; i < 6; i++) {
-        struct order gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
+        struct order gen = take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
         assert_string_equal(gen.text, want[i]);
-        give_done(&leader, &gen, 1);
+        give_done(b->leader, &gen, 1);
     }
-    bed_stop(&b);
 }
 
 /* A client that has filled its share is told to come back; another is served; an ended job makes room. */
 static void share_of_the_queue(void **state)
 {
-    struct bed b;
-    struct end greedy, other, leader;
+    struct bed *b = *state;
+    struct end *greedy, *other;
     struct order gen;
 
-    (void)state;
-    bed_init(&b);
-    b.cfg.lease_ms = 60000;
-    b.cfg.max_queue = 4;
-    b.cfg.max_queue_share = 0.5f;
-    bed_start(&b);
-    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 1);
-    greedy = end_open(&b, false);
-    other = end_open(&b, false);
-    for (int i = 0; i < 2; i++) {
-        submit(&greedy, "q", NULL, "");
-        expect_accepted(&greedy, false, NULL);
-    }
-    submit(&greedy, "q", NULL, "");
-    expect_busy(&greedy, "this client has 2 jobs here; at most 2 at a time");
-    submit(&other, "q", NULL, "");
-    expect_accepted(&other, false, NULL);
-    gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
-    give_done(&leader, &gen, 1);
-    wn_codec_free(expect_done(&greedy, WN__FINISH_REASON__FINISH_STOP, ""));
-    submit(&greedy, "q", NULL, "");
-    expect_accepted(&greedy, false, NULL);
-    bed_stop(&b);
+    b->cfg.max_queue = 4;
+    b->cfg.max_queue_share = 0.5f;
+    bed_start_with(b, 1, 0);
+    greedy = end_open(b, false);
+    other = end_open(b, false);
+    for (int i = 0; i < 2; i++)
+        submit_new(greedy, "q", NULL, NULL);
+    submit(greedy, "q", NULL, "");
+    expect_busy(greedy, "this client has 2 jobs here; at most 2 at a time");
+    submit_new(other, "q", NULL, NULL);
+    gen = take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
+    give_done(b->leader, &gen, 1);
+    expect_answer(greedy, "");
+    submit_new(greedy, "q", NULL, NULL);
 }
 
 static void rate_and_bytes(void **state)
 {
-    struct bed b;
-    struct end fast, other;
+    struct bed *b = *state;
+    struct end *fast, *other;
     uint32_t retry_ms;
 
-    (void)state;
-    bed_init(&b);
-    b.cfg.no_worker_timeout_ms = 0;
-    b.cfg.max_job_rate = 2;
-    b.cfg.max_request_bytes = 10;
-    bed_start(&b);
-    fast = end_open(&b, false);
-    other = end_open(&b, false);
-    for (int i = 0; i < 2; i++) {
-        submit(&fast, "q", NULL, "");
-        expect_accepted(&fast, false, NULL);
-    }
-    submit(&fast, "q", NULL, "");
-    retry_ms = expect_busy(&fast, "more than 2 jobs/s from this client");
+    b->cfg.no_worker_timeout_ms = 0;
+    b->cfg.max_job_rate = 2;
+    b->cfg.max_request_bytes = 10;
+    bed_start(b);
+    fast = end_open(b, false);
+    other = end_open(b, false);
+    for (int i = 0; i < 2; i++)
+        submit_new(fast, "q", NULL, NULL);
+    submit(fast, "q", NULL, "");
+    retry_ms = expect_busy(fast, "more than 2 jobs/s from this client");
     assert_true(retry_ms > 100 && retry_ms <= 501);
-    submit(&other, "q", NULL, "");
-    expect_accepted(&other, false, NULL);
+    submit_new(other, "q", NULL, NULL);
     usleep(retry_ms * 1000);
-    submit(&fast, "q", NULL, "");
-    expect_accepted(&fast, false, NULL);
-    submit(&other, "q", "10 bytes..", "");
-    expect_accepted(&other, false, NULL);
-    submit(&other, "q", "11 bytes...", "");
-    end_expect_error(&other, WN_ELIMIT, "larger than allowed");
-    bed_stop(&b);
+    submit_new(fast, "q", NULL, NULL);
+    submit_new(other, "q", "10 bytes..", NULL);
+    submit(other, "q", "11 bytes...", "");
+    end_expect_error(other, WN_ELIMIT, "larger than allowed");
 }
 
 static void cancel_and_hear(struct end *client, const char *id)
@@ -120,94 +94,75 @@ static void cancel_and_hear(struct end *client, const char *id)
 /* Wherever a job is when it is cancelled, whoever has it is told at once, and has room for the next. */
 static void cancels(void **state)
 {
-    struct bed b;
-    struct end client, leader, vision;
+    struct bed *b = *state;
     struct order gen, enc;
     char first[32], queued[32];
 
-    (void)state;
-    bed_init(&b);
-    b.cfg.lease_ms = 60000;
-    bed_start(&b);
-    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 1);
-    vision = worker_open(&b, WN__ROLE__ROLE_VISION, "vision-0", 1);
-    client = end_open(&b, false);
-    submit(&client, "first", "picture", "");
-    expect_accepted(&client, false, first);
-    gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
-    (void)take_order(&vision, WN__ENVELOPE__BODY_ENCODE);
-    submit(&client, "second", "picture", "");
-    expect_accepted(&client, false, queued);
-    cancel_and_hear(&client, queued); /* nobody has it */
-    assert_null(end_recv(&leader, 50));
-    cancel_and_hear(&client, first); /* its picture is encoded */
-    assert_string_equal(take_order(&leader, WN__ENVELOPE__BODY_CANCEL).id, first);
-    assert_string_equal(take_order(&vision, WN__ENVELOPE__BODY_CANCEL).id, first);
+    bed_start_with(b, 1, 1);
+    submit_new(b->client, "first", "picture", first);
+    gen = take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
+    (void)take_order(b->vision, WN__ENVELOPE__BODY_ENCODE);
+    submit_new(b->client, "second", "picture", queued);
+    cancel_and_hear(b->client, queued); /* nobody has it */
+    assert_null(end_recv(b->leader, 50));
+    cancel_and_hear(b->client, first); /* its picture is encoded */
+    assert_string_equal(take_order(b->leader, WN__ENVELOPE__BODY_CANCEL).id, first);
+    assert_string_equal(take_order(b->vision, WN__ENVELOPE__BODY_CANCEL).id, first);
     for (int i = 0; i < 2; i++) { /* before its first token, and after */
-        submit(&client, "again", "picture", "");
-        expect_accepted(&client, false, first);
-        gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
+        submit_new(b->client, "again", "picture", first);
+        gen = take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
         assert_string_equal(gen.id, first);
-        enc = take_order(&vision, WN__ENVELOPE__BODY_ENCODE);
-        give_encoded(&vision, &enc);
-        if (i) give_tokens(&leader, &gen, 0, 1, "a");
-        if (i) expect_tokens(&client, 0, 1, "a");
+        enc = take_order(b->vision, WN__ENVELOPE__BODY_ENCODE);
+        give_encoded(b->vision, &enc);
+        if (i) give_tokens(b->leader, &gen, 0, 1, "a");
+        if (i) expect_tokens(b->client, 0, 1, "a");
         else usleep(50000);
-        cancel_and_hear(&client, first);
-        assert_string_equal(take_order(&leader, WN__ENVELOPE__BODY_CANCEL).id, first);
-        assert_null(end_recv(&vision, 50)); /* it has nothing of it any more */
+        cancel_and_hear(b->client, first);
+        assert_string_equal(take_order(b->leader, WN__ENVELOPE__BODY_CANCEL).id, first);
+        assert_null(end_recv(b->vision, 50)); /* it has nothing of it any more */
     }
-    bed_stop(&b);
 }
 
 /* Says hello under a name that was there: the process before it has died. */
-static struct end reborn(struct bed *b, struct end *before, uint32_t pid)
+static struct end *reborn(struct bed *b, struct end *before, uint32_t pid)
 {
-    struct end e;
+    struct end *e;
 
     end_close(before);
     e = end_open(b, true);
-    worker_hello(&e, WN__ROLE__ROLE_LEADER, "replica-0", 4, pid);
-    worker_heartbeat(&e);
+    worker_hello(e, WN__ROLE__ROLE_LEADER, "replica-0", 4, pid);
+    worker_heartbeat(e);
     return e;
 }
 
 /* A job that kills its replica takes others with it, but not for ever: the last try of each is made alone. */
 static void poison(void **state)
 {
-    struct bed b;
-    struct end client, leader;
+    struct bed *b = *state;
     struct order gen;
     Wn__Envelope *env;
     int done = 0, failed = 0;
 
-    (void)state;
-    bed_init(&b);
-    b.cfg.lease_ms = 60000;
-    b.cfg.no_worker_timeout_ms = 0;
-    bed_start(&b);
-    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 4);
-    client = end_open(&b, false);
-    for (int i = 0; i < 3; i++) {
-        submit(&client, i == 1 ? "poison" : "fine", NULL, "");
-        expect_accepted(&client, false, NULL);
-    }
+    b->cfg.no_worker_timeout_ms = 0;
+    bed_start_with(b, 4, 0);
+    for (int i = 0; i < 3; i++)
+        submit_new(b->client, i == 1 ? "poison" : "fine", NULL, NULL);
     for (uint32_t death = 0; death < 2; death++) { /* all three are there */
         for (int i = 0; i < 3; i++) {
-            gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
+            gen = take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
             assert_int_equal(gen.attempt, death + 1);
         }
-        leader = reborn(&b, &leader, 200 + death);
+        b->leader = reborn(b, b->leader, 200 + death);
     }
     for (int i = 0; i < 3; i++) {
-        gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
+        gen = take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
         assert_int_equal(gen.attempt, 3);
-        assert_null(end_recv(&leader, 100)); /* it is alone */
-        if (strcmp(gen.text, "poison") == 0) leader = reborn(&b, &leader, 300);
-        else give_done(&leader, &gen, 1);
+        assert_null(end_recv(b->leader, 100)); /* it is alone */
+        if (strcmp(gen.text, "poison") == 0) b->leader = reborn(b, b->leader, 300);
+        else give_done(b->leader, &gen, 1);
     }
     for (int i = 0; i < 3; i++) {
-        if (!(env = end_recv(&client, 5000))) fail_msg("an end did not come");
+        if (!(env = end_recv(b->client, 5000))) fail_msg("an end did not come");
         done += env->body_case == WN__ENVELOPE__BODY_DONE;
         if (env->body_case == WN__ENVELOPE__BODY_ERROR) {
             failed++;
@@ -218,61 +173,55 @@ static void poison(void **state)
     }
     assert_int_equal(done, 2);
     assert_int_equal(failed, 1);
-    submit(&client, "next", NULL, ""); /* the replica takes several again */
-    submit(&client, "next", NULL, "");
-    for (int i = 0; i < 2; i++) (void)take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
-    bed_stop(&b);
+    submit(b->client, "next", NULL, ""); /* the replica takes several again */
+    submit(b->client, "next", NULL, "");
+    for (int i = 0; i < 2; i++) (void)take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
 }
 
 /* Keys of several answers stand for the same jobs; all are taken, or none is. */
 static void several_answers(void **state)
 {
-    struct bed b;
-    struct end client;
+    struct bed *b = *state;
     Wn__Submit r = WN__SUBMIT__INIT;
     char ids[3][32], again[32];
 
-    (void)state;
-    bed_init(&b);
-    b.cfg.no_worker_timeout_ms = 0;
-    b.cfg.max_queue = 4;
-    b.cfg.max_queue_share = 1;
-    bed_start(&b);
-    client = end_open(&b, false);
+    b->cfg.no_worker_timeout_ms = 0;
+    b->cfg.max_queue = 4;
+    b->cfg.max_queue_share = 1;
+    bed_start_with(b, 0, 0);
     r.prompt = "q";
     r.idempotency_key = "key";
     r.n = 3;
-    end_send(&client, WN__ENVELOPE__BODY_SUBMIT, &r, NULL, 0);
-    for (int i = 0; i < 3; i++) expect_accepted(&client, false, ids[i]);
-    end_send(&client, WN__ENVELOPE__BODY_SUBMIT, &r, NULL, 0);
+    end_send(b->client, WN__ENVELOPE__BODY_SUBMIT, &r, NULL, 0);
+    for (int i = 0; i < 3; i++) expect_accepted(b->client, false, ids[i]);
+    end_send(b->client, WN__ENVELOPE__BODY_SUBMIT, &r, NULL, 0);
     for (int i = 0; i < 3; i++) {
-        expect_accepted(&client, true, again);
+        expect_accepted(b->client, true, again);
         assert_string_equal(again, ids[i]);
     }
     r.idempotency_key = "other";
-    end_send(&client, WN__ENVELOPE__BODY_SUBMIT, &r, NULL, 0);
-    expect_busy(&client, "the queue is full");
+    end_send(b->client, WN__ENVELOPE__BODY_SUBMIT, &r, NULL, 0);
+    expect_busy(b->client, "the queue is full");
     r.n = 1;
-    end_send(&client, WN__ENVELOPE__BODY_SUBMIT, &r, NULL, 0);
-    expect_accepted(&client, false, NULL);
+    end_send(b->client, WN__ENVELOPE__BODY_SUBMIT, &r, NULL, 0);
+    expect_accepted(b->client, false, NULL);
     r.n = 17;
-    end_send(&client, WN__ENVELOPE__BODY_SUBMIT, &r, NULL, 0);
-    end_expect_error(&client, WN_ELIMIT, "n is 17; at most 16 are allowed");
+    end_send(b->client, WN__ENVELOPE__BODY_SUBMIT, &r, NULL, 0);
+    end_expect_error(b->client, WN_ELIMIT, "n is 17; at most 16 are allowed");
     r.n = 5; /* not Busy: it will never fit */
-    end_send(&client, WN__ENVELOPE__BODY_SUBMIT, &r, NULL, 0);
-    end_expect_error(&client, WN_ELIMIT, "n is 5; this server holds at most 4 jobs of a client at a time");
-    bed_stop(&b);
+    end_send(b->client, WN__ENVELOPE__BODY_SUBMIT, &r, NULL, 0);
+    end_expect_error(b->client, WN_ELIMIT, "n is 5; this server holds at most 4 jobs of a client at a time");
 }
 
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(turns),
-        cmocka_unit_test(share_of_the_queue),
-        cmocka_unit_test(rate_and_bytes),
-        cmocka_unit_test(cancels),
-        cmocka_unit_test(poison),
-        cmocka_unit_test(several_answers),
+        BED_TEST(turns),
+        BED_TEST(share_of_the_queue),
+        BED_TEST(rate_and_bytes),
+        BED_TEST(cancels),
+        BED_TEST(poison),
+        BED_TEST(several_answers),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     wn_log_max = WN_LOG_ERROR;

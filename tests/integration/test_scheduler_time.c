@@ -28,29 +28,22 @@ static void flood(struct end *client, struct end *leader, char ids[JOBS][32])
  * every byte of every answer in order. */
 static void slow_client(void **state)
 {
-    struct bed b;
-    struct end client, other, leader;
+    struct bed *b = *state;
+    struct end *other;
+    struct order gen;
     size_t got[JOBS] = {0}, most = 0;
     char ids[JOBS][32];
     int done = 0;
 
-    (void)state;
-    bed_init(&b);
-    b.cfg.lease_ms = 60000;
-    bed_start(&b);
-    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", JOBS + 1);
-    client = end_open(&b, false);
-    flood(&client, &leader, ids);
-    other = end_open(&b, false); /* in the meantime */
-    submit(&other, "q", NULL, "");
-    expect_accepted(&other, false, NULL);
-    {
-        struct order gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
-        give_done(&leader, &gen, 1);
-    }
-    wn_codec_free(expect_done(&other, WN__FINISH_REASON__FINISH_STOP, ""));
+    bed_start_with(b, JOBS + 1, 0);
+    flood(b->client, b->leader, ids);
+    other = end_open(b, false); /* in the meantime */
+    submit_new(other, "q", NULL, NULL);
+    gen = take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
+    give_done(b->leader, &gen, 1);
+    expect_answer(other, "");
     while (done < JOBS) {
-        Wn__Envelope *env = end_recv(&client, 5000);
+        Wn__Envelope *env = end_recv(b->client, 5000);
         const char *id;
         int j = 0;
         if (!env) fail_msg("after %d answers nothing came", done);
@@ -71,34 +64,26 @@ static void slow_client(void **state)
         wn_codec_free(env);
     }
     assert_true(most > 1); /* pieces were put together: the queue had really been full */
-    bed_stop(&b);
 }
 
 /* A scheduler that drains waits for it as for a job that runs. */
 static void slow_client_at_the_end(void **state)
 {
-    struct bed b;
-    struct end client, leader;
+    struct bed *b = *state;
     char ids[JOBS][32];
 
-    (void)state;
-    bed_init(&b);
-    b.cfg.lease_ms = 60000;
-    b.cfg.shutdown_timeout_s = 20;
-    bed_start(&b);
-    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", JOBS);
-    client = end_open(&b, false);
-    flood(&client, &leader, ids);
-    eventfd_write(b.stop_fd, 1);
+    b->cfg.shutdown_timeout_s = 20;
+    bed_start_with(b, JOBS, 0);
+    flood(b->client, b->leader, ids);
+    eventfd_write(b->stop_fd, 1);
     usleep(1500000);
     for (int done = 0; done < JOBS;) {
-        Wn__Envelope *env = end_recv(&client, 5000);
+        Wn__Envelope *env = end_recv(b->client, 5000);
         if (!env) fail_msg("after %d answers nothing came", done);
         done += env->body_case == WN__ENVELOPE__BODY_DONE;
         wn_codec_free(env);
     }
-    wn_codec_free(end_expect(&leader, WN__ENVELOPE__BODY_DRAIN));
-    bed_stop(&b);
+    wn_codec_free(end_expect(b->leader, WN__ENVELOPE__BODY_DRAIN));
 }
 
 static void submit_with_deadline(struct end *client, const char *image, uint64_t ms)
@@ -118,186 +103,146 @@ static void submit_with_deadline(struct end *client, const char *image, uint64_t
 /* Wherever a job is when its time is up, it ends with a reason that says where that was, and whoever had it is told. */
 static void deadlines(void **state)
 {
-    struct bed b;
-    struct end client, leader, vision;
+    struct bed *b = *state;
     struct order gen, enc;
 
-    (void)state;
-    bed_init(&b);
-    b.cfg.lease_ms = 60000;
-    b.cfg.no_worker_timeout_ms = 0;
-    bed_start(&b);
-    client = end_open(&b, false);
-    submit_with_deadline(&client, NULL, 150);
-    end_expect_error(&client, WN_ETIME, "deadline of 150 ms has passed while it was queued");
+    b->cfg.no_worker_timeout_ms = 0;
+    bed_start_with(b, 0, 0);
+    submit_with_deadline(b->client, NULL, 300);
+    end_expect_error(b->client, WN_ETIME, "deadline of 300 ms has passed while it was queued");
 
-    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 1);
-    vision = worker_open(&b, WN__ROLE__ROLE_VISION, "vision-0", 1);
-    assert_null(end_recv(&leader, 50)); /* the one that was queued never went out */
-    submit_with_deadline(&client, "picture", 150);
-    gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
-    (void)take_order(&vision, WN__ENVELOPE__BODY_ENCODE);
-    end_expect_error(&client, WN_ETIME, "has passed while its images were encoded");
-    assert_string_equal(take_order(&leader, WN__ENVELOPE__BODY_CANCEL).id, gen.id);
-    assert_string_equal(take_order(&vision, WN__ENVELOPE__BODY_CANCEL).id, gen.id);
+    b->leader = worker_open(b, WN__ROLE__ROLE_LEADER, "replica-0", 1);
+    b->vision = worker_open(b, WN__ROLE__ROLE_VISION, "vision-0", 1);
+    assert_null(end_recv(b->leader, 50)); /* the one that was queued never went out */
+    submit_with_deadline(b->client, "picture", 300);
+    gen = take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
+    (void)take_order(b->vision, WN__ENVELOPE__BODY_ENCODE);
+    end_expect_error(b->client, WN_ETIME, "has passed while its images were encoded");
+    assert_string_equal(take_order(b->leader, WN__ENVELOPE__BODY_CANCEL).id, gen.id);
+    assert_string_equal(take_order(b->vision, WN__ENVELOPE__BODY_CANCEL).id, gen.id);
 
-    submit_with_deadline(&client, "picture", 150);
-    gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
-    enc = take_order(&vision, WN__ENVELOPE__BODY_ENCODE);
-    give_encoded(&vision, &enc);
-    end_expect_error(&client, WN_ETIME, "has passed while it waited for its first token");
-    assert_string_equal(take_order(&leader, WN__ENVELOPE__BODY_CANCEL).id, gen.id);
+    submit_with_deadline(b->client, "picture", 300);
+    gen = take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
+    enc = take_order(b->vision, WN__ENVELOPE__BODY_ENCODE);
+    give_encoded(b->vision, &enc);
+    end_expect_error(b->client, WN_ETIME, "has passed while it waited for its first token");
+    assert_string_equal(take_order(b->leader, WN__ENVELOPE__BODY_CANCEL).id, gen.id);
 
-    submit_with_deadline(&client, NULL, 150);
-    gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
-    give_tokens(&leader, &gen, 0, 1, "a");
-    expect_tokens(&client, 0, 1, "a");
-    end_expect_error(&client, WN_ETIME, "has passed while it was answered, after 1 tokens");
-    assert_string_equal(take_order(&leader, WN__ENVELOPE__BODY_CANCEL).id, gen.id);
+    submit_with_deadline(b->client, NULL, 300);
+    gen = take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
+    give_tokens(b->leader, &gen, 0, 1, "a");
+    expect_tokens(b->client, 0, 1, "a");
+    end_expect_error(b->client, WN_ETIME, "has passed while it was answered, after 1 tokens");
+    assert_string_equal(take_order(b->leader, WN__ENVELOPE__BODY_CANCEL).id, gen.id);
 
-    submit(&client, "next", NULL, ""); /* every slot has been given back */
-    expect_accepted(&client, false, NULL);
-    gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
-    give_done(&leader, &gen, 1);
-    wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, ""));
-    bed_stop(&b);
+    submit_new(b->client, "next", NULL, NULL); /* every slot has been given back */
+    gen = take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
+    give_done(b->leader, &gen, 1);
+    expect_answer(b->client, "");
 }
 
 /* A key stands for the same job; but one that failed for want of workers may be tried again under its key. */
 static void keys(void **state)
 {
-    struct bed b;
-    struct end client, leader;
+    struct bed *b = *state;
     char first[32], second[32], third[32];
     struct order gen;
 
-    (void)state;
-    bed_init(&b);
-    b.cfg.no_worker_timeout_ms = 100;
-    bed_start(&b);
-    client = end_open(&b, false);
-    submit(&client, "q", NULL, "key");
-    expect_accepted(&client, false, first);
-    end_expect_error(&client, WN_EPEER, "no replica");
-    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 1);
-    submit(&client, "q", NULL, "key");
-    expect_accepted(&client, false, second);
+    b->cfg.no_worker_timeout_ms = 100;
+    bed_start_with(b, 0, 0);
+    submit(b->client, "q", NULL, "key");
+    expect_accepted(b->client, false, first);
+    end_expect_error(b->client, WN_EPEER, "no replica");
+    b->leader = worker_open(b, WN__ROLE__ROLE_LEADER, "replica-0", 1);
+    submit(b->client, "q", NULL, "key");
+    expect_accepted(b->client, false, second);
     assert_string_not_equal(first, second);
-    gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
-    give_tokens(&leader, &gen, 0, 1, "x");
-    give_done(&leader, &gen, 1);
-    expect_tokens(&client, 0, 1, "x");
-    wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, "x"));
-    submit(&client, "q", NULL, "key"); /* answered from what is kept */
-    expect_accepted(&client, true, third);
+    gen = take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
+    give_tokens(b->leader, &gen, 0, 1, "x");
+    give_done(b->leader, &gen, 1);
+    expect_tokens(b->client, 0, 1, "x");
+    expect_answer(b->client, "x");
+    submit(b->client, "q", NULL, "key"); /* answered from what is kept */
+    expect_accepted(b->client, true, third);
     assert_string_equal(second, third);
-    expect_tokens(&client, 0, 1, "x");
-    wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, "x"));
-    bed_stop(&b);
+    expect_tokens(b->client, 0, 1, "x");
+    expect_answer(b->client, "x");
 }
 
 /* Only the newest --max-results are kept. */
 static void results_are_bounded(void **state)
 {
-    struct bed b;
-    struct end client, leader;
+    struct bed *b = *state;
     char ids[3][32];
 
-    (void)state;
-    bed_init(&b);
-    b.cfg.max_results = 2;
-    b.cfg.lease_ms = 60000;
-    bed_start(&b);
-    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 1);
-    client = end_open(&b, false);
+    b->cfg.max_results = 2;
+    bed_start_with(b, 1, 0);
     for (int i = 0; i < 3; i++) {
         struct order gen;
-        submit(&client, "q", NULL, "");
-        expect_accepted(&client, false, ids[i]);
-        gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
-        give_done(&leader, &gen, 1);
-        wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, ""));
+        submit_new(b->client, "q", NULL, ids[i]);
+        gen = take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
+        give_done(b->leader, &gen, 1);
+        expect_answer(b->client, "");
     }
-    usleep(150000); /* a tick */
-    attach(&client, ids[0], 0);
-    end_expect_error(&client, WN_ENOENT, ids[0]);
-    attach(&client, ids[1], 0);
-    expect_accepted(&client, true, NULL);
-    wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, ""));
-    bed_stop(&b);
+    expect_forgotten(b->client, ids[0], ids[0]);
+    attach(b->client, ids[1], 0);
+    expect_accepted(b->client, true, NULL);
+    expect_answer(b->client, "");
 }
 
 /* A worker without room is asked again, as often as it takes: that is no attempt of the job. */
 static void full_vision_worker(void **state)
 {
-    struct bed b;
-    struct end client, leader, vision;
+    struct bed *b = *state;
     struct order gen, enc;
 
-    (void)state;
-    bed_init(&b);
-    b.cfg.lease_ms = 60000;
-    bed_start(&b);
-    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 4);
-    vision = worker_open(&b, WN__ROLE__ROLE_VISION, "vision-0", 1);
-    client = end_open(&b, false);
-    submit(&client, "q", "image", "");
-    expect_accepted(&client, false, NULL);
-    gen = take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
+    bed_start_with(b, 4, 1);
+    submit_new(b->client, "q", "image", NULL);
+    gen = take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
     for (int i = 0; i < 8; i++) { /* more often than attempts and orders are allowed */
-        enc = take_order(&vision, WN__ENVELOPE__BODY_ENCODE);
+        enc = take_order(b->vision, WN__ENVELOPE__BODY_ENCODE);
         assert_int_equal(enc.attempt, 1);
-        give_error(&vision, &enc, WN_EBUSY, true, "replica-0 has not taken the images that it has here");
+        give_error(b->vision, &enc, WN_EBUSY, true, "replica-0 has not taken the images that it has here");
     }
-    enc = take_order(&vision, WN__ENVELOPE__BODY_ENCODE);
-    give_encoded(&vision, &enc);
-    give_done(&leader, &gen, 9);
-    wn_codec_free(expect_done(&client, WN__FINISH_REASON__FINISH_STOP, ""));
-    bed_stop(&b);
+    enc = take_order(b->vision, WN__ENVELOPE__BODY_ENCODE);
+    give_encoded(b->vision, &enc);
+    give_done(b->leader, &gen, 9);
+    expect_answer(b->client, "");
 }
 
 /* But not for ever. */
 static void vision_worker_stays_full(void **state)
 {
-    struct bed b;
-    struct end client, leader, vision;
+    struct bed *b = *state;
     struct order enc;
     Wn__Envelope *env = NULL;
 
-    (void)state;
-    bed_init(&b);
-    b.cfg.lease_ms = 60000;
-    b.cfg.encode_timeout_ms = 300;
-    b.cfg.max_attempts = 1;
-    bed_start(&b);
-    leader = worker_open(&b, WN__ROLE__ROLE_LEADER, "replica-0", 4);
-    vision = worker_open(&b, WN__ROLE__ROLE_VISION, "vision-0", 1);
-    client = end_open(&b, false);
-    submit(&client, "q", "image", "");
-    expect_accepted(&client, false, NULL);
-    (void)take_order(&leader, WN__ENVELOPE__BODY_GENERATE);
+    b->cfg.encode_timeout_ms = 300;
+    b->cfg.max_attempts = 1;
+    bed_start_with(b, 4, 1);
+    submit_new(b->client, "q", "image", NULL);
+    (void)take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
     for (int i = 0; i < 50 && !env; i++) {
-        enc = take_order(&vision, WN__ENVELOPE__BODY_ENCODE);
-        give_error(&vision, &enc, WN_EBUSY, true, "no room here");
-        env = end_recv(&client, 90); /* less than the pause: it is asked again after that */
+        enc = take_order(b->vision, WN__ENVELOPE__BODY_ENCODE);
+        give_error(b->vision, &enc, WN_EBUSY, true, "no room here");
+        env = end_recv(b->client, 90); /* less than the pause: it is asked again after that */
     }
     assert_non_null(env);
     assert_int_equal(env->body_case, WN__ENVELOPE__BODY_ERROR);
     assert_non_null(strstr(env->error->text, "gave up after 1 attempts: no room here"));
     wn_codec_free(env);
-    bed_stop(&b);
 }
 
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(slow_client),
-        cmocka_unit_test(slow_client_at_the_end),
-        cmocka_unit_test(deadlines),
-        cmocka_unit_test(keys),
-        cmocka_unit_test(results_are_bounded),
-        cmocka_unit_test(full_vision_worker),
-        cmocka_unit_test(vision_worker_stays_full),
+        BED_TEST(slow_client),
+        BED_TEST(slow_client_at_the_end),
+        BED_TEST(deadlines),
+        BED_TEST(keys),
+        BED_TEST(results_are_bounded),
+        BED_TEST(full_vision_worker),
+        BED_TEST(vision_worker_stays_full),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     wn_log_max = WN_LOG_ERROR;
