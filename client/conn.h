@@ -75,11 +75,21 @@ int conn_resend(struct winnow *w, struct conn_request *r);
 struct conn_request *conn_request_share(struct conn_request *r); /* one more owner */
 void conn_request_free(struct conn_request *r); /* NULL is fine */
 
-/* winnow.c: asks a server that came back for the jobs that are stale. */
-void jobs_resume(struct winnow *w);
-
-/* winnow.c: sends again what the server was too busy for, if it is time; returns when the next is due (WN_NEVER). */
+/* jobs.c. Entries move when one is added or dropped. jobs_add: NULL without memory. */
+struct winnow_job *jobs_add(struct winnow *w);
+bool jobs_add_choices(struct winnow *w, uint32_t n); /* the other answers of the request that the last entry is for */
+struct winnow_job *jobs_by_id(struct winnow *w, const char *id);
+struct winnow_job *jobs_by_number(struct winnow *w, uint64_t number); /* its first choice */
+struct winnow_job *jobs_by_tag(struct winnow *w, const char *tag, uint32_t choice);
+void jobs_drop_one(struct winnow *w, struct winnow_job *job);
+void jobs_drop(struct winnow *w, uint64_t number); /* all choices */
+int jobs_send_cancel(struct winnow *w, const struct winnow_job *job);
+void jobs_resume(struct winnow *w); /* asks a server that came back for the jobs that are stale */
+/* Sends again what the server was too busy for, if it is time; returns when the next is due (WN_NEVER). */
 int64_t jobs_retry(struct winnow *w);
+
+/* events.c: fills ev from w->current; false: nothing for the user. *job: whose it is; NULL: none of ours. */
+bool event_fill(struct winnow *w, struct winnow_event *ev, struct winnow_job **job);
 
 /* The next message, from the queue first; *out is owned by the caller. */
 int conn_recv(struct winnow *w, Wn__Envelope **out, int64_t deadline_us);
