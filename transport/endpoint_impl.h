@@ -1,0 +1,30 @@
+/* transport/endpoint_impl.h - inside of an endpoint, for endpoint.c and endpoint_open.c. */
+#ifndef WN_TRANSPORT_ENDPOINT_IMPL_H
+#define WN_TRANSPORT_ENDPOINT_IMPL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "transport/endpoint.h"
+
+struct wn_net {
+    void *ctx;
+    struct wn_auth *auth; /* checks clients' keys; NULL until an endpoint needs it */
+    pthread_mutex_t lock; /* of auth */
+    atomic_uint names;    /* for what needs a name of its own inside the process */
+};
+
+struct wn_endpoint {
+    struct wn_net *net;
+    void *socket;
+    void *monitor; /* what happens to connections; NULL for inproc, which has none */
+    wn_endpoint_type type;
+    size_t frame_max[WN_MSG_FRAMES_MAX];
+    pthread_t thread;
+    struct wn_traffic_meter meter;
+    struct wn_endpoint_stats stats;
+    unsigned domain; /* in net->auth, if keys are checked; else 0 */
+    char address[256];
+};
+
+#endif
