@@ -4,20 +4,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "shard/sample.h"
+#include "daemon/draw.h"
 #include "transport/coll.h"
 #include "transport/link.h"
 
 /* Tags of the engine's own messages. */
 enum { TAG_RECORD = 1, TAG_TOKENS = 2, TAG_STATS = 3, TAG_LENGTH = 4, TAG_TOP = 5 };
-
-typedef struct wn_step_top top_row[WN_STEP_TOP_MAX];
-
-struct slot {
-    struct wn_sample_opts opts;
-    uint32_t *history; /* [tokens_max] text tokens of the sequence so far; sampler only */
-    uint32_t history_n;
-};
 
 /* A step that the leader has begun and not collected. */
 struct flight {
@@ -28,7 +20,7 @@ struct flight {
     uint32_t *wanted_seq;        /* [seqs_max] whose tokens are to come */
     struct wn_step_token *drawn; /* [seqs_max] if the leader samples itself */
     uint32_t *top_n;             /* [seqs_max] likeliest tokens of each that is wanted */
-    top_row *top;                /* [seqs_max] those, of the ones with top_n > 0 one after the other */
+    wn_draw_top *top;            /* [seqs_max] those, of the ones with top_n > 0 one after the other */
     int64_t deadline_us;
 };
 
@@ -52,40 +44,16 @@ struct wn_replica {
     uint32_t *token, *row_slot, *position, *wanted, *wanted_seq;
     struct wn_seq *seqs;
     struct wn_step step;
-    /* sampler only */
-    struct wn_sampler *sampler;
-    struct slot *slots;
-    float *logits;         /* [seqs_max, vocab], or one row where the device picks */
-    struct wn_pick *picks; /* [seqs_max] where it does; else NULL */
-    uint32_t *picked;      /* [seqs_max] */
+    struct wn_draw *draw; /* sampler only */
     struct wn_step_token *drawn;
     uint32_t *slot_top, *top_n; /* [seqs_max] leader and sampler: of each slot 0 or 1 + top; of what is wanted now */
-    top_row *top;               /* [seqs_max] sampler: as flight.top */
+    wn_draw_top *top;           /* [seqs_max] sampler: as flight.top */
     struct flight *collected;   /* leader: the last one */
 };
 
 static bool is_sampler(const struct wn_replica *r)
 {
     return r->rank == r->sampler_rank;
-}
-
-static wn_status open_sampler(struct wn_replica *r, struct wn_err *err)
-{
-    const struct wn_step_limits *l = &r->opts.limits;
-
-    const bool device = wn_stage_can_pick(r->stage);
-
-    r->slots = calloc(l->seqs_max, sizeof(*r->slots));
-    r->logits = malloc((device ? 1 : (size_t)l->seqs_max) * l->vocab * sizeof(float));
-    if (device) r->picks = calloc(l->seqs_max, sizeof(*r->picks));
-    r->picked = calloc(l->seqs_max, sizeof(*r->picked));
-    if (!r->slots || !r->logits || !r->picked || (device && !r->picks))
-        return wn_fail(err, WN_ENOMEM, "sampler of %u sequences", l->seqs_max);
-    for (uint32_t i = 0; i < l->seqs_max; i++) {
-        r->slots[i].history = malloc((size_t)r->opts.tokens_max * sizeof(uint32_t));
-        if (!r->slots[i].history) return wn_fail(err, WN_ENOMEM, "token history");
-    }
-    return wn_sampler_create(&r->sampler, l->vocab, err);
 }
 
 static wn_status open_flights(struct wn_replica *r, struct wn_err *err)
@@ -134,9 +102,8 @@ wn_status wn_replica_open(struct wn_replica **out, const struct wn_replica_opts 
     r->slot_top = calloc(l->seqs_max, sizeof(*r->slot_top));
     r->top_n = calloc(l->seqs_max, sizeof(*r->top_n));
     r->top = calloc(l->seqs_max, sizeof(*r->top));
-    if (!r->slot_top || !r->top_n || !r->top || !r->wire || !r->token || !r->row_slot ||
-        !r->position || !r->wanted || !r->wanted_seq || !r->seqs ||
-        !r->drawn) {
+    if (!r->wire || !r->token || !r->row_slot || !r->position || !r->wanted || !r->wanted_seq || !r->seqs ||
+        !r->drawn || !r->slot_top || !r->top_n || !r->top) {
         rc = wn_fail(err, WN_ENOMEM, "step of %u rows", l->rows_max);
         goto out;
     }
@@ -155,7 +122,7 @@ wn_status wn_replica_open(struct wn_replica **out, const struct wn_replica_opts 
         .slots = l->features_max,
     };
     if ((rc = wn_stage_open(&r->stage, &so, err)) != WN_OK) goto out;
-    if (is_sampler(r)) rc = open_sampler(r, err);
+    if (is_sampler(r)) rc = wn_draw_open(&r->draw, r->stage, l, opts->tokens_max, err);
 out:
     if (rc != WN_OK) {
         wn_replica_close(r);
@@ -169,12 +136,7 @@ void wn_replica_close(struct wn_replica *r)
 {
     if (!r) return;
     wn_stage_close(r->stage);
-    wn_sampler_destroy(r->sampler);
-    for (uint32_t i = 0; r->slots && i < r->opts.limits.seqs_max; i++) free(r->slots[i].history);
-    free(r->slots);
-    free(r->logits);
-    free(r->picks);
-    free(r->picked);
+    wn_draw_close(r->draw);
     free(r->drawn);
     free(r->top);
     free(r->top_n);
@@ -238,82 +200,6 @@ static void fill_step(struct wn_replica *r)
     };
 }
 
-/* Slots that start, and the text of this step, on the rank that samples. */
-static void note_tokens(struct wn_replica *r)
-{
-    const struct wn_step_record *rec = &r->record;
-
-    for (uint32_t i = 0; i < rec->opens_n; i++) {
-        const struct wn_step_open *o = &rec->opens[i];
-        struct slot *slot = &r->slots[o->slot];
-        slot->opts = (struct wn_sample_opts){.temperature = o->temperature,
-                                             .top_k = o->top_k,
-                                             .top_p = o->top_p,
-                                             .repetition_penalty = o->repetition_penalty,
-                                             .seed = o->seed};
-        slot->history_n = 0;
-    }
-    for (uint32_t i = 0; i < rec->seqs_n; i++) {
-        const struct wn_step_seq *s = &rec->seqs[i];
-        struct slot *slot = &r->slots[s->slot];
-        for (uint32_t j = s->first_row; j < s->first_row + s->rows; j++) {
-            if (rec->rows[j].features == WN_STEP_NO_FEATURES && slot->history_n < r->opts.tokens_max)
-                slot->history[slot->history_n++] = rec->rows[j].id;
-        }
-    }
-}
-
-/* Where the device picks: what it is told of each row. Penalties need the history and likelihoods all of the row, and
- * those are here. */
-static void fill_picks(struct wn_replica *r)
-{
-    for (uint32_t i = 0; i < r->step.wanted_n; i++) {
-        const struct wn_step_seq *s = &r->record.seqs[r->wanted_seq[i]];
-        const struct wn_sample_opts *o = &r->slots[s->slot].opts;
-        r->picks[i] = (struct wn_pick){.seed = o->seed,
-                                       .position = (uint64_t)s->pos + s->rows,
-                                       .temperature = o->temperature,
-                                       .top_p = o->top_p,
-                                       .top_k = o->top_k,
-                                       .wanted = o->repetition_penalty == 1.0f && !r->slot_top[s->slot]};
-    }
-}
-
-/* Logits of wanted row i, or NULL: the device has picked. */
-static wn_status row_logits(struct wn_replica *r, uint32_t i, const float **out, struct wn_err *err)
-{
-    *out = r->picks ? NULL : r->logits + (size_t)i * r->opts.limits.vocab;
-    if (!r->picks || r->picked[i] != WN_PICK_NONE) return WN_OK;
-    *out = r->logits;
-    return wn_stage_logits(r->stage, i, r->logits, err);
-}
-
-static wn_status draw(struct wn_replica *r, struct wn_err *err)
-{
-    struct wn_sampled top[WN_STEP_TOP_MAX] = {{0}};
-    uint32_t tops = 0;
-
-    for (uint32_t i = 0; i < r->step.wanted_n; i++) {
-        const struct wn_step_seq *s = &r->record.seqs[r->wanted_seq[i]];
-        const struct slot *slot = &r->slots[s->slot];
-        struct wn_sampled got = {.token = r->picked[i]};
-        const float *logits;
-        wn_status rc = row_logits(r, i, &logits, err);
-        if (rc == WN_OK && logits)
-            rc = wn_sampler_pick(r->sampler, &slot->opts, logits, slot->history, slot->history_n,
-                                 (uint64_t)s->pos + s->rows, false, &got, err);
-        if (rc != WN_OK) return rc;
-        if (r->slot_top[s->slot]) {
-            wn_sampler_logprobs(r->sampler, logits, got.token, &got.logprob, top, r->top_n[i]);
-            for (uint32_t k = 0; k < r->top_n[i]; k++)
-                r->top[tops][k] = (struct wn_step_top){.id = top[k].token, .logprob = top[k].logprob};
-            tops += r->top_n[i] > 0;
-        }
-        r->drawn[i] = (struct wn_step_token){.seq = r->wanted_seq[i], .id = got.token, .logprob = got.logprob};
-    }
-    return WN_OK;
-}
-
 static wn_status link_failed(const struct wn_replica *r, const char *what, struct wn_err *err)
 {
     const struct wn_err *e = wn_link_error(r->opts.link);
@@ -356,14 +242,9 @@ static wn_status run(struct wn_replica *r, const void *const *features, int64_t 
     for (uint32_t i = 0; i < rec->copies_n; i++)
         if ((rc = wn_stage_copy_page(r->stage, rec->copies[i].from, rec->copies[i].to, err)) != WN_OK) return rc;
     for (uint32_t i = 0; i < rec->opens_n; i++) r->slot_top[rec->opens[i].slot] = rec->opens[i].logprobs;
-    if (is_sampler(r)) note_tokens(r);
     fill_step(r);
-    if (r->step.rows == 0) return WN_OK;
-    if (r->picks) fill_picks(r);
-    rc = r->picks ? wn_stage_pick(r->stage, &r->step, deadline_us, r->picks, r->picked, err)
-                  : wn_stage_run(r->stage, &r->step, deadline_us, r->logits, err);
-    if (rc == WN_OK && is_sampler(r)) rc = draw(r, err);
-    return rc;
+    if (is_sampler(r)) return wn_draw_step(r->draw, rec, &r->step, deadline_us, r->drawn, r->top, err);
+    return r->step.rows ? wn_stage_run(r->stage, &r->step, deadline_us, NULL, err) : WN_OK;
 }
 
 uint32_t wn_replica_depth(const struct wn_replica *r)

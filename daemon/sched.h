@@ -10,8 +10,6 @@
 #define WN_SCHED_WORKERS_MAX  320
 #define WN_SCHED_GONE         1024
 #define WN_SCHED_BUCKETS      4096
-#define WN_SCHED_HELD_MAX     ((size_t)2 << 30)   /* images of all jobs that have not ended; more is Busy */
-#define WN_SCHED_RETRY_MS     500                 /* Busy, as long as no job has ended */
 
 struct wn_sched_worker {
     bool up, confirmed, draining;     /* confirmed: it has answered our Welcome */
@@ -87,14 +85,18 @@ WN_NODISCARD wn_status wn_sched_send(struct wn_endpoint *ep, const struct wn_pee
                                      const void *body, struct wn_blob *payload, size_t offset, size_t bytes,
                                      size_t *sent);
 
-/* ---- sched_client.c ---- */
+/* ---- sched_client.c, sched_status.c ---- */
 void wn_sched_client_message(struct wn_scheduler *s, struct wn_msg *msg);
-void wn_sched_flush(struct wn_scheduler *s, struct wn_job *job); /* brings its followers up to date */
-void wn_sched_tell_news(struct wn_scheduler *s); /* the same for all jobs that have news, after a burst of messages */
 /* About the last message, or (tag) about a Submit. */
 void wn_sched_refuse(struct wn_endpoint *ep, const struct wn_peer_id *to, const char *tag, const struct wn_err *err);
 void wn_sched_busy(struct wn_scheduler *s, const struct wn_peer_id *to, const char *tag, const char *why);
+void wn_sched_status_send(struct wn_scheduler *s, const struct wn_peer_id *to, const struct wn_access_entry *who);
 int64_t wn_sched_deadline(const Wn__Submit *r, int64_t submitted_us);
+
+/* ---- sched_follow.c ---- */
+struct wn_watcher *wn_sched_watch(struct wn_job *job, const struct wn_peer_id *peer); /* NULL: too many */
+void wn_sched_flush(struct wn_scheduler *s, struct wn_job *job); /* brings its followers up to date */
+void wn_sched_tell_news(struct wn_scheduler *s); /* the same for all jobs that have news, after a burst of messages */
 
 /* ---- sched_journal.c: nothing happens without --journal ---- */
 WN_NODISCARD wn_status wn_sched_journal_open(struct wn_scheduler *s, struct wn_err *err); /* and what is in it */
@@ -124,8 +126,5 @@ void wn_sched_complete(struct wn_scheduler *s, struct wn_job *job, const Wn__Don
 void wn_sched_deadlines(struct wn_scheduler *s, int64_t now_us);
 /* Orphaned jobs that no leader has claimed go back to the queue, once all leaders were heard or had the time for it. */
 void wn_sched_orphans(struct wn_scheduler *s, int64_t now_us);
-
-/* ---- sched_status.c ---- */
-void wn_sched_status_send(struct wn_scheduler *s, const struct wn_peer_id *to, const struct wn_access_entry *who);
 
 #endif

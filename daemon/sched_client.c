@@ -1,4 +1,4 @@
-/* daemon/sched_client.c - what clients ask, and how the followers of a job are kept up to date. */
+/* daemon/sched_client.c - what clients ask. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -6,7 +6,7 @@
 #include "daemon/pruning_ask.h"
 #include "daemon/sched.h"
 
-#define CHANCES_MAX  256 /* tokens with log-probabilities in one message: half of its bytes at most */
+#define HELD_MAX     ((size_t)2 << 30) /* images of all jobs that have not ended; more is Busy */
 #define RETRY_MS_MIN 50
 #define RETRY_MS_MAX 10000
 
@@ -20,152 +20,6 @@ void wn_sched_refuse(struct wn_endpoint *ep, const struct wn_peer_id *to, const 
     wn_info("scheduler", "refused: %s", err->text);
     (void)!wn_sched_send(ep, to, WN__ENVELOPE__BODY_ERROR, &e, NULL, 0, 0, NULL); /* gone or full: nothing lost */
 }
-
-/* ---- followers ---- */
-
-/* Adds a follower; one that is there already starts anew. NULL: too many. */
-static struct wn_watcher *watch(struct wn_job *job, const struct wn_peer_id *peer)
-{
-    struct wn_watcher *w = NULL;
-
-    for (unsigned i = 0; i < job->watchers_n; i++)
-        if (wn_peer_equal(&job->watchers[i].peer, peer)) w = &job->watchers[i];
-    if (!w) {
-        if (job->watchers_n == WN_SCHED_WATCHERS_MAX) return NULL;
-        w = &job->watchers[job->watchers_n++];
-    }
-    memset(w, 0, sizeof(*w));
-    w->peer = *peer;
-    return w;
-}
-
-static wn_status send_accepted(struct wn_scheduler *s, struct wn_job *job, struct wn_watcher *w, size_t *sent)
-{
-    Wn__Accepted a = WN__ACCEPTED__INIT;
-
-    a.job_id = job->id;
-    a.client_tag = w->tag;
-    a.existed = w->existed;
-    a.choice = w->choice;
-    return wn_sched_send(s->clients, &w->peer, WN__ENVELOPE__BODY_ACCEPTED, &a, NULL, 0, 0, sent);
-}
-
-/* The piece of the answer after the follower's place. It ends where a leader's piece ended, or at the limit. */
-static wn_status send_tokens(struct wn_scheduler *s, struct wn_job *job, struct wn_watcher *w, size_t *sent)
-{
-    const struct wn_transcript *a = &job->answer;
-    Wn__JobRef ref = WN__JOB_REF__INIT;
-    Wn__Tokens t = WN__TOKENS__INIT;
-    size_t n = w->tokens_at < a->ids_n ? a->ids_n - w->tokens_at : 0, end;
-    char saved;
-    wn_status rc;
-
-    if (n > WN_TOKENS_IDS_MAX) n = WN_TOKENS_IDS_MAX;
-    if (job->chances.n && n > CHANCES_MAX) n = CHANCES_MAX;
-    end = wn_transcript_text_at(a, w->tokens_at + n);
-    if (w->tokens_at + n >= a->ids_n) end = a->text_bytes;
-    if (end < w->text_at) end = w->text_at;
-    ref.job_id = job->id;
-    ref.attempt = job->life.attempt;
-    t.job = &ref;
-    t.first = (uint32_t)w->tokens_at;
-    t.n_ids = n;
-    t.ids = n ? a->ids + w->tokens_at : NULL;
-    t.text = a->text + w->text_at;
-    if (n && w->tokens_at + n <= job->chances.n) {
-        t.logprobs = job->chances.of + w->tokens_at;
-        t.n_logprobs = n;
-    }
-    saved = a->text[end]; /* ends the piece for the time of packing */
-    a->text[end] = '\0';
-    rc = wn_sched_send(s->clients, &w->peer, WN__ENVELOPE__BODY_TOKENS, &t, NULL, 0, 0, sent);
-    a->text[end] = saved;
-    if (rc != WN_OK) return rc;
-    w->tokens_at += n;
-    w->text_at = end;
-    return WN_OK;
-}
-
-static wn_status send_end(struct wn_scheduler *s, struct wn_job *job, struct wn_watcher *w)
-{
-    Wn__JobRef ref = WN__JOB_REF__INIT;
-    Wn__Done d = WN__DONE__INIT;
-    Wn__Error e = WN__ERROR__INIT;
-
-    ref.job_id = job->id;
-    ref.attempt = job->life.attempt;
-    if (job->life.state == WN_JOB_FAILED) {
-        e.job = &ref;
-        e.code = (uint32_t)job->error.code;
-        e.text = job->error.text;
-        e.client_tag = w->tag;
-        e.retriable = job->retriable;
-        return wn_sched_send(s->clients, &w->peer, WN__ENVELOPE__BODY_ERROR, &e, NULL, 0, 0, NULL);
-    }
-    job->usage.bytes_on_wire = &job->link;
-    job->usage.pruning = &job->pruning;
-    d.job = &ref;
-    d.reason = job->reason;
-    d.usage = &job->usage;
-    d.text = job->answer.text ? job->answer.text : (char *)"";
-    return wn_sched_send(s->clients, &w->peer, WN__ENVELOPE__BODY_DONE, &d, NULL, 0, 0, NULL);
-}
-
-/* WN_OK: up to date; WN_EBUSY: its queue is full; anything else: it is gone. *end: nothing more will come. */
-static wn_status flush_watcher(struct wn_scheduler *s, struct wn_job *job, struct wn_watcher *w, bool *end)
-{
-    size_t sent = 0;
-    wn_status rc;
-
-    *end = false;
-    if (!w->accepted) {
-        if ((rc = send_accepted(s, job, w, &sent)) != WN_OK) return rc;
-        w->accepted = true;
-        job->link.control += sent;
-    }
-    if (w->ahead && w->tokens_at <= job->answer.ids_n) {
-        w->text_at = wn_transcript_text_at(&job->answer, w->tokens_at);
-        w->ahead = false;
-    }
-    while (w->stream && !w->ahead && (w->tokens_at < job->answer.ids_n || w->text_at < job->answer.text_bytes)) {
-        if ((rc = send_tokens(s, job, w, &sent)) != WN_OK) return rc;
-        if (!wn_job_ended(&job->life)) job->link.control += sent;
-    }
-    if (!wn_job_ended(&job->life) || (s->journal && !job->settled)) return WN_OK;
-    if ((rc = send_end(s, job, w)) == WN_OK) *end = true;
-    return rc;
-}
-
-void wn_sched_flush(struct wn_scheduler *s, struct wn_job *job)
-{
-    bool stalled = false;
-
-    if (job->life.state == WN_JOB_ACCEPTED) return; /* not on record yet */
-    for (unsigned i = 0; i < job->watchers_n;) {
-        bool end;
-        wn_status rc = flush_watcher(s, job, &job->watchers[i], &end);
-        stalled = stalled || rc == WN_EBUSY;
-        if (end || (rc != WN_OK && rc != WN_EBUSY)) /* the job goes on without it */
-            job->watchers[i] = job->watchers[--job->watchers_n];
-        else
-            i++;
-    }
-    wn_sched_mark(s, job, WN_MARK_STALLED, stalled);
-}
-
-/* What a step gave goes out together: that wakes who writes to the socket, and who reads, once. */
-void wn_sched_tell_news(struct wn_scheduler *s)
-{
-    struct wn_job *job;
-
-    while ((job = s->news) != NULL) {
-        s->news = job->by_news;
-        job->news = false;
-        wn_sched_flush(s, job);
-    }
-}
-
-/* ---- requests ---- */
 
 static wn_status check_images(const struct wn_scheduler *s, const Wn__Submit *r, size_t payload, struct wn_err *err)
 {
@@ -197,9 +51,9 @@ static wn_status check_choices(const struct wn_scheduler *s, const Wn__Submit *r
         return wn_fail(err, WN_ELIMIT, "with n > 1 the idempotency key may have %d bytes", WN_KEY_BYTES_MAX - 3);
     if (r->n > most)
         return wn_fail(err, WN_ELIMIT, "n is %u; this server holds at most %u jobs of a client at a time", r->n, most);
-    if (payload > 0 && r->n > WN_SCHED_HELD_MAX / payload)
+    if (payload > 0 && r->n > HELD_MAX / payload)
         return wn_fail(err, WN_ELIMIT, "n is %u, and the images have %zu bytes; at most %zu are allowed together", r->n,
-                       payload, WN_SCHED_HELD_MAX);
+                       payload, HELD_MAX);
     return WN_OK;
 }
 
@@ -225,7 +79,7 @@ static const char *full(const struct wn_scheduler *s, uint32_t jobs, size_t payl
     if (s->journal_error.code != WN_OK) return s->journal_error.text;
     if (s->list[WN_LIST_PENDING].n + s->list[WN_LIST_QUEUED].n + s->list[WN_LIST_RUNNING].n + jobs > s->cfg.max_queue)
         return "the queue is full";
-    if (s->held_bytes > WN_SCHED_HELD_MAX || jobs * payload > WN_SCHED_HELD_MAX - s->held_bytes)
+    if (s->held_bytes > HELD_MAX || jobs * payload > HELD_MAX - s->held_bytes)
         return "too many images are waiting";
     return NULL;
 }
@@ -294,7 +148,7 @@ static struct wn_account *charge(struct wn_scheduler *s, const struct wn_peer_id
 static void follow(struct wn_scheduler *s, struct wn_job *job, const struct wn_peer_id *peer, const Wn__Submit *r,
                    uint32_t choice, bool existed)
 {
-    struct wn_watcher *w = watch(job, peer);
+    struct wn_watcher *w = wn_sched_watch(job, peer);
     struct wn_err err = {0};
 
     if (!w) {
@@ -459,7 +313,7 @@ static void on_attach(struct wn_scheduler *s, const struct wn_peer_id *peer, con
                       const struct wn_access_entry *who)
 {
     struct wn_job *job = find_own(s, peer, a->job_id, who);
-    struct wn_watcher *w = job && !job->acknowledged ? watch(job, peer) : NULL;
+    struct wn_watcher *w = job && !job->acknowledged ? wn_sched_watch(job, peer) : NULL;
     struct wn_err err = {0};
 
     if (!job) return;
@@ -487,7 +341,7 @@ static void on_cancel(struct wn_scheduler *s, const struct wn_peer_id *peer, con
     if (!job) return;
     for (unsigned i = 0; i < job->watchers_n; i++) follows |= wn_peer_equal(&job->watchers[i].peer, peer);
     if (!follows) { /* who cancels hears of the end */
-        struct wn_watcher *w = watch(job, peer);
+        struct wn_watcher *w = wn_sched_watch(job, peer);
         if (w) w->existed = true;
     }
     if (!wn_job_ended(&job->life)) wn_sched_cancel(s, job);

@@ -16,6 +16,7 @@
 #define STALL_US ((int64_t)10000) /* while a client's queue is full */
 #define LEAVE_US ((int64_t)1000000) /* for all to hear that this is the end */
 #define WORDS_US ((int64_t)100000) /* for the last words to leave */
+#define GAP_US   ((int64_t)500000) /* between the ends of two jobs, as long as none has ended */
 
 static wn_status open_endpoints(struct wn_scheduler *s, const char *workers, struct wn_err *err)
 {
@@ -64,7 +65,7 @@ wn_status wn_scheduler_open(struct wn_scheduler **out, const struct wn_config *c
 
     if (!s) return wn_fail(err, WN_ENOMEM, "scheduler");
     s->cfg = *cfg;
-    s->gap_us = WN_SCHED_RETRY_MS * 1000;
+    s->gap_us = GAP_US;
     s->accounts.jobs_max = (uint32_t)ceil((double)s->cfg.max_queue_share * s->cfg.max_queue);
     if (s->cfg.max_jobs_per_client && s->cfg.max_jobs_per_client < s->accounts.jobs_max)
         s->accounts.jobs_max = s->cfg.max_jobs_per_client;

@@ -10,10 +10,9 @@
 
 #include "base/log.h"
 #include "base/sha256.h"
-#include "daemon/encoder.h"
-#include "daemon/front.h"
 #include "daemon/pruning_ask.h"
 #include "daemon/roles.h"
+#include "daemon/vision_list.h"
 #include "daemon/worker.h"
 
 #define LEADERS_MAX       16
@@ -27,21 +26,6 @@ struct leader {
     int64_t used_us, lost_us; /* lost_us: since when its connection is lost; 0: it is not */
 };
 
-/* An image on its way through: first the order, then its features. */
-struct work {
-    struct work *next;
-    struct wn_front_msg *order;
-    const Wn__Encode *e; /* inside order */
-    struct wn_encode_item item;
-    int64_t until_us; /* when features are given up */
-    bool cancelled;   /* sent, and only its credit is still waited for */
-};
-
-struct list {
-    struct work *first, **end;
-    uint32_t n;
-};
-
 struct vision_worker {
     struct wn_config cfg;
     struct wn_model model;
@@ -51,8 +35,8 @@ struct vision_worker {
     struct wn_front *front;
     struct wn_key *key; /* NULL: plain text */
     struct leader leaders[LEADERS_MAX];
-    struct list queue, outbox;
-    struct list sent; /* without their features */
+    struct wn_vision_list queue, outbox;
+    struct wn_vision_list sent; /* without their features */
     bool draining;
 };
 
@@ -64,86 +48,29 @@ static void on_signal(int sig)
     drain_asked = 1;
 }
 
-/* ---- lists ---- */
-
-static void list_init(struct list *l)
-{
-    *l = (struct list){.end = &l->first};
-}
-
-static void list_put(struct list *l, struct work *w)
-{
-    w->next = NULL;
-    *l->end = w;
-    l->end = &w->next;
-    l->n++;
-}
-
-/* Takes *at out of the list. */
-static struct work *list_take(struct list *l, struct work **at)
-{
-    struct work *w = *at;
-    *at = w->next;
-    if (l->end == &w->next) l->end = at;
-    l->n--;
-    return w;
-}
-
-static void work_free(struct work *w)
-{
-    if (!w) return;
-    wn_front_msg_free(w->order);
-    wn_encode_item_fini(&w->item);
-    free(w);
-}
-
-static void list_clear(struct list *l)
-{
-    while (l->first) work_free(list_take(l, &l->first));
-}
-
-/* Of this leader; how many there are. */
-static uint32_t list_count(const struct list *l, const char *leader)
-{
-    uint32_t n = 0;
-
-    for (const struct work *w = l->first; w; w = w->next) n += strcmp(w->e->leader_endpoint, leader) == 0;
-    return n;
-}
-
-static void list_cancel(struct list *l, const Wn__JobRef *job)
-{
-    for (struct work **at = &l->first; *at;) {
-        if (wn_jobref_equal((*at)->e->job, job))
-            work_free(list_take(l, at));
-        else
-            at = &(*at)->next;
-    }
-}
-
 /* Takes the sent image that this is about; NULL: there is none. */
-static struct work *take_sent(struct vision_worker *v, const char *leader, const Wn__FeaturesAck *ack)
+static struct wn_vision_work *take_sent(struct vision_worker *v, const char *leader, const Wn__FeaturesAck *ack)
 {
-    for (struct work **at = &v->sent.first; *at; at = &(*at)->next)
+    for (struct wn_vision_work **at = &v->sent.first; *at; at = &(*at)->next)
         if ((*at)->e->image == ack->image && wn_jobref_equal((*at)->e->job, ack->job) &&
             strcmp((*at)->e->leader_endpoint, leader) == 0)
-            return list_take(&v->sent, at);
+            return wn_vision_list_take(&v->sent, at);
     return NULL;
 }
 
 /* What was sent is not wanted any more; its credit comes back all the same. job NULL: all. */
 static void cancel_sent(struct vision_worker *v, const Wn__JobRef *job)
 {
-    for (struct work *w = v->sent.first; w; w = w->next)
+    for (struct wn_vision_work *w = v->sent.first; w; w = w->next)
         if (!job || wn_jobref_equal(w->e->job, job)) w->cancelled = true;
 }
 
-static void fail_work(struct vision_worker *v, struct work *w, const struct wn_err *err,
+static void fail_work(struct vision_worker *v, struct wn_vision_work *w, const struct wn_err *err,
                       bool retriable)
 {
     wn_info("vision", "%s image %u: %s", w->e->job->job_id, w->e->image, err->text);
     wn_front_send_error(v->front, &w->order->party, w->e->job, err, retriable);
-    work_free(w);
+    wn_vision_work_free(w);
 }
 
 /* ---- leaders and their credit ---- */
@@ -175,15 +102,15 @@ static void greet(struct vision_worker *v, const char *address)
 /* Takes what was sent to a leader out of the list: to be made and sent once more, or (lost) to be told as lost. */
 static void end_sent(struct vision_worker *v, const char *address, const struct wn_err *lost)
 {
-    for (struct work **at = &v->sent.first; *at;) {
-        struct work *w = *at;
+    for (struct wn_vision_work **at = &v->sent.first; *at;) {
+        struct wn_vision_work *w = *at;
         if (strcmp(w->e->leader_endpoint, address) != 0) {
             at = &w->next;
             continue;
         }
-        list_take(&v->sent, at);
+        wn_vision_list_take(&v->sent, at);
         if (w->cancelled) {
-            work_free(w);
+            wn_vision_work_free(w);
             continue;
         }
         if (lost) {
@@ -192,7 +119,7 @@ static void end_sent(struct vision_worker *v, const char *address, const struct 
         }
         wn_encode_item_fini(&w->item);
         w->item = (struct wn_encode_item){0};
-        list_put(&v->queue, w);
+        wn_vision_list_put(&v->queue, w);
     }
 }
 
@@ -213,10 +140,10 @@ static void take_credit(struct vision_worker *v, struct leader *l, uint32_t imag
     l->lost_us = 0;
 }
 
-static void fail_list(struct vision_worker *v, struct list *l, const char *leader, const struct wn_err *err)
+static void fail_list(struct vision_worker *v, struct wn_vision_list *l, const char *leader, const struct wn_err *err)
 {
-    for (struct work **at = &l->first; *at;) {
-        if (strcmp((*at)->e->leader_endpoint, leader) == 0) fail_work(v, list_take(l, at), err, true);
+    for (struct wn_vision_work **at = &l->first; *at;) {
+        if (strcmp((*at)->e->leader_endpoint, leader) == 0) fail_work(v, wn_vision_list_take(l, at), err, true);
         else at = &(*at)->next;
     }
 }
@@ -250,12 +177,18 @@ static struct leader *meet_leader(struct vision_worker *v, const char *address)
     return l;
 }
 
+/* Images that this leader has not taken. */
+static uint32_t held_for(const struct vision_worker *v, const char *leader)
+{
+    return wn_vision_list_count(&v->queue, leader) + wn_vision_list_count(&v->outbox, leader);
+}
+
 /* ---- inbound ---- */
 
 static void take_order(struct vision_worker *v, struct wn_front_msg *m)
 {
     const Wn__Encode *e = m->env->encode;
-    struct work *w = calloc(1, sizeof(*w));
+    struct wn_vision_work *w = calloc(1, sizeof(*w));
     struct wn_err err = {0};
 
     if (!w) {
@@ -274,13 +207,12 @@ static void take_order(struct vision_worker *v, struct wn_front_msg *m)
     } else if (!e->leader_endpoint[0] || strlen(e->leader_endpoint) >= WN_ADDRESS_MAX) {
         wn_fail(&err, WN_EPROTO, "an order without the address of a leader");
         fail_work(v, w, &err, false);
-    } else if (list_count(&v->queue, e->leader_endpoint) + list_count(&v->outbox, e->leader_endpoint) >=
-               v->cfg.vision_queue) {
+    } else if (held_for(v, e->leader_endpoint) >= v->cfg.vision_queue) {
         wn_fail(&err, WN_EBUSY, "%s has not taken the images that it has here", e->leader_name);
         fail_work(v, w, &err, true);
     } else {
         meet_leader(v, e->leader_endpoint);
-        list_put(&v->queue, w);
+        wn_vision_list_put(&v->queue, w);
     }
 }
 
@@ -288,7 +220,7 @@ static void take_order(struct vision_worker *v, struct wn_front_msg *m)
  * Other codes end the job, and the leader says so itself. */
 static void take_ack(struct vision_worker *v, struct leader *l, const Wn__FeaturesAck *ack)
 {
-    struct work *w = take_sent(v, l->address, ack);
+    struct wn_vision_work *w = take_sent(v, l->address, ack);
     struct wn_err err = {0};
 
     if (!w) return; /* of a connection before this one */
@@ -300,7 +232,7 @@ static void take_ack(struct vision_worker *v, struct leader *l, const Wn__Featur
         return;
     }
     if (ack->code) wn_info("vision", "%s image %u %s", ack->job->job_id, ack->image, err.text);
-    work_free(w);
+    wn_vision_work_free(w);
 }
 
 static void take_message(struct vision_worker *v, struct wn_front_msg *m)
@@ -309,8 +241,8 @@ static void take_message(struct vision_worker *v, struct wn_front_msg *m)
     struct leader *l = m->party.side == WN_SIDE_LEADER ? find_leader(v, m->party.address) : NULL;
 
     if (m->lease_lost) {
-        list_clear(&v->queue);
-        list_clear(&v->outbox);
+        wn_vision_list_clear(&v->queue);
+        wn_vision_list_clear(&v->outbox);
         cancel_sent(v, NULL);
     } else if (m->link_lost) {
         if (l) lose_link(v, l);
@@ -320,8 +252,8 @@ static void take_message(struct vision_worker *v, struct wn_front_msg *m)
         take_order(v, m);
         return;
     } else if (m->party.side == WN_SIDE_SCHEDULER && env->body_case == WN__ENVELOPE__BODY_CANCEL) {
-        list_cancel(&v->queue, env->cancel->job);
-        list_cancel(&v->outbox, env->cancel->job);
+        wn_vision_list_cancel(&v->queue, env->cancel->job);
+        wn_vision_list_cancel(&v->outbox, env->cancel->job);
         cancel_sent(v, env->cancel->job);
     } else if (m->party.side == WN_SIDE_SCHEDULER && env->body_case == WN__ENVELOPE__BODY_DRAIN) {
         v->draining = true;
@@ -361,13 +293,13 @@ static void say_which(struct wn_err *err, uint32_t image)
 
 static void encode_batch(struct vision_worker *v)
 {
-    struct work *batch[WN_ENCODE_BATCH_MAX];
+    struct wn_vision_work *batch[WN_ENCODE_BATCH_MAX];
     struct wn_encode_item items[WN_ENCODE_BATCH_MAX];
     struct wn_err err = {0};
     uint32_t n = 0;
 
     while (v->queue.first && n < WN_ENCODE_BATCH_MAX) {
-        struct work *w = list_take(&v->queue, &v->queue.first);
+        struct wn_vision_work *w = wn_vision_list_take(&v->queue, &v->queue.first);
         w->item.file = w->order->payload;
         w->item.file_bytes = w->order->payload_bytes;
         if (ask_of(v, w->e->pruning, &w->item, &err) != WN_OK) {
@@ -388,7 +320,7 @@ static void encode_batch(struct vision_worker *v)
         batch[i]->until_us = wn_deadline_in_us(CREDIT_WAIT_US);
         atomic_fetch_add(&wn_front_load(v->front)->images, 1);
         atomic_fetch_add(&wn_front_load(v->front)->cache_hits, items[i].cached);
-        list_put(&v->outbox, batch[i]);
+        wn_vision_list_put(&v->outbox, batch[i]);
     }
 }
 
@@ -400,7 +332,7 @@ static void free_rows(void *data, void *hint)
     free(data);
 }
 
-static void send_features(struct vision_worker *v, struct work *w)
+static void send_features(struct vision_worker *v, struct wn_vision_work *w)
 {
     struct wn_encode_item *item = &w->item;
     const size_t bytes = (size_t)item->rows_n * item->width * wn_dtype_bytes(v->dtype);
@@ -447,7 +379,7 @@ static void send_features(struct vision_worker *v, struct work *w)
                   NULL);
     atomic_fetch_add(&wn_front_load(v->front)->sent_bytes[WN_TRAFFIC_EMBEDDING], bytes);
     item->rows = NULL; /* moved */
-    list_put(&v->sent, w);
+    wn_vision_list_put(&v->sent, w);
 }
 
 static void send_outbox(struct vision_worker *v)
@@ -456,17 +388,17 @@ static void send_outbox(struct vision_worker *v)
         struct leader *l = &v->leaders[i];
         if (l->lost_us && wn_now_us() - l->lost_us >= CREDIT_WAIT_US) leave_leader(v, l, "does not give credit again");
     }
-    for (struct work **at = &v->outbox.first; *at;) {
+    for (struct wn_vision_work **at = &v->outbox.first; *at;) {
         struct leader *l = find_leader(v, (*at)->e->leader_endpoint); /* there, or it would not have work here */
         struct wn_err err = {0};
         if (l && l->credit > 0) {
             l->credit--;
             l->used_us = wn_now_us();
-            send_features(v, list_take(&v->outbox, at));
+            send_features(v, wn_vision_list_take(&v->outbox, at));
         } else if (wn_deadline_passed((*at)->until_us)) {
             wn_fail(&err, WN_ETIME, "leader %s took no features for %lld s", (*at)->e->leader_name,
                     CREDIT_WAIT_US / 1000000);
-            fail_work(v, list_take(&v->outbox, at), &err, true);
+            fail_work(v, wn_vision_list_take(&v->outbox, at), &err, true);
         } else {
             at = &(*at)->next;
         }
@@ -514,9 +446,9 @@ static void serve(struct vision_worker *v)
 
 static void close_worker(struct vision_worker *v)
 {
-    list_clear(&v->queue);
-    list_clear(&v->outbox);
-    list_clear(&v->sent);
+    wn_vision_list_clear(&v->queue);
+    wn_vision_list_clear(&v->outbox);
+    wn_vision_list_clear(&v->sent);
     wn_front_stop(v->front, 200);
     wn_key_close(v->key);
     wn_encoder_close(v->encoder);
@@ -537,9 +469,9 @@ int wn_role_vision(int argc, char **argv)
 
     if (code >= 0) return code;
     if (!wn_role_has_model(&v.cfg) || !wn_role_has_place(&v.cfg)) return 2;
-    list_init(&v.queue);
-    list_init(&v.outbox);
-    list_init(&v.sent);
+    wn_vision_list_init(&v.queue);
+    wn_vision_list_init(&v.outbox);
+    wn_vision_list_init(&v.sent);
     sigaction(SIGTERM, &sa, NULL);
     sigaction(SIGINT, &sa, NULL);
     sigaction(SIGUSR1, &sa, NULL); /* srun passes this one on */
