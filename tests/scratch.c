@@ -4,11 +4,35 @@
 #include <ftw.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
 
 bool scratch_make(char *path, size_t size, const char *name)
 {
     snprintf(path, size, "/tmp/winnow-%s-XXXXXX", name);
     return mkdtemp(path) != NULL;
+}
+
+bool scratch_write(const char *folder, const char *name, const void *data, size_t bytes)
+{
+    char path[1024];
+    bool good;
+    FILE *f;
+
+    snprintf(path, sizeof(path), "%s/%s", folder, name);
+    for (char *slash = strchr(path + strlen(folder) + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
+        *slash = '\0';
+        (void)!mkdir(path, 0700); /* it may be there; if it cannot be, the file tells */
+        *slash = '/';
+    }
+    f = fopen(path, "wb");
+    good = f && fwrite(data, 1, bytes, f) == bytes;
+    return f && fclose(f) == 0 && good;
+}
+
+bool scratch_text(const char *folder, const char *name, const char *text)
+{
+    return scratch_write(folder, name, text, strlen(text));
 }
 
 static int remove_one(const char *path, const struct stat *st, int type, struct FTW *f)

@@ -5,21 +5,16 @@
 #include <string.h>
 
 #include "proto/codec.h"
+#include "tests/scratch.h"
 
 static const char *folder;
 static char job_id[] = "01ARZ3NDEKTSV4RRFFQ69G5FAV";
 
 static void write_file(const char *name, const void *data, size_t bytes)
 {
-    char path[1024];
-    FILE *f;
-
-    snprintf(path, sizeof(path), "%s/%s", folder, name);
-    f = fopen(path, "wb");
-    if (!f || fwrite(data, 1, bytes, f) != bytes || fclose(f) != 0) {
-        fprintf(stderr, "cannot write %s\n", path);
-        abort();
-    }
+    if (scratch_write(folder, name, data, bytes)) return;
+    fprintf(stderr, "cannot write %s/%s\n", folder, name);
+    abort();
 }
 
 /* The message as name, its first half as name-cut, and with a byte changed as name-bent. */

@@ -10,22 +10,23 @@
 #include <unistd.h>
 
 #include "client/batch.h"
+#include "tests/scratch.h"
 
 #define HEAD     "{\"custom_id\":\"a\",\"method\":\"POST\",\"url\":\"/v1/chat/completions\",\"body\":"
 #define MESSAGES "\"messages\":[{\"role\":\"user\",\"content\":\"Why?\"}]"
 
-static char folder[] = "/tmp/winnow-test-batch-XXXXXX";
+static char folder[64];
 
 static int make_folder(void **state)
 {
     (void)state;
-    return mkdtemp(folder) ? 0 : -1;
+    return scratch_make(folder, sizeof(folder), "test-batch") ? 0 : -1;
 }
 
 static int remove_folder(void **state)
 {
     (void)state;
-    return rmdir(folder);
+    return scratch_remove(folder) ? 0 : -1;
 }
 
 static const char *in_folder(const char *name)
@@ -36,15 +37,6 @@ static const char *in_folder(const char *name)
     i = (i + 1) % 4;
     snprintf(path[i], sizeof(path[i]), "%s/%s", folder, name);
     return path[i];
-}
-
-static void write_file(const char *path, const char *mode, const char *text)
-{
-    FILE *f = fopen(path, mode);
-
-    assert_non_null(f);
-    assert_int_equal(fwrite(text, 1, strlen(text), f), strlen(text));
-    assert_int_equal(fclose(f), 0);
 }
 
 static char *read_text(const char *path)
@@ -262,9 +254,9 @@ static void test_files(void **state)
     size_t n;
     (void)state;
 
-    write_file(in_folder("a b"), "w", "12345678");
-    write_file(in_folder("long"), "w", "123456789");
-    write_file(in_folder("empty"), "w", "");
+    assert_true(scratch_text(folder, "a b", "12345678"));
+    assert_true(scratch_text(folder, "long", "123456789"));
+    assert_true(scratch_text(folder, "empty", ""));
     decoded(in_folder("a b"), "12345678");
     snprintf(url, sizeof(url), "file://%s/a%%20b", folder);
     decoded(url, "12345678");
@@ -282,9 +274,6 @@ static void test_files(void **state)
     not_decoded("file://other/a.jpg", WN_EUNSUPP, "host");
     not_decoded("file:///a%00b", WN_EFORMAT, "%00");
     not_decoded("file:///a%2", WN_EFORMAT, "hex");
-    unlink(in_folder("a b"));
-    unlink(in_folder("long"));
-    unlink(in_folder("empty"));
 }
 
 /* ---- output lines ---- */
@@ -402,9 +391,9 @@ static void test_resume_after_a_torn_line(void **state)
     size_t kept;
     (void)state;
 
-    write_file(in_folder("in"), "w",
-               "{\"custom_id\":\"a\"}\n\n  \r\n{\"custom_id\":\"b\"}\nbroken\nbroken\n"
-               "{\"custom_id\":\"c\"}"); /* the last one without its newline */
+    assert_true(scratch_text(folder, "in",
+                             "{\"custom_id\":\"a\"}\n\n  \r\n{\"custom_id\":\"b\"}\nbroken\nbroken\n"
+                             "{\"custom_id\":\"c\"}")); /* the last one without its newline */
     assert_int_equal(open_files(&f, NULL), WN_OK);
     assert_int_equal(f.items_n, 5);
     assert_int_equal(f.item[1].line, 4);
@@ -451,13 +440,14 @@ static void test_files_that_are_refused(void **state)
     struct wn_err err = {0};
     (void)state;
 
-    write_file(in_folder("in"), "w", "{\"custom_id\":\"a\"}\n{\"custom_id\":\"b\"}\n{\"x\":1,\"custom_id\":\"a\"}\n");
+    assert_true(scratch_text(folder, "in",
+                             "{\"custom_id\":\"a\"}\n{\"custom_id\":\"b\"}\n{\"x\":1,\"custom_id\":\"a\"}\n"));
     files_refused(WN_EINVAL, "line 3: custom_id 'a' is also in line 1");
-    write_file(in_folder("in"), "w", "{\"custom_id\":\"a\"}\n");
-    write_file(in_folder("out"), "w", "my notes");
+    assert_true(scratch_text(folder, "in", "{\"custom_id\":\"a\"}\n"));
+    assert_true(scratch_text(folder, "out", "my notes"));
     files_refused(WN_EFORMAT, "line 1");
     assert_string_equal(read_text(in_folder("out")), "my notes"); /* untouched */
-    write_file(in_folder("out"), "w", "{\"id\":\"batch_req_12\"}\n");
+    assert_true(scratch_text(folder, "out", "{\"id\":\"batch_req_12\"}\n"));
     files_refused(WN_EFORMAT, "line 1");
     unlink(in_folder("out"));
     assert_int_equal(open_files(&f, NULL), WN_OK);

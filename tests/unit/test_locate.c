@@ -19,16 +19,13 @@
 
 static char home[64];
 
-static void write_file(const char *job, const char *text, mode_t mode)
+static void write_place(const char *job, const char *text, mode_t mode)
 {
-    char path[128];
-    FILE *f;
+    char folder[96], path[128];
 
-    snprintf(path, sizeof(path), "%s/.winnow/slurm/%s", home, job);
-    f = fopen(path, "w");
-    assert_non_null(f);
-    fputs(text, f);
-    fclose(f);
+    snprintf(folder, sizeof(folder), "%s/.winnow/slurm", home);
+    snprintf(path, sizeof(path), "%s/%s", folder, job);
+    assert_true(scratch_text(folder, job, text));
     assert_int_equal(chmod(path, mode), 0);
 }
 
@@ -51,7 +48,7 @@ static void addresses(void **state)
     assert_int_equal(conn_locate("tcp://h:1", &place, NULL), WN_OK);
     assert_string_equal(place.address, "tcp://h:1");
     assert_string_equal(place.key_file, "");
-    write_file("12", "endpoint: tcp://10.0.0.1:99\nkey: /k\n", 0600);
+    write_place("12", "endpoint: tcp://10.0.0.1:99\nkey: /k\n", 0600);
     assert_int_equal(conn_locate("slurm:12", &place, NULL), WN_OK);
     assert_string_equal(place.address, "tcp://10.0.0.1:99");
     assert_string_equal(place.key_file, "/k");
@@ -68,15 +65,15 @@ static void addresses(void **state)
     refused("slurm:123456789012345678901", WN_EINVAL, "number of a job");
     gethostname(host, sizeof(host) - 1);
     snprintf(text, sizeof(text), "endpoint: tcp://127.0.0.1:99\nonly on: %s\n", host);
-    write_file("17", text, 0600);
+    write_place("17", text, 0600);
     assert_int_equal(conn_locate("slurm:17", &place, NULL), WN_OK);
-    write_file("18", "endpoint: tcp://127.0.0.1:99\nonly on: elsewhere.site\n", 0600);
+    write_place("18", "endpoint: tcp://127.0.0.1:99\nonly on: elsewhere.site\n", 0600);
     refused("slurm:18", WN_EPEER, "service on elsewhere.site for clients there only (tcp://127.0.0.1:99)");
-    write_file("14", "endpoint: tcp://10.0.0.1:99\n", 0644);
+    write_place("14", "endpoint: tcp://10.0.0.1:99\n", 0644);
     refused("slurm:14", WN_EAUTH, "0600");
-    write_file("15", "tcp://10.0.0.1:99\n", 0600);
+    write_place("15", "tcp://10.0.0.1:99\n", 0600);
     refused("slurm:15", WN_EFORMAT, "no line 'endpoint: tcp://");
-    write_file("16", "", 0600);
+    write_place("16", "", 0600);
     refused("slurm:16", WN_EFORMAT, "no line 'endpoint: tcp://");
 }
 

@@ -128,22 +128,6 @@ static void printed(void **state)
     free(json);
 }
 
-static void put(const char *root, const char *path, const char *text)
-{
-    char full[512];
-    FILE *f;
-
-    snprintf(full, sizeof(full), "%s/%s", root, path);
-    for (char *slash = strchr(full + strlen(root) + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
-        *slash = '\0';
-        (void)!mkdir(full, 0700);
-        *slash = '/';
-    }
-    assert_non_null(f = fopen(full, "w"));
-    assert_true(fputs(text, f) >= 0);
-    fclose(f);
-}
-
 static uint64_t free_of(const char *root)
 {
     struct wn_hostmem m;
@@ -162,20 +146,21 @@ static void host_memory(void **state)
     assert_true(m.free_bytes > 0 && m.free_bytes <= m.total_bytes);
     assert_true(scratch_make(root, sizeof(root), "hostmem"));
     assert_int_equal(wn_hostmem_at(&m, root, NULL), WN_EIO);
-    put(root, "proc/meminfo", "MemTotal: 1000 kB\nMemFree: 1 kB\nMemAvailable:  800 kB\n");
+    assert_true(scratch_text(root, "proc/meminfo", "MemTotal: 1000 kB\nMemFree: 1 kB\nMemAvailable:  800 kB\n"));
     assert_int_equal(free_of(root), 800 * 1024);
-    put(root, "proc/self/cgroup", "0::/job/step\n");
-    put(root, "sys/fs/cgroup/job/step/memory.max", "max\n");
-    put(root, "sys/fs/cgroup/job/memory.max", "600000\n");
-    put(root, "sys/fs/cgroup/job/memory.current", "500000\n");
-    put(root, "sys/fs/cgroup/job/memory.stat", "anon 100000\nfile 300000\nfile_mapped 7\n");
+    assert_true(scratch_text(root, "proc/self/cgroup", "0::/job/step\n"));
+    assert_true(scratch_text(root, "sys/fs/cgroup/job/step/memory.max", "max\n"));
+    assert_true(scratch_text(root, "sys/fs/cgroup/job/memory.max", "600000\n"));
+    assert_true(scratch_text(root, "sys/fs/cgroup/job/memory.current", "500000\n"));
+    assert_true(scratch_text(root, "sys/fs/cgroup/job/memory.stat", "anon 100000\nfile 300000\nfile_mapped 7\n"));
     assert_int_equal(free_of(root), 400000); /* cached pages can be had */
-    put(root, "proc/self/cgroup", "9:cpuset:/x\n4:memory:/slurm/job_7\n");
-    put(root, "sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"); /* version 1's "unlimited" */
-    put(root, "sys/fs/cgroup/memory/slurm/job_7/memory.limit_in_bytes", "300000\n");
-    put(root, "sys/fs/cgroup/memory/slurm/job_7/memory.usage_in_bytes", "400000\n");
+    assert_true(scratch_text(root, "proc/self/cgroup", "9:cpuset:/x\n4:memory:/slurm/job_7\n"));
+    /* version 1's "unlimited" */
+    assert_true(scratch_text(root, "sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"));
+    assert_true(scratch_text(root, "sys/fs/cgroup/memory/slurm/job_7/memory.limit_in_bytes", "300000\n"));
+    assert_true(scratch_text(root, "sys/fs/cgroup/memory/slurm/job_7/memory.usage_in_bytes", "400000\n"));
     assert_int_equal(free_of(root), 0);
-    put(root, "sys/fs/cgroup/memory/slurm/job_7/memory.stat", "cache 1\ntotal_cache 250000\n");
+    assert_true(scratch_text(root, "sys/fs/cgroup/memory/slurm/job_7/memory.stat", "cache 1\ntotal_cache 250000\n"));
     assert_int_equal(free_of(root), 150000);
     assert_true(scratch_remove(root));
 }

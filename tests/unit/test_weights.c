@@ -11,10 +11,9 @@
 #include <cmocka.h>
 
 #include "shard/weights.h"
+#include "tests/scratch.h"
 
 static char dir[64];
-static const char *const files[] = {"model.safetensors", "model.safetensors.index.json",
-                                    "a.safetensors", "b.safetensors"};
 
 static const char *in_dir(const char *file)
 {
@@ -27,24 +26,13 @@ static const char *in_dir(const char *file)
 static int setup(void **state)
 {
     (void)state;
-    snprintf(dir, sizeof(dir), "/tmp/wn-test-weights-XXXXXX");
-    return mkdtemp(dir) ? 0 : -1;
+    return scratch_make(dir, sizeof(dir), "test-weights") ? 0 : -1;
 }
 
 static int teardown(void **state)
 {
     (void)state;
-    for (size_t i = 0; i < sizeof(files) / sizeof(files[0]); i++) unlink(in_dir(files[i]));
-    return rmdir(dir);
-}
-
-static void write_file(const char *file, const void *data, size_t bytes)
-{
-    FILE *f = fopen(in_dir(file), "wb");
-
-    assert_non_null(f);
-    assert_int_equal(fwrite(data, 1, bytes, f), bytes);
-    assert_int_equal(fclose(f), 0);
+    return scratch_remove(dir) ? 0 : -1;
 }
 
 /* A safetensors file: `claimed` is the header length that it states; the data is 0, 1, 2, ... */
@@ -58,7 +46,7 @@ static void write_tensors_claiming(const char *file, const char *header, uint64_
     for (int i = 0; i < 8; i++) bytes[i] = (uint8_t)(claimed >> (8 * i));
     memcpy(bytes + 8, header, n);
     for (size_t i = 0; i < data_bytes; i++) bytes[8 + n + i] = (uint8_t)i;
-    write_file(file, bytes, 8 + n + data_bytes);
+    assert_true(scratch_write(dir, file, bytes, 8 + n + data_bytes));
 }
 
 /* The header is padded with spaces to a multiple of 8, as writers do. */
@@ -205,7 +193,7 @@ static void test_malformed_files(void **state)
 {
     (void)state;
     expect_open(WN_ENOENT, "neither model.safetensors nor model.safetensors.index.json");
-    write_file("model.safetensors", "1234567", 7);
+    assert_true(scratch_text(dir, "model.safetensors", "1234567"));
     expect_open(WN_EFORMAT, "too few");
     write_tensors_claiming("model.safetensors", "{}", 3, 0);
     expect_open(WN_EFORMAT, "header of 3 bytes in a file of 10");
@@ -235,7 +223,7 @@ static void test_huge_header(void **state)
 
 static void write_index(const char *text)
 {
-    write_file("model.safetensors.index.json", text, strlen(text));
+    assert_true(scratch_text(dir, "model.safetensors.index.json", text));
 }
 
 static void test_shards(void **state)
