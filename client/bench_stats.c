@@ -5,6 +5,8 @@
 
 #include "client/bench.h"
 
+#include "base/order.h"
+
 uint64_t bench_rng_next(struct bench_rng *r) /* splitmix64 */
 {
     uint64_t z = r->state += 0x9e3779b97f4a7c15u;
@@ -52,16 +54,9 @@ wn_status bench_series_add(struct bench_series *s, double v, struct wn_err *err)
     return WN_OK;
 }
 
-static int compare(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-
-    return (x > y) - (x < y);
-}
-
 void bench_series_sort(struct bench_series *s)
 {
-    if (s->n) qsort(s->v, s->n, sizeof(*s->v), compare);
+    if (s->n) qsort(s->v, s->n, sizeof(*s->v), wn_order_double);
 }
 
 void bench_series_fini(struct bench_series *s)

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/canvas.h"
+#include "base/order.h"
 #include "client/eval.h"
 
 #define WIDTH  1280
@@ -76,12 +77,6 @@ static void draw_tick_x(struct wn_canvas *c, const struct axes *a, double tokens
     *last = x;
 }
 
-static int ascending(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static void draw_axes(struct wn_canvas *c, const struct axes *a, const struct eval_row *rows, uint32_t n)
 {
     const char *label = "visual tokens kept an image, mean (logarithmic)";
@@ -92,7 +87,7 @@ static void draw_axes(struct wn_canvas *c, const struct axes *a, const struct ev
 
     for (uint32_t i = 0; i < n; i++)
         if (!is_free(&rows[i]) || is_none(&rows[i]) || n == 1) ticks[ticks_n++] = fmax(rows[i].tokens, 1);
-    qsort(ticks, ticks_n, sizeof(*ticks), ascending);
+    qsort(ticks, ticks_n, sizeof(*ticks), wn_order_double);
     for (uint32_t i = 0; i < ticks_n; i++) draw_tick_x(c, a, ticks[i], &last);
     for (double y = step * ceil(a->y_low / step); y <= a->y_high; y += step) {
         char text[24];

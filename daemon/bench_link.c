@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/order.h"
 #include "daemon/launcher.h"
 #include "daemon/roles.h"
 #include "daemon/worker.h"
@@ -50,17 +51,11 @@ static bool must(struct bench *b, bool ok, const char *what, size_t bytes)
     return false;
 }
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return x < y ? -1 : x > y;
-}
-
 static void row(struct bench *b, const char *what, size_t bytes, int n, double bus)
 {
     double p50;
 
-    qsort(b->us, (size_t)n, sizeof(b->us[0]), by_value);
+    qsort(b->us, (size_t)n, sizeof(b->us[0]), wn_order_double);
     p50 = b->us[n / 2];
     printf("%s,%s,%s,%d,%s,%zu,%d,%.2f,%.2f,%.2f,%.0f,%.0f\n", WN_COMMIT, b->machine, b->name, b->all.n, what,
            bytes, n, b->us[0], p50, b->us[n * 99 / 100], (double)bytes / p50 * 1e6, (double)bytes / p50 * 1e6 * bus);

@@ -40,7 +40,7 @@ struct stream {
 struct client {
     struct wn_probe probe;
     const struct wn_crew *crew;
-    atomic_bool *gone; /* [crew.parts_n] */
+    atomic_bool *gone; /* [crew.parts_n] has ended, and was not told yet */
     atomic_bool over;
     char address[WN_TEXT_LEN + 32];
     pthread_t thread;
@@ -143,7 +143,7 @@ static wn_status start_all(struct wn_check *c, struct stream *streams, struct wn
     for (size_t i = 0; i < c->crew.parts_n; i++) {
         int ends[2];
         wn_status rc;
-        if (pipe2(ends, O_CLOEXEC) != 0) return wn_fail(err, WN_EIO, "pipe: %s", strerror(errno));
+        if (pipe2(ends, O_CLOEXEC) != 0) return wn_fail(err, WN_EIO, "pipe to %s: %s", c->crew.parts[i].name, strerror(errno));
         rc = wn_crew_start(&c->crew, i, ends[1], &streams[i].pid, err);
         close(ends[1]);
         streams[i].fd = ends[0];
@@ -185,12 +185,10 @@ static void judge_parts(struct wn_check *c, const struct stream *streams)
 static void tell_gone(struct client *cl, struct wn_endpoint *ep)
 {
     struct wn_probe_msg m = wn_probe_msg_make(&cl->probe, WN_PROBE_GONE);
-    bool told[1 + 256 + 64] = {false};
 
     while (!atomic_load(&cl->over)) {
         for (size_t i = 1; i < cl->crew->parts_n; i++) { /* not the scheduler's own */
-            if (told[i] || !atomic_load(&cl->gone[i])) continue;
-            told[i] = true;
+            if (!atomic_exchange(&cl->gone[i], false)) continue;
             memcpy(m.name, cl->crew->parts[i].name, sizeof(m.name));
             (void)!wn_probe_send(ep, &m, wn_deadline_in_us(GONE_US)); /* in the end its probe has gone, too */
         }
@@ -219,13 +217,16 @@ static void *client_main(void *arg)
 
 static wn_status client_start(struct wn_check *c, struct client *cl, struct wn_err *err)
 {
+    int code;
+
     cl->probe.cfg = c->cfg;
     cl->crew = &c->crew;
     gethostname(cl->probe.host, sizeof(cl->probe.host) - 1);
     wn_crew_client_address(&c->crew, cl->address, sizeof(cl->address));
     if (wn_worker_key(&c->cfg, &cl->probe.key, err) != WN_OK || wn_net_create(&cl->probe.zmq, err) != WN_OK)
         return err->code;
-    if (pthread_create(&cl->thread, NULL, client_main, cl) != 0) return wn_fail(err, WN_EIO, "a thread");
+    if ((code = pthread_create(&cl->thread, NULL, client_main, cl)) != 0)
+        return wn_fail(err, WN_EIO, "thread that asks as a client: %s", strerror(code));
     cl->started = true;
     return WN_OK;
 }

@@ -29,6 +29,10 @@ struct wn_check {
     uint32_t hosts_n;
 };
 
+/* What a line "link" may be about, in the order in which they are printed. */
+enum { WN_CHECK_LINKS = 5 };
+extern const char *const wn_check_links[WN_CHECK_LINKS];
+
 /* Adds a line "wrong"; the same words from one host are said once. */
 void wn_check_wrong(struct wn_check *c, const char *host, const char *name, const char *fmt, ...) WN_PRINTF(4, 5);
 

@@ -7,6 +7,8 @@
 #include "daemon/check.h"
 #include "daemon/fit.h"
 
+const char *const wn_check_links[WN_CHECK_LINKS] = {"client", "control", "features", "stage to stage", "all-reduce"};
+
 const char *wn_check_text(const json_t *line, const char *key)
 {
     const char *text = json_string_value(json_object_get(line, key));
@@ -186,14 +188,15 @@ static uint32_t count(const struct wn_check *c, const char *kind, const char *wh
 static void judge_gaps(struct wn_check *c)
 {
     const struct wn_config *g = &c->cfg;
-    const uint32_t wanted[] = {1, g->vision_workers + g->replicas * c->plan.stages * c->plan.tensors,
-                               g->vision_workers * g->replicas, g->replicas * (c->plan.stages - 1) * c->plan.tensors,
-                               c->plan.tensors > 1 ? g->replicas * c->plan.stages : 0};
-    static const char *const what[] = {"client", "control", "features", "stage to stage", "all-reduce"};
+    const uint32_t stages = c->plan.stages, tensors = c->plan.tensors;
+    const uint32_t wanted[WN_CHECK_LINKS] = {1, g->vision_workers + g->replicas * stages * tensors,
+                                             g->vision_workers * g->replicas, g->replicas * (stages - 1) * tensors,
+                                             tensors > 1 ? g->replicas * stages : 0};
 
-    for (int i = 0; i < 5; i++) {
-        const uint32_t n = count(c, "link", what[i]);
-        if (n < wanted[i]) wn_check_wrong(c, "", "", "%u of %u links '%s' were measured", n, wanted[i], what[i]);
+    for (int i = 0; i < WN_CHECK_LINKS; i++) {
+        const uint32_t n = count(c, "link", wn_check_links[i]);
+        if (n < wanted[i])
+            wn_check_wrong(c, "", "", "%u of %u links '%s' were measured", n, wanted[i], wn_check_links[i]);
     }
 }
 

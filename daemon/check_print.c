@@ -162,16 +162,16 @@ static void link_row(const struct wn_check *c, struct table *t, const json_t *li
 static void print_links(const struct wn_check *c, FILE *f)
 {
     static const char *const titles[] = {"LINK", "WHAT", "BY", "WHERE", "TIME", "MESSAGE", "RATE"};
-    static const char *const order[] = {"client", "control", "features", "stage to stage", "all-reduce"};
     struct table t = {.columns = 7};
     const json_t *line, *size;
     size_t i, k;
 
     add_titles(&t, titles);
-    for (int o = 0; o < 5; o++) json_array_foreach(c->lines, i, line)
+    for (int what = 0; what < WN_CHECK_LINKS; what++) {
+        json_array_foreach(c->lines, i, line)
         {
             const json_t *sizes = json_object_get(line, "sizes");
-            if (!wn_check_is(line, "link") || strcmp(wn_check_text(line, "what"), order[o]) != 0) continue;
+            if (!wn_check_is(line, "link") || strcmp(wn_check_text(line, "what"), wn_check_links[what]) != 0) continue;
             if (!sizes)
                 link_row(c, &t, line, wn_check_number(line, "latency_us"), wn_check_number(line, "bytes"),
                          wn_check_number(line, "bytes_per_s"));
@@ -179,6 +179,7 @@ static void print_links(const struct wn_check *c, FILE *f)
                 link_row(c, &t, line, wn_check_number(size, "us"), wn_check_number(size, "bytes"),
                          wn_check_number(size, "bytes_per_s"));
         }
+    }
     print_table(&t, f);
 }
 
@@ -237,29 +238,26 @@ void wn_check_print(const struct wn_check *c, FILE *f)
     if (!wrong) fprintf(f, "nothing is wrong\n");
 }
 
-/* {"ok", "hosts": [...], "links": [...], "decode": [...], "journal": [...], "keys": [...], "wrong": [...]}: the lines
- * by kind. */
+/* {"hosts", "links", "decode", "journal", "wrong": lines of that kind, "ok", "memory": of each host}. */
 int wn_check_print_json(const struct wn_check *c, FILE *f)
 {
     static const char *const kinds[][2] = {
         {"host", "hosts"}, {"link", "links"}, {"decode", "decode"}, {"journal", "journal"}, {"wrong", "wrong"}};
-    json_t *out = json_object(), *line;
+    json_t *out = json_object(), *memory = json_array(), *line;
     size_t i;
     int bad;
 
-    for (int k = 0; k < 5; k++) {
+    for (size_t k = 0; k < sizeof(kinds) / sizeof(kinds[0]); k++) {
         json_t *list = json_array();
         json_array_foreach(c->lines, i, line) if (wn_check_is(line, kinds[k][0])) json_array_append(list, line);
-        if (k == 4) json_object_set_new(out, "ok", json_boolean(json_array_size(list) == 0));
         json_object_set_new(out, kinds[k][1], list);
     }
-    for (uint32_t i2 = 0; i2 < c->hosts_n; i2++) {
-        json_t *h = json_pack("{s:s, s:I, s:I}", "host", c->hosts[i2].name, "needed",
-                              (json_int_t)c->hosts[i2].need_bytes, "free", (json_int_t)c->hosts[i2].free_bytes);
-        json_t *list = json_object_get(out, "memory");
-        if (!list) json_object_set_new(out, "memory", list = json_array());
-        json_array_append_new(list, h);
-    }
+    json_object_set_new(out, "ok", json_boolean(json_array_size(json_object_get(out, "wrong")) == 0));
+    for (i = 0; i < c->hosts_n; i++)
+        json_array_append_new(memory, json_pack("{s:s, s:I, s:I}", "host", c->hosts[i].name, "needed",
+                                                (json_int_t)c->hosts[i].need_bytes, "free",
+                                                (json_int_t)c->hosts[i].free_bytes));
+    json_object_set_new(out, "memory", memory);
     bad = json_dumpf(out, f, JSON_INDENT(2));
     fputc('\n', f);
     json_decref(out);

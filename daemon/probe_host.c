@@ -64,11 +64,9 @@ static bool existing(const char *path, char out[WN_PATH_LEN], struct stat *st)
 
     snprintf(out, WN_PATH_LEN, "%s", path);
     while (stat(out, st) != 0) {
-        if (errno != ENOENT || !(slash = strrchr(out, '/'))) {
-            snprintf(out, WN_PATH_LEN, ".");
-            return stat(out, st) == 0 && path[0] != '/';
-        }
-        slash[slash == out] = '\0';
+        if (errno != ENOENT || strcmp(out, ".") == 0) return false;
+        if ((slash = strrchr(out, '/'))) slash[slash == out] = '\0';
+        else snprintf(out, WN_PATH_LEN, ".");
     }
     return true;
 }
@@ -82,9 +80,12 @@ void wn_probe_say_journal(struct wn_probe *p)
     uint64_t free_bytes;
 
     if (!journal[0]) return;
-    if (!existing(journal, at, &st) || !S_ISDIR(st.st_mode) || access(at, W_OK | X_OK) != 0 ||
-        statvfs(at, &fs) != 0) {
-        wn_probe_wrong(p, "--journal %s: %s", journal, errno ? strerror(errno) : "not a folder");
+    if (!existing(journal, at, &st) || access(at, W_OK | X_OK) != 0 || statvfs(at, &fs) != 0) {
+        wn_probe_wrong(p, "--journal %s: %s", journal, strerror(errno));
+        return;
+    }
+    if (!S_ISDIR(st.st_mode)) {
+        wn_probe_wrong(p, "--journal %s: %s is not a folder", journal, at);
         return;
     }
     free_bytes = (uint64_t)fs.f_bavail * fs.f_frsize;
@@ -128,7 +129,7 @@ static void make_picture(unsigned char **out, unsigned long *bytes)
 /* Decodes and resizes as the vision worker does, on one thread. */
 void wn_probe_say_decode(struct wn_probe *p)
 {
-    const struct wn_image_limits limits = {p->cfg.image_bytes_max, p->cfg.image_pixels_max, 32768};
+    struct wn_image_limits limits = WN_IMAGE_LIMITS_DEFAULT;
     char path[WN_PATH_MAX];
     struct wn_preprocess pp;
     struct wn_err err = {0};
@@ -141,6 +142,8 @@ void wn_probe_say_decode(struct wn_probe *p)
     wn_status rc = WN_OK;
 
     if (stat(p->cfg.model, &st) != 0 || !S_ISDIR(st.st_mode)) return; /* only a config.json: no processor */
+    limits.bytes_max = p->cfg.image_bytes_max;
+    limits.pixels_max = p->cfg.image_pixels_max;
     if ((rc = wn_path_join(path, p->cfg.model, "preprocessor_config.json", &err)) != WN_OK ||
         (rc = wn_preprocess_load(&pp, path, &err)) != WN_OK)
         goto out;

@@ -1,11 +1,11 @@
 /* daemon/probe_net.c - how probes talk: messages, timed round trips and streams, the thread that echoes. See probe.h.
  */
-#include <errno.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/order.h"
 #include "daemon/probe.h"
 
 #define MAGIC         0x31627057u /* "Wpb1" */
@@ -96,12 +96,6 @@ wn_status wn_probe_recv(struct wn_endpoint *ep, struct wn_probe_msg *m, int64_t 
 
 /* ---- measuring ---- */
 
-static int by_value(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 wn_status wn_probe_ping(const struct wn_probe *p, struct wn_endpoint *ep, bool patient, double *us, struct wn_err *err)
 {
     const struct wn_probe_msg echo = wn_probe_msg_make(p, WN_PROBE_ECHO);
@@ -118,7 +112,7 @@ wn_status wn_probe_ping(const struct wn_probe *p, struct wn_endpoint *ep, bool p
                            (long long)most_us / 1000000);
         if (i >= 0) took[i] = (double)(wn_now_us() - began_us) / 2;
     }
-    qsort(took, PINGS, sizeof(took[0]), by_value);
+    qsort(took, PINGS, sizeof(took[0]), wn_order_double);
     *us = took[PINGS / 2];
     return WN_OK;
 }
@@ -226,16 +220,17 @@ wn_status wn_probe_echo_start(struct wn_probe_echo **out, const struct wn_probe 
                               size_t payload_max, struct wn_err *err)
 {
     struct wn_probe_echo *e = calloc(1, sizeof(*e));
+    int code;
 
-    if (!e) return wn_fail(err, WN_ENOMEM, "echo");
+    if (!e) return wn_fail(err, WN_ENOMEM, "thread that echoes");
     e->probe = *p;
     e->payload_max = payload_max;
     snprintf(e->bind, sizeof(e->bind), "%s", bind);
     pthread_mutex_init(&e->lock, NULL);
     pthread_cond_init(&e->changed, NULL);
-    if (pthread_create(&e->thread, NULL, echo_main, e) != 0) {
+    if ((code = pthread_create(&e->thread, NULL, echo_main, e)) != 0) {
         free(e);
-        return wn_fail(err, WN_EIO, "a thread: %s", strerror(errno));
+        return wn_fail(err, WN_EIO, "thread that echoes: %s", strerror(code));
     }
     pthread_mutex_lock(&e->lock);
     while (!e->opened) pthread_cond_wait(&e->changed, &e->lock);

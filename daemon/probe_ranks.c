@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/order.h"
 #include "daemon/probe.h"
 #include "transport/coll.h"
 #include "transport/link.h"
@@ -34,12 +35,6 @@ struct bench {
 static int64_t soon(void)
 {
     return wn_deadline_in_us(DEADLINE_US);
-}
-
-static int by_value(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
 }
 
 /* How often to repeat what took us. */
@@ -167,7 +162,7 @@ static wn_status ping_pong(struct bench *b, const struct pair *pr, double *us)
         if (i >= 0) took[i] = (double)(wn_now_us() - began_us) / 2;
     }
     if (rc != WN_OK) return rc;
-    qsort(took, PINGS, sizeof(took[0]), by_value);
+    qsort(took, PINGS, sizeof(took[0]), wn_order_double);
     *us = took[PINGS / 2];
     return WN_OK;
 }

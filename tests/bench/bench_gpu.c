@@ -12,12 +12,12 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "base/order.h"
 #include "pruning/prune.h"
 #include "shard/decoder.h"
 #include "shard/row_worker.h"
 #include "shard/sample.h"
 #include "shard/vision.h"
-#include "tests/order.h"
 
 #define PAGE      16u
 #define CONTEXT   640u /* positions a sequence may have */
@@ -162,7 +162,7 @@ static double time_it(run_fn fn, void *arg, double seconds, double *best)
         clock_gettime(CLOCK_MONOTONIC, &b);
         us[n++] = (double)(b.tv_sec - a.tv_sec) * 1e6 + (double)(b.tv_nsec - a.tv_nsec) * 1e-3;
     }
-    qsort(us, n, sizeof(us[0]), order_double);
+    qsort(us, n, sizeof(us[0]), wn_order_double);
     *best = us[0];
     return us[n / 2];
 }

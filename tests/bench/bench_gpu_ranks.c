@@ -10,9 +10,9 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/order.h"
 #include "shard/decoder.h"
 #include "tests/one_seq.h"
-#include "tests/order.h"
 #include "transport/nccl.h"
 
 #define PAGE     16u
@@ -162,8 +162,8 @@ int main(int argc, char **argv)
     }
     check_bytes(&plan, before, gpus);
     if (root) {
-        qsort(us + 1, DECODES, sizeof(us[0]), order_double);
-        qsort(alone_us + 1, DECODES, sizeof(us[0]), order_double);
+        qsort(us + 1, DECODES, sizeof(us[0]), wn_order_double);
+        qsort(alone_us + 1, DECODES, sizeof(us[0]), wn_order_double);
         printf("ranks,P%u_T%u,%.0f,%.0f,%.0f,%.0f,%.2e,%u/%u\n", plan.stages, plan.tensors, us[0], us[1 + DECODES / 2],
                alone_us[0], alone_us[1 + DECODES / 2], worst, equal, DECODES + 1);
         if (worst > 0.05) must(WN_EDEVICE, "logits are not those of one rank alone");

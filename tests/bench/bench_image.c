@@ -12,10 +12,10 @@
 #include <jpeglib.h>
 
 #include "base/clock.h"
+#include "base/order.h"
 #include "shard/image.h"
 #include "shard/preprocess.h"
 #include "tests/file_read.h"
-#include "tests/order.h"
 
 #define DIR    "tests/golden/image/"
 #define WIDTH  1632
@@ -116,8 +116,8 @@ int main(int argc, char **argv)
         }
         wn_image_fini(&img);
     }
-    qsort(decode, (size_t)n, sizeof(*decode), order_double);
-    qsort(both, (size_t)n, sizeof(*both), order_double);
+    qsort(decode, (size_t)n, sizeof(*decode), wn_order_double);
+    qsort(both, (size_t)n, sizeof(*both), wn_order_double);
     gethostname(host, sizeof(host) - 1);
     printf("bench,machine,shape,n,decode_min_ms,decode_p50_ms,all_min_ms,all_p50_ms,images_per_s,"
            "min_ratio,p50_ratio\n");

@@ -13,9 +13,9 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "base/order.h"
 #include "daemon/journal.h"
 #include "tests/integration/sched_bed.h"
-#include "tests/order.h"
 #include "tests/scratch.h"
 #include "winnow_version.h"
 
@@ -90,7 +90,7 @@ static int64_t cpu_us(void)
 
 static void row(const char *what, unsigned window, unsigned n, int64_t us, int64_t cpu, int64_t *each)
 {
-    qsort(each, n, sizeof(*each), order_int64);
+    qsort(each, n, sizeof(*each), wn_order_int64);
     printf("%s,%s,journal,%s,window=%u,%u,%.1f,%.1f,%.1f,%lld,%lld,%lld\n", WN_COMMIT, machine, what, window, n,
            (double)n / (double)us * 1e6, (double)us / n, (double)cpu / n, (long long)each[0], (long long)each[n / 2],
            (long long)each[(size_t)n * 99 / 100]);

@@ -13,10 +13,10 @@
 #include <dnnl.h>
 #endif
 
+#include "base/order.h"
 #include "shard/backend.h"
 #include "shard/cpu/cpu.h"
 #include "tests/bench/yardstick.h"
-#include "tests/order.h"
 
 #define RUNS_MAX 400
 
@@ -46,7 +46,7 @@ static double now_us(void)
 static double row(const char *op, const char *shape, struct times *t, double flops, double bytes, double ratio,
                   const char *yardstick)
 {
-    qsort(t->us, t->n, sizeof(t->us[0]), order_double);
+    qsort(t->us, t->n, sizeof(t->us[0]), wn_order_double);
     double best = t->us[0];
     printf("%s,%s,%s,%s,%s,%u,%.1f,%.1f,%.1f,%.2f,%.2f,", commit, machine, ((struct wn_cpu *)be)->isa->name, op,
            shape, t->n, best, t->us[t->n / 2], t->us[(t->n * 99) / 100], flops / best * 1e-3, bytes / best * 1e-3);
@@ -270,7 +270,7 @@ static void bench_matmul(wn_dtype t, uint32_t m, uint32_t k, uint32_t n, double 
         time_both(seconds, &ours, run_matmul, &a, &theirs, dnnl_run, &d);
         snprintf(their_op, sizeof(their_op), "onednn_%s", op);
         double their_best = row(their_op, shape, &theirs, flops, bytes, 0.0, NULL);
-        qsort(ours.us, ours.n, sizeof(ours.us[0]), order_double);
+        qsort(ours.us, ours.n, sizeof(ours.us[0]), wn_order_double);
         row(op, shape, &ours, flops, bytes, their_best / ours.us[0], "onednn");
         dnnl_end(&d);
     } else {
@@ -284,7 +284,7 @@ static void bench_matmul(wn_dtype t, uint32_t m, uint32_t k, uint32_t n, double 
     (void)theirs;
     time_both(seconds, &ours, run_matmul, &a, NULL, NULL, NULL);
 #endif
-    qsort(ours.us, ours.n, sizeof(ours.us[0]), order_double);
+    qsort(ours.us, ours.n, sizeof(ours.us[0]), wn_order_double);
     best = ours.us[0];
     if (few)
         row(op, shape, &ours, flops, bytes, bytes / best * 1e6 / read_bytes_s, "read_bandwidth");
@@ -380,7 +380,7 @@ static void bench_paged(wn_dtype t, uint32_t seqs_n, uint32_t pos, uint32_t rows
     time_both(0.5, &times, run_paged, &a, NULL, NULL, NULL);
     snprintf(shape, sizeof(shape), "S%u_P%u_R%u_H%u_KV%u_D%u_%s", seqs_n, pos, rows, heads, kv_heads, hd,
              t == WN_F32 ? "f32" : "bf16");
-    qsort(times.us, times.n, sizeof(times.us[0]), order_double);
+    qsort(times.us, times.n, sizeof(times.us[0]), wn_order_double);
     if (rows == 1)
         row("attn_decode", shape, &times, flops, bytes, bytes / times.us[0] * 1e6 / read_bytes_s, "read_bandwidth");
     else if (peak_flops > 0.0)
@@ -420,7 +420,7 @@ static void bench_full(uint32_t tokens, uint32_t heads, uint32_t hd, bool taps)
                      1.0 / sqrt((double)hd));
     time_both(0.5, &times, run_full, &a, NULL, NULL, NULL);
     snprintf(shape, sizeof(shape), "T%u_H%u_D%u%s", tokens, heads, hd, taps ? "_taps" : "");
-    qsort(times.us, times.n, sizeof(times.us[0]), order_double);
+    qsort(times.us, times.n, sizeof(times.us[0]), wn_order_double);
     if (peak_flops > 0.0)
         row("attn_vision", shape, &times, flops, 16.0 * tokens * cols, flops / times.us[0] * 1e6 / peak_flops,
             "fma_peak");

@@ -16,9 +16,9 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/order.h"
 #include "shard/vision.h"
 #include "tests/bench/random_weights.h"
-#include "tests/order.h"
 #include "tests/unit/prune_case.h"
 #include "winnow_version.h"
 
@@ -187,7 +187,7 @@ static void measure(const char *machine, int64_t encode_us, struct prune_case *p
         for (uint32_t i = 0; i < images; i++) run_once(&pictures[i], m);
         us[n++] = cpu_us() - t;
     }
-    qsort(us, n, sizeof(*us), order_int64);
+    qsort(us, n, sizeof(*us), wn_order_int64);
     if (encode_us > 0) snprintf(ratio, sizeof(ratio), "%.5f", (double)us[0] / (double)encode_us);
     printf("%s,%s,%s%s,576x1024,%u,%u,%u,%u,%lld,%lld,%lld,%lld,%s\n", WN_COMMIT, machine, m->name,
            rows[r].setting == WN_PRUNE_PAPER ? " paper" : "", rows[r].keep, pictures[0].out.rows, images, n,

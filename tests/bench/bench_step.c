@@ -11,9 +11,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/order.h"
 #include "shard/decoder.h"
 #include "tests/bench/yardstick.h"
-#include "tests/order.h"
 #include "winnow_version.h"
 
 enum { SEQS = 32, CONTEXT = 600, PAGE = 16, PAGES = CONTEXT / PAGE + 1, GROUP = 4, RUNS = 400, CHUNK = 64 };
@@ -209,7 +209,7 @@ static void bench(const char *machine, uint32_t rows, bool shared)
         if (us[n] < best) best = us[n];
         n++;
     }
-    qsort(us, (size_t)n, sizeof(us[0]), order_double);
+    qsort(us, (size_t)n, sizeof(us[0]), wn_order_double);
     printf("%s,%s,%d,%s,%u,%d,%.1f,%.1f,%.0f,%.1f,%.3f", WN_COMMIT, machine, omp_get_max_threads(),
            shared ? "shared" : "own", rows, n, us[0], us[n / 2], rows * 1e6 / us[0], floor, floor / us[0]);
     for (int k = 0; k < KINDS; k++) printf(",%.1f", of_best_us[k]);

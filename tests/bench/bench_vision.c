@@ -11,10 +11,10 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "base/order.h"
 #include "shard/vision.h"
 #include "tests/bench/random_weights.h"
 #include "tests/integration/golden.h"
-#include "tests/order.h"
 
 #define RUNS_MAX 200
 
@@ -116,7 +116,7 @@ static void measure(const char *shape, const struct wn_model *model, const struc
         must(!wn_vision_encode(v, pixels, images, NULL, WN_NEVER, &out, &err), shape, err.text);
         us[n++] = wn_now_us() - t;
     }
-    qsort(us, n, sizeof(us[0]), order_int64);
+    qsort(us, n, sizeof(us[0]), wn_order_int64);
     printf("%s,%s,%s,%s,%u,%u,%lld,%lld,%lld,%.1f,%.1f,%.3f\n", commit, machine, be->ops->name,
            shape, images, n, (long long)us[0], (long long)us[n / 2], (long long)us[n * 99 / 100],
            flops / (double)us[0] * 1e-3, peak * 1e-9, flops / (double)us[0] * 1e6 / peak);

@@ -6,8 +6,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/order.h"
 #include "tests/integration/service.h"
-#include "tests/order.h"
 
 void serving_flags_take(struct serving_flags *f, char **argv, int n)
 {
@@ -47,6 +47,6 @@ void serving_pictures(void **data, size_t *bytes, int n)
 double serving_quantile_ms(double *seconds, size_t n, double q)
 {
     if (n == 0) return 0;
-    qsort(seconds, n, sizeof(*seconds), order_double);
+    qsort(seconds, n, sizeof(*seconds), wn_order_double);
     return seconds[(size_t)(q * (double)(n - 1) + 0.5)] * 1e3;
 }

@@ -18,9 +18,9 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/order.h"
 #include "tests/chaos/faults.h"
 #include "tests/chaos/load.h"
-#include "tests/order.h"
 #include "tests/processes.h"
 #include "tests/scratch.h"
 #include "winnow_version.h"
@@ -224,7 +224,7 @@ static struct recovery recovery_of(fault kind)
         if ((kind == FAULTS || strikes[i].kind == kind) && strikes[i].recovery_us >= 0)
             us[r.n++] = strikes[i].recovery_us;
     if (r.n == 0) return r;
-    qsort(us, r.n, sizeof(*us), order_int64);
+    qsort(us, r.n, sizeof(*us), wn_order_int64);
     r.p50 = us[(r.n - 1) / 2];
     r.p95 = us[(r.n * 95 + 99) / 100 - 1];
     r.max = us[r.n - 1];

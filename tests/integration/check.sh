@@ -33,7 +33,9 @@ run 0 "nothing is wrong" "client - scheduler" "vision-0 - replica-0" "replica-0 
 run 0 '"ok": true' '"bytes_per_s"' '"wrong": []' -- $model --json --vision-workers 2
 run 1 "$host" "memory: " " would fit" -- tests/golden/config/llava-1.5-13b.json
 run 1 "$host: $dir/nowhere: no such checkpoint folder" -- "$dir/nowhere"
-run 1 "$host (scheduler): --journal /proc/version/x" -- $model --journal /proc/version/x
+run 1 "$host (scheduler): --journal /proc/version/x: Not a directory" -- $model --journal /proc/version/x
+run 1 "$host (scheduler): --journal README.md/x: Not a directory" -- $model --journal README.md/x
+run 1 "$host (scheduler): --journal README.md: README.md is not a folder" -- $model --journal README.md
 
 "$(dirname "$winnowd")/winnow" keygen "$dir/keys" >/dev/null || failed=$((failed + 1))
 run 0 "keys $dir/keys: in order" -- $model -pp 2 --keys "$dir/keys"
