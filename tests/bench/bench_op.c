@@ -7,8 +7,6 @@
  * the yardstick, in speed. Compare minima: other processes of the machine disturb everything else. */
 #include <math.h>
 #include <omp.h>
-#include <stdio.h>
-#include <stdlib.h>
 #ifdef WN_HAVE_DNNL
 #include <dnnl.h>
 #endif
@@ -16,12 +14,13 @@
 #include "base/order.h"
 #include "shard/backend.h"
 #include "shard/cpu/cpu.h"
+#include "tests/bench/must.h"
 #include "tests/bench/yardstick.h"
+#include "winnow_version.h"
 
 #define RUNS_MAX 400
 
 static const char *machine = "unnamed", *only = "";
-static char commit[64] = "unknown";
 static struct wn_backend *be;
 static double read_bytes_s, peak_flops;
 
@@ -29,13 +28,6 @@ struct times {
     double us[RUNS_MAX];
     uint32_t n;
 };
-
-static void must(int ok, const char *what)
-{
-    if (ok) return;
-    fprintf(stderr, "bench_op: %s\n", what);
-    exit(1);
-}
 
 static double now_us(void)
 {
@@ -48,7 +40,7 @@ static double row(const char *op, const char *shape, struct times *t, double flo
 {
     qsort(t->us, t->n, sizeof(t->us[0]), wn_order_double);
     double best = t->us[0];
-    printf("%s,%s,%s,%s,%s,%u,%.1f,%.1f,%.1f,%.2f,%.2f,", commit, machine, ((struct wn_cpu *)be)->isa->name, op,
+    printf("%s,%s,%s,%s,%s,%u,%.1f,%.1f,%.1f,%.2f,%.2f,", WN_COMMIT, machine, ((struct wn_cpu *)be)->isa->name, op,
            shape, t->n, best, t->us[t->n / 2], t->us[(t->n * 99) / 100], flops / best * 1e-3, bytes / best * 1e-3);
     if (ratio > 0.0)
         printf("%.3f,%s\n", ratio, yardstick);
@@ -434,15 +426,10 @@ int main(int argc, char **argv)
     static const uint32_t gemm[][3] = {{577, 1024, 4096}, {577, 4096, 1024}, {640, 5120, 13824}};
     static const uint32_t gemv[][3] = {{1, 4096, 11008}, {1, 5120, 13824}, {4, 5120, 13824}, {32, 5120, 13824}};
     struct wn_err err = {0};
-    FILE *git = popen("git rev-parse --short HEAD 2>/dev/null", "r");
 
-    if (git) {
-        if (fgets(commit, sizeof(commit), git)) commit[strcspn(commit, "\n")] = '\0';
-        pclose(git);
-    }
     if (argc > 1) machine = argv[1];
     only = argc > 2 ? argv[2] : "";
-    must(wn_backend_open(&be, "cpu", 0, &err) == WN_OK, err.text);
+    must(wn_backend_open(&be, "cpu", 0, &err) == WN_OK, "backend: %s", err.text);
     printf("# %d threads; each operation verified before it is timed. Other processes disturb p50 and p99: compare "
            "minima\n",
            omp_get_max_threads());

@@ -9,16 +9,15 @@
  * with other things the encode, which wants all cores, looks slower than it is, and the ratio too small.
  * Needs 2 GB of memory and 600 MB in /tmp. */
 #include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/order.h"
 #include "shard/vision.h"
+#include "tests/bench/must.h"
 #include "tests/bench/random_weights.h"
+#include "tests/scratch.h"
 #include "tests/unit/prune_case.h"
 #include "winnow_version.h"
 
@@ -54,13 +53,6 @@ static const struct {
 
 static uint16_t *payload; /* [577, width] */
 
-static void must(bool ok, const char *what, const char *why)
-{
-    if (ok) return;
-    fprintf(stderr, "bench_prune: %s %s\n", what, why);
-    exit(1);
-}
-
 static float noise(uint64_t stream, uint64_t i)
 {
     return (float)(case_draw(stream, i) >> 40) / 0x1p23f - 1.0f;
@@ -72,7 +64,7 @@ static void make_picture(struct prune_case *c, uint64_t seed)
     const uint32_t w = shape.width, tokens = shape.rows + 1;
     uint16_t *half = malloc(sizeof(*half) * w * tokens);
 
-    must(half != NULL, "features", "memory");
+    must(half != NULL, "features: memory");
     case_init(c, shape, 2);
     for (uint32_t j = 0; j < w; j++) c->query[j] = noise(seed, j);
     for (uint32_t i = 0; i < tokens; i++) {
@@ -98,8 +90,8 @@ static void run_once(struct prune_case *c, const struct wn_prune_method *m)
 
     wn_prune_wants(m, &c->in.ask, LAYER, &w);
     c->in.taps.keys_layers = w.keys_layers;
-    must(wn_prune_run(m, &c->in, &c->out, &err) == WN_OK, m->name, err.text);
-    must(wn_prune_gather(&c->in, &c->out, payload, &err) == WN_OK, m->name, err.text);
+    must(wn_prune_run(m, &c->in, &c->out, &err) == WN_OK, "%s: %s", m->name, err.text);
+    must(wn_prune_gather(&c->in, &c->out, payload, &err) == WN_OK, "%s: %s", m->name, err.text);
 }
 
 /* ---- verification: plain loops ---- */
@@ -124,10 +116,10 @@ static void verify_merge(struct prune_case *c)
 
     c->in.ask.budget.keep = 40;
     run_once(c, &wn_prune_prumerge);
-    must(c->out.rows == 40, "prumerge", "keeps another number of rows");
+    must(c->out.rows == 40, "prumerge: keeps another number of rows");
     case_make_values(c);
     for (uint32_t i = 1; i < 39; i++)
-        must(c->out.scores[c->out.index[i]] <= c->out.scores[c->out.index[i - 1]], "prumerge", "order");
+        must(c->out.scores[c->out.index[i]] <= c->out.scores[c->out.index[i - 1]], "prumerge: order");
     for (uint32_t r = 0; r < 3; r++) {
         const uint32_t k = c->out.index[r];
         for (uint32_t j = 0; j < w; j++) row[j] = (double)wn_bf16_to_f32(x[(size_t)k * w + j]);
@@ -142,7 +134,7 @@ static void verify_merge(struct prune_case *c)
                 row[j] += (double)c->out.scores[best] * (double)wn_bf16_to_f32(x[(size_t)best * w + j]);
         }
         for (uint32_t j = 0; j < w; j++)
-            must(fabs(row[j] - (double)c->values[(size_t)r * w + j]) < 1e-5, "prumerge", "a merged row is wrong");
+            must(fabs(row[j] - (double)c->values[(size_t)r * w + j]) < 1e-5, "prumerge: a merged row is wrong");
     }
 }
 
@@ -150,11 +142,11 @@ static void verify_choice(struct prune_case *c)
 {
     c->in.ask.budget.keep = 64;
     run_once(c, &wn_prune_cls_topk);
-    must(c->out.rows == 64, "cls-topk", "keeps another number of rows");
+    must(c->out.rows == 64, "cls-topk: keeps another number of rows");
     for (uint32_t i = 0; i < shape.rows; i++) {
         uint32_t better = 0;
         for (uint32_t j = 0; j < shape.rows; j++) better += c->out.scores[j] > c->out.scores[i];
-        must((better < 64) == (case_find(c, i) != UINT32_MAX), "cls-topk", "the choice is wrong");
+        must((better < 64) == (case_find(c, i) != UINT32_MAX), "cls-topk: the choice is wrong");
     }
 }
 
@@ -212,7 +204,7 @@ static void measure_encode(int64_t us[2])
                                               .eps = 1e-5f,
                                               .act = WN_ACT_QUICK_GELU}};
     const size_t floats = (size_t)BATCH * 3 * 336 * 336;
-    char dir[] = "/tmp/bench_prune.XXXXXX", path[64];
+    char dir[64];
     float *pixels = malloc(floats * sizeof(*pixels));
     struct wn_backend *be = NULL;
     struct wn_weights *w = NULL;
@@ -221,20 +213,18 @@ static void measure_encode(int64_t us[2])
     struct wn_err err = {0};
     bool good;
 
-    must(pixels && mkdtemp(dir), "encode", "memory or /tmp");
+    must(pixels && scratch_make(dir, sizeof(dir), "bench-prune"), "encode: memory or /tmp");
     for (size_t i = 0; i < floats; i++) pixels[i] = 4.0f * random_noise();
     good = random_weights_write(dir, &model.vision, NULL) && !wn_weights_open(&w, dir, &err);
-    snprintf(path, sizeof(path), "%s/model.safetensors", dir);
-    unlink(path); /* what is mapped stays */
-    rmdir(dir);
-    must(good && !wn_backend_open(&be, wn_backends[0]->name, 0, &err), "encode", err.text);
-    must(!wn_vision_open(&v, be, &model, w, WN_BF16, BATCH, &err), "encode", err.text);
+    scratch_remove(dir); /* what is mapped stays */
+    must(good && !wn_backend_open(&be, wn_backends[0]->name, 0, &err), "encode: %s", err.text);
+    must(!wn_vision_open(&v, be, &model, w, WN_BF16, BATCH, &err), "encode: %s", err.text);
     wn_weights_close(w);
     for (int b = 0; b < 2; b++) {
         us[b] = INT64_MAX;
         for (int i = 0; i < (b ? 2 : 4); i++) {
             const int64_t t = wn_now_us();
-            must(!wn_vision_encode(v, pixels, b ? BATCH : 1, NULL, WN_NEVER, &out, &err), "encode", err.text);
+            must(!wn_vision_encode(v, pixels, b ? BATCH : 1, NULL, WN_NEVER, &out, &err), "encode: %s", err.text);
             if (wn_now_us() - t < us[b]) us[b] = wn_now_us() - t;
         }
         fprintf(stderr, "bench_prune: encode of %d: %.1f ms\n", b ? BATCH : 1, (double)us[b] / 1e3);
@@ -252,7 +242,7 @@ int main(int argc, char **argv)
     int64_t encode_us[2] = {0};
 
     payload = malloc(577 * shape.width * sizeof(*payload));
-    must(payload != NULL, "payload", "memory");
+    must(payload != NULL, "payload: memory");
     for (uint32_t i = 0; i < BATCH; i++) make_picture(&pictures[i], 100 * (i + 1));
     verify_merge(&pictures[0]);
     verify_choice(&pictures[0]);

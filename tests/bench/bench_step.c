@@ -7,12 +7,11 @@
  * longer; both are measured in the same run. Then the time of each kind of operation in the fastest step. Compare
  * minima: other processes of the machine disturb everything else. */
 #include <omp.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "base/order.h"
 #include "shard/decoder.h"
+#include "tests/bench/must.h"
 #include "tests/bench/yardstick.h"
 #include "winnow_version.h"
 
@@ -24,13 +23,6 @@ static struct wn_model model;
 static uint32_t tables[SEQS][PAGES];
 static float *logits, *alone;
 static double peak_flops, read_bytes_s;
-
-static void must(int ok, const char *what)
-{
-    if (ok) return;
-    fprintf(stderr, "bench_step: %s\n", what);
-    exit(1);
-}
 
 /* ---- operations, timed ---- */
 
@@ -112,14 +104,14 @@ static void open_stage(void)
     struct wn_weights *weights = NULL;
     struct wn_err err = {0};
 
-    must(wn_backend_open(&be, "cpu", 0, &err) == WN_OK, err.text);
-    must(wn_model_open(&model, "models/tiny-llava", &err) == WN_OK, err.text);
-    must(wn_plan_make(&plan, &model, 1, 1, NULL, WN_BF16, &err) == WN_OK, err.text);
-    must(wn_weights_open(&weights, "models/tiny-llava", &err) == WN_OK, err.text);
+    must(wn_backend_open(&be, "cpu", 0, &err) == WN_OK, "backend: %s", err.text);
+    must(wn_model_open(&model, "models/tiny-llava", &err) == WN_OK, "models/tiny-llava: %s", err.text);
+    must(wn_plan_make(&plan, &model, 1, 1, NULL, WN_BF16, &err) == WN_OK, "plan: %s", err.text);
+    must(wn_weights_open(&weights, "models/tiny-llava", &err) == WN_OK, "models/tiny-llava: %s", err.text);
     so.be = be;
     so.plan = &plan;
     so.weights = weights;
-    must(wn_stage_open(&stage, &so, &err) == WN_OK, err.text);
+    must(wn_stage_open(&stage, &so, &err) == WN_OK, "stage: %s", err.text);
     wn_weights_close(weights);
     logits = malloc(2 * (size_t)SEQS * model.text.vocab * sizeof(float));
     must(logits != NULL, "no memory");
@@ -140,7 +132,7 @@ static void step(uint32_t first, uint32_t seqs_n, uint32_t pos, uint32_t n, floa
         wanted[i] = (i + 1) * n - 1;
     }
     s.wanted_n = out ? seqs_n : 0;
-    must(wn_stage_run(stage, &s, WN_NEVER, out, &err) == WN_OK, err.text);
+    must(wn_stage_run(stage, &s, WN_NEVER, out, &err) == WN_OK, "step: %s", err.text);
 }
 
 /* Pages for every sequence, the context in them: its own, or of `GROUP` sequences the same but for the last page. */
@@ -166,7 +158,7 @@ static void verify(uint32_t rows)
         struct wn_step s = {.rows = 1, .token = &token, .seqs_n = 1, .seqs = &q, .wanted_n = 1, .wanted = &wanted};
         struct wn_err err = {0};
         token = 3 + (CONTEXT - 1) * 37 % 900 + i;
-        must(wn_stage_run(stage, &s, WN_NEVER, a, &err) == WN_OK, err.text);
+        must(wn_stage_run(stage, &s, WN_NEVER, a, &err) == WN_OK, "step: %s", err.text);
         must(memcmp(a, logits + (size_t)i * one, one * sizeof(float)) == 0, "a row's scores depend on its neighbours");
     }
 }
