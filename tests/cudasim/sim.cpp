@@ -16,20 +16,23 @@ sim_state sim;
 struct copy {
     void *to;
     const void *from;
-    uint32_t bytes;
+    uint32_t bytes, group;
 };
 
 struct fiber {
     void *sp;
     unsigned char *stack;
     bool done;
-    std::vector<std::vector<copy>> groups; /* asynchronous copies, the open group last */
+    dim3 at;
+    uint32_t next;            /* the thread that runs after it */
+    std::vector<copy> copies; /* asynchronous ones, from copies_at on still to be made */
+    size_t copies_at;
+    uint32_t group; /* the open one */
 };
 
 static std::vector<fiber> fibers;
 static void *main_sp;
 static const std::function<void()> *body;
-static std::vector<uint32_t> order;
 
 struct barrier {
     uint32_t arrived, turn;
@@ -49,14 +52,18 @@ static void place(uint32_t thread)
 {
     sim.thread = thread;
     sim.warp = thread / 32;
-    sim.thread_at = dim3(thread % sim.block.x, thread / sim.block.x, 0);
+    sim.thread_at = fibers[thread].at;
 }
 
+/* Lets the next thread that is not done have its turn, each after the other, round and round. */
 static void yield(void)
 {
-    uint32_t me = sim.thread;
-    sim_switch(&fibers[me].sp, main_sp);
-    place(me);
+    uint32_t me = sim.thread, to = fibers[me].next;
+
+    while (fibers[to].done && to != me) to = fibers[to].next;
+    if (to == me) return;
+    place(to);
+    sim_switch(&fibers[me].sp, fibers[to].sp);
 }
 
 static void fiber_main(void)
@@ -67,7 +74,8 @@ static void fiber_main(void)
     fibers[me].done = true;
     alive--;
     warp_alive[me / 32]--;
-    yield();
+    if (alive > 0) yield();
+    else sim_switch(&fibers[me].sp, main_sp);
     abort(); /* a fiber that is over is never resumed */
 }
 
@@ -80,13 +88,14 @@ static void fiber_start(fiber &f)
     for (int i = 0; i < 6; i++) *--sp = nullptr;
     f.sp = sp;
     f.done = false;
-    f.groups.assign(1, {});
+    f.copies.clear();
+    f.copies_at = 0;
+    f.group = 0;
 }
 
-static void run_block(const std::function<void()> &kernel, uint32_t threads)
+static void run_block(const std::function<void()> &kernel, uint32_t threads, uint32_t first)
 {
     body = &kernel;
-    if (fibers.size() < threads) fibers.resize(threads);
     block_barrier = {0, 0};
     alive = threads;
     for (uint32_t w = 0; w < 32; w++) {
@@ -97,24 +106,23 @@ static void run_block(const std::function<void()> &kernel, uint32_t threads)
         fiber_start(fibers[t]);
         warp_alive[t / 32]++;
     }
-    while (alive > 0) {
-        for (uint32_t t : order) {
-            if (fibers[t].done) continue;
-            place(t);
-            sim_switch(&main_sp, fibers[t].sp);
-        }
-    }
+    place(first);
+    sim_switch(&main_sp, fibers[first].sp); /* until all are done */
 }
 
 void sim_launch(dim3 grid, dim3 block, size_t shared, const std::function<void()> &kernel)
 {
     static unsigned char *memory;
     const char *how = getenv("WN_CUDASIM_ORDER");
+    const bool reverse = how && strcmp(how, "reverse") == 0;
     uint32_t threads = block.x * block.y;
 
     if (!memory) memory = (unsigned char *)aligned_alloc(64, 256 << 10);
-    order.resize(threads);
-    for (uint32_t t = 0; t < threads; t++) order[t] = how && strcmp(how, "reverse") == 0 ? threads - 1 - t : t;
+    if (fibers.size() < threads) fibers.resize(threads);
+    for (uint32_t t = 0; t < threads; t++) {
+        fibers[t].at = dim3(t % block.x, t / block.x, 0);
+        fibers[t].next = reverse ? (t + threads - 1) % threads : (t + 1) % threads;
+    }
     sim.grid = grid;
     sim.block = block;
     sim.shared = memory;
@@ -123,7 +131,7 @@ void sim_launch(dim3 grid, dim3 block, size_t shared, const std::function<void()
             for (uint32_t x = 0; x < grid.x; x++) {
                 sim.block_at = dim3(x, y, z);
                 memset(memory, 0xff, shared);
-                run_block(kernel, threads);
+                run_block(kernel, threads, reverse ? threads - 1 : 0);
             }
 }
 
@@ -159,24 +167,26 @@ const unsigned char *sim_exchange(const void *mine, size_t bytes)
 void sim_cp_async(void *shared, const void *global, uint32_t bytes)
 {
     if ((uintptr_t)shared % 16 || (uintptr_t)global % 16) abort();
-    fibers[sim.thread].groups.back().push_back({shared, global, bytes});
+    fiber &f = fibers[sim.thread];
+    f.copies.push_back({shared, global, bytes, f.group});
 }
 
 void sim_cp_commit(void)
 {
-    fibers[sim.thread].groups.push_back({});
+    fibers[sim.thread].group++;
 }
 
 void sim_cp_wait(int left)
 {
-    std::vector<std::vector<copy>> &g = fibers[sim.thread].groups;
-    while ((int)g.size() - 1 > left) {
-        for (const copy &c : g.front()) {
-            memset(c.to, 0, 16);
-            if (c.bytes) memcpy(c.to, c.from, c.bytes);
-        }
-        g.erase(g.begin());
+    fiber &f = fibers[sim.thread];
+    for (; f.copies_at < f.copies.size(); f.copies_at++) {
+        const copy &c = f.copies[f.copies_at];
+        if (c.group + (uint32_t)left >= f.group) return; /* one of the last groups, or the open one */
+        memset(c.to, 0, 16);
+        if (c.bytes) memcpy(c.to, c.from, c.bytes);
     }
+    f.copies.clear();
+    f.copies_at = 0;
 }
 
 /* ---- instructions ---- */
@@ -203,14 +213,16 @@ void wn_mma(float c[4], const uint32_t a[4], const uint32_t b[2])
     const uint32_t(*all)[6] = (const uint32_t(*)[6])raw;
     uint32_t g = sim.thread % 32 / 4, t = sim.thread % 4;
 
-    for (uint32_t i = 0; i < 4; i++) {
-        uint32_t row = g + (i / 2) * 8, col = 2 * t + i % 2;
-        for (uint32_t k = 0; k < 16; k++) {
-            /* a[row][k]: the lane row % 8, k % 8 / 2; register row / 8 + 2 * (k / 8) */
-            uint32_t av = all[row % 8 * 4 + k % 8 / 2][row / 8 + 2 * (k / 8)];
-            uint32_t bv = all[col * 4 + k % 8 / 2][4 + k / 8];
-            c[i] += half_of(av, k % 2) * half_of(bv, k % 2);
-        }
+    /* a[row][k] is with lane row % 8, k % 8 / 2, in register row / 8 + 2 * (k / 8); b[col][k] with lane col, k % 8 / 2 */
+    for (uint32_t k = 0; k < 16; k++) {
+        const uint32_t *row = all[4 * g + k % 8 / 2];
+        float a0 = half_of(row[2 * (k / 8)], k % 2), a1 = half_of(row[1 + 2 * (k / 8)], k % 2);
+        float b0 = half_of(all[8 * t + k % 8 / 2][4 + k / 8], k % 2);
+        float b1 = half_of(all[8 * t + 4 + k % 8 / 2][4 + k / 8], k % 2);
+        c[0] += a0 * b0;
+        c[1] += a0 * b1;
+        c[2] += a1 * b0;
+        c[3] += a1 * b1;
     }
 }
 
