@@ -143,7 +143,8 @@ static wn_status start_all(struct wn_check *c, struct stream *streams, struct wn
     for (size_t i = 0; i < c->crew.parts_n; i++) {
         int ends[2];
         wn_status rc;
-        if (pipe2(ends, O_CLOEXEC) != 0) return wn_fail(err, WN_EIO, "pipe to %s: %s", c->crew.parts[i].name, strerror(errno));
+        if (pipe2(ends, O_CLOEXEC) != 0)
+            return wn_fail(err, WN_EIO, "pipe to %s: %s", c->crew.parts[i].name, strerror(errno));
         rc = wn_crew_start(&c->crew, i, ends[1], &streams[i].pid, err);
         close(ends[1]);
         streams[i].fd = ends[0];
