@@ -60,8 +60,7 @@ void service_start(struct service *s, const char *model, const char *const *flag
     const double began = now_s();
 
     memset(s, 0, sizeof(*s));
-    snprintf(s->run_dir, sizeof(s->run_dir), "/tmp/winnow-test-%d-%ld", (int)getpid(),
-             (long)(now_s() * 1000) % 100000);
+    assert_true(scratch_make(s->run_dir, sizeof(s->run_dir), "service"));
     snprintf(run, sizeof(run), "--run-dir=%s", s->run_dir);
     argv[n++] = run;
     for (int i = 0; flags && flags[i]; i++) argv[n++] = flags[i];

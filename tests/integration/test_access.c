@@ -4,6 +4,7 @@
 
 #include "base/key.h"
 #include "client/winnow.h"
+#include "tests/scratch.h"
 
 static const char *winnow;
 static char dir[64];
@@ -31,7 +32,7 @@ static int setup(void **state)
 {
     static struct bed b;
 
-    snprintf(dir, sizeof(dir), "/tmp/wn-test-access-%d", (int)getpid());
+    if (!scratch_make(dir, sizeof(dir), "access")) return -1;
     keygen(dir, NULL);
     keygen(dir, "alice");
     bed_init(&b);
@@ -44,16 +45,8 @@ static int setup(void **state)
 
 static int teardown(void **state)
 {
-    static const char *const names[] = {"server.key", "worker.key", "admin.key", "client.key", "alice.key",
-                                        "authorized"};
-    char path[96];
-
     bed_stop(*state);
-    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
-        snprintf(path, sizeof(path), "%s/%s", dir, names[i]);
-        unlink(path);
-    }
-    return rmdir(dir);
+    return scratch_remove(dir) ? 0 : -1;
 }
 
 /* A job belongs to the key that submitted it, whatever the client writes about that; only an admin has all of them. */
