@@ -78,14 +78,16 @@ void wn_probe_say_journal(struct wn_probe *p)
     struct statvfs fs;
     struct stat st;
     uint64_t free_bytes;
+    bool there;
 
     if (!journal[0]) return;
-    if (!existing(journal, at, &st) || access(at, W_OK | X_OK) != 0 || statvfs(at, &fs) != 0) {
-        wn_probe_wrong(p, "--journal %s: %s", journal, strerror(errno));
+    there = existing(journal, at, &st);
+    if (there && !S_ISDIR(st.st_mode)) {
+        wn_probe_wrong(p, "--journal %s: %s is not a folder", journal, at);
         return;
     }
-    if (!S_ISDIR(st.st_mode)) {
-        wn_probe_wrong(p, "--journal %s: %s is not a folder", journal, at);
+    if (!there || access(at, W_OK | X_OK) != 0 || statvfs(at, &fs) != 0) {
+        wn_probe_wrong(p, "--journal %s: %s", journal, strerror(errno));
         return;
     }
     free_bytes = (uint64_t)fs.f_bavail * fs.f_frsize;
