@@ -68,14 +68,12 @@ int winnow_connect(struct winnow **out, const char *endpoint, const struct winno
                                                                         : RECONNECT_TIMEOUT_MS;
     w->busy_timeout_ms = options ? options->busy_timeout_ms : 0;
     w->keep_results = options && options->keep_results;
-    if ((rc = open_key(w, endpoint, options)) != WINNOW_OK)
-        ; /* it said why */
-    else if (strncmp(endpoint, "tcp://", 6) != 0 && strncmp(endpoint, "ipc://", 6) != 0 &&
-             strncmp(endpoint, "slurm:", 6) != 0)
+    rc = open_key(w, endpoint, options);
+    if (rc == WINNOW_OK && strncmp(endpoint, "tcp://", 6) != 0 && strncmp(endpoint, "ipc://", 6) != 0 &&
+        strncmp(endpoint, "slurm:", 6) != 0)
         rc = conn_result(wn_fail(&w->error, WN_EINVAL,
                                  "'%.200s' is neither tcp://HOST:PORT nor ipc://PATH nor slurm:JOBID", endpoint));
-    else
-        rc = conn_open(w, endpoint, (int)(timeout_ms < 86400000 ? timeout_ms : 86400000));
+    if (rc == WINNOW_OK) rc = conn_open(w, endpoint, (int)(timeout_ms < 86400000 ? timeout_ms : 86400000));
     if (rc != WINNOW_OK) {
         connect_error = w->error;
         winnow_close(w);

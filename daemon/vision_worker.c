@@ -191,7 +191,9 @@ static void take_order(struct vision_worker *v, struct wn_front_msg *m)
     struct wn_vision_work *w = calloc(1, sizeof(*w));
     struct wn_err err = {0};
 
-    if (!w) {
+    if (!w) { /* the scheduler need not wait for its time limit */
+        wn_fail(&err, WN_ENOMEM, "an order to encode");
+        wn_front_send_error(v->front, &m->party, e->job, &err, true);
         wn_front_msg_free(m);
         return;
     }

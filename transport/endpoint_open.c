@@ -240,6 +240,7 @@ static wn_status attach(struct wn_endpoint *ep, const struct wn_endpoint_opts *o
 static wn_status watch(struct wn_endpoint *ep, struct wn_err *err)
 {
     char name[64];
+    wn_status rc;
     const int events = ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |
                        ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_DISCONNECTED;
 
@@ -247,7 +248,7 @@ static wn_status watch(struct wn_endpoint *ep, struct wn_err *err)
     if (zmq_socket_monitor(ep->socket, name, events) != 0) goto failed;
     ep->monitor = zmq_socket(ep->net->ctx, ZMQ_PAIR);
     if (!ep->monitor) goto failed;
-    if (set_int(ep->monitor, ZMQ_LINGER, 0, err) != WN_OK) return err ? err->code : WN_EIO;
+    if ((rc = set_int(ep->monitor, ZMQ_LINGER, 0, err)) != WN_OK) return rc;
     if (zmq_connect(ep->monitor, name) == 0) return WN_OK;
 failed:
     return wn_fail(err, WN_EIO, "ZeroMQ monitor: %s", zmq_strerror(errno));
@@ -273,11 +274,11 @@ wn_status wn_endpoint_open(struct wn_endpoint **out, struct wn_net *net, const s
     }
     rc = set_limits(ep, o, err);
     if (rc == WN_OK) rc = set_keys(ep, &o->curve, err);
+    if (rc == WN_OK && strncmp(o->address, "inproc:", 7) != 0) rc = watch(ep, err);
     if (rc != WN_OK) {
         wn_err_prefix(err, "%s", o->address);
         goto out;
     }
-    if (strncmp(o->address, "inproc:", 7) != 0 && (rc = watch(ep, err)) != WN_OK) goto out;
     if ((rc = attach(ep, o, err)) != WN_OK) goto out;
     *out = ep;
     ep = NULL;
