@@ -2,7 +2,8 @@
 # scripts/device_checks.sh - everything that needs a GPU, in one call of less than eight minutes.
 #
 #   scripts/device_checks.sh pack          here: builds the programs for sm_90 and gathers them with the libraries that
-#                                          they need into .device/pack.tar.gz (ignored by git)
+#                                          they need into .device/pack.tar.gz (ignored by git, and to
+#                                          be carried along with the checkout)
 #   scripts/device_checks.sh run OUT       on the machine with the GPU: runs the checks; OUT gets summary.txt, machine.txt,
 #                                          log.txt (all that the steps print) and the tables, *.csv
 #   scripts/device_checks.sh links OUT     the same for what ranks say to each other: NCCL between two and four ranks that
@@ -127,6 +128,11 @@ roomy() {
     done | sort -rn | awk 'NR == 1 { print $2 }'
 }
 
+# What a step says of its failure: the first line that names an error, or the last one.
+why() {
+    { grep -m1 -iE 'error|failed:|cuda:|nccl:|mismatch|no such file|bug:' "$1" || tail -1 "$1"; } | cut -c1-160
+}
+
 # step NAME SECONDS command...: output to $logs/NAME.txt and, when the step is over, to OUT/log.txt
 step() {
     local name=$1 limit=$2 rc start=$SECONDS left=$((DEADLINE - SECONDS))
@@ -145,7 +151,7 @@ step() {
     0) summary+=("ok       $name, $((SECONDS - start)) s") ;;
     77) summary+=("skipped  $name: $(grep -m1 skipped "$logs/$name.txt")") ;;
     124 | 137) summary+=("TIMEOUT  $name after $limit s") failed=$((failed + 1)) ;;
-    *) summary+=("FAILED   $name ($rc), $((SECONDS - start)) s: $(tail -1 "$logs/$name.txt" | cut -c1-160)") failed=$((failed + 1)) ;;
+    *) summary+=("FAILED   $name ($rc), $((SECONDS - start)) s: $(why "$logs/$name.txt")") failed=$((failed + 1)) ;;
     esac
     {
         echo "==== ${summary[-1]}"
