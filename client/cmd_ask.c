@@ -7,8 +7,9 @@
 #include "client/cli.h"
 #include "proto/codec.h"
 
-#define IMAGE_MAX ((size_t)256 << 20)
-#define STOP_N    WN_STOP_MAX
+#define IMAGE_MAX   ((size_t)256 << 20)
+#define STOP_N      WN_STOP_MAX
+#define BUSY_SAY_US 2000000 /* until who waits is told why */
 
 static const char usage[] = "Usage: winnow ask [--image FILE]... [OPTION]... QUESTION\n"
                             "Asks one question and prints the answer as it comes. The question - is read from standard "
@@ -55,6 +56,8 @@ struct ask {
     char *question; /* that came on standard input; owned */
     bool json, usage, unreadable; /* a picture, or standard input */
     uint32_t timeout_s;
+    int64_t began_us;
+    bool said; /* that the server is busy */
 };
 
 static bool parse_pruning(struct ask *a, const char *text)
@@ -214,6 +217,16 @@ static void print_done(const struct ask *a, const struct winnow_event *ev)
     if (a->usage || isatty(STDERR_FILENO)) cli_usage_line(stderr, &ev->usage);
 }
 
+/* As long as the server says, within bounds and our own time; a signal ends it. */
+static void wait_for_room(uint32_t retry_ms, int64_t deadline_us)
+{
+    const int64_t left_us = deadline_us - wn_now_us();
+    int64_t wait_us = (int64_t)(retry_ms < 10000 ? retry_ms : 10000) * 1000;
+
+    if (wait_us > left_us) wait_us = left_us;
+    if (wait_us > 0) usleep((useconds_t)wait_us);
+}
+
 /* Waits for the end of the job; -1: the server was busy and the request should be sent again. */
 static int follow(struct ask *a, struct winnow *w, uint64_t job, int64_t deadline_us)
 {
@@ -248,11 +261,15 @@ static int follow(struct ask *a, struct winnow *w, uint64_t job, int64_t deadlin
             failed = true;
             if (!ev.job_id[0] || --left == 0) return CLI_FAILED; /* without an id there is no job at all */
         } else if (ev.type == WINNOW_EVENT_BUSY) {
-            if (cli_stopped || wn_deadline_passed(deadline_us)) {
+            if (cancelled || cli_stopped || wn_deadline_passed(deadline_us)) {
                 fprintf(stderr, "winnow: %s\n", ev.text);
                 return CLI_FAILED;
             }
-            usleep((ev.retry_ms < 10000 ? ev.retry_ms : 10000) * 1000);
+            if (!a->said && wn_now_us() - a->began_us > BUSY_SAY_US) {
+                a->said = true;
+                fprintf(stderr, "winnow: %s; asking again for up to %u s\n", ev.text, a->timeout_s);
+            }
+            wait_for_room(ev.retry_ms, deadline_us);
             return -1;
         }
     }
@@ -271,6 +288,7 @@ int cmd_ask(int argc, char **argv)
         goto out;
     }
     cli_catch_signals();
+    a.began_us = wn_now_us();
     deadline_us = wn_deadline_in_us((int64_t)a.timeout_s * 1000000);
     while (code < 0) {
         uint64_t job;

@@ -17,6 +17,8 @@
 #define SYNC_US         1000000
 #define PROGRESS_US     200000
 #define WAIT_MS         200
+#define BUSY_SAY_US     5000000  /* until it is said that the server takes nothing */
+#define BUSY_AGAIN_US   60000000 /* and said again */
 #define BUSY_MS_MAX     10000u
 #define CONNECT_MS      3000
 #define SAY_MAX         20 /* errors told on standard error */
@@ -72,6 +74,7 @@ struct batch {
     struct slot *slot;
     uint32_t next, done, failed, used; /* done: also the failed and those of earlier runs */
     int64_t began_us, hold_us, sync_us, progress_us;
+    int64_t heard_us; /* when the server last took or answered something, or we said that it does not */
     uint32_t unsynced, said;
     char written[SYNC_LINES * WN_CHOICES_MAX][WINNOW_JOB_ID_MAX]; /* jobs whose lines are not on the disk yet */
     uint32_t written_n;
@@ -313,6 +316,16 @@ static wn_status on_done(struct batch *b, struct slot *s, const struct winnow_ev
     return finish(b, s, &r, err);
 }
 
+/* Now and then a server is busy; one that takes nothing for long has a reason that somebody should know. */
+static void say_busy(struct batch *b, const char *why)
+{
+    const int64_t now = wn_now_us();
+
+    if (now - b->heard_us < BUSY_SAY_US) return;
+    b->heard_us = now + BUSY_AGAIN_US - BUSY_SAY_US;
+    fprintf(stderr, "%swinnow: the server takes nothing: %s; asking again\n", b->progress ? "\r\033[K" : "", why);
+}
+
 static wn_status on_event(struct batch *b, const struct winnow_event *ev, struct wn_err *err)
 {
     struct slot *s = slot_of(b, ev->job);
@@ -324,6 +337,7 @@ static wn_status on_event(struct batch *b, const struct winnow_event *ev, struct
         return WN_OK;
     }
     if (ev->choice >= s->choices_n) return WN_OK;
+    if (ev->type == WINNOW_EVENT_ACCEPTED || ev->type == WINNOW_EVENT_DONE) b->heard_us = wn_now_us();
     switch (ev->type) {
     case WINNOW_EVENT_TEXT:
         keep_scores(&s->choice[ev->choice], ev);
@@ -331,6 +345,7 @@ static wn_status on_event(struct batch *b, const struct winnow_event *ev, struct
     case WINNOW_EVENT_DONE:
         return on_done(b, s, ev, err);
     case WINNOW_EVENT_BUSY:
+        say_busy(b, ev->text);
         s->sent = false;
         b->hold_us = wn_deadline_in_us((int64_t)(ev->retry_ms < BUSY_MS_MAX ? ev->retry_ms : BUSY_MS_MAX) * 1000);
         return WN_OK;
@@ -501,7 +516,7 @@ static int run_and_report(struct batch *b)
     }
     b->done = b->files.before_n;
     b->failed = b->files.before_failed;
-    b->began_us = b->sync_us = wn_now_us();
+    b->began_us = b->sync_us = b->heard_us = wn_now_us();
     b->progress = isatty(STDERR_FILENO);
     if (b->done < b->files.items_n) {
         if (winnow_connect(&b->w, cli_endpoint(b->endpoint), &connect_options) != WINNOW_OK) {

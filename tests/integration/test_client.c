@@ -426,6 +426,38 @@ static void command_line(void **state)
     expect_run("collect-env", nobody, 0, "cpu flags");
 }
 
+/* Who waits for a server that takes nothing hears why. */
+static void busy_is_said(void **state)
+{
+    static const char line[] = "{\"custom_id\":\"a\",\"method\":\"POST\",\"url\":\"/v1/chat/completions\",\"body\":"
+                               "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}]}}\n";
+    struct bed b;
+    struct end *client;
+    char path[] = "/tmp/winnow-test-busy-XXXXXX", args[160];
+    const int fd = mkstemp(path);
+    FILE *asks, *batch;
+
+    (void)state;
+    assert_true(fd >= 0 && write(fd, line, strlen(line)) == (ssize_t)strlen(line));
+    close(fd);
+    bed_init(&b);
+    b.cfg.max_queue = 1;
+    b.cfg.no_worker_timeout_ms = 0;
+    bed_start(&b);
+    client = end_open(&b, false);
+    submit(client, "q", NULL, "");
+    expect_accepted(client, false, NULL);
+    snprintf(args, sizeof(args), "run-batch -i %s -o %s.out 2>&1 & w=$!; sleep 7; kill -TERM $w; wait $w", path, path);
+    batch = run(args, b.clients);
+    asks = run("ask --timeout 3 q", b.clients);
+    expect_end(asks, "ask", 1, "the queue is full; asking again for up to 3 s");
+    expect_end(batch, "run-batch", 1, "the server takes nothing: the queue is full; asking again");
+    bed_stop(&b);
+    snprintf(args, sizeof(args), "%s.out", path);
+    unlink(args);
+    unlink(path);
+}
+
 static void command_asks(void **state)
 {
     struct fixture *f = *state;
@@ -573,6 +605,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(logprobs, start, stop),
         cmocka_unit_test_setup_teardown(no_server, start, stop),
         cmocka_unit_test(command_line),
+        cmocka_unit_test(busy_is_said),
         cmocka_unit_test_setup_teardown(command_asks, start, stop),
         cmocka_unit_test(exports),
     };
