@@ -108,7 +108,6 @@ static void close_sockets(struct winnow *w)
     if (w->socket) zmq_close(w->socket);
     if (w->ctx) zmq_ctx_term(w->ctx);
     w->ctx = w->socket = w->monitor = NULL;
-    w->burst.at = w->burst.bytes = 0;
 }
 
 int conn_open(struct winnow *w, const char *endpoint, int timeout_ms)
@@ -302,24 +301,13 @@ static void watch(struct winnow *w)
     }
 }
 
-static int parse(struct winnow *w, Wn__Envelope **out, const void *data, size_t bytes)
-{
-    const wn_status code = wn_codec_unpack(out, data, bytes, &w->error);
-
-    if (code == WN_OK) return WINNOW_OK;
-    return code == WN_ENOMEM ? WINNOW_ENOMEM : WINNOW_EPROTO;
-}
-
-/* One message from the burst or the socket, if there is one: WINNOW_TIMEOUT if not. Frames after the first are
- * dropped, but for the one that a burst is in. */
+/* One message from the socket, if there is one: WINNOW_TIMEOUT if not. Frames after the first are dropped. */
 static int take(struct winnow *w, Wn__Envelope **out)
 {
     zmq_msg_t msg, rest;
-    const uint8_t *data = NULL;
-    size_t bytes = 0;
-    int more, rc;
+    wn_status code;
+    int more;
 
-    if (wn_burst_take(&w->burst, &data, &bytes)) return parse(w, out, data, bytes);
     zmq_msg_init(&msg);
     if (zmq_msg_recv(&msg, w->socket, ZMQ_DONTWAIT) < 0) {
         zmq_msg_close(&msg);
@@ -328,13 +316,12 @@ static int take(struct winnow *w, Wn__Envelope **out)
     for (more = zmq_msg_more(&msg); more;) {
         zmq_msg_init(&rest);
         more = zmq_msg_recv(&rest, w->socket, 0) >= 0 && zmq_msg_more(&rest);
-        if (zmq_msg_size(&msg) == 0) (void)wn_burst_open(&w->burst, zmq_msg_data(&rest), zmq_msg_size(&rest));
         zmq_msg_close(&rest);
     }
-    if (zmq_msg_size(&msg) == 0 && wn_burst_take(&w->burst, &data, &bytes)) rc = parse(w, out, data, bytes);
-    else rc = parse(w, out, zmq_msg_data(&msg), zmq_msg_size(&msg));
+    code = wn_codec_unpack(out, zmq_msg_data(&msg), zmq_msg_size(&msg), &w->error);
     zmq_msg_close(&msg);
-    return rc;
+    if (code == WN_OK) return WINNOW_OK;
+    return code == WN_ENOMEM ? WINNOW_ENOMEM : WINNOW_EPROTO;
 }
 
 /* Waits for the socket; not longer than the deadline. */

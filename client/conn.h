@@ -6,7 +6,6 @@
 
 #include <stdbool.h>
 
-#include "base/burst.h"
 #include "base/clock.h"
 #include "base/key.h"
 #include "client/winnow.h"
@@ -51,7 +50,6 @@ struct winnow {
     bool reached;                   /* somebody took the connection, who may be stopped, or no server of ours */
     bool greeted, refused;          /* it was connected once; until then: the server did not like our key, or none */
     bool stale;                     /* some jobs are */
-    struct wn_burst burst;          /* messages that came with others and were not taken yet */
     int64_t lost_us, reopened_us;   /* since when it is away (0: it is not), when we last tried anew */
     uint32_t reconnect_timeout_ms, busy_timeout_ms;
     bool keep_results;

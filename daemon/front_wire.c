@@ -143,10 +143,7 @@ bool wn_front_send_queued(struct wn_front *f)
     bool all = true;
 
     while (f->to_workers.first) (void)send_first(f->features, &f->to_workers);
-    if (f->to_scheduler.n > 1 && f->opts.role == WN__ROLE__ROLE_LEADER)
-        wn_endpoint_hold(f->scheduler); /* what a step has given goes out together */
     while (all && f->to_scheduler.first) all = send_first(f->scheduler, &f->to_scheduler);
-    wn_endpoint_release(f->scheduler);
     for (int i = 0; i < WN_FRONT_LEADERS_MAX; i++) {
         struct wn_front_leader *l = &f->leaders[i];
         while (l->queue.first && send_first(l->ep, &l->queue)) continue;

@@ -38,7 +38,6 @@ static wn_status open_endpoints(struct wn_scheduler *s, const char *workers, str
         .frame_max = {WN_CODEC_BYTES_MAX},
         .linger_ms = 1000,
         .handover = true,
-        .bursts = true,
         .insecure = s->cfg.insecure,
     };
     wn_status rc;
@@ -234,10 +233,8 @@ wn_status wn_scheduler_run(struct wn_scheduler *s, int stop_fd, struct wn_err *e
         if (!stopped) (stop = &items[n++])->fd = stop_fd;
         rc = wn_endpoint_poll(items, n, next_tick_us);
         if (rc != WN_OK && rc != WN_ETIME) return wn_fail(err, rc, "scheduler: waiting failed");
-        wn_endpoint_hold(s->clients);
         if (items[0].readable) receive(s, s->workers, wn_sched_worker_message);
         wn_sched_tell_news(s);
-        wn_endpoint_release(s->clients);
         if (items[1].readable) receive(s, s->clients, wn_sched_client_message);
         if (journal && journal->readable) wn_sched_journal_outcomes(s);
         if (stop && stop->readable) {

@@ -6,7 +6,6 @@
 #include <string.h>
 #include <zmq.h>
 
-#include "base/burst.h"
 #include "base/chunk.h"
 #include "transport/endpoint_chunk.h"
 #include "transport/endpoint_impl.h"
@@ -35,74 +34,20 @@ static wn_status send_rest_lost(struct wn_endpoint *ep, struct wn_msg *msg, unsi
     return WN_EIO;
 }
 
-/* A frame that more follow. */
-static wn_status send_part(struct wn_endpoint *ep, const void *data, size_t bytes)
-{
-    if (zmq_send(ep->socket, data, bytes, ZMQ_DONTWAIT | ZMQ_SNDMORE) >= 0) return WN_OK;
-    if (errno != EAGAIN) return WN_EPEER;
-    ep->stats.busy++;
-    return WN_EBUSY;
-}
-
-/* The name of who gets the message, of a ROUTER. */
-static wn_status send_peer(struct wn_endpoint *ep, const struct wn_peer_id *peer)
-{
-    if (ep->type != WN_ENDPOINT_ROUTER) return WN_OK;
-    return peer->n ? send_part(ep, peer->bytes, peer->n) : WN_EPEER;
-}
-
-/* A message that has begun is never refused: if its connection goes, it is lost. */
-static void end_burst(struct wn_endpoint *ep)
-{
-    if (ep->sending) (void)!zmq_send(ep->socket, ep->out.data, ep->out.bytes, ZMQ_DONTWAIT);
-    ep->sending = false;
-    ep->out.bytes = 0;
-}
-
-/* Adds to the burst to this peer; the first one begins it, and takes its place in the peer's queue. */
-static wn_status send_in_burst(struct wn_endpoint *ep, struct wn_msg *msg, wn_traffic kind)
-{
-    const bool router = ep->type == WN_ENDPOINT_ROUTER;
-    wn_status rc;
-
-    if (ep->sending && ((router && !wn_peer_equal(&ep->to, &msg->peer)) || !wn_burst_fits(&ep->out, wn_msg_bytes(msg))))
-        end_burst(ep);
-    if (!ep->sending) {
-        if ((rc = send_peer(ep, &msg->peer)) != WN_OK) return rc;
-        rc = send_part(ep, "", 0);
-        if (rc != WN_OK) return router ? send_rest_lost(ep, msg, 0) : rc;
-        ep->sending = true;
-        ep->to = msg->peer;
-    }
-    wn_traffic_sent(&ep->meter, kind, wn_msg_bytes(msg));
-    wn_burst_put(&ep->out, wn_msg_data(msg, 0), wn_msg_bytes(msg));
-    wn_msg_clear(msg);
-    return WN_OK;
-}
-
-void wn_endpoint_hold(struct wn_endpoint *ep)
-{
-    WN_ASSERT(pthread_equal(ep->thread, pthread_self()));
-    ep->held = true;
-}
-
-void wn_endpoint_release(struct wn_endpoint *ep)
-{
-    WN_ASSERT(pthread_equal(ep->thread, pthread_self()));
-    end_burst(ep);
-    ep->held = false;
-}
-
 wn_status wn_endpoint_send(struct wn_endpoint *ep, struct wn_msg *msg, wn_traffic kind)
 {
     size_t bytes = wn_msg_bytes(msg);
-    wn_status rc;
 
     WN_ASSERT(pthread_equal(ep->thread, pthread_self()));
     WN_ASSERT(msg->frames_n > 0);
-    if (ep->held && msg->frames_n == 1 && bytes <= WN_BURST_BYTES - 4) return send_in_burst(ep, msg, kind);
-    end_burst(ep);
-    if ((rc = send_peer(ep, &msg->peer)) != WN_OK) return rc;
+    if (ep->type == WN_ENDPOINT_ROUTER) {
+        if (msg->peer.n == 0) return WN_EPEER;
+        if (zmq_send(ep->socket, msg->peer.bytes, msg->peer.n, ZMQ_DONTWAIT | ZMQ_SNDMORE) < 0) {
+            if (errno != EAGAIN) return WN_EPEER;
+            ep->stats.busy++;
+            return WN_EBUSY;
+        }
+    }
     for (unsigned i = 0; i < msg->frames_n; i++) {
         int flags = ZMQ_DONTWAIT | (i + 1 < msg->frames_n ? ZMQ_SNDMORE : 0);
         zmq_msg_t *frame = frame_msg(&msg->frames[i]);
@@ -143,31 +88,6 @@ static bool recv_peer(struct wn_endpoint *ep, struct wn_msg *msg, bool *more, wn
     return true;
 }
 
-/* Has the message begun as a burst does? */
-static bool is_burst(const struct wn_endpoint *ep, const struct wn_msg *msg)
-{
-    return ep->bursts && msg->frames_n > 0 && wn_msg_size(msg, 0) == 0;
-}
-
-static size_t limit_of(const struct wn_endpoint *ep, const struct wn_msg *msg, unsigned i)
-{
-    if (i == 1 && is_burst(ep, msg)) return WN_BURST_BYTES;
-    return i < WN_MSG_FRAMES_MAX ? ep->frame_max[i] : 0;
-}
-
-/* The next message of the burst that came. */
-static wn_status recv_in_burst(struct wn_endpoint *ep, struct wn_msg *msg)
-{
-    const uint8_t *data = NULL;
-    size_t n = 0;
-    wn_status rc = WN_EPROTO;
-
-    msg->peer = ep->from;
-    if (wn_burst_take(&ep->in, &data, &n) && data && n <= ep->frame_max[0]) rc = wn_msg_add_copy(msg, data, n);
-    if (rc == WN_EPROTO) ep->stats.refused++;
-    return rc;
-}
-
 wn_status wn_endpoint_recv(struct wn_endpoint *ep, struct wn_msg *msg)
 {
     bool more = true;
@@ -176,7 +96,6 @@ wn_status wn_endpoint_recv(struct wn_endpoint *ep, struct wn_msg *msg)
     WN_ASSERT(pthread_equal(ep->thread, pthread_self()));
     wn_msg_clear(msg);
     msg->peer.n = 0;
-    if (ep->in.at < ep->in.bytes) return recv_in_burst(ep, msg);
     if (ep->type == WN_ENDPOINT_ROUTER && !recv_peer(ep, msg, &more, &rc)) return WN_EBUSY;
     if (!more) rc = WN_EPROTO;
     while (more) {
@@ -190,7 +109,10 @@ wn_status wn_endpoint_recv(struct wn_endpoint *ep, struct wn_msg *msg)
         more = zmq_msg_more(&frame) != 0;
         if (rc == WN_OK && i > 0 && i < WN_MSG_FRAMES_MAX && zmq_msg_size(&frame) == WN_CHUNK_BYTES)
             rc = wn_chunk_join(ep->socket, &frame, ep->frame_max[i], &more);
-        if (rc == WN_OK && (limit_of(ep, msg, i) == 0 || zmq_msg_size(&frame) > limit_of(ep, msg, i))) rc = WN_EPROTO;
+        if (rc == WN_OK && (i == WN_MSG_FRAMES_MAX || ep->frame_max[i] == 0 ||
+                            zmq_msg_size(&frame) > ep->frame_max[i])) {
+            rc = WN_EPROTO;
+        }
         if (rc == WN_OK) {
             zmq_msg_init(frame_msg(&msg->frames[i]));
             zmq_msg_move(frame_msg(&msg->frames[i]), &frame);
@@ -201,11 +123,6 @@ wn_status wn_endpoint_recv(struct wn_endpoint *ep, struct wn_msg *msg)
     if (rc != WN_OK) {
         ep->stats.refused++;
         wn_msg_clear(msg);
-    } else if (is_burst(ep, msg) && msg->frames_n == 2) {
-        wn_burst_open(&ep->in, wn_msg_data(msg, 1), wn_msg_size(msg, 1)); /* its size was checked */
-        ep->from = msg->peer;
-        wn_msg_clear(msg);
-        rc = recv_in_burst(ep, msg);
     }
     return rc;
 }
@@ -260,17 +177,10 @@ static long poll_ms(int64_t deadline_us)
     return us / 1000 >= INT_MAX ? INT_MAX : (long)((us + 999) / 1000);
 }
 
-/* Of a burst whose first messages were taken. */
-static bool has_rest(const struct wn_endpoint *ep)
-{
-    return ep && ep->in.at < ep->in.bytes;
-}
-
 wn_status wn_endpoint_poll(struct wn_poll_item *items, size_t n, int64_t deadline_us)
 {
     zmq_pollitem_t z[2 * WN_ENDPOINT_POLL_MAX];
     size_t z_n = n;
-    bool rest = false;
 
     if (n > WN_ENDPOINT_POLL_MAX) return WN_EINVAL;
     for (size_t i = 0; i < n; i++) {
@@ -279,15 +189,14 @@ wn_status wn_endpoint_poll(struct wn_poll_item *items, size_t n, int64_t deadlin
         z[i] = (zmq_pollitem_t){.socket = ep ? ep->socket : NULL, .fd = ep ? 0 : items[i].fd,
                                 .events = (short)(ZMQ_POLLIN | (ep ? 0 : ZMQ_POLLERR) |
                                                   (items[i].want_write ? ZMQ_POLLOUT : 0))};
-        rest = rest || has_rest(ep);
         if (ep && ep->monitor) z[z_n++] = (zmq_pollitem_t){.socket = ep->monitor, .events = ZMQ_POLLIN};
     }
     while (true) {
         bool ready = false;
-        int rc = zmq_poll(z, (int)z_n, rest ? 0 : poll_ms(deadline_us));
+        int rc = zmq_poll(z, (int)z_n, poll_ms(deadline_us));
         if (rc < 0 && errno != EINTR) return errno == ETERM ? WN_ECANCEL : WN_EIO;
         for (size_t i = 0; i < n; i++) {
-            items[i].readable = (rc > 0 && (z[i].revents & (ZMQ_POLLIN | ZMQ_POLLERR)) != 0) || has_rest(items[i].ep);
+            items[i].readable = rc > 0 && (z[i].revents & (ZMQ_POLLIN | ZMQ_POLLERR)) != 0;
             items[i].writable = rc > 0 && (z[i].revents & ZMQ_POLLOUT) != 0;
             ready = ready || items[i].readable || items[i].writable;
             if (items[i].ep && rc > 0) read_events(items[i].ep);

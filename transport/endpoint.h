@@ -65,7 +65,6 @@ struct wn_endpoint_opts {
     int handshake_ms;                     /* in which a new connection must have said who it is, default 10000 */
     int reconnect_ms, reconnect_max_ms;   /* first wait and largest, doubling; default 50 and 2000 */
     const char *identity;                 /* DEALER: a fixed id, 1..32 characters; NULL: the ROUTER chooses */
-    bool bursts;                          /* peers may send bursts (base/burst.h); their messages have no key */
     bool handover;                        /* ROUTER: a new peer with a known id replaces the old one */
     struct wn_curve_opts curve;
     bool insecure;                        /* an address that other machines reach may be used without keys */
@@ -116,12 +115,6 @@ const char *wn_endpoint_address(const struct wn_endpoint *ep);
 /* Queues msg. WN_OK: moved, msg is empty again. WN_EBUSY, WN_EPEER (ROUTER: no such peer): still the caller's, whole.
  * WN_EIO: lost, msg is empty (the connection went in the middle; it counts as sent). */
 WN_NODISCARD wn_status wn_endpoint_send(struct wn_endpoint *ep, struct wn_msg *msg, wn_traffic kind);
-
-/* Between hold and release short messages of one frame go to their peers as bursts (base/burst.h): those to one peer,
- * with none to another between them, are one message of ZeroMQ, and one in its queue. Who receives gets them one by
- * one. The last leave at release. */
-void wn_endpoint_hold(struct wn_endpoint *ep);
-void wn_endpoint_release(struct wn_endpoint *ep);
 
 /* Takes the next message into msg (what it held is freed). WN_EBUSY: none there. WN_EPROTO: it broke the limits and is
  * gone; msg->peer names the sender. Its kind is known only to who parses it: see wn_endpoint_received. */

@@ -5,7 +5,6 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-#include "base/burst.h"
 #include "transport/endpoint.h"
 
 struct wn_net {
@@ -26,12 +25,6 @@ struct wn_endpoint {
     struct wn_endpoint_stats stats;
     unsigned domain; /* in net->auth, if keys are checked; else 0 */
     char address[256];
-    bool bursts;                /* peers may send them */
-    struct wn_burst in;         /* what of one was not taken yet, of peer `from` */
-    struct wn_peer_id from;
-    bool held, sending;         /* between hold and release; a burst to `to` has begun */
-    struct wn_burst out;
-    struct wn_peer_id to;
 };
 
 #endif

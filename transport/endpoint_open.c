@@ -71,7 +71,6 @@ static wn_status set_frame_max(struct wn_endpoint *ep, const struct wn_endpoint_
         if (o->frame_max[i] > (size_t)largest) largest = (int64_t)o->frame_max[i];
     }
     if (o->frame_max[0] == 0) return wn_fail(err, WN_EINVAL, "no limit is set for frame 0");
-    if (o->bursts && largest < (int64_t)WN_BURST_BYTES) largest = (int64_t)WN_BURST_BYTES;
     if (o->frame_max[0] > WN_CHUNK_BYTES)
         return wn_fail(err, WN_EINVAL, "frame 0 of %zu bytes: it travels in one piece", o->frame_max[0]);
     if (largest > (int64_t)WN_CHUNK_BYTES) largest = WN_CHUNK_BYTES;
@@ -267,7 +266,6 @@ wn_status wn_endpoint_open(struct wn_endpoint **out, struct wn_net *net, const s
     }
     ep->net = net;
     ep->type = o->type;
-    ep->bursts = o->bursts;
     ep->thread = pthread_self();
     ep->socket = zmq_socket(net->ctx, o->type == WN_ENDPOINT_ROUTER ? ZMQ_ROUTER : ZMQ_DEALER);
     if (!ep->socket) {
@@ -293,7 +291,6 @@ void wn_endpoint_close(struct wn_endpoint *ep)
 {
     if (!ep) return;
     WN_ASSERT(pthread_equal(ep->thread, pthread_self()));
-    wn_endpoint_release(ep);
     if (ep->monitor) {
         zmq_socket_monitor(ep->socket, NULL, 0);
         zmq_close(ep->monitor);

@@ -105,7 +105,6 @@ static bool time_jobs(const char *address, unsigned window, int64_t *each, int64
     struct wn_endpoint_opts o = {.type = WN_ENDPOINT_DEALER,
                                  .address = address,
                                  .frame_max = {WN_CODEC_BYTES_MAX},
-                                 .bursts = true,
                                  .send_queue_max = 8192,
                                  .recv_queue_max = 8192};
     struct wn_err err = {0};

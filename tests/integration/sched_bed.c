@@ -109,7 +109,6 @@ struct end *end_open_as(struct bed *b, bool worker, const char *key_file)
         .type = WN_ENDPOINT_DEALER,
         .address = worker ? b->workers : b->clients,
         .frame_max = {WN_CODEC_BYTES_MAX, (size_t)64 << 20},
-        .bursts = true,
     };
     struct end *e = &b->ends[b->ends_n];
     struct wn_err err = {0};

@@ -9,8 +9,7 @@ void side_open(struct side *s, struct wn_net *net, const char *address)
     const struct wn_endpoint_opts o = {.type = WN_ENDPOINT_ROUTER,
                                        .address = address,
                                        .bind = true,
-                                       .frame_max = {WN_CODEC_BYTES_MAX, (size_t)64 << 20},
-                                       .bursts = true};
+                                       .frame_max = {WN_CODEC_BYTES_MAX, (size_t)64 << 20}};
     struct wn_err err = {0};
     wn_status rc = WN_EIO;
 

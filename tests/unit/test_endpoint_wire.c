@@ -24,7 +24,6 @@
 
 static struct wn_net *net;
 static char server_public[WN_CURVE_KEY_CHARS], server_secret[WN_CURVE_KEY_CHARS];
-static bool bursts; /* do endpoints take them? */
 static char client_public[WN_CURVE_KEY_CHARS], client_secret[WN_CURVE_KEY_CHARS];
 
 static int setup(void **state)
@@ -56,7 +55,7 @@ static struct wn_endpoint *open_router(bool keys, size_t frame_0, size_t frame_1
 {
     const char *const allowed[] = {client_public};
     struct wn_endpoint_opts o = {.type = WN_ENDPOINT_ROUTER, .address = "tcp://127.0.0.1:0", .bind = true,
-                                 .frame_max = {frame_0, frame_1}, .handshake_ms = HANDSHAKE_MS, .bursts = bursts};
+                                 .frame_max = {frame_0, frame_1}, .handshake_ms = HANDSHAKE_MS};
 
     if (keys) o.curve = (struct wn_curve_opts){.server = true, .secret_key = server_secret, .allowed = allowed,
                                                .allowed_n = 1};
@@ -66,7 +65,7 @@ static struct wn_endpoint *open_router(bool keys, size_t frame_0, size_t frame_1
 static struct wn_endpoint *open_dealer(const char *address, const char *identity, bool keys)
 {
     struct wn_endpoint_opts o = {.type = WN_ENDPOINT_DEALER, .address = address, .frame_max = {1},
-                                 .identity = identity, .reconnect_ms = 10, .bursts = bursts};
+                                 .identity = identity, .reconnect_ms = 10};
 
     if (keys) o.curve = (struct wn_curve_opts){.server_key = server_public, .public_key = client_public,
                                                .secret_key = client_secret};
@@ -98,125 +97,6 @@ static wn_status recv_frames(struct wn_endpoint *ep, struct wn_msg *msg)
     while ((rc = wn_endpoint_recv(ep, msg)) == WN_EBUSY)
         if (wn_endpoint_poll(&item, 1, deadline) == WN_ETIME) return WN_ETIME;
     return rc;
-}
-
-static wn_status send_text(struct wn_endpoint *ep, const struct wn_peer_id *to, const char *text)
-{
-    struct wn_msg msg;
-    wn_status rc;
-
-    wn_msg_init(&msg);
-    if (to) msg.peer = *to;
-    assert_int_equal(wn_msg_add_copy(&msg, text, strlen(text)), WN_OK);
-    rc = wn_endpoint_send(ep, &msg, WN_TRAFFIC_TOKENS);
-    wn_msg_clear(&msg);
-    return rc;
-}
-
-/* The next messages are these letters, each by itself. */
-static void expect_letters(struct wn_endpoint *ep, const char *letters, const struct wn_peer_id *from)
-{
-    struct wn_msg msg;
-
-    wn_msg_init(&msg);
-    for (; *letters; letters++) {
-        const wn_status rc = recv_frames(ep, &msg);
-        if (*letters == '!') { /* one that breaks the limits */
-            assert_int_equal(rc, WN_EPROTO);
-            continue;
-        }
-        assert_int_equal(rc, WN_OK);
-        assert_int_equal(msg.frames_n, 1);
-        assert_int_equal(wn_msg_size(&msg, 0), 1);
-        assert_int_equal(*(const char *)wn_msg_data(&msg, 0), *letters);
-        assert_true(!from || wn_peer_equal(&msg.peer, from));
-    }
-    wn_msg_clear(&msg);
-}
-
-/* Held messages come one by one, in order, and not before release; what breaks the limits takes no other with it. */
-static void test_bursts(void **state)
-{
-    (void)state;
-    bursts = true;
-    for (int keys = 0; keys < 2; keys++) {
-        struct wn_endpoint *router = open_router(keys, 8, 8), *dealers[2];
-        struct wn_peer_id who[2], nobody = {.n = 3, .bytes = "off"};
-        struct wn_traffic_table t = {0};
-        struct wn_msg msg;
-
-        wn_msg_init(&msg);
-        for (int i = 0; i < 2; i++) {
-            dealers[i] = open_dealer(wn_endpoint_address(router), NULL, keys);
-            send_frames(dealers[i], "hello", 5, NULL, 0);
-            assert_int_equal(recv_frames(router, &msg), WN_OK);
-            who[i] = msg.peer;
-        }
-        wn_endpoint_hold(router);
-        for (const char *const *text = (const char *const[]){"a", "two", "b", NULL}; *text; text++)
-            assert_int_equal(send_text(router, &who[0], *text), WN_OK);
-        usleep(20000);
-        assert_int_equal(wn_endpoint_recv(dealers[0], &msg), WN_EBUSY);
-        assert_int_equal(send_text(router, &who[1], "x"), WN_OK);
-        assert_int_equal(send_text(router, &nobody, "n"), WN_EPEER);
-        assert_int_equal(send_text(router, &who[0], "c"), WN_OK);
-        msg.peer = who[0]; /* one with a payload goes by itself, in its place; a dealer here wants none */
-        for (int i = 0; i < 2; i++) assert_int_equal(wn_msg_add_copy(&msg, "p", 1), WN_OK);
-        assert_int_equal(wn_endpoint_send(router, &msg, WN_TRAFFIC_TOKENS), WN_OK);
-        assert_int_equal(send_text(router, &who[0], "d"), WN_OK);
-        wn_endpoint_release(router);
-        assert_int_equal(send_text(router, &who[0], "e"), WN_OK);
-        expect_letters(dealers[0], "a!bc!de", NULL);
-        expect_letters(dealers[1], "x", NULL);
-        wn_endpoint_traffic(router, &t);
-        assert_int_equal(t.of[WN_TRAFFIC_TOKENS].sent_messages, 8);
-        assert_int_equal(t.of[WN_TRAFFIC_TOKENS].sent_bytes, 11);
-        wn_endpoint_hold(dealers[1]);
-        for (int i = 0; i < 3; i++) assert_int_equal(send_text(dealers[1], NULL, "u"), WN_OK);
-        wn_endpoint_release(dealers[1]);
-        expect_letters(router, "uuu", &who[1]);
-        send_frames(dealers[1], "", 0, "\1\0\0\0v\3\0\0\0ww", 11); /* the second is cut off */
-        send_frames(dealers[1], "", 0, "", 0);
-        send_frames(dealers[1], "y", 1, NULL, 0);
-        expect_letters(router, "v!!y", &who[1]);
-        wn_msg_clear(&msg);
-        for (int i = 0; i < 2; i++) wn_endpoint_close(dealers[i]);
-        wn_endpoint_close(router);
-    }
-    bursts = false;
-}
-
-/* Many messages fill several bursts, and what is longer than one goes by itself; poll sees what is left of one. */
-static void test_long_bursts(void **state)
-{
-    enum { MANY = 3000 };
-    static char data[20000];
-    struct wn_endpoint *router, *dealer;
-    struct wn_msg msg;
-
-    (void)state;
-    bursts = true;
-    router = open_router(false, sizeof(data), 0);
-    dealer = open_dealer(wn_endpoint_address(router), NULL, false);
-    wn_msg_init(&msg);
-    send_frames(dealer, "hello", 5, NULL, 0);
-    wn_endpoint_hold(dealer);
-    for (int i = 0; i < MANY; i++)
-        send_frames(dealer, data, i % 1000 == 999 ? sizeof(data) : (size_t)(i % 100), NULL, 0);
-    wn_endpoint_release(dealer);
-    assert_int_equal(recv_frames(router, &msg), WN_OK);
-    for (int i = 0; i < MANY; i++) {
-        struct wn_poll_item item = {.ep = router};
-        assert_int_equal(wn_endpoint_poll(&item, 1, wn_deadline_in_us(TIMEOUT_US)), WN_OK);
-        assert_true(item.readable);
-        assert_int_equal(wn_endpoint_recv(router, &msg), WN_OK);
-        assert_int_equal(wn_msg_size(&msg, 0), i % 1000 == 999 ? sizeof(data) : (size_t)(i % 100));
-    }
-    assert_int_equal(wn_endpoint_recv(router, &msg), WN_EBUSY);
-    wn_msg_clear(&msg);
-    wn_endpoint_close(dealer);
-    wn_endpoint_close(router);
-    bursts = false;
 }
 
 /* An endpoint of tiny frames is not too small for ZeroMQ's own, and takes no larger ones for that. */
@@ -479,8 +359,6 @@ static void test_slow_handshakes(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(test_bursts, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_long_bursts, setup, teardown),
         cmocka_unit_test_setup_teardown(test_tiny_frames, setup, teardown),
         cmocka_unit_test_setup_teardown(test_largest_frame, setup, teardown),
         cmocka_unit_test_setup_teardown(test_announced, setup, teardown),
