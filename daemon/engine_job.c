@@ -8,8 +8,11 @@
 #include "pruning/prune.h"
 #include "shard/prompt.h"
 
-static wn_status check_sampling(const Wn__Sampling *s, struct wn_err *err)
+static wn_status check_sampling(const Wn__Sampling *s, uint32_t vocab, struct wn_err *err)
 {
+    for (size_t i = 0; s && i < s->n_stop_token_ids; i++)
+        if (s->stop_token_ids[i] >= vocab)
+            return wn_fail(err, WN_EINVAL, "stop token %u; the vocabulary has %u", s->stop_token_ids[i], vocab);
     return s ? wn_sampling_check(s, err) : WN_OK;
 }
 
@@ -46,7 +49,7 @@ wn_status wn_gen_job_create(struct wn_gen_job **out, struct wn_front_msg *order,
         rc = wn_fail(err, WN_ELIMIT, "%u images; at most %u in a job", g->images, limits->images_max);
         goto out;
     }
-    if ((rc = check_sampling(s, err)) != WN_OK) goto out;
+    if ((rc = check_sampling(s, limits->model->text.vocab, err)) != WN_OK) goto out;
     rc = wn_prompt_encode(&prompt, limits->tokenizer, limits->tokens_max, &job->tokens, err);
     if (rc != WN_OK) {
         if (rc == WN_ELIMIT) rc = wn_fail(err, WN_ELIMIT, "the prompt is longer than %u tokens", limits->tokens_max);

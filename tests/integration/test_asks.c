@@ -234,22 +234,40 @@ static void many_pictures(void **state)
 }
 
 /* The error says which one. */
-static void a_bad_picture(void **state)
+static void expect_error(const struct winnow_request *q, const char *text)
 {
-    const struct winnow_image pictures[] = {picture, {"nonsense", 8}};
-    struct winnow_request q = about_the_picture(4);
     struct winnow_event ev;
     uint64_t job;
 
-    (void)state;
-    q.images = pictures;
-    q.images_n = 2;
-    assert_int_equal(winnow_submit(conn, &q, &job), WINNOW_OK);
+    assert_int_equal(winnow_submit(conn, q, &job), WINNOW_OK);
     do {
         assert_int_equal(winnow_next(conn, &ev, 60000), WINNOW_OK);
     } while (ev.type < WINNOW_EVENT_DONE);
     assert_int_equal(ev.type, WINNOW_EVENT_ERROR);
-    assert_string_equal(ev.text, "image 2: neither JPEG nor PNG nor WebP");
+    assert_string_equal(ev.text, text);
+}
+
+static void a_bad_picture(void **state)
+{
+    const struct winnow_image pictures[] = {picture, {"nonsense", 8}};
+    struct winnow_request q = about_the_picture(4);
+
+    (void)state;
+    q.images = pictures;
+    q.images_n = 2;
+    expect_error(&q, "image 2: neither JPEG nor PNG nor WebP");
+}
+
+/* It would never come, and nobody would know why the answer goes on. */
+static void a_stop_token_that_is_none(void **state)
+{
+    const uint32_t none = 4096;
+    struct winnow_request q = about_the_picture(4);
+
+    (void)state;
+    q.stop_token_ids = &none;
+    q.stop_token_ids_n = 1;
+    expect_error(&q, "stop token 4096; the vocabulary has 1024");
 }
 
 /* Waits until the replica says that it holds nothing: no job, no page. */
@@ -364,6 +382,7 @@ int main(void)
         cmocka_unit_test(answers_share_the_prompt),
         cmocka_unit_test(many_pictures),
         cmocka_unit_test(a_bad_picture),
+        cmocka_unit_test(a_stop_token_that_is_none),
         cmocka_unit_test(cancels),
         cmocka_unit_test(deadline),
         cmocka_unit_test(idle_costs_nothing),
