@@ -1,4 +1,6 @@
 /* daemon/engine_answer.c - what the engine says about a job: credit for its features, tokens, its end. */
+#include <stdio.h>
+
 #include "daemon/engine_impl.h"
 #include "daemon/token_chances.h"
 
@@ -29,6 +31,11 @@ void wn_engine_accept_features(struct wn_engine *e, struct wn_gen_job *job)
 void wn_engine_end(struct wn_engine *e, struct wn_gen_job *job, wn_gen_event how)
 {
     wn_engine_accept_features(e, job);
+    if (!wn_gen_job_complete(job)) {
+        struct wn_ended *place = &e->ended[e->ended_at++ % WN_ENGINE_ENDED_MAX];
+        snprintf(place->job_id, sizeof(place->job_id), "%s", job->g->job->job_id);
+        place->attempt = job->g->job->attempt;
+    }
     wn_batcher_end(e->batcher, job, how);
 }
 

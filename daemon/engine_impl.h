@@ -7,6 +7,7 @@
 #include "daemon/engine.h"
 
 #define WN_ENGINE_ORPHANS_MAX 64
+#define WN_ENGINE_ENDED_MAX   64
 
 /* Features that came before their order. */
 struct wn_orphan {
@@ -14,11 +15,19 @@ struct wn_orphan {
     int64_t until_us;
 };
 
+/* A job that ended before all its features were here: those that still come are for nobody. */
+struct wn_ended {
+    char job_id[WN_JOB_ID_CHARS + 1];
+    uint32_t attempt;
+};
+
 struct wn_engine {
     struct wn_engine_opts opts;
     struct wn_batcher *batcher;
     struct wn_step_token *tokens; /* [seqs_max] */
     struct wn_orphan orphans[WN_ENGINE_ORPHANS_MAX];
+    struct wn_ended ended[WN_ENGINE_ENDED_MAX]; /* a ring of the last ones */
+    uint32_t ended_at;
     bool draining, stats_due;
     int64_t stats_us;
 };

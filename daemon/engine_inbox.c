@@ -25,6 +25,13 @@ static void job_ready(struct wn_engine *e, struct wn_gen_job *job)
         wn_engine_finish(e, job, job->stopped ? WN__FINISH_REASON__FINISH_STOP : WN__FINISH_REASON__FINISH_LENGTH);
 }
 
+static bool has_ended(const struct wn_engine *e, const Wn__JobRef *ref)
+{
+    for (int i = 0; i < WN_ENGINE_ENDED_MAX; i++)
+        if (e->ended[i].attempt == ref->attempt && strcmp(e->ended[i].job_id, ref->job_id) == 0) return true;
+    return false;
+}
+
 /* Hands features to their job, or keeps them for an order that is still on its way. Takes m. */
 static void take_features(struct wn_engine *e, struct wn_front_msg *m)
 {
@@ -32,12 +39,13 @@ static void take_features(struct wn_engine *e, struct wn_front_msg *m)
     struct wn_err err = {0};
     struct wn_orphan *place = &e->orphans[0];
 
+    /* of a worker that was given up too early; of a job that was */
+    if (job ? wn_gen_job_has(job, m->env->features->image) : has_ended(e, m->env->features->job)) {
+        wn_engine_send_ack(e, m, NULL);
+        wn_front_msg_free(m);
+        return;
+    }
     if (job) {
-        if (wn_gen_job_has(job, m->env->features->image)) { /* of a worker that was given up too early */
-            wn_engine_send_ack(e, m, NULL);
-            wn_front_msg_free(m);
-            return;
-        }
         if (wn_gen_job_features(job, m, &e->opts.gen, &err) == WN_OK) {
             wn_front_claim(m);
             if (wn_gen_job_complete(job)) job_ready(e, job);

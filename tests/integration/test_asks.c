@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include <cmocka.h>
+#include <jansson.h>
 
 #include "base/clock.h"
 #include "proto/codec.h"
@@ -18,6 +19,7 @@
 #define MODEL   "models/tiny-llava"
 #define TEXT    4096
 #define TOKENS  256
+#define WAYS    24
 
 static struct service service;
 static struct winnow *conn;
@@ -270,27 +272,43 @@ static void a_stop_token_that_is_none(void **state)
     expect_error(&q, "stop token 4096; the vocabulary has 1024");
 }
 
-/* Waits until the replica says that it holds nothing: no job, no page. */
-static void expect_idle(void)
+/* What all workers say that they hold: jobs, images, pages, features, credit. */
+static json_int_t held(json_t *status)
 {
-    const int64_t deadline_us = wn_deadline_in_us(20000000);
-    char *json = NULL;
+    static const char *const accounts[] = {"running", "waiting", "kv_pages_used", "feature_slots", "features"};
+    json_int_t sum = json_integer_value(json_object_get(status, "queued")) +
+                     json_integer_value(json_object_get(status, "running"));
+    json_t *w;
+    size_t i;
+
+    json_array_foreach(json_object_get(status, "workers"), i, w)
+    {
+        for (size_t k = 0; k < sizeof(accounts) / sizeof(accounts[0]); k++) {
+            assert_true(json_is_integer(json_object_get(w, accounts[k])));
+            sum += json_integer_value(json_object_get(w, accounts[k]));
+        }
+    }
+    return sum;
+}
+
+/* Waits until every account is zero. Workers say how theirs stand twice a second. */
+static void expect_idle(int ms)
+{
+    const int64_t deadline_us = wn_deadline_in_us((int64_t)ms * 1000);
+    char *text = NULL;
+    json_int_t left;
 
     do {
-        static const char nothing[] = "\"running\": 0, \"waiting\": 0, \"kv_pages_used\": 0, ";
-        const char *replica, *load;
-        free(json);
+        json_t *status;
+        free(text);
         usleep(100000);
-        assert_non_null(json = winnow_status_json(conn, 5000));
-        assert_non_null(replica = strstr(json, "\"role\": \"replica\""));
-        load = strstr(replica, "\"running\": ");
-        if (strstr(json, "\"queued\": 0, \"running\": 0, ") && load &&
-            strncmp(load, nothing, sizeof(nothing) - 1) == 0) {
-            free(json);
-            return;
-        }
-    } while (!wn_deadline_passed(deadline_us));
-    fail_msg("it still holds something: %s", json);
+        assert_non_null(text = winnow_status_json(conn, 5000));
+        assert_non_null(status = json_loads(text, 0, NULL));
+        left = held(status);
+        json_decref(status);
+    } while (left && !wn_deadline_passed(deadline_us));
+    if (left) fail_msg("it still holds something: %s", text);
+    free(text);
 }
 
 /* Ended wherever it is: before it is accepted, accepted, at the first token, later. Then nothing of it is left. */
@@ -314,8 +332,37 @@ static void cancels(void **state)
                 assert_int_equal(winnow_cancel(conn, job), WINNOW_OK);
         } while (ev.type != WINNOW_EVENT_DONE && ev.type != WINNOW_EVENT_ERROR);
         assert_int_equal(ev.type, WINNOW_EVENT_DONE);
-        expect_idle();
+        expect_idle(20000);
     }
+}
+
+/* Pictures that are new, given up at any moment: also while they are decoded, encoded, sent, or wait for each other. */
+static void cancels_on_the_way(void **state)
+{
+    struct winnow_image pictures[WAYS][2];
+    struct winnow_request q = about_the_picture(8);
+    struct winnow_event ev;
+    uint64_t job;
+
+    (void)state;
+    q.images_n = 2;
+    for (int i = 0; i < WAYS; i++) {
+        for (int k = 0; k < 2; k++) {
+            char path[64];
+            snprintf(path, sizeof(path), "tests/eval/images/%03d.jpg", 2 * i + k);
+            pictures[i][k].data = read_file(path, &pictures[i][k].bytes);
+        }
+        q.images = pictures[i];
+        assert_int_equal(winnow_submit(conn, &q, &job), WINNOW_OK);
+        usleep((useconds_t)(10000 * i));
+        assert_int_equal(winnow_cancel(conn, job), WINNOW_OK);
+        do {
+            next_event(&ev);
+        } while (ev.type != WINNOW_EVENT_DONE);
+    }
+    expect_idle(4000); /* a beat or two, and what was being encoded for nobody */
+    for (int i = 0; i < WAYS; i++)
+        for (int k = 0; k < 2; k++) free((void *)(uintptr_t)pictures[i][k].data);
 }
 
 static void deadline(void **state)
@@ -334,7 +381,7 @@ static void deadline(void **state)
     } while (ev.type != WINNOW_EVENT_DONE && ev.type != WINNOW_EVENT_ERROR);
     if (ev.type == WINNOW_EVENT_ERROR && !strstr(ev.text, "deadline of 1 ms has passed while")) fail_msg("%s", ev.text);
     assert_int_equal(ev.type, WINNOW_EVENT_ERROR);
-    expect_idle();
+    expect_idle(20000);
 }
 
 /* Processor time that the service's processes have used, in seconds. */
@@ -365,7 +412,7 @@ static void idle_costs_nothing(void **state)
     double before, used;
 
     (void)state;
-    expect_idle();
+    expect_idle(20000);
     before = used_s();
     usleep(2000000);
     used = used_s() - before;
@@ -384,6 +431,7 @@ int main(void)
         cmocka_unit_test(a_bad_picture),
         cmocka_unit_test(a_stop_token_that_is_none),
         cmocka_unit_test(cancels),
+        cmocka_unit_test(cancels_on_the_way),
         cmocka_unit_test(deadline),
         cmocka_unit_test(idle_costs_nothing),
     };
