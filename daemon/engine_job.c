@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "base/sha256.h"
-#include "pruning/prune.h"
+#include "daemon/pruning_ask.h"
 #include "shard/prompt.h"
 
 static wn_status check_sampling(const Wn__Sampling *s, uint32_t vocab, struct wn_err *err)
@@ -132,6 +132,19 @@ static uint64_t max64(uint64_t a, uint64_t b)
     return a > b ? a : b;
 }
 
+/* What is in the rows, and how they were chosen: the prefix cache keeps another method or budget apart even where it
+ * kept the same rows. */
+static void hash_image(const struct wn_gen_job *job, const Wn__Features *f, uint8_t out[WN_SHA256_BYTES])
+{
+    static const Wn__Pruning nothing = WN__PRUNING__INIT;
+    uint8_t both[2][WN_SHA256_BYTES];
+
+    memcpy(both[0], f->sha256.data, sizeof(both[0])); /* its length was checked */
+    wn_pruning_hash(job->g->pruning ? job->g->pruning : &nothing, f->rows_before,
+                    f->space == WN__FEATURE_SPACE__SPACE_PROJECTED, both[1]);
+    wn_sha256(out, both, sizeof(both));
+}
+
 wn_status wn_gen_job_features(struct wn_gen_job *job, struct wn_front_msg *msg, const struct wn_gen_limits *limits,
                               struct wn_err *err)
 {
@@ -147,7 +160,7 @@ wn_status wn_gen_job_features(struct wn_gen_job *job, struct wn_front_msg *msg, 
     im->width = f->width;
     im->dtype = (wn_dtype)f->dtype;
     im->projected = f->space == WN__FEATURE_SPACE__SPACE_PROJECTED;
-    memcpy(im->hash, f->sha256.data, sizeof(im->hash)); /* its length was checked */
+    hash_image(job, f, im->hash);
     job->image_rows += f->rows;
     job->image_rows_before += f->rows_before;
     job->cache_hits += f->cache_hit;

@@ -26,7 +26,7 @@ struct wn_gen_image {
     bool accepted;      /* its worker has its credit back */
     bool held;          /* is in `slot` */
     uint32_t handed;    /* how often it was put into a slot */
-    uint8_t hash[32];   /* SHA-256 of the features */
+    uint8_t hash[32];   /* of the features' SHA-256, and of the pruning that is in force */
 };
 
 struct wn_gen_job {

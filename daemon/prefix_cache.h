@@ -2,8 +2,9 @@
  * hold. The leader's bookkeeping, on top of the page pool; the memory belongs to the stages.
  *
  * A page's key is a 256-bit hash of its rows and of the key of the page before it, so equal keys mean equal rows from
- * the prompt's first row on. A row is a token id, or a row of an image's features with the SHA-256 of those features,
- * and its rotary position: another picture, method, budget or position policy that changes anything is another row.
+ * the prompt's first row on. A row is a token id, or a row of an image's features with a hash of those features and of
+ * the pruning that is in force, and its rotary position: another picture, method, budget or position policy is another
+ * row, even where the same rows were kept.
  * Only full pages are shared, and a job computes at least its last prompt row itself, so nobody writes to a shared
  * page. Of a page that is not full, the first rows may have a key too: whoever wants to go on from there writes into a
  * copy of the page. A page can have both keys, for its user fills it.
@@ -35,7 +36,7 @@ struct wn_prefix_key {
 /* One prompt row, as far as its meaning goes. */
 struct wn_prefix_row {
     uint32_t id;           /* token, or row of the features */
-    const uint8_t *image;  /* SHA-256 of the features; NULL: a token */
+    const uint8_t *image;  /* hash of the features and their pruning; NULL: a token */
     uint32_t position;     /* rotary: the keys in the page are turned by it */
 };
 

@@ -95,6 +95,28 @@ void wn_pruning_in_force(Wn__Pruning *p, const struct wn_prune_method *m, const 
     p->projected = projected;
 }
 
+void wn_pruning_hash(const Wn__Pruning *p, uint32_t rows, bool projected, uint8_t out[WN_SHA256_BYTES])
+{
+    const struct wn_prune_method *m;
+    struct wn_prune_ask ask;
+    Wn__Pruning is = *p;
+    struct wn_sha256 s;
+    struct wn_err err;
+
+    wn_sha256_init(&s);
+    if (wn_pruning_ask(p, &m, &ask, &err) == WN_OK) { /* else the worker has refused it */
+        wn_pruning_in_force(&is, m, &ask, rows, projected);
+        wn_sha256_update(&s, m->name, strlen(m->name) + 1);
+        if (!m->all) { /* where all rows stay nothing else counts */
+            const uint64_t numbers[] = {is.keep, is.cap, is.position, is.seed, (uint64_t)ask.setting};
+            wn_sha256_update(&s, numbers, sizeof(numbers));
+            if (is.options) wn_sha256_update(&s, is.options, strlen(is.options));
+        }
+    }
+    wn_sha256_update(&s, &projected, sizeof(projected));
+    wn_sha256_final(&s, out);
+}
+
 void wn_pruning_copy_numbers(Wn__Pruning *into, const Wn__Pruning *from)
 {
     if (!from) return;

@@ -6,6 +6,7 @@
 #ifndef WN_DAEMON_PRUNING_ASK_H
 #define WN_DAEMON_PRUNING_ASK_H
 
+#include "base/sha256.h"
 #include "daemon/config.h"
 #include "proto/codec.h"
 #include "pruning/prune.h"
@@ -28,6 +29,10 @@ WN_NODISCARD wn_status wn_pruning_limit(const struct wn_prune_method *method, st
  * method chose its own or keeps everything. */
 void wn_pruning_in_force(Wn__Pruning *p, const struct wn_prune_method *method, const struct wn_prune_ask *ask,
                          uint32_t rows, bool projected);
+
+/* A name of what is in force for an image of `rows`: the same for requests that mean the same, another for every other
+ * method, budget, position policy, setting, seed and option, also where both keep the same rows. */
+void wn_pruning_hash(const Wn__Pruning *p, uint32_t rows, bool projected, uint8_t out[WN_SHA256_BYTES]);
 
 /* Copies what wn_pruning_in_force sets; `from` NULL is fine. */
 void wn_pruning_copy_numbers(Wn__Pruning *into, const Wn__Pruning *from);

@@ -485,7 +485,8 @@ static void test_prefix_hits_need_the_same_pruning(void **state)
         uint32_t keep;
         uint64_t seed;
     } asks[] = {{"cls-topk", 80, 0}, {"cls-topk", 81, 0}, {"visionzip", 80, 0}, {"divprune", 80, 0},
-                {"random", 80, 1},   {"random", 80, 2},   {"none", 0, 0}};
+                {"random", 80, 1},   {"random", 80, 2},   {"none", 0, 0},
+                {"uniform", 576, 0}, {"divprune", 576, 0}}; /* these keep the rows of "none" */
     const uint32_t text = cached_tokens("uniform", 90, 0) / 16 * 16;
     (void)state;
     assert_true(text < 64);

@@ -166,6 +166,49 @@ static void refused_by_name(void **state)
     }
 }
 
+/* Each row of the table is another pruning than all others; its twin says the same in other words. */
+static void hashes_keep_them_apart(void **state)
+{
+    static const struct {
+        Wn__Pruning p, twin;
+        bool projected;
+    } cases[] = {
+#define SAYS(...) {.base = PROTOBUF_C_MESSAGE_INIT(&wn__pruning__descriptor), __VA_ARGS__}
+#define METHOD    .method = (char *)(uintptr_t)
+        {SAYS(METHOD "none"), SAYS(METHOD "", .keep = 64, .position = WN__POSITION_POLICY__POSITION_ORIGINAL), false},
+        {SAYS(METHOD "none"), SAYS(METHOD "none", .seed = 3), true},
+        {SAYS(METHOD "cls-topk", .keep = 64), SAYS(METHOD "cls-topk"), false},
+        {SAYS(METHOD "cls-topk", .keep = 65), SAYS(METHOD "cls-topk", .keep = 65, .rate = 0.5f), false},
+        {SAYS(METHOD "cls-topk", .keep = 576), SAYS(METHOD "cls-topk", .keep = 9999), false},
+        {SAYS(METHOD "uniform", .keep = 576), SAYS(METHOD "uniform", .keep = 577), false},
+        {SAYS(METHOD "cls-topk", .keep = 288), SAYS(METHOD "cls-topk", .rate = 0.5f), false},
+        {SAYS(METHOD "cls-topk", .keep = 288), SAYS(METHOD "cls-topk", .rate = 0.5f), true},
+        {SAYS(METHOD "cls-topk", .keep = 64, .position = WN__POSITION_POLICY__POSITION_ORIGINAL),
+         SAYS(METHOD "cls-topk", .position = WN__POSITION_POLICY__POSITION_ORIGINAL), false},
+        {SAYS(METHOD "random", .keep = 64), SAYS(METHOD "random"), false},
+        {SAYS(METHOD "random", .keep = 64, .seed = 1), SAYS(METHOD "random", .seed = 1), false},
+        {SAYS(METHOD "prumerge"), SAYS(METHOD "prumerge", .setting = (char *)(uintptr_t) "faithful"), false},
+        {SAYS(METHOD "prumerge", .cap = 100), SAYS(METHOD "prumerge", .cap = 100), false},
+        {SAYS(METHOD "prumerge", .setting = (char *)(uintptr_t) "paper"),
+         SAYS(METHOD "prumerge", .setting = (char *)(uintptr_t) "paper"), false},
+        {SAYS(METHOD "prumerge", .options = (char *)(uintptr_t) "neighbours=8"),
+         SAYS(METHOD "prumerge", .options = (char *)(uintptr_t) "neighbours=8"), false},
+#undef METHOD
+#undef SAYS
+    };
+    enum { N = sizeof(cases) / sizeof(cases[0]) };
+    uint8_t name[N][WN_SHA256_BYTES], twin[WN_SHA256_BYTES];
+
+    (void)state;
+    for (size_t i = 0; i < N; i++) {
+        wn_pruning_hash(&cases[i].p, ROWS, cases[i].projected, name[i]);
+        wn_pruning_hash(&cases[i].twin, ROWS, cases[i].projected, twin);
+        if (memcmp(name[i], twin, sizeof(twin)) != 0) fail_msg("case %zu and its twin have two names", i);
+        for (size_t k = 0; k < i; k++)
+            if (memcmp(name[i], name[k], sizeof(twin)) == 0) fail_msg("cases %zu and %zu have one name", k, i);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -173,6 +216,7 @@ int main(void)
         cmocka_unit_test(server_defaults),
         cmocka_unit_test(limits),
         cmocka_unit_test(refused_by_name),
+        cmocka_unit_test(hashes_keep_them_apart),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
