@@ -8,6 +8,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/utf8.h"
+
 wn_log_level wn_log_max = WN_LOG_WARN;
 
 static char log_role[32] = "winnow";
@@ -19,17 +21,6 @@ void wn_log_role(const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(log_role, sizeof(log_role), fmt, ap);
     va_end(ap);
-}
-
-bool wn_log_level_parse(const char *name, wn_log_level *out)
-{
-    for (int i = 0; i < (int)(sizeof(level_names) / sizeof(level_names[0])); i++) {
-        if (strcmp(name, level_names[i]) == 0) {
-            *out = (wn_log_level)i;
-            return true;
-        }
-    }
-    return false;
 }
 
 /* Appends to line[*at]; a record that does not fit is cut, never overrun. */
@@ -47,20 +38,18 @@ static void appendf(char *line, size_t size, size_t *at, const char *fmt, ...)
 }
 
 /* Bytes of the UTF-8 character at p that may go to a terminal as they are; 0: a control character, or no UTF-8. */
-static size_t printable(const unsigned char *p)
+static size_t printable(const char *p)
 {
-    const size_t n = p[0] < 0x80 ? 1 : p[0] < 0xe0 ? 2 : p[0] < 0xf0 ? 3 : 4;
+    uint32_t c;
+    const int n = wn_utf8_decode(p, 4, &c); /* the NUL at the text's end is part of no longer character */
 
-    if (p[0] < 0x20 || p[0] == 0x7f || p[0] == '\\' || (p[0] >= 0x80 && p[0] < 0xc2) || p[0] > 0xf4) return 0;
-    for (size_t i = 1; i < n; i++)
-        if ((p[i] & 0xc0) != 0x80) return 0; /* a NUL ends it here, too */
-    return n == 2 && p[0] == 0xc2 && p[1] < 0xa0 ? 0 : n;
+    return n <= 0 || c < 0x20 || c == '\\' || (c >= 0x7f && c < 0xa0) ? 0 : (size_t)n;
 }
 
 /* Texts of peers and file names end up in records: one record stays one line, and a terminal gets no commands. */
 static void append_escaped(char *line, size_t size, size_t *at, const char *text)
 {
-    const unsigned char *p = (const unsigned char *)text;
+    const char *p = text;
 
     while (*p) {
         const size_t n = printable(p);
@@ -72,7 +61,7 @@ static void append_escaped(char *line, size_t size, size_t *at, const char *text
         if (size - 1 - *at < 4) return;
         if (*p == '\n') appendf(line, size, at, "\\n");
         else if (*p == '\\') appendf(line, size, at, "\\\\");
-        else appendf(line, size, at, "\\x%02x", *p);
+        else appendf(line, size, at, "\\x%02x", (unsigned char)*p);
         p++;
     }
 }

@@ -4,8 +4,6 @@
 #ifndef WN_BASE_LOG_H
 #define WN_BASE_LOG_H
 
-#include <stdbool.h>
-
 #include "base/status.h"
 
 typedef enum wn_log_level { WN_LOG_ERROR, WN_LOG_WARN, WN_LOG_INFO, WN_LOG_DEBUG, WN_LOG_TRACE } wn_log_level;
@@ -14,9 +12,6 @@ extern wn_log_level wn_log_max; /* records above this are dropped; default WN_LO
 
 /* Names this process in its records ("scheduler", "shard 3"); copied, at most 31 bytes. Call before threads start. */
 void wn_log_role(const char *fmt, ...) WN_PRINTF(1, 2);
-
-/* "error", "warn", "info", "debug", "trace" -> *out; false if it is none of them. */
-bool wn_log_level_parse(const char *name, wn_log_level *out);
 
 void wn_log_write(wn_log_level level, const char *area, const char *fmt, ...) WN_PRINTF(3, 4);
 

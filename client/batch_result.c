@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/utf8.h"
 #include "client/batch.h"
 
 /* The text; bytes that are no UTF-8 (an answer cut inside of a character) as U+FFFD. NULL without memory. */

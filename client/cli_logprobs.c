@@ -1,6 +1,7 @@
 /* client/cli_logprobs.c - log-probabilities as OpenAI's JSON, and as a table for people. */
 #include <string.h>
 
+#include "base/utf8.h"
 #include "client/cli.h"
 #include "proto/codec.h"
 

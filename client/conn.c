@@ -368,7 +368,6 @@ int conn_status(struct winnow *w, Wn__Envelope **out, int64_t deadline_us)
     Wn__StatusRequest q = WN__STATUS_REQUEST__INIT;
     int rc;
 
-    q.detail = true;
     if ((rc = conn_send(w, WN__ENVELOPE__BODY_STATUS_REQUEST, &q, NULL, 0, NULL)) != WINNOW_OK) return rc;
     for (;;) {
         Wn__Envelope *env = NULL;

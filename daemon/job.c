@@ -6,6 +6,8 @@
 #include <sys/random.h>
 #include <time.h>
 
+#include "base/utf8.h"
+
 static const char *const state_names[WN_JOB_STATES] = {
     "accepted", "queued", "running", "done", "failed", "cancelled",
 };

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "proto/limits.h"
+#include "proto/scan.h"
 
 /* protobuf-c allocates through this while it parses; whatever the bytes say, it gets no more than `left`. Memory
  * comes from malloc, so the message is later freed by protobuf-c's own allocator. */
@@ -26,41 +26,6 @@ static void budget_free(void *data, void *p)
 {
     (void)data; /* not given back: the bound is on the sum, so that a parse is bounded in time, too */
     free(p);
-}
-
-bool wn_utf8_valid(const void *text, size_t bytes)
-{
-    const uint8_t *p = text, *end = p + bytes;
-
-    while (p < end) {
-        uint32_t c = *p, min;
-        size_t more;
-        if (c == 0) return false;
-        if (c < 0x80) {
-            p++;
-            continue;
-        }
-        if (c < 0xc2 || c > 0xf4) return false;
-        more = c < 0xe0 ? 1 : c < 0xf0 ? 2 : 3;
-        min = more == 1 ? 0x80 : more == 2 ? 0x800 : 0x10000;
-        c &= 0x3fu >> more;
-        if ((size_t)(end - p) <= more) return false;
-        for (size_t i = 1; i <= more; i++) {
-            if ((p[i] & 0xc0) != 0x80) return false;
-            c = c << 6 | (p[i] & 0x3f);
-        }
-        if (c < min || c > 0x10ffff || (c >= 0xd800 && c < 0xe000)) return false;
-        p += more + 1;
-    }
-    return true;
-}
-
-size_t wn_utf8_cut(const char *text, size_t bytes)
-{
-    size_t n = bytes;
-
-    while (n > 0 && n + 3 >= bytes && ((unsigned char)text[n] & 0xc0) == 0x80) n--;
-    return n;
 }
 
 /* Crockford's base 32: digits, and letters without I, L, O and U. Every token's message is asked this at both ends. */

@@ -2,7 +2,7 @@
  *
  * Owns:    nothing; messages from wn_codec_unpack and bytes from wn_codec_pack are the caller's.
  * Threads: any; no state.
- * Fails:   WN_ELIMIT (a length or count over the table in codec.c), WN_EPROTO (not our wire format, a field with the
+ * Fails:   WN_ELIMIT (a length or count over the table in scan.c), WN_EPROTO (not our wire format, a field with the
  *          wrong type, text that is not UTF-8, a body that is unknown or lacks its job), WN_EUNSUPP (another protocol
  *          version), WN_EINVAL (a value outside its range), WN_ENOMEM. The sentence names message and field.
  *
@@ -72,12 +72,6 @@ bool wn_job_id_valid(const char *id);
 
 /* Same job and same attempt. NULL equals nothing. */
 bool wn_jobref_equal(const Wn__JobRef *a, const Wn__JobRef *b);
-
-bool wn_utf8_valid(const void *text, size_t bytes); /* shortest form, no surrogates, no NUL */
-
-/* How many of the first `bytes` bytes may be kept without cutting a UTF-8 character in two. Text goes on after them,
- * or ends there in NUL. */
-size_t wn_utf8_cut(const char *text, size_t bytes);
 
 /* *into += from, field by field. from may be NULL. */
 void wn_link_bytes_add(Wn__LinkBytes *into, const Wn__LinkBytes *from);

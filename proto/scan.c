@@ -1,9 +1,10 @@
-/* proto/scan.c - walks the wire format of a message by its descriptor and checks limits, before anything is allocated.
- * It also refuses what a peer of ours never sends and what parsers have had trouble with: groups, a wire type that
- * does not fit the field, a single message field that comes twice (merging), NUL or broken UTF-8 in text. */
+/* proto/scan.c - see scan.h. Walks the wire format by the message's descriptor. Beside what is over a limit it refuses
+ * what a peer of ours never sends and what parsers have had trouble with: groups, a wire type that does not fit the
+ * field, a single message field that comes twice (merging), NUL or broken UTF-8 in text. */
 #include <string.h>
 
-#include "proto/limits.h"
+#include "base/utf8.h"
+#include "proto/scan.h"
 
 static const struct wn_field_limit limits[] = {
     {"JobRef", "job_id", 1, 32}, /* these first: each token has them */
@@ -170,7 +171,7 @@ static wn_status scan_field(struct scan *s, const ProtobufCFieldDescriptor *f, u
         if (!lim || bytes > lim->bytes_max)
             return wn_fail(err, WN_ELIMIT, "%s.%s: %zu bytes, at most %u are allowed", s->type->short_name, f->name,
                            bytes, lim ? lim->bytes_max : 0);
-        if (text && !wn_utf8_valid(v.at, bytes))
+        if (text && !wn_utf8_valid((const char *)v.at, bytes))
             return wn_fail(err, WN_EPROTO, "%s.%s: the text is not valid UTF-8", s->type->short_name, f->name);
     }
     if (n > (int64_t)count_max - *seen)

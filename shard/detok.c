@@ -4,7 +4,7 @@
 #include <stdlib.h>
 
 #include "shard/tokenizer_impl.h"
-#include "shard/utf8.h"
+#include "base/utf8.h"
 
 #define HELD_MAX ((size_t)16 << 20)
 #define OUT_MAX  ((size_t)1 << 30)

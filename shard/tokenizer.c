@@ -4,7 +4,7 @@
 #include <stdlib.h>
 
 #include "shard/tokenizer_impl.h"
-#include "shard/utf8.h"
+#include "base/utf8.h"
 
 void wn_tokens_fini(struct wn_tokens *t)
 {

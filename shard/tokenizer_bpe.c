@@ -3,7 +3,7 @@
  * Characters become symbols; the pair of neighbours with the lowest rank (leftmost first) is merged until none is
  * left. A heap holds the candidates; one that has gone stale is found out when it comes to the top. */
 #include "shard/tokenizer_impl.h"
-#include "shard/utf8.h"
+#include "base/utf8.h"
 
 struct heap {
     struct tok_cand *v;

@@ -12,7 +12,7 @@
 
 #include "shard/tokenizer_impl.h"
 #include "shard/tokenizer_read.h"
-#include "shard/utf8.h"
+#include "base/utf8.h"
 
 #define JSON_VALUES_MAX ((size_t)8 << 20) /* jansson spends about 50 bytes on each */
 

@@ -2,7 +2,7 @@
 #include <stdlib.h>
 
 #include "shard/tokenizer_read.h"
-#include "shard/utf8.h"
+#include "base/utf8.h"
 
 /* Makes entry[id] exist. Ids in between are holes. */
 static wn_status reserve_id(struct wn_tokenizer *t, json_int_t id, struct wn_err *err)

@@ -4,7 +4,7 @@
 #include <utf8proc.h>
 
 #include "shard/tokenizer_impl.h"
-#include "shard/utf8.h"
+#include "base/utf8.h"
 
 bool tok_is_space(uint32_t cp)
 {

@@ -8,8 +8,9 @@
 
 #include <cmocka.h>
 
+#include "base/utf8.h"
 #include "proto/codec.h"
-#include "proto/limits.h"
+#include "proto/scan.h"
 
 static char job_id[] = "01ARZ3NDEKTSV4RRFFQ69G5FAV";
 
@@ -268,10 +269,6 @@ static void text_must_be_utf8(void **state)
         put_field(&body, 2, cases[i].text, cases[i].n);
         expect(envelope(1, 10, body), cases[i].good ? WN_OK : WN_EPROTO, "Submit.prompt: the text is not valid");
     }
-    assert_int_equal(wn_utf8_cut("a\xe2\x82\xac", 3), 1);
-    assert_int_equal(wn_utf8_cut("a\xe2\x82\xac", 4), 4);
-    assert_int_equal(wn_utf8_cut("abc", 2), 2);
-    assert_int_equal(wn_utf8_cut("\xf0\x9f\x98\x80", 3), 0);
 }
 
 static wn_status pack_generate(float temperature, float rate, const char *id)

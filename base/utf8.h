@@ -1,9 +1,11 @@
-/* shard/utf8.h - decoding and encoding one UTF-8 character. Pure functions. */
-#ifndef WN_SHARD_UTF8_H
-#define WN_SHARD_UTF8_H
+/* base/utf8.h - UTF-8: characters decoded and encoded, texts checked. Pure functions. */
+#ifndef WN_BASE_UTF8_H
+#define WN_BASE_UTF8_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #define WN_UTF8_REPLACEMENT "\xEF\xBF\xBD" /* U+FFFD */
 
@@ -76,6 +78,12 @@ static inline size_t wn_utf8_check(const char *bytes, size_t n)
         i += (size_t)len;
     }
     return i;
+}
+
+/* Valid as a whole, and without a NUL: may go where texts end in one. */
+static inline bool wn_utf8_valid(const char *bytes, size_t n)
+{
+    return n == 0 || (!memchr(bytes, '\0', n) && wn_utf8_check(bytes, n) == n);
 }
 
 #endif
