@@ -4,12 +4,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/hash.h"
+
 static uint32_t bucket_of(const struct wn_peer_id *who)
 {
-    uint32_t h = 2166136261u; /* FNV-1a; the scheduler chooses the ids */
-
-    for (unsigned i = 0; i < who->n; i++) h = (h ^ who->bytes[i]) * 16777619u;
-    return h % WN_ACCOUNTS_BUCKETS;
+    return wn_hash(who->bytes, who->n) % WN_ACCOUNTS_BUCKETS; /* ids are the scheduler's own choice, or keys */
 }
 
 static double burst(const struct wn_accounts *a)

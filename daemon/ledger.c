@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/hash.h"
+
 #define BUCKETS 256
 
 /* One answer: where its frame lies in the job's bytes. */
@@ -44,10 +46,7 @@ wn_status wn_ledger_create(struct wn_ledger **out, struct wn_err *err)
 
 static struct job **bucket_of(struct wn_ledger *l, const char *id)
 {
-    uint32_t h = 2166136261u; /* FNV-1a; a bucket's length is bounded by the number of jobs */
-
-    for (; *id; id++) h = (h ^ (unsigned char)*id) * 16777619u;
-    return &l->buckets[h % BUCKETS];
+    return &l->buckets[wn_hash(id, strlen(id)) % BUCKETS];
 }
 
 static struct job *find(struct wn_ledger *l, const Wn__JobRef *ref)

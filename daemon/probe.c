@@ -63,12 +63,6 @@ void wn_probe_blame_size(const struct wn_probe *p, size_t bytes, struct wn_err *
 
 /* ---- what this process is ---- */
 
-static uint32_t env_u32(const char *name, uint32_t otherwise)
-{
-    const char *text = getenv(name);
-    return text && *text ? (uint32_t)strtoul(text, NULL, 10) : otherwise;
-}
-
 static void set_place(struct wn_probe *p)
 {
     gethostname(p->host, sizeof(p->host) - 1);
@@ -78,7 +72,9 @@ static void set_place(struct wn_probe *p)
     } else if (strncmp(p->cfg.name, "replica-", 8) == 0) {
         p->place = WN_PROBE_REPLICA;
         p->size = p->cfg.pipeline_parallel_size * p->cfg.tensor_parallel_size;
-        if (p->size > 1) p->rank = env_u32("OMPI_COMM_WORLD_RANK", env_u32("PMIX_RANK", env_u32("SLURM_PROCID", 0)));
+        if (p->size > 1)
+            p->rank = wn_worker_env("OMPI_COMM_WORLD_RANK",
+                                    wn_worker_env("PMIX_RANK", wn_worker_env("SLURM_PROCID", 0)));
     }
 }
 
@@ -174,7 +170,7 @@ static bool greet_scheduler(struct worker *w)
     double us = 0;
     wn_status rc;
 
-    wn_role_scheduler_address(&p->cfg, address);
+    wn_role_scheduler_address(&p->cfg, address, sizeof(address));
     rc = wn_probe_connect(p, true, address, &w->scheduler, &err);
     if (rc == WN_OK) rc = wn_probe_ping(p, w->scheduler, true, &us, &err);
     if (rc != WN_OK) {

@@ -106,7 +106,7 @@ void wn_worker_threads(const struct wn_config *cfg, uint32_t share)
     omp_set_num_threads(n > 0 ? n : 1);
 }
 
-static uint32_t env_u32(const char *name, uint32_t otherwise)
+uint32_t wn_worker_env(const char *name, uint32_t otherwise)
 {
     const char *text = getenv(name);
     return text && *text ? (uint32_t)strtoul(text, NULL, 10) : otherwise;
@@ -122,12 +122,12 @@ static uint32_t replica_number(const struct wn_config *cfg)
 /* Ranks of this replica on this host, and which of them this is: as mpirun says, or srun. */
 static uint32_t ranks_here(uint32_t size)
 {
-    return env_u32("OMPI_COMM_WORLD_LOCAL_SIZE", getenv("SLURM_STEP_ID") ? wn_slurm_local_tasks() : size);
+    return wn_worker_env("OMPI_COMM_WORLD_LOCAL_SIZE", getenv("SLURM_STEP_ID") ? wn_slurm_local_tasks() : size);
 }
 
 static uint32_t rank_here(uint32_t rank)
 {
-    return env_u32("OMPI_COMM_WORLD_LOCAL_RANK", getenv("SLURM_STEP_ID") ? env_u32("SLURM_LOCALID", 0) : rank);
+    return wn_worker_env("OMPI_COMM_WORLD_LOCAL_RANK", getenv("SLURM_STEP_ID") ? wn_worker_env("SLURM_LOCALID", 0) : rank);
 }
 
 void wn_worker_place(const struct wn_config *cfg, uint32_t rank, uint32_t size)

@@ -31,6 +31,10 @@ WN_NODISCARD wn_status wn_worker_plan(const struct wn_config *cfg, const struct 
  * by the processes that share it. Call before the backend opens. */
 void wn_worker_threads(const struct wn_config *cfg, uint32_t share);
 
+/* The same for rank `rank` of a replica of `size` ranks, and binds its threads to cores of their own where that is safe
+ * (daemon/placement.h). With OMP_NUM_THREADS set, or in a Slurm step, cores are somebody else's affair. */
+void wn_worker_place(const struct wn_config *cfg, uint32_t rank, uint32_t size);
+
 /* The interface that other hosts of the service reach this process by: --interface, else the one towards the scheduler.
  * On one machine, with the scheduler at ipc:// or on loopback, out->name is "". */
 WN_NODISCARD wn_status wn_worker_netif(const struct wn_config *cfg, struct wn_netif *out, struct wn_err *err);
@@ -38,10 +42,6 @@ WN_NODISCARD wn_status wn_worker_netif(const struct wn_config *cfg, struct wn_ne
 /* Makes Open MPI and NCCL use it, too, by the variables that they read when they start; what the user has put there
  * stays. Before the link opens. */
 void wn_worker_use_netif(const struct wn_config *cfg, const struct wn_netif *net);
-
-/* The same for rank `rank` of a replica of `size` ranks, and binds its threads to cores of their own where that is safe
- * (daemon/placement.h). With OMP_NUM_THREADS set, or in a Slurm step, cores are somebody else's affair. */
-void wn_worker_place(const struct wn_config *cfg, uint32_t rank, uint32_t size);
 
 /* The device of --backend that this rank takes (daemon/gpu_choice.h); 0 where there is nothing to choose. */
 WN_NODISCARD wn_status wn_worker_device(const struct wn_config *cfg, uint32_t rank, uint32_t size, int *device,
@@ -60,6 +60,9 @@ WN_NODISCARD wn_status wn_worker_key(const struct wn_config *cfg, struct wn_key 
 /* How a worker proves itself with that key (NULL: plain text), to the scheduler or to a leader: workers share one key
  * pair, and a leader lets in who has it, too. Points into *key. */
 struct wn_curve_opts wn_worker_curve(const struct wn_key *key, bool to_scheduler);
+
+/* The number in an environment variable that a launcher sets; `otherwise` where it is not there. */
+uint32_t wn_worker_env(const char *name, uint32_t otherwise);
 
 /* Sends a message without a payload; one that cannot go now is dropped. */
 void wn_worker_say(struct wn_endpoint *ep, Wn__Envelope__BodyCase kind, const void *body);
