@@ -1,3 +1,4 @@
+/* base/traffic.c - see traffic.h. */
 #include "base/traffic.h"
 
 #include "base/status.h"
@@ -36,16 +37,4 @@ void wn_traffic_snapshot(const struct wn_traffic_meter *meter, struct wn_traffic
         to->sent_messages += atomic_load_explicit(&meter->of[kind].sent_messages, memory_order_relaxed);
         to->received_messages += atomic_load_explicit(&meter->of[kind].received_messages, memory_order_relaxed);
     }
-}
-
-struct wn_traffic_count wn_traffic_total(const struct wn_traffic_table *table)
-{
-    struct wn_traffic_count sum = {0};
-    for (int kind = 0; kind < WN_TRAFFIC_N; kind++) {
-        sum.sent_bytes += table->of[kind].sent_bytes;
-        sum.received_bytes += table->of[kind].received_bytes;
-        sum.sent_messages += table->of[kind].sent_messages;
-        sum.received_messages += table->of[kind].received_messages;
-    }
-    return sum;
 }

@@ -48,7 +48,4 @@ void wn_traffic_received(struct wn_traffic_meter *meter, wn_traffic kind, uint64
 /* Adds the live figures to *table, which the caller has zeroed or filled from other meters. */
 void wn_traffic_snapshot(const struct wn_traffic_meter *meter, struct wn_traffic_table *table);
 
-/* Sums over all kinds. */
-struct wn_traffic_count wn_traffic_total(const struct wn_traffic_table *table);
-
 #endif

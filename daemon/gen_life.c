@@ -1,10 +1,10 @@
 /* daemon/gen_life.c - see gen_life.h. */
 #include "daemon/gen_life.h"
 
-#define NO WN_GEN_STATES
+#define NO      WN_GEN_STATES /* the event does not fit */
+#define ENDINGS WN_GEN_FAILED, WN_GEN_CANCELLED, WN_GEN_DROPPED
 
 /* Rows: the state before. Columns: lay out, admit, send, land, token, preempt, finish, fail, cancel, drop. */
-#define ENDINGS WN_GEN_FAILED, WN_GEN_CANCELLED, WN_GEN_DROPPED
 static const unsigned char next[WN_GEN_STATES][WN_GEN_EVENTS] = {
     [WN_GEN_WAITING] = {WN_GEN_READY, NO, NO, NO, NO, NO, NO, ENDINGS},
     [WN_GEN_READY] = {NO, WN_GEN_PREFILL, NO, NO, NO, NO, WN_GEN_DONE, ENDINGS},
@@ -44,11 +44,4 @@ bool wn_gen_ended(const struct wn_gen_life *life)
 bool wn_gen_gone(const struct wn_gen_life *life)
 {
     return wn_gen_ended(life) && life->flying == 0;
-}
-
-const char *wn_gen_state_name(wn_gen_state state)
-{
-    static const char *const names[WN_GEN_STATES] = {"waiting", "ready",  "prefill",   "decode", "preempted",
-                                                     "done",    "failed", "cancelled", "dropped"};
-    return state < WN_GEN_STATES ? names[state] : "?";
 }

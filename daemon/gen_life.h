@@ -57,6 +57,4 @@ bool wn_gen_holds(const struct wn_gen_life *life); /* a slot and pages? */
 bool wn_gen_ended(const struct wn_gen_life *life); /* has it been answered? */
 bool wn_gen_gone(const struct wn_gen_life *life);  /* ended, and nothing of it on its way */
 
-const char *wn_gen_state_name(wn_gen_state state);
-
 #endif

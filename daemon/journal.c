@@ -48,7 +48,6 @@ struct wn_journal {
     pthread_cond_t cond;
     struct list in, out;
     bool running, stop;
-    struct wn_journal_stats stats;
 };
 
 static void list_put(struct list *l, struct op *op)
@@ -207,7 +206,6 @@ static void *journal_main(void *arg)
     for (;;) {
         struct list batch = {.end = &batch.first};
         size_t bytes = 0;
-        int64_t begin_us;
         while (!j->in.first && !j->stop) pthread_cond_wait(&j->cond, &j->mutex);
         if (!j->in.first) break;
         while (j->in.first && batch.n < BATCH_OPS && bytes < BATCH_BYTES) {
@@ -216,15 +214,10 @@ static void *journal_main(void *arg)
             list_put(&batch, op);
         }
         pthread_mutex_unlock(&j->mutex);
-        begin_us = wn_now_us();
         commit(j, batch.first);
         pthread_mutex_lock(&j->mutex);
-        j->stats.busy_us += (uint64_t)(wn_now_us() - begin_us);
-        j->stats.commits++;
-        j->stats.ops += batch.n;
         for (struct op *op; (op = list_take(&batch)) != NULL;) {
             if (op->job.release) op->job.release(op->job.hint);
-            j->stats.failed += op->error.code != WN_OK;
             list_put(&j->out, op);
         }
         eventfd_write(j->event_fd, 1);
@@ -349,13 +342,6 @@ bool wn_journal_take(struct wn_journal *j, struct wn_journal_outcome *out)
     out->error = op->error;
     free(op);
     return true;
-}
-
-void wn_journal_stats_get(struct wn_journal *j, struct wn_journal_stats *out)
-{
-    pthread_mutex_lock(&j->mutex);
-    *out = j->stats;
-    pthread_mutex_unlock(&j->mutex);
 }
 
 void wn_journal_close(struct wn_journal *j)

@@ -84,11 +84,6 @@ WN_NODISCARD wn_status wn_journal_probe(struct wn_journal *j);
 int wn_journal_fd(const struct wn_journal *j);                              /* readable: outcomes are there */
 bool wn_journal_take(struct wn_journal *j, struct wn_journal_outcome *out); /* the next outcome; false: none */
 
-struct wn_journal_stats {
-    uint64_t ops, commits, failed, busy_us;
-};
-void wn_journal_stats_get(struct wn_journal *j, struct wn_journal_stats *out);
-
 /* Writes what is queued, ends the thread and gives DIR back. NULL is fine. */
 void wn_journal_close(struct wn_journal *j);
 

@@ -47,7 +47,6 @@ void wn_replica_close(struct wn_replica *r); /* NULL is fine */
 
 /* Leader: steps that may be in flight at a time, so that no stage waits for another's tokens or for the leader. */
 uint32_t wn_replica_depth(const struct wn_replica *r);
-uint32_t wn_replica_in_flight(const struct wn_replica *r);
 
 /* Leader: a cleared record to fill for the next step; valid until wn_replica_begin. */
 struct wn_step_record *wn_replica_record(struct wn_replica *r);

@@ -231,7 +231,6 @@ static void fill_worker(struct wn_sched_worker *w, const Wn__Hello *h, const str
     w->role = h->role;
     w->pid = h->pid;
     w->slots = h->slots ? h->slots : 1;
-    w->tokens_max = h->tokens_max;
     snprintf(w->name, sizeof(w->name), "%s", h->name);
     snprintf(w->host, sizeof(w->host), "%s", h->host);
     snprintf(w->model_id, sizeof(w->model_id), "%s", h->model_id);

@@ -1,4 +1,4 @@
-/* A stack of free page numbers and one byte a page that says whether it is lent. */
+/* shard/kvpool.c - see kvpool.h. A stack of free page numbers, and for each page whether it is lent. */
 #include "shard/kvpool.h"
 
 #include <stdbool.h>
@@ -7,7 +7,7 @@
 struct wn_kvpool {
     uint32_t *free; /* [pages]: the first free_n are free; the top is taken first */
     bool *lent;     /* [pages] */
-    uint32_t pages, free_n, low_n;
+    uint32_t pages, free_n;
 };
 
 wn_status wn_kvpool_create(struct wn_kvpool **out, uint32_t pages, struct wn_err *err)
@@ -25,7 +25,7 @@ wn_status wn_kvpool_create(struct wn_kvpool **out, uint32_t pages, struct wn_err
         rc = wn_fail(err, WN_ENOMEM, "page pool: %u pages", pages);
         goto out;
     }
-    pool->pages = pool->free_n = pool->low_n = pages;
+    pool->pages = pool->free_n = pages;
     for (uint32_t i = 0; i < pages; i++) pool->free[i] = pages - 1 - i; /* page 0 goes first */
     *out = pool;
     pool = NULL;
@@ -49,7 +49,6 @@ wn_status wn_kvpool_take(struct wn_kvpool *pool, uint32_t *pages, uint32_t n)
         pages[i] = pool->free[--pool->free_n];
         pool->lent[pages[i]] = true;
     }
-    if (pool->free_n < pool->low_n) pool->low_n = pool->free_n;
     return WN_OK;
 }
 
@@ -70,9 +69,4 @@ uint32_t wn_kvpool_pages_n(const struct wn_kvpool *pool)
 uint32_t wn_kvpool_free_n(const struct wn_kvpool *pool)
 {
     return pool->free_n;
-}
-
-uint32_t wn_kvpool_low_n(const struct wn_kvpool *pool)
-{
-    return pool->low_n;
 }

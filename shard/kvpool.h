@@ -26,7 +26,6 @@ void wn_kvpool_give(struct wn_kvpool *pool, const uint32_t *pages, uint32_t n);
 
 uint32_t wn_kvpool_pages_n(const struct wn_kvpool *pool); /* free and lent */
 uint32_t wn_kvpool_free_n(const struct wn_kvpool *pool);
-uint32_t wn_kvpool_low_n(const struct wn_kvpool *pool); /* the fewest that were ever free */
 
 /* Pages that `tokens` tokens need. */
 static inline uint32_t wn_kvpool_need(uint32_t tokens, uint32_t page_tokens)

@@ -40,7 +40,6 @@ struct wn_weights {
     struct shard *shards;  /* [shards_n] */
     struct entry *entries; /* [entries_n], sorted by name once open is over */
     size_t shards_n, entries_n, entries_room;
-    uint64_t bytes;
 };
 
 /* What add_tensor needs to know about the file it is called for. */
@@ -82,7 +81,6 @@ static wn_status add_tensor(void *ctx, const char *name, const char *type,
     e->readable = strcmp(type, "F32") == 0 || strcmp(type, "F16") == 0 || strcmp(type, "BF16") == 0;
     if (!(e->name = strdup(name))) return wn_fail(err, WN_ENOMEM, "tensor name");
     w->entries_n++;
-    w->bytes += t->bytes; /* at most the bytes of the mapped files */
     return WN_OK;
 }
 
@@ -312,38 +310,4 @@ wn_status wn_weights_find(const struct wn_weights *w, const char *name, struct w
                        e->shard->file, e->name);
     *out = e->tensor;
     return WN_OK;
-}
-
-wn_status wn_weights_find_shape(const struct wn_weights *w, const char *name, uint64_t d0,
-                                uint64_t d1, struct wn_tensor *out, struct wn_err *err)
-{
-    struct wn_tensor t;
-    char have[128] = "", want[64];
-    size_t n = 0;
-    wn_status rc = wn_weights_find(w, name, &t, err);
-
-    if (rc != WN_OK) return rc;
-    if (t.dims_n == (d1 ? 2u : 1u) && t.dims[0] == d0 && (!d1 || t.dims[1] == d1)) {
-        *out = t;
-        return WN_OK;
-    }
-    for (uint32_t i = 0; i < t.dims_n && n < sizeof(have); i++)
-        n += (size_t)snprintf(have + n, sizeof(have) - n, "%s%llu", i ? ", " : "",
-                              (unsigned long long)t.dims[i]);
-    if (d1)
-        snprintf(want, sizeof(want), "%llu, %llu", (unsigned long long)d0, (unsigned long long)d1);
-    else
-        snprintf(want, sizeof(want), "%llu", (unsigned long long)d0);
-    return wn_fail(err, WN_EFORMAT, "tensor '%.150s' has shape [%s]; the configuration needs [%s]",
-                   name, have, want);
-}
-
-uint64_t wn_weights_bytes(const struct wn_weights *w)
-{
-    return w->bytes;
-}
-
-uint32_t wn_weights_tensors_n(const struct wn_weights *w)
-{
-    return (uint32_t)w->entries_n;
 }

@@ -41,15 +41,6 @@ void wn_weights_close(struct wn_weights *w); /* NULL is fine */
 WN_NODISCARD wn_status wn_weights_find(const struct wn_weights *w, const char *name,
                                        struct wn_tensor *out, struct wn_err *err);
 
-/* As find, and the shape must be [d0] (d1 = 0) or [d0, d1]; a wrong shape is WN_EFORMAT that
- * prints both. */
-WN_NODISCARD wn_status wn_weights_find_shape(const struct wn_weights *w, const char *name,
-                                             uint64_t d0, uint64_t d1, struct wn_tensor *out,
-                                             struct wn_err *err);
-
-uint64_t wn_weights_bytes(const struct wn_weights *w); /* all tensors together */
-uint32_t wn_weights_tensors_n(const struct wn_weights *w);
-
 /* Checks one safetensors header (the JSON after the 8-byte length) against a data area of
  * data_bytes; for fuzzing and for wn_weights_open. The tensors must cover the data area without
  * gaps or overlaps. Calls `each` (NULL is fine) once a tensor, with data NULL; `type` is the

@@ -1,3 +1,4 @@
+/* transport/link.c - see link.h: the table of links, and the checks that all of them share. */
 #include "transport/link.h"
 
 #include <stdio.h>
@@ -7,14 +8,14 @@
 #include "transport/device.h"
 #include "transport/link_impl.h"
 
-const struct wn_link_ops *const wn_links[] = {&wn_link_local, &wn_link_mpi, NULL};
+static const struct wn_link_ops *const links[] = {&wn_link_local, &wn_link_mpi, NULL};
 
 wn_status wn_link_open(struct wn_link **out, const char *name, const struct wn_group *group, struct wn_err *err)
 {
     char known[64] = "";
 
-    for (int i = 0; wn_links[i]; i++) {
-        const struct wn_link_ops *ops = wn_links[i];
+    for (int i = 0; links[i]; i++) {
+        const struct wn_link_ops *ops = links[i];
         WN_ASSERT(ops->name && ops->open && ops->close && ops->send && ops->recv && ops->wait &&
                   ops->withdraw);
         if (strcmp(ops->name, name) == 0) return ops->open(out, group, err);

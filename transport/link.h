@@ -77,8 +77,6 @@ struct wn_link {
     struct wn_link_device *device;   /* NULL: host memory only */
 };
 
-/* The compiled-in links; NULL-terminated. */
-extern const struct wn_link_ops *const wn_links[];
 extern const struct wn_link_ops wn_link_local; /* threads of one process */
 extern const struct wn_link_ops wn_link_mpi;   /* processes under mpirun or srun */
 /* mpi: a wait sleeps between polls only while nothing above 16 KiB is in flight, since MPI moves large messages in

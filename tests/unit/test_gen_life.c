@@ -81,7 +81,7 @@ static void test_every_order(void **state)
     walk(life, none);
     print_message("%lu orders of up to %d events\n", orders, DEPTH);
     for (int s = 0; s < WN_GEN_STATES; s++)
-        if (!reached[s]) fail_msg("no order of events leads to %s", wn_gen_state_name((wn_gen_state)s));
+        if (!reached[s]) fail_msg("no order of events leads to state %d", s);
 }
 
 /* From everywhere that lives a cancel and the rows on their way are enough to be gone. */
