@@ -18,8 +18,7 @@
 #include "daemon/roles.h"
 #include "daemon/worker.h"
 
-#define PARTS_MAX  (1 + 256 + 64)
-#define EXTRA_ARGS 8
+#define EXTRA_ARGS 8 /* what add_part puts around the flags, and a NULL */
 
 /* What would be overlooked where everything runs here. */
 static wn_status check_local(const struct wn_config *cfg, struct wn_err *err)
@@ -196,7 +195,7 @@ wn_status wn_crew_make(struct wn_crew *c, const char *role, struct wn_err *err)
     snprintf(c->port_flag, sizeof(c->port_flag), "--port=%u", c->cfg->port);
     snprintf(c->expect_flags[0], sizeof(c->expect_flags[0]), "--expect-replicas=%u", c->cfg->replicas);
     snprintf(c->expect_flags[1], sizeof(c->expect_flags[1]), "--expect-vision-workers=%u", c->cfg->vision_workers);
-    c->parts = calloc(PARTS_MAX, sizeof(*c->parts));
+    c->parts = calloc(1 + c->cfg->vision_workers + c->cfg->replicas, sizeof(*c->parts));
     if (!c->parts) return wn_fail(err, WN_ENOMEM, "components");
     return add_parts(c, role, err);
 }

@@ -28,7 +28,8 @@
 
 struct wn_front;
 
-#define WN_ADDRESS_MAX 160
+#define WN_ADDRESS_MAX       160
+#define WN_FRONT_LEADERS_MAX 16 /* that a vision worker is connected to; the longest unused one makes room */
 
 typedef enum wn_side {
     WN_SIDE_SCHEDULER,

@@ -9,8 +9,6 @@
 #include "daemon/front.h"
 #include "daemon/pulse.h"
 
-#define WN_FRONT_LEADERS_MAX 16 /* connections of a vision worker; the longest unused one makes room */
-
 /* Messages that found no room in a socket, in order. */
 struct wn_front_queue {
     struct wn_front_msg *first, *last;

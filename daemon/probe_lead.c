@@ -215,7 +215,7 @@ static wn_status bind_both(struct lead *l, struct wn_err *err)
         eo.curve = (struct wn_curve_opts){.server = true, .secret_key = access->self->secret_key};
         eo.curve.allowed = wn_access_keys(access, 1u << WN_KEY_WORKER, &eo.curve.allowed_n);
     }
-    wn_role_scheduler_address(cfg, address);
+    wn_role_scheduler_address(cfg, address, sizeof(address));
     rc = wn_endpoint_open(&l->workers, l->p->zmq, &eo, err);
     snprintf(address, sizeof(address), "tcp://%s:%u", cfg->host, cfg->port);
     if (access) eo.curve.allowed = wn_access_keys(access, ~0u, &eo.curve.allowed_n);

@@ -8,7 +8,7 @@
 #include "transport/coll.h"
 #include "transport/link.h"
 
-/* Tags of the engine's own messages. */
+/* Tags of a replica's messages; 8 is daemon/shard.c's, 16 and up are the decoder's (shard/decoder_link.c). */
 enum { TAG_RECORD = 1, TAG_TOKENS = 2, TAG_STATS = 3, TAG_LENGTH = 4, TAG_TOP = 5 };
 
 /* A step that the leader has begun and not collected. */
@@ -250,11 +250,6 @@ static wn_status run(struct wn_replica *r, const void *const *features, int64_t 
 uint32_t wn_replica_depth(const struct wn_replica *r)
 {
     return r->depth;
-}
-
-uint32_t wn_replica_in_flight(const struct wn_replica *r)
-{
-    return r->flights_n;
 }
 
 /* The length goes ahead in a message of its own: an idle rank waits for that one, asleep, where a wait for a large

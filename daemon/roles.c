@@ -19,12 +19,12 @@ bool wn_role_has_place(const struct wn_config *cfg)
     return false;
 }
 
-void wn_role_scheduler_address(const struct wn_config *cfg, char *out)
+void wn_role_scheduler_address(const struct wn_config *cfg, char *out, size_t size)
 {
     if (cfg->scheduler_endpoint[0])
-        snprintf(out, 160, "%s", cfg->scheduler_endpoint);
+        snprintf(out, size, "%s", cfg->scheduler_endpoint);
     else
-        snprintf(out, 160, "ipc://%s/scheduler.sock", cfg->run_dir);
+        snprintf(out, size, "ipc://%s/scheduler.sock", cfg->run_dir);
 }
 
 void wn_role_remove_run_dir(const char *dir)

@@ -5,7 +5,6 @@
 
 #include "daemon/config.h"
 
-#define WN_VERSION   "0.1.0"
 #define WN_EXIT_LOST 3 /* a rank was lost: the group has to be started again */
 
 int wn_role_scheduler(int argc, char **argv);
@@ -24,8 +23,8 @@ bool wn_role_has_model(const struct wn_config *cfg);
 /* Is there a place for the sockets of a role that is started by hand? Else it says so, and the role ends with 2. */
 bool wn_role_has_place(const struct wn_config *cfg);
 
-/* Where workers reach the scheduler: --scheduler-endpoint, else a socket in --run-dir. out holds 160 bytes. */
-void wn_role_scheduler_address(const struct wn_config *cfg, char *out);
+/* Where workers reach the scheduler: --scheduler-endpoint, else a socket in --run-dir. */
+void wn_role_scheduler_address(const struct wn_config *cfg, char *out, size_t size);
 
 /* Removes the sockets of a run folder, and the folder if it is empty then. */
 void wn_role_remove_run_dir(const char *dir);

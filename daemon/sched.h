@@ -18,7 +18,7 @@ struct wn_sched_worker {
     struct wn_peer_id peer;
     Wn__Role role;
     char name[65], host[257], model_id[129], features_endpoint[513];
-    uint32_t pid, slots, tokens_max;
+    uint32_t pid, slots;
     uint32_t outstanding;             /* jobs of a leader, images of a vision worker */
     uint64_t dispatched;
     int64_t last_seen_us;
@@ -65,7 +65,7 @@ size_t wn_sched_jobs_left(const struct wn_scheduler *s);
 /* ---- sched_table.c: jobs ---- */
 struct wn_job *wn_sched_job_find(struct wn_scheduler *s, const char *id);
 struct wn_job *wn_sched_job_find_key(struct wn_scheduler *s, const char *key, const char *owner);
-void wn_blob_release(struct wn_blob *b); /* any thread; NULL is fine */
+void wn_payload_release(struct wn_payload *p); /* any thread; NULL is fine */
 /* Takes over *request on success. id NULL: a new one. images: a copy is made; NULL: without. The job is in no list. */
 WN_NODISCARD wn_status wn_sched_job_create(struct wn_scheduler *s, struct wn_job **out, Wn__Envelope *request,
                                            const char *id, const void *images, size_t images_bytes,
@@ -82,7 +82,7 @@ const char *wn_sched_gone(const struct wn_scheduler *s, const char *id); /* why 
 /* Packs and queues a message, with `bytes` of the payload from `offset` on (NULL: none). *sent (NULL is fine): bytes of
  * the envelope. */
 WN_NODISCARD wn_status wn_sched_send(struct wn_endpoint *ep, const struct wn_peer_id *to, Wn__Envelope__BodyCase kind,
-                                     const void *body, struct wn_blob *payload, size_t offset, size_t bytes,
+                                     const void *body, struct wn_payload *payload, size_t offset, size_t bytes,
                                      size_t *sent);
 
 /* ---- sched_client.c, sched_status.c ---- */

@@ -1,6 +1,6 @@
 /* daemon/sched_job.h - a job at the scheduler: its request, its images, its followers, where it is on its way.
  * Owns:    what it points at, but for accounts and other jobs; sched_table.c makes and ends it.
- * Threads: the scheduler's; a blob is released by any. */
+ * Threads: the scheduler's; a payload is released by any. */
 #ifndef WN_DAEMON_SCHED_JOB_H
 #define WN_DAEMON_SCHED_JOB_H
 
@@ -13,8 +13,9 @@
 #define WN_SCHED_WATCHERS_MAX 8 /* followers of one job */
 #define WN_NO_WORKER          (-1)
 
-/* Bytes that are sent without a copy: freed by whoever lets go last, on any thread. */
-struct wn_blob {
+/* The images of a job, or of all answers to one request, sent without a copy: freed by whoever lets go last, on any
+ * thread. */
+struct wn_payload {
     atomic_uint refs;
     size_t bytes;
     uint8_t data[];
@@ -63,7 +64,7 @@ struct wn_job {
     struct wn_job_life life;
     Wn__Envelope *request;            /* the Submit, owned */
     Wn__Pruning pruning;              /* in force: the request's and the server's defaults; strings are borrowed */
-    struct wn_blob *payload;          /* all images; NULL when there are none or the job has ended */
+    struct wn_payload *payload;          /* all images; NULL when there are none or the job has ended */
     struct wn_job_image images[WN_IMAGES_MAX];
     uint32_t images_n;
     int leader;                       /* of this attempt, or WN_NO_WORKER */

@@ -36,9 +36,9 @@ static int64_t to_real(int64_t us)
     return us + real_us() - wn_now_us();
 }
 
-static void release_blob(void *hint)
+static void release_payload(void *hint)
 {
-    wn_blob_release(hint);
+    wn_payload_release(hint);
 }
 
 /* ---- out ---- */
@@ -59,12 +59,12 @@ wn_status wn_sched_journal_add(struct wn_scheduler *s, struct wn_job *job)
     for (uint32_t i = 0; i < job->images_n; i++) image_bytes[i] = job->images[i].bytes;
     if (job->payload) {
         r.images = job->payload->data;
-        r.release = release_blob;
+        r.release = release_payload;
         r.hint = job->payload;
         atomic_fetch_add(&job->payload->refs, 1);
     }
     rc = wn_journal_add(s->journal, &r, &job->life);
-    if (rc != WN_OK && job->payload) wn_blob_release(job->payload);
+    if (rc != WN_OK && job->payload) wn_payload_release(job->payload);
     if (rc == WN_OK) job->recording = true;
     free(request);
     return rc;
@@ -226,7 +226,6 @@ static wn_status load_outcome(struct wn_job *job, const struct wn_journal_state 
     if (env->body_case == WN__ENVELOPE__BODY_DONE) {
         job->reason = env->done->reason;
         if (env->done->usage) {
-            job->link.base.n_unknown_fields = 0;
             wn_link_bytes_add(&job->link, env->done->usage->bytes_on_wire);
             job->usage = *env->done->usage;
             job->usage.base = (ProtobufCMessage)PROTOBUF_C_MESSAGE_INIT(&wn__usage__descriptor);

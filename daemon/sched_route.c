@@ -352,19 +352,23 @@ void wn_sched_dispatch(struct wn_scheduler *s)
         start(s, queued, leader);
 }
 
+/* Has nobody of a kind been connected for too long while the job waited? */
+static bool waited_in_vain(const struct wn_scheduler *s, int64_t absent_us, const struct wn_job *job, int64_t now_us)
+{
+    const int64_t since_us = absent_us > job->queued_us ? absent_us : job->queued_us;
+
+    return absent_us && now_us - since_us > (int64_t)s->cfg.no_worker_timeout_ms * 1000;
+}
+
 /* NULL, or what the job has waited for too long. */
 static const char *hopeless(const struct wn_scheduler *s, const struct wn_job *job, int64_t now_us)
 {
-    static const char *const texts[2] = {"no replica is connected", "no vision worker is connected"};
-    const int64_t wait_us = (int64_t)s->cfg.no_worker_timeout_ms * 1000;
+    bool images_wait = false;
 
-    if (!wait_us || s->journal) return NULL; /* what is on record waits for workers to come back */
-    for (int i = 0; i < 2; i++) {
-        bool needs = i == 0 ? job->leader == WN_NO_WORKER : false;
-        int64_t since = s->absent_us[i] > job->queued_us ? s->absent_us[i] : job->queued_us;
-        for (uint32_t k = 0; i == 1 && k < job->images_n; k++) needs |= job->images[k].worker == WN_NO_WORKER;
-        if (needs && s->absent_us[i] && now_us - since > wait_us) return texts[i];
-    }
+    if (!s->cfg.no_worker_timeout_ms || s->journal) return NULL; /* what is on record waits for workers to come back */
+    for (uint32_t i = 0; i < job->images_n; i++) images_wait |= job->images[i].worker == WN_NO_WORKER;
+    if (job->leader == WN_NO_WORKER && waited_in_vain(s, s->absent_us[0], job, now_us)) return "no replica is connected";
+    if (images_wait && waited_in_vain(s, s->absent_us[1], job, now_us)) return "no vision worker is connected";
     return NULL;
 }
 

@@ -1,7 +1,8 @@
-/* daemon/sched_table.c - the job table: lookup by id and by key, the three lists, and what jobs own. */
+/* daemon/sched_table.c - the job table: lookup by id and by key, lists and marks, and what jobs own. */
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/hash.h"
 #include "base/log.h"
 #include "daemon/sched.h"
 
@@ -11,19 +12,19 @@ static void free_bytes(void *data, void *hint)
     free(data);
 }
 
-void wn_blob_release(struct wn_blob *b)
+void wn_payload_release(struct wn_payload *p)
 {
-    if (b && atomic_fetch_sub(&b->refs, 1) == 1) free(b);
+    if (p && atomic_fetch_sub(&p->refs, 1) == 1) free(p);
 }
 
-static void blob_free_fn(void *data, void *hint)
+static void payload_free_fn(void *data, void *hint)
 {
     (void)data;
-    wn_blob_release(hint);
+    wn_payload_release(hint);
 }
 
 wn_status wn_sched_send(struct wn_endpoint *ep, const struct wn_peer_id *to, Wn__Envelope__BodyCase kind,
-                        const void *body, struct wn_blob *payload, size_t offset, size_t bytes, size_t *sent)
+                        const void *body, struct wn_payload *payload, size_t offset, size_t bytes, size_t *sent)
 {
     struct wn_err err = {0};
     struct wn_msg msg;
@@ -41,8 +42,8 @@ wn_status wn_sched_send(struct wn_endpoint *ep, const struct wn_peer_id *to, Wn_
     if (rc != WN_OK) free(data);
     if (rc == WN_OK && payload) {
         atomic_fetch_add(&payload->refs, 1);
-        rc = wn_msg_add_ref(&msg, payload->data + offset, bytes, blob_free_fn, payload);
-        if (rc != WN_OK) wn_blob_release(payload);
+        rc = wn_msg_add_ref(&msg, payload->data + offset, bytes, payload_free_fn, payload);
+        if (rc != WN_OK) wn_payload_release(payload);
     }
     if (rc == WN_OK)
         rc = wn_endpoint_send(ep, &msg,
@@ -54,13 +55,10 @@ wn_status wn_sched_send(struct wn_endpoint *ep, const struct wn_peer_id *to, Wn_
     return rc;
 }
 
-/* FNV-1a. Keys come from clients, but a bucket's length is bounded by the number of jobs. */
-static uint32_t hash_text(const char *text)
+/* Keys come from clients, but a bucket's length is bounded by the number of jobs. */
+static uint32_t bucket_of(const char *text)
 {
-    uint32_t h = 2166136261u;
-
-    for (; *text; text++) h = (h ^ (unsigned char)*text) * 16777619u;
-    return h % WN_SCHED_BUCKETS;
+    return wn_hash(text, strlen(text)) % WN_SCHED_BUCKETS;
 }
 
 /* Of image bytes, eight at a time: it chooses a worker and nothing else, so it need not resist anybody. */
@@ -79,7 +77,7 @@ static uint64_t hash_bytes(const uint8_t *p, size_t n)
 
 struct wn_job *wn_sched_job_find(struct wn_scheduler *s, const char *id)
 {
-    struct wn_job *job = s->by_id[hash_text(id)];
+    struct wn_job *job = s->by_id[bucket_of(id)];
 
     while (job && strcmp(job->id, id) != 0) job = job->by_id;
     return job;
@@ -87,7 +85,7 @@ struct wn_job *wn_sched_job_find(struct wn_scheduler *s, const char *id)
 
 struct wn_job *wn_sched_job_find_key(struct wn_scheduler *s, const char *key, const char *owner)
 {
-    struct wn_job *job = key[0] ? s->by_key[hash_text(key)] : NULL;
+    struct wn_job *job = key[0] ? s->by_key[bucket_of(key)] : NULL;
 
     while (job && (strcmp(job->request->submit->idempotency_key, key) != 0 ||
                    strcmp(job->request->submit->owner, owner) != 0))
@@ -147,7 +145,7 @@ void wn_sched_payload_drop(struct wn_scheduler *s, struct wn_job *job)
 {
     if (!job->payload) return;
     s->held_bytes -= job->payload->bytes;
-    wn_blob_release(job->payload);
+    wn_payload_release(job->payload);
     job->payload = NULL;
 }
 
@@ -187,11 +185,11 @@ wn_status wn_sched_job_create(struct wn_scheduler *s, struct wn_job **out, Wn__E
     job->list = WN_LISTS;
     job->usage = job->leader_usage = (Wn__Usage)WN__USAGE__INIT;
     job->link = (Wn__LinkBytes)WN__LINK_BYTES__INIT;
-    bucket = &s->by_id[hash_text(job->id)];
+    bucket = &s->by_id[bucket_of(job->id)];
     job->by_id = *bucket;
     *bucket = job;
     if (submit->idempotency_key[0]) {
-        bucket = &s->by_key[hash_text(submit->idempotency_key)];
+        bucket = &s->by_key[bucket_of(submit->idempotency_key)];
         job->by_key = *bucket;
         *bucket = job;
     }
@@ -221,12 +219,12 @@ void wn_sched_job_destroy(struct wn_scheduler *s, struct wn_job *job)
     list_remove(s, job);
     for (int m = 0; m < WN_MARKS; m++) wn_sched_mark(s, job, (enum wn_job_mark)m, false);
     wn_ticket_close(&s->accounts, &job->ticket);
-    for (p = &s->by_id[hash_text(job->id)]; *p; p = &(*p)->by_id) {
+    for (p = &s->by_id[bucket_of(job->id)]; *p; p = &(*p)->by_id) {
         if (*p != job) continue;
         *p = job->by_id;
         break;
     }
-    for (p = &s->by_key[hash_text(key)]; *p; p = &(*p)->by_key) {
+    for (p = &s->by_key[bucket_of(key)]; *p; p = &(*p)->by_key) {
         if (*p != job) continue;
         *p = job->by_key;
         break;

@@ -12,8 +12,8 @@
 #include "daemon/roles.h"
 #include "daemon/scheduler.h"
 
-#define LOCK_US   180000000ll
-#define LOOK_MS   500
+#define LOCK_US 180000000ll /* twice what NFS takes, see below */
+#define LOOK_MS 500         /* between two tries at the lock */
 
 /* A Slurm job that is queued again because a node was lost may find its journal locked: a file server lets go of what a
  * host held that is gone after a time of its own, 90 s with NFS. `fd`: a signal ends the waiting. */
@@ -52,7 +52,7 @@ int wn_role_scheduler(int argc, char **argv)
     wn_log_role("%s", cfg.name[0] ? cfg.name : "scheduler");
     wn_harden(cfg.keys[0] != '\0', false);
     if (wn_raise_files(&err) != WN_OK) goto out;
-    wn_role_scheduler_address(&cfg, workers);
+    wn_role_scheduler_address(&cfg, workers, sizeof(workers));
     sigemptyset(&signals);
     sigaddset(&signals, SIGTERM);
     sigaddset(&signals, SIGINT);

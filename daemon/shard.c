@@ -19,13 +19,13 @@
 #include "shard/jsonfile.h"
 #include "transport/coll.h"
 #include "transport/link.h"
+#include "winnow_version.h"
 
-#define STEP_TIMEOUT_US                                                                            \
-    (300 * 1000000ll) /* the longest step: a prefill chunk of a large model on slow cores */
-#define STOP_FLUSH_MS   1000
-#define TAG_ADDRESS     8 /* of the leader's features endpoint, on its way to the other ranks */
-#define FEATURES_UNCLAIMED 64 /* images of the largest kind that wait for their jobs at a leader */
-#define DEFAULT_NEW_MAX 512 /* answer length when the job names none */
+#define STEP_TIMEOUT_US    300000000ll /* the longest step: a prefill chunk of a large model on slow cores */
+#define STOP_FLUSH_MS      1000
+#define TAG_ADDRESS        8   /* of the leader's features endpoint, on its way to the other ranks; see replica.c */
+#define FEATURES_UNCLAIMED 64  /* images of the largest kind that wait for their jobs at a leader */
+#define DEFAULT_NEW_MAX    512 /* answer length when the job names none */
 
 struct shard {
     struct wn_config cfg;
@@ -92,6 +92,11 @@ static wn_status open_link(struct shard *s, struct wn_err *err)
                        wn_link_size(s->link), s->cfg.pipeline_parallel_size,
                        s->cfg.tensor_parallel_size, ranks);
     return WN_OK;
+}
+
+static wn_status link_failed(const struct shard *s, const char *what, struct wn_err *err)
+{
+    return wn_fail(err, wn_link_error(s->link)->code, "%s: %s", what, wn_link_error(s->link)->text);
 }
 
 /* Before any rank loads: all agree that all fit, and on the number of KV pages. */
@@ -195,7 +200,7 @@ static wn_status exchange_identities(struct shard *s, struct wn_err *err)
         const struct wn_comm all = {.ranks = ranks, .n = s->size, .me = s->rank};
         rc = wn_coll_gather(s->link, &all, 0, WN_TRAFFIC_CONTROL, &mine, s->rank == 0 ? s->ids : NULL, bytes,
                             wn_deadline_in_us(STEP_TIMEOUT_US));
-        if (rc != WN_OK) wn_fail(err, rc, "%s", wn_link_error(s->link)->text);
+        if (rc != WN_OK) rc = link_failed(s, "places of the ranks", err);
     }
     for (int i = 0; i < s->size; i++) {
         s->ids[i].host[sizeof(mine.host) - 1] = '\0';
@@ -209,11 +214,6 @@ out:
     free(ranks);
     free(bytes);
     return rc;
-}
-
-static wn_status link_failed(const struct shard *s, const char *what, struct wn_err *err)
-{
-    return wn_fail(err, wn_link_error(s->link)->code, "%s: %s", what, wn_link_error(s->link)->text);
 }
 
 /* The leader says where signs of life go; the others begin to send them. */
@@ -267,7 +267,7 @@ static wn_status lead(struct shard *s, struct wn_err *err)
 
     if ((rc = wn_path_join(path, s->cfg.model, "tokenizer.json", err)) != WN_OK) return rc;
     if ((rc = wn_tokenizer_open(&s->tokenizer, path, err)) != WN_OK) return rc;
-    wn_role_scheduler_address(&s->cfg, scheduler);
+    wn_role_scheduler_address(&s->cfg, scheduler, sizeof(scheduler));
     fo.unclaimed_max = FEATURES_UNCLAIMED * fo.payload_max;
     features_address(s, bind);
     fo.ranks = s->info_list;

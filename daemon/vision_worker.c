@@ -14,11 +14,12 @@
 #include "daemon/roles.h"
 #include "daemon/vision_list.h"
 #include "daemon/worker.h"
+#include "winnow_version.h"
 
-#define LEADERS_MAX       16
-#define CREDIT_MAX        64               /* images on their way to one leader, whatever it says */
-#define CREDIT_WAIT_US    (60 * 1000000ll) /* features that a leader does not want are given up */
-#define IDLE_WAIT_US      500000ll
+#define CREDIT_MAX     64         /* images on their way to one leader, whatever it says */
+#define CREDIT_WAIT_US 60000000ll /* features that a leader does not want are given up */
+#define IDLE_WAIT_US   500000ll   /* a look at the drain flag, at least this often */
+#define STOP_FLUSH_MS  200        /* for the last messages to leave */
 
 struct leader {
     char address[WN_ADDRESS_MAX]; /* "": free */
@@ -34,7 +35,7 @@ struct vision_worker {
     struct wn_encoder *encoder;
     struct wn_front *front;
     struct wn_key *key; /* NULL: plain text */
-    struct leader leaders[LEADERS_MAX];
+    struct leader leaders[WN_FRONT_LEADERS_MAX];
     struct wn_vision_list queue, outbox;
     struct wn_vision_list sent; /* without their features */
     bool draining;
@@ -77,7 +78,7 @@ static void fail_work(struct vision_worker *v, struct wn_vision_work *w, const s
 
 static struct leader *find_leader(struct vision_worker *v, const char *address)
 {
-    for (int i = 0; i < LEADERS_MAX; i++)
+    for (int i = 0; i < WN_FRONT_LEADERS_MAX; i++)
         if (strcmp(v->leaders[i].address, address) == 0) return &v->leaders[i];
     return NULL;
 }
@@ -127,7 +128,7 @@ static void end_sent(struct vision_worker *v, const char *address, const struct 
  * sent again; if it does not, the scheduler hears of it, which may still have the leader where we do not. */
 static void lose_link(struct vision_worker *v, struct leader *l)
 {
-    wn_warn("vision", "the connection to %s was lost", l->address);
+    WN_LOG(v->draining ? WN_LOG_INFO : WN_LOG_WARN, "vision", "the connection to %s was lost", l->address);
     l->credit = 0;
     l->lost_us = wn_now_us();
     greet(v, l->address);
@@ -166,7 +167,7 @@ static struct leader *meet_leader(struct vision_worker *v, const char *address)
     struct leader *l = find_leader(v, address), *place = &v->leaders[0];
 
     if (!l) {
-        for (int i = 0; i < LEADERS_MAX; i++)
+        for (int i = 0; i < WN_FRONT_LEADERS_MAX; i++)
             if (v->leaders[i].used_us < place->used_us) place = &v->leaders[i];
         l = place;
         if (l->address[0]) leave_leader(v, l, "made room for others");
@@ -386,7 +387,7 @@ static void send_features(struct vision_worker *v, struct wn_vision_work *w)
 
 static void send_outbox(struct vision_worker *v)
 {
-    for (int i = 0; i < LEADERS_MAX; i++) {
+    for (int i = 0; i < WN_FRONT_LEADERS_MAX; i++) {
         struct leader *l = &v->leaders[i];
         if (l->lost_us && wn_now_us() - l->lost_us >= CREDIT_WAIT_US) leave_leader(v, l, "does not give credit again");
     }
@@ -451,7 +452,7 @@ static void close_worker(struct vision_worker *v)
     wn_vision_list_clear(&v->queue);
     wn_vision_list_clear(&v->outbox);
     wn_vision_list_clear(&v->sent);
-    wn_front_stop(v->front, 200);
+    wn_front_stop(v->front, STOP_FLUSH_MS);
     wn_key_close(v->key);
     wn_encoder_close(v->encoder);
 }
@@ -484,7 +485,7 @@ int wn_role_vision(int argc, char **argv)
     if ((rc = open_worker(&v, &err)) != WN_OK) goto out;
     if ((rc = wn_worker_netif(&v.cfg, &net, &err)) != WN_OK) goto out;
     if (net.name[0]) wn_info("vision", "interface %s (%s) towards the scheduler", net.name, net.address);
-    wn_role_scheduler_address(&v.cfg, scheduler);
+    wn_role_scheduler_address(&v.cfg, scheduler, sizeof(scheduler));
     fo.name = worker_name(&v);
     fo.model_id = v.model_id;
     fo.slots = v.cfg.vision_queue;
