@@ -1,3 +1,4 @@
+/* base/hostmem.c - see hostmem.h. */
 #include "base/hostmem.h"
 
 #include <inttypes.h>

@@ -48,7 +48,7 @@ wn_status wn_fail(struct wn_err *err, wn_status code, const char *fmt, ...) WN_P
 /* Puts "prefix: " before the text of an error that a callee has already reported. Returns err->code. */
 wn_status wn_err_prefix(struct wn_err *err, const char *fmt, ...) WN_PRINTF(2, 3);
 
-/* "out of limits", "not found", ...: a constant string, never NULL. */
+/* "over the limit", "not found", ...: a constant string, never NULL. */
 const char *wn_status_name(wn_status code);
 
 /* A bug of ours. Stays on in release; never for what peers, files, memory or devices can cause. */

@@ -64,8 +64,8 @@ static bool add_question(struct eval_set *set, const char *path, uint32_t line, 
 
     if (!make_room(set)) return false;
     if (!(q.id = take_string(o, "id", path, 0, line)) || !(q.image = take_string(o, "image", path, folder, line)) ||
-        !(q.family = take_string(o, "family", path, 0, line)) || !(q.text = take_string(o, "question", path, 0, line)) ||
-        !(q.answer = take_string(o, "answer", path, 0, line)))
+        !(q.family = take_string(o, "family", path, 0, line)) ||
+        !(q.text = take_string(o, "question", path, 0, line)) || !(q.answer = take_string(o, "answer", path, 0, line)))
         goto bad;
     if (!add_family(set, &q)) {
         fprintf(stderr, "winnow: %s:%u: more than %d families\n", path, line, EVAL_FAMILIES_MAX);

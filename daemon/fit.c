@@ -1,3 +1,4 @@
+/* daemon/fit.c - see fit.h. */
 #include "daemon/fit.h"
 
 #include <stdio.h>

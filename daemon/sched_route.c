@@ -367,7 +367,8 @@ static const char *hopeless(const struct wn_scheduler *s, const struct wn_job *j
 
     if (!s->cfg.no_worker_timeout_ms || s->journal) return NULL; /* what is on record waits for workers to come back */
     for (uint32_t i = 0; i < job->images_n; i++) images_wait |= job->images[i].worker == WN_NO_WORKER;
-    if (job->leader == WN_NO_WORKER && waited_in_vain(s, s->absent_us[0], job, now_us)) return "no replica is connected";
+    if (job->leader == WN_NO_WORKER && waited_in_vain(s, s->absent_us[0], job, now_us))
+        return "no replica is connected";
     if (images_wait && waited_in_vain(s, s->absent_us[1], job, now_us)) return "no vision worker is connected";
     return NULL;
 }

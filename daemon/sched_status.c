@@ -6,7 +6,7 @@
 #include "winnow_version.h"
 
 /* The first rank of a replica that has done nothing for a lease, or that its leader has not heard of for so long. */
-static bool lame_rank(const struct wn_scheduler *s, char *text, size_t size)
+static bool stuck_rank(const struct wn_scheduler *s, char *text, size_t size)
 {
     for (int i = 0; i < s->workers_n; i++) {
         const struct wn_sched_worker *w = &s->worker[i];
@@ -65,7 +65,7 @@ static void readiness(const struct wn_scheduler *s, Wn__Status *st, char *text, 
         snprintf(text, size, "%u of %u replicas are connected", leaders, s->cfg.expect_replicas);
     else if (vision < s->cfg.expect_vision_workers)
         snprintf(text, size, "%u of %u vision workers are connected", vision, s->cfg.expect_vision_workers);
-    else if (!lame_rank(s, text, size))
+    else if (!stuck_rank(s, text, size))
         st->ready = true;
     if (st->ready) text[0] = '\0';
 }

@@ -4,8 +4,8 @@
  *
  * A component that gives up before the service was ready once ends the service: its own error line says why. One that
  * is ended by a signal or loses a rank, and any after that, is started again after a pause; one that keeps dying ends
- * the service (restarts.h). One that is stopped for longer than the lease is as good
- * as dead: it is killed, and started again. */
+ * the service (restarts.h). One that is stopped for longer than the lease is as good as dead: it is killed, and started
+ * again. */
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -337,7 +337,7 @@ static bool any_running(const struct supervisor *s)
     return false;
 }
 
-/* Ends what is left: politely, then not. */
+/* Ends what is left: asks first, then kills. */
 static void end_all(struct supervisor *s)
 {
     static const int how[] = {SIGTERM, SIGKILL};
@@ -365,9 +365,8 @@ static void take_signals(struct supervisor *s)
     reap(s);
 }
 
-/* Once the scheduler has drained and left, the workers follow by themselves; those that were never told are
- * told now. */
-static bool stopped(struct supervisor *s)
+/* Draining is over: all have left, or their time is up, and end_all() ends the rest. */
+static bool stopped(const struct supervisor *s)
 {
     if (!s->stop_us) return false;
     return !any_running(s) || wn_deadline_passed(s->stop_us);

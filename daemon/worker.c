@@ -127,7 +127,9 @@ static uint32_t ranks_here(uint32_t size)
 
 static uint32_t rank_here(uint32_t rank)
 {
-    return wn_worker_env("OMPI_COMM_WORLD_LOCAL_RANK", getenv("SLURM_STEP_ID") ? wn_worker_env("SLURM_LOCALID", 0) : rank);
+    const uint32_t place = getenv("SLURM_STEP_ID") ? wn_worker_env("SLURM_LOCALID", 0) : rank;
+
+    return wn_worker_env("OMPI_COMM_WORLD_LOCAL_RANK", place);
 }
 
 void wn_worker_place(const struct wn_config *cfg, uint32_t rank, uint32_t size)

@@ -1,3 +1,4 @@
+/* shard/backend.c - see backend.h: the table of backends, and what a backend without a fused operation gets. */
 #include "shard/backend.h"
 
 #include <stdio.h>

@@ -1,4 +1,5 @@
-/* A list of entries by name. Lookups are linear: they happen while a tower or stage binds its layers, not in a step. */
+/* shard/loader.c - see loader.h. A list of entries by name. Lookups are linear: they happen while a tower or stage
+ * binds its layers, not in a step. */
 #include "shard/loader.h"
 
 #include <stdlib.h>

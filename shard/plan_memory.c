@@ -1,3 +1,4 @@
+/* shard/plan_memory.c - see plan_memory.h. */
 #include "shard/plan_memory.h"
 
 /* Scratch of a stage, as decoder.c allocates it. */

@@ -1,5 +1,6 @@
-/* Weights and their sums are those of shard/draw.h, so a draw is the same on every machine. Top-k and top-p pop a heap
- * instead of sorting the vocabulary: they mostly need a few ids of many thousand. */
+/* shard/sample.c - see sample.h. Weights and their sums are those of shard/draw.h, so a draw is the same on every
+ * machine. Top-k and top-p pop a heap instead of sorting the vocabulary: they mostly need a few ids of many thousand.
+ */
 #include "shard/sample.h"
 
 #include <math.h>

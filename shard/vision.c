@@ -1,5 +1,6 @@
-/* The patch embedding is a matmul over patches laid out as rows (the convolution has no bias and its stride is the
- * kernel). Queries, keys and values share one buffer [rows, 3 * hidden] and are views of its columns. */
+/* shard/vision.c - see vision.h. The patch embedding is a matmul over patches laid out as rows (the convolution has no
+ * bias and its stride is the kernel). Queries, keys and values share one buffer [rows, 3 * hidden] and are views of its
+ * columns. */
 #include "shard/vision.h"
 
 #include <stdio.h>

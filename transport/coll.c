@@ -1,3 +1,4 @@
+/* transport/coll.c - see coll.h. */
 #include "transport/coll.h"
 
 #include <stdlib.h>

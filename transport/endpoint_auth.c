@@ -1,3 +1,4 @@
+/* transport/endpoint_auth.c - see endpoint_auth.h. ZAP is ZeroMQ RFC 27. */
 #include "transport/endpoint_auth.h"
 
 #include <errno.h>

@@ -1,6 +1,6 @@
-/* Ranks are threads of one process. Messages are matched under the hub's one lock: a receive that waits gets the bytes
- * at once; else a small message is copied into the receiver's queue (a bounded one) and a large one stays with its
- * sender until the receive comes. */
+/* transport/local.c - ranks are threads of one process. Messages are matched under the hub's one lock: a receive that
+ * waits gets the bytes at once; else a small message is copied into the receiver's queue (a bounded one) and a large
+ * one stays with its sender until the receive comes. */
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>

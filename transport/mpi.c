@@ -1,6 +1,6 @@
-/* Ranks are processes of one MPI job. This file is the only one that calls MPI. The kind and the tag of a message share
- * the MPI tag, of which the standard promises 15 bits. Waits poll MPI_Test with back-off, so that they have deadlines
- * and an idle rank leaves its core to others. */
+/* transport/mpi.c - ranks are processes of one MPI job. This file is the only one that calls MPI. The kind and the tag
+ * of a message share the MPI tag, of which the standard promises 15 bits. Waits poll MPI_Test with back-off, so that
+ * they have deadlines and an idle rank leaves its core to others. */
 #include <mpi.h>
 
 #include <stdlib.h>

@@ -1,5 +1,5 @@
-/* Kernels for x86-64 with AVX2, FMA and F16C. Compiled with their flags; only the table's `available` runs before the
- * check. */
+/* shard/cpu/avx2.c - kernels for x86-64 with AVX2, FMA and F16C. Compiled with their flags; only the table's
+ * `available` runs before the check. */
 #include <cpuid.h>
 #include <immintrin.h>
 #include <stdbool.h>

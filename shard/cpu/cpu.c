@@ -1,4 +1,4 @@
-/* The "cpu" backend: which instruction set to use, and its scratch memory. */
+/* shard/cpu/cpu.c - the "cpu" backend: which instruction set to use, and its scratch memory. */
 #include "shard/cpu/cpu.h"
 
 #include <omp.h>

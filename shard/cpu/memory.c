@@ -1,3 +1,4 @@
+/* shard/cpu/memory.c - see memory.h. */
 #include "shard/cpu/memory.h"
 
 #include <stdio.h>

@@ -1,5 +1,6 @@
-/* Kernels for any processor: no instruction beyond what the compiler is told to assume. Products are rounded before
- * they are added, so the last bits differ from those of processors with fused multiply-add. */
+/* shard/cpu/portable.c - kernels for any processor: no instruction beyond what the compiler is told to assume.
+ * Products are rounded before they are added, so the last bits differ from those of processors with fused
+ * multiply-add. */
 #include <stdbool.h>
 
 static bool always(void)

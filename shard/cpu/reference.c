@@ -1,4 +1,4 @@
-/* The yardstick: every operation as a plain loop, in the order in which the header states it. */
+/* shard/cpu/reference.c - the yardstick: every operation as a plain loop, in the order that backend.h states. */
 #include <math.h>
 #include <stdlib.h>
 

@@ -1,4 +1,5 @@
-/* Operations row by row. A row is taken in float32 through a buffer of this thread and rounded when it is stored. */
+/* shard/cpu/rows.c - operations row by row. A row is taken in float32 through a buffer of this thread and rounded when
+ * it is stored. */
 #include <math.h>
 #include <stdlib.h>
 

@@ -167,7 +167,6 @@ static void worker_messages(void)
     features.sha256 = (ProtobufCBinaryData){32, hash};
     emit("features", WN__ENVELOPE__BODY_FEATURES, &features, true);
     credit.images = 4;
-    credit.bytes = 1 << 20;
     emit("credit", WN__ENVELOPE__BODY_CREDIT, &credit, false);
 }
 
