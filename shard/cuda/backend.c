@@ -58,6 +58,24 @@ wn_status wn_cuda_info(struct wn_cuda_info *out, int device, struct wn_err *err)
     return WN_OK;
 }
 
+#ifndef WN_CUDA_ARCHITECTURES
+#define WN_CUDA_ARCHITECTURES "others"
+#endif
+
+/* Without, the first operation would fail, and with a worse sentence. */
+static wn_status check_code(const struct wn_cuda_info *info, int device, struct wn_err *err)
+{
+    const cudaError_t code = (cudaError_t)wn_cuda_has_code();
+
+    if (code == cudaSuccess) return WN_OK;
+    (void)cudaGetLastError();
+    return wn_fail(err, WN_EUNSUPP,
+                   "cuda: device %d (%s) has compute capability %d.%d, and this build has kernels for %s (%s): "
+                   "-DWN_CUDA_ARCHITECTURES=%d%d",
+                   device, info->name, info->major, info->minor, WN_CUDA_ARCHITECTURES, cudaGetErrorString(code),
+                   info->major, info->minor);
+}
+
 static void cuda_close(struct wn_backend *be)
 {
     struct wn_cuda *c = (struct wn_cuda *)be;
@@ -80,6 +98,7 @@ static wn_status cuda_open(struct wn_backend **out, int device, struct wn_err *e
 
     if ((rc = choose_kernels(&kernels, err)) != WN_OK) return rc;
     if ((rc = wn_cuda_info(&info, device, err)) != WN_OK) return rc;
+    if ((rc = check_code(&info, device, err)) != WN_OK) return rc;
     c = calloc(1, sizeof(*c));
     if (!c) return wn_fail(err, WN_ENOMEM, "cuda: backend handle");
     c->base.ops = &wn_backend_cuda;

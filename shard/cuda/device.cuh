@@ -17,6 +17,13 @@ template <typename K> static inline int wn_allow_shared(K kernel, size_t bytes)
     return (int)cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
 }
 
+/* Is there code for the device of this thread? */
+template <typename K> static inline int wn_has_code(K kernel)
+{
+    struct cudaFuncAttributes a;
+    return (int)cudaFuncGetAttributes(&a, kernel);
+}
+
 __device__ __forceinline__ float wn_f16_value(uint16_t h)
 {
     float f;

@@ -40,7 +40,8 @@ struct wn_cuda_matmul {
     struct wn_cuda_w w;
     const float *bias; /* NULL or [n] */
     uint32_t slices, act;
-    float *parts; /* _mma with slices > 1: [slices, rows, n]; cuBLASLt with an epilogue: [1, rows, n] */
+    float *parts; /* _mma with slices > 1 and more than WN_CUDA_WALK_ROWS rows: [slices, rows, n];
+                   * cuBLASLt with an epilogue: [1, rows, n] */
 };
 
 /* n products of the same x in one launch: plain sums, no bias, no activation. */
@@ -80,6 +81,7 @@ struct wn_cuda_attn {
 #define WN_CUDA_CHUNK   256u /* keys whose softmax is one unit: fixed, because results depend on it */
 #define WN_CUDA_TILE    64u  /* query rows of a block of the tensor-core attention */
 #define WN_CUDA_SLICES_MAX 64u
+#define WN_CUDA_WALK_ROWS  16u /* rows up to which one block of _mma makes all slices of its columns */
 
 struct wn_cuda_norm {
     struct wn_cuda_mat out, x, y; /* y.ptr not NULL: x += y first; then y is as wide as x and out are */
@@ -159,6 +161,7 @@ struct wn_cuda_row_sums {
     const float *div;
 };
 
+int wn_cuda_has_code(void); /* 0: these kernels were built for the thread's device, too */
 int wn_cuda_run_row_dots(const struct wn_cuda_row_dots *a, wn_cuda_stream st);
 int wn_cuda_run_row_sums(const struct wn_cuda_row_sums *a, wn_cuda_stream st);
 int wn_cuda_run_sum_tree(const struct wn_cuda_sum *a, wn_cuda_stream st);

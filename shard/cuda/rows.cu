@@ -20,6 +20,11 @@ __global__ void __launch_bounds__(THREADS) rows_kernel(struct wn_cuda_rows a)
     }
 }
 
+int wn_cuda_has_code(void)
+{
+    return wn_has_code(rows_kernel<8>);
+}
+
 int wn_cuda_run_rows(const struct wn_cuda_rows *a, wn_cuda_stream st)
 {
     const uint32_t rows = (uint32_t)a->rows;

@@ -5,7 +5,8 @@
  * device than the thread's; and where the program never wants them: on the legacy stream. What was refused is what
  * cudaGetLastError says, once. A stream holds so many launches, then the host waits; cudaFree waits for the device.
  * Device memory is malloc's, so that the address sanitizer sees accesses beyond a buffer; it starts as NaNs.
- * WN_CUDASIM_DEVICES: how many devices. */
+ * WN_CUDASIM_DEVICES: how many devices; WN_CUDASIM_SHARED: KiB of shared memory that a block may have;
+ * WN_CUDASIM_NO_CODE: the kernels were built for others. */
 #ifndef WN_TESTS_CUDASIM_CUDA_RUNTIME_API_H
 #define WN_TESTS_CUDASIM_CUDA_RUNTIME_API_H
 
@@ -23,6 +24,7 @@ typedef enum cudaError {
     cudaErrorInsufficientDriver = 35,
     cudaErrorNoDevice = 100,
     cudaErrorInvalidDevice = 101,
+    cudaErrorNoKernelImageForDevice = 209,
     cudaErrorInvalidResourceHandle = 400,
     cudaErrorNotReady = 600,
     cudaErrorStreamCaptureUnsupported = 900

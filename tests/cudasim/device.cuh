@@ -78,6 +78,11 @@ template <typename K> static inline int wn_allow_shared(K kernel, size_t bytes)
     return sim_allow_shared(reinterpret_cast<const void *>(kernel), bytes);
 }
 
+template <typename K> static inline int wn_has_code(K)
+{
+    return getenv("WN_CUDASIM_NO_CODE") ? (int)cudaErrorNoKernelImageForDevice : 0;
+}
+
 static inline void __syncthreads(void)
 {
     sim_block_barrier();

@@ -17,7 +17,6 @@
 #include "tests/cudasim/sim_stream.h"
 
 #define USUAL_SHARED ((size_t)48 << 10)
-#define MOST_SHARED  ((size_t)227 << 10)
 #define QUEUE_ROOM   1024 /* operations of a stream; one more waits */
 
 struct CUgraph_st {
@@ -64,6 +63,12 @@ device_state &device(void)
 }
 
 thread_local int current_device;
+
+size_t most_shared(void)
+{
+    const char *wish = getenv("WN_CUDASIM_SHARED");
+    return (wish ? strtoul(wish, nullptr, 10) : 227) << 10;
+}
 
 /* True if nothing is left. */
 bool progress(void)
@@ -159,7 +164,7 @@ int sim_allow_shared(const void *kernel, size_t bytes)
     device_state &d = device();
     std::lock_guard<std::recursive_mutex> hold(d.lock);
 
-    if (bytes > MOST_SHARED) return refuse(cudaErrorInvalidValue);
+    if (bytes > most_shared()) return refuse(cudaErrorInvalidValue);
     d.shared[kernel] = bytes;
     return cudaSuccess;
 }
@@ -250,7 +255,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int)
     *p = {};
     strncpy(p->name, "simulated device", sizeof(p->name) - 1);
     p->totalGlobalMem = (size_t)4 << 30;
-    p->sharedMemPerBlockOptin = 227 << 10;
+    p->sharedMemPerBlockOptin = most_shared();
     p->major = 9;
     p->multiProcessorCount = 132;
     return cudaSuccess;
