@@ -21,6 +21,14 @@ wn_cuda_matmul_kind wn_cuda_choose_matmul(wn_cuda_kernels kernels, const struct 
     return WN_CUDA_MATMUL_MMA;
 }
 
+uint32_t wn_cuda_row_class(uint32_t rows)
+{
+    uint32_t step = 128;
+
+    while ((rows - 1) / 32 >= step) step *= 2;
+    return (rows + step - 1) / step * step;
+}
+
 bool wn_cuda_choose_attn_mma(wn_cuda_kernels kernels, const struct wn_mat *q, const struct wn_mat *k,
                              const struct wn_mat *v, uint32_t head_dim)
 {
@@ -32,7 +40,7 @@ size_t wn_cuda_matmul_parts(wn_cuda_matmul_kind kind, const struct wn_matmul *a,
 {
     size_t all = (size_t)a->out.rows * n;
 
-    if (kind == WN_CUDA_MATMUL_MMA) return a->slices > 1 ? a->slices * all : 0;
+    if (kind == WN_CUDA_MATMUL_MMA) return a->slices > 1 && a->out.rows > WN_CUDA_WALK_ROWS ? a->slices * all : 0;
     return kind == WN_CUDA_MATMUL_LT && (a->bias || a->act != WN_ACT_NONE) ? all : 0;
 }
 

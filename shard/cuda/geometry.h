@@ -21,6 +21,10 @@ bool wn_cuda_aligned(const struct wn_mat *m);
 wn_cuda_matmul_kind wn_cuda_choose_matmul(wn_cuda_kernels kernels, const struct wn_matmul *a, wn_dtype w_type,
                                           uint32_t n, uint32_t k);
 
+/* The class of a number of rows, named by its largest: cuBLASLt is asked for one algorithm a class. At most 127 rows,
+ * or a sixteenth, larger than `rows`: the best tiles for 1,024 rows waste a third of the device on 616. */
+uint32_t wn_cuda_row_class(uint32_t rows);
+
 /* May the tensor cores do it? */
 bool wn_cuda_choose_attn_mma(wn_cuda_kernels kernels, const struct wn_mat *q, const struct wn_mat *k,
                              const struct wn_mat *v, uint32_t head_dim);

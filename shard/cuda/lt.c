@@ -1,5 +1,5 @@
-/* cuBLASLt: one algorithm for each class of shapes, chosen once and kept. Rows are rounded up to a power of two for the
- * choice, so that a step with one row more does not ask again, and gets the same algorithm. */
+/* cuBLASLt: one algorithm for each class of shapes, chosen once and kept. Rows are rounded up for the choice
+ * (wn_cuda_row_class), so that a step with one row more does not ask again, and gets the same algorithm. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -11,7 +11,7 @@
 #include <dlfcn.h>
 
 #define WORKSPACE ((size_t)32 << 20)
-#define CHOICES   64u /* a model has about ten shapes, times a few classes of rows */
+#define CHOICES   512u /* a model has about ten shapes, times some dozens of classes of rows */
 #define TEXT_OF(x) #x
 #define LIBRARY(version) "libcublasLt.so." TEXT_OF(version)
 
@@ -153,7 +153,7 @@ static wn_status ask(struct wn_cuda_lt *lt, const struct wn_cuda_matmul *a, uint
     if (rc == WN_OK) {
         cublasStatus_t code =
             lib.cublasLtMatmulAlgoGetHeuristic(lt->handle, p.op, p.w, p.x, p.out, p.out, wish, 1, found, &n);
-        if (code == CUBLAS_STATUS_NOT_SUPPORTED) n = 0;
+        if (code == CUBLAS_STATUS_NOT_SUPPORTED || (n > 0 && found[0].state != CUBLAS_STATUS_SUCCESS)) n = 0;
         else rc = check(code, "choice of an algorithm", NULL);
     }
     if (rc == WN_OK && n == 0)
@@ -162,13 +162,6 @@ static wn_status ask(struct wn_cuda_lt *lt, const struct wn_cuda_matmul *a, uint
     if (wish) (void)lib.cublasLtMatmulPreferenceDestroy(wish);
     problem_fini(&p);
     return rc;
-}
-
-static uint32_t row_class(uint32_t rows)
-{
-    uint32_t r = 128;
-    while (r < rows && r < 1u << 20) r *= 2;
-    return r;
 }
 
 static wn_status choose(struct wn_cuda_lt *lt, const struct wn_cuda_matmul *a, uint32_t rows, uint32_t out_type,
@@ -221,7 +214,7 @@ static wn_status run_as(struct wn_cuda_lt *lt, const struct wn_cuda_matmul *a, u
 
 wn_status wn_cuda_lt_run(struct wn_cuda_lt *lt, const struct wn_cuda_matmul *a, cudaStream_t st)
 {
-    const uint32_t class = row_class(a->out.rows);
+    const uint32_t class = wn_cuda_row_class(a->out.rows);
     wn_status rc = run_as(lt, a, class, st);
 
     return rc == WN_EUNSUPP && class != a->out.rows ? run_as(lt, a, a->out.rows, st) : rc;

@@ -40,15 +40,36 @@ static void matmuls(void **state)
 
 static void parts(void **state)
 {
-    struct wn_matmul a = {.out = mat(WN_BF16, 10, 96, 96), .slices = 4};
+    struct wn_matmul a = {.out = mat(WN_BF16, 20, 96, 96), .slices = 4};
     (void)state;
     assert_int_equal(wn_cuda_matmul_parts(WN_CUDA_MATMUL_PLAIN, &a, 96), 0);
-    assert_int_equal(wn_cuda_matmul_parts(WN_CUDA_MATMUL_MMA, &a, 96), 4 * 960);
+    assert_int_equal(wn_cuda_matmul_parts(WN_CUDA_MATMUL_MMA, &a, 96), 4 * 1920);
     assert_int_equal(wn_cuda_matmul_parts(WN_CUDA_MATMUL_LT, &a, 96), 0);
     a.act = WN_ACT_GELU; /* cuBLASLt has another GELU: its sums go through parts */
-    assert_int_equal(wn_cuda_matmul_parts(WN_CUDA_MATMUL_LT, &a, 96), 960);
+    assert_int_equal(wn_cuda_matmul_parts(WN_CUDA_MATMUL_LT, &a, 96), 1920);
     a.slices = 1;
     assert_int_equal(wn_cuda_matmul_parts(WN_CUDA_MATMUL_MMA, &a, 96), 0);
+    a.slices = 4;
+    a.out.rows = WN_CUDA_WALK_ROWS; /* one block makes all of an element's parts */
+    assert_int_equal(wn_cuda_matmul_parts(WN_CUDA_MATMUL_MMA, &a, 96), 0);
+}
+
+/* Few classes, and each close to its rows. */
+static void row_classes(void **state)
+{
+    uint32_t classes = 0, last = 0;
+    (void)state;
+    assert_int_equal(wn_cuda_row_class(65), 128);
+    assert_int_equal(wn_cuda_row_class(616), 640);
+    assert_int_equal(wn_cuda_row_class(4616), 4864);
+    for (uint32_t rows = 65; rows <= 1u << 16; rows++) {
+        const uint32_t c = wn_cuda_row_class(rows);
+        assert_true(c >= rows && c >= last && c - rows < (rows > 4096 ? rows / 16 : 128));
+        assert_int_equal(wn_cuda_row_class(c), c);
+        classes += c != last;
+        last = c;
+    }
+    assert_in_range(classes, 16, 100);
 }
 
 /* A prompt, a short and a long decode, a sequence without rows; 2 query heads a kv head. */
@@ -135,6 +156,7 @@ static void padded_tables(void **state)
 int main(void)
 {
     static const struct CMUnitTest tests[] = {cmocka_unit_test(matmuls), cmocka_unit_test(parts),
-                                              cmocka_unit_test(attention_tables), cmocka_unit_test(padded_tables)};
+                                              cmocka_unit_test(row_classes), cmocka_unit_test(attention_tables),
+                                              cmocka_unit_test(padded_tables)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
