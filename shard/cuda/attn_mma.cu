@@ -158,8 +158,9 @@ __device__ __forceinline__ void tile_step(struct walk<HD> &w, const uint16_t *q,
     }
 }
 
-/* grid: tiles of query rows, kv heads, chunks (1 unless `split`). */
-template <int HD, bool SPLIT> __global__ void __launch_bounds__(THREADS) mma_kernel(struct wn_cuda_attn a)
+/* grid: tiles of query rows, kv heads, chunks (1 unless `split`). A warp without rows - a decode has one row for each
+ * query head of a group - copies, and computes nothing. */
+template <int HD, bool SPLIT> __global__ void __launch_bounds__(THREADS, 2) mma_kernel(struct wn_cuda_attn a)
 {
     WN_DYNAMIC_SHARED(raw);
     uint16_t *qs = (uint16_t *)raw, *kv = qs + 64 * (HD + 8); /* then two buffers of keys and values */
@@ -218,7 +219,7 @@ template <int HD, bool SPLIT> __global__ void __launch_bounds__(THREADS) mma_ker
         __syncthreads();
         const uint16_t *ks = kv + turn % 2 * 2 * part;
         const int limit[2] = {seen[0] - (int)j0, seen[1] - (int)j0};
-        tile_step<HD>(w, qs + warp * 16 * (HD + 8), ks, ks + part, limit, scale);
+        if (tile.row0 + warp * 16 < rows_all) tile_step<HD>(w, qs + warp * 16 * (HD + 8), ks, ks + part, limit, scale);
         __syncthreads(); /* the buffer is free again */
         if ((j0 + KEYS) % WN_CUDA_CHUNK != 0 && j0 + KEYS < last) continue;
         end_part<HD>(w);
