@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define PIECE ((size_t)1 << 20) /* bytes of rows that are converted at a time */
+
 struct entry {
     char name[WN_NAME_MAX];
     wn_load_kind kind;
@@ -76,30 +78,41 @@ static float element(const void *p, wn_dtype t, size_t i)
                         : wn_f16_to_f32(((const uint16_t *)p)[i]);
 }
 
-/* Rows of `host` into backend memory as type `as`, packed. */
+/* Row r of `host` as type `as`. */
+static void convert_row(void *out, const struct wn_mat *host, uint32_t r, wn_dtype as)
+{
+    const char *from = (const char *)host->ptr + r * wn_dtype_bytes(host->dtype) * (size_t)host->stride;
+
+    if (host->dtype == as) memcpy(out, from, host->cols * wn_dtype_bytes(as));
+    for (uint32_t c = 0; host->dtype != as && c < host->cols; c++) {
+        float v = element(from, host->dtype, c);
+        if (as == WN_F32)
+            ((float *)out)[c] = v;
+        else
+            ((wn_bf16 *)out)[c] = wn_f32_to_bf16(v);
+    }
+}
+
+/* Rows of `host` into backend memory as type `as`, packed: many at a time, for to a device each upload is a message. */
 static wn_status upload_rows(struct wn_loader *l, struct entry *e, const struct wn_mat *host,
                              wn_dtype as, struct wn_err *err)
 {
-    size_t row_bytes = (size_t)host->cols * wn_dtype_bytes(as),
-           step = wn_dtype_bytes(host->dtype) * (size_t)host->stride;
-    void *row = malloc(row_bytes ? row_bytes : 1);
-    wn_status rc = row ? l->be->ops->buf_alloc(l->be, row_bytes * host->rows, &e->buf) : WN_ENOMEM;
+    const size_t row_bytes = (size_t)host->cols * wn_dtype_bytes(as);
+    const bool whole = host->dtype == as && host->stride == host->cols;
+    const uint32_t most = row_bytes < PIECE ? (uint32_t)(PIECE / (row_bytes ? row_bytes : 1)) : 1;
+    char *rows = malloc(whole ? 1 : most * row_bytes + 1);
+    wn_status rc = rows ? l->be->ops->buf_alloc(l->be, row_bytes * host->rows, &e->buf) : WN_ENOMEM;
 
-    for (uint32_t r = 0; rc == WN_OK && r < host->rows; r++) {
-        const char *from = (const char *)host->ptr + r * step;
-        for (uint32_t c = 0; host->dtype != as && c < host->cols; c++) {
-            float v = element(from, host->dtype, c);
-            if (as == WN_F32)
-                ((float *)row)[c] = v;
-            else
-                ((wn_bf16 *)row)[c] = wn_f32_to_bf16(v);
-        }
-        rc = l->be->ops->upload(l->be, (char *)e->buf.ptr + r * row_bytes,
-                                host->dtype == as ? (const void *)from : row, row_bytes);
+    if (rc == WN_OK && whole) rc = l->be->ops->upload(l->be, e->buf.ptr, host->ptr, row_bytes * host->rows);
+    for (uint32_t r = 0; rc == WN_OK && !whole && r < host->rows; r += most) {
+        const uint32_t n = host->rows - r < most ? host->rows - r : most;
+        for (uint32_t i = 0; i < n; i++) convert_row(rows + i * row_bytes, host, r + i, as);
+        rc = l->be->ops->upload(l->be, (char *)e->buf.ptr + r * row_bytes, rows, n * row_bytes);
+        /* The upload may be queued: the rows must not change before it is over. */
+        if (rc == WN_OK) rc = l->be->ops->sync(l->be, WN_NEVER);
     }
-    /* The upload may be queued: the row must not go before it is over. */
-    if (rc == WN_OK) rc = l->be->ops->sync(l->be, WN_NEVER);
-    free(row);
+    if (rc == WN_OK && whole) rc = l->be->ops->sync(l->be, WN_NEVER);
+    free(rows);
     if (rc != WN_OK) return wn_fail(err, rc, "%s: %s", e->name, wn_status_name(rc));
     e->mat = (struct wn_mat){.ptr = e->buf.ptr,
                              .dtype = as,
