@@ -7,6 +7,7 @@
 #include "daemon/roles.h"
 #include "daemon/worker.h"
 #include "pruning/prune.h"
+#include "shard/weights.h"
 
 /* With --memory: is there a rank that does not fit? */
 static bool all_fit(const struct wn_plan *plan, const struct wn_memory_limits *memory, struct wn_err *err)
@@ -54,6 +55,7 @@ int wn_cmd_plan(int argc, char **argv)
     if (code >= 0) return code;
     if (!wn_role_has_model(&cfg)) return 2;
     if (wn_worker_model(&cfg, &model, id, &err) != WN_OK || wn_worker_plan(&cfg, &model, &plan, &err) != WN_OK ||
+        (wn_weights_exist(cfg.model) && wn_worker_tensors(&cfg, &plan, &err) != WN_OK) ||
         wn_fit_step(&step, &tokens_max, &cfg, &model, &err) != WN_OK ||
         picture_rows(&cfg, &model, &rows, &err) != WN_OK) {
         fprintf(stderr, "winnow: %s\n", err.text);

@@ -30,7 +30,6 @@
 #include "shard/jsonfile.h"
 #include "shard/preprocess.h"
 #include "shard/tokenizer.h"
-#include "shard/weights.h"
 #include "transport/endpoint.h"
 
 #define ASK_PERIOD_US   50000ll
@@ -71,7 +70,6 @@ static wn_status check_model(struct supervisor *s, struct wn_err *err)
 {
     char id[WN_MODEL_ID_LEN], path[WN_PATH_MAX];
     struct wn_tokenizer *tokenizer = NULL;
-    struct wn_weights *weights = NULL;
     struct wn_preprocess preprocess;
     const struct wn_prune_method *method;
     struct wn_prune_ask ask;
@@ -84,8 +82,7 @@ static wn_status check_model(struct supervisor *s, struct wn_err *err)
     if (s->cfg.vision_backend[0] && (rc = wn_backend_known(s->cfg.vision_backend, err)) != WN_OK) return rc;
     wn_pruning_complete(&pruning, NULL, &s->cfg);
     if ((rc = wn_pruning_ask(&pruning, &method, &ask, err)) != WN_OK) return rc;
-    if ((rc = wn_weights_open(&weights, s->cfg.model, err)) != WN_OK) return rc;
-    wn_weights_close(weights);
+    if ((rc = wn_worker_tensors(&s->cfg, &s->plan, err)) != WN_OK) return rc;
     if ((rc = wn_encoder_preprocess(&preprocess, s->cfg.model, &s->model, err)) != WN_OK) return rc;
     if ((rc = wn_path_join(path, s->cfg.model, "tokenizer.json", err)) != WN_OK) return rc;
     if ((rc = wn_tokenizer_open(&tokenizer, path, err)) == WN_OK) wn_tokenizer_close(tokenizer);

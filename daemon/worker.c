@@ -18,6 +18,8 @@
 #include "daemon/placement.h"
 #include "daemon/slurm.h"
 #include "shard/jsonfile.h"
+#include "shard/loader.h"
+#include "shard/vision.h"
 
 wn_status wn_worker_model(const struct wn_config *cfg, struct wn_model *model,
                           char id[WN_MODEL_ID_LEN], struct wn_err *err)
@@ -65,6 +67,17 @@ wn_status wn_worker_plan(const struct wn_config *cfg, const struct wn_model *mod
     return wn_plan_make(plan, model, cfg->pipeline_parallel_size, cfg->tensor_parallel_size,
                         cfg->pipeline_layers[0] ? cfg->pipeline_layers : NULL,
                         wn_worker_dtype(cfg, model), err);
+}
+
+wn_status wn_worker_tensors(const struct wn_config *cfg, const struct wn_plan *plan, struct wn_err *err)
+{
+    struct wn_weights *weights = NULL;
+    wn_status rc = wn_weights_open(&weights, cfg->model, err);
+
+    if (rc == WN_OK) rc = wn_loader_check(weights, plan, err);
+    if (rc == WN_OK) rc = wn_vision_check(&plan->model, weights, err);
+    wn_weights_close(weights);
+    return rc;
 }
 
 wn_status wn_worker_netif(const struct wn_config *cfg, struct wn_netif *out, struct wn_err *err)

@@ -131,8 +131,8 @@ static wn_status check_shape(const struct wn_load *want, const struct wn_tensor 
     for (uint32_t i = 1; i < t->dims_n; i++)
         cols *= t->dims[i]; /* the file was checked: no overflow */
     if (t->dims_n == 0 || t->dims[0] != want->rows_all || cols != want->cols_all)
-        return wn_fail(err, WN_EFORMAT, "tensor '%s' is [%llu, %llu], expected [%u, %u]",
-                       want->name, t->dims_n ? (unsigned long long)t->dims[0] : 0ull,
+        return wn_fail(err, WN_EFORMAT, "%s: tensor '%s' is [%llu, %llu], expected [%u, %u]",
+                       t->file, want->name, t->dims_n ? (unsigned long long)t->dims[0] : 0ull,
                        (unsigned long long)cols, want->rows_all, want->cols_all);
     return WN_OK;
 }
@@ -148,7 +148,7 @@ static wn_status load_as(struct wn_loader *l, const struct wn_weights *w,
     wn_status rc;
 
     if ((rc = wn_weights_find(w, want->name, &t, err)) != WN_OK) return rc;
-    if ((rc = check_shape(want, &t, err)) != WN_OK) return rc;
+    if ((rc = check_shape(want, &t, err)) != WN_OK || !l->be) return rc;
     WN_ASSERT((uint64_t)rows.first + rows.n <= want->rows_all &&
               (uint64_t)cols.first + cols.n <= want->cols_all);
     if ((rc = entry_add(l, key, want->kind, &e, err)) != WN_OK) return rc;
@@ -244,6 +244,17 @@ wn_status wn_loader_plan(struct wn_loader *l, const struct wn_weights *w,
         .l = l, .w = w, .plan = plan, .first = stage == 0, .last = stage + 1 == plan->stages};
 
     return wn_plan_slices(plan, rank, load_slice, &p, err);
+}
+
+wn_status wn_loader_check(const struct wn_weights *w, const struct wn_plan *plan, struct wn_err *err)
+{
+    struct wn_loader *l = NULL;
+    wn_status rc = wn_loader_open(&l, NULL, plan->dtype, err);
+
+    for (uint32_t s = 0; rc == WN_OK && s < plan->stages; s++) /* whole shapes: one rank of a stage is enough */
+        rc = wn_loader_plan(l, w, plan, wn_plan_rank(plan, s, 0), err);
+    wn_loader_close(l);
+    return rc;
 }
 
 static const struct entry *entry_find(const struct wn_loader *l, const char *name,

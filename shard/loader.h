@@ -5,7 +5,7 @@
  *
  * Owns:    what it loaded, from open to close. Borrows the backend until close, the checkpoint until a load returns.
  * Threads: the backend's thread.
- * Fails:   WN_ENOENT, WN_EFORMAT, WN_EUNSUPP (shard/weights.h; a wrong shape prints both), WN_ENOMEM. */
+ * Fails:   WN_ENOENT, WN_EFORMAT, WN_EUNSUPP (shard/weights.h; a wrong shape prints both, and its file), WN_ENOMEM. */
 #ifndef WN_SHARD_LOADER_H
 #define WN_SHARD_LOADER_H
 
@@ -26,7 +26,8 @@ struct wn_load {
     wn_load_kind kind;
 };
 
-/* dtype: of matrices and tables. *out is owned by the caller. */
+/* dtype: of matrices and tables. be NULL: a load only checks that the tensor is there, and as it should be. *out is
+ * owned by the caller. */
 WN_NODISCARD wn_status wn_loader_open(struct wn_loader **out, struct wn_backend *be, wn_dtype dtype,
                                       struct wn_err *err);
 void wn_loader_close(struct wn_loader *l); /* frees all that it loaded; NULL is fine */
@@ -40,6 +41,9 @@ WN_NODISCARD wn_status wn_loader_load(struct wn_loader *l, const struct wn_weigh
 WN_NODISCARD wn_status wn_loader_plan(struct wn_loader *l, const struct wn_weights *w,
                                       const struct wn_plan *plan, uint32_t rank,
                                       struct wn_err *err);
+
+/* Does the checkpoint have all that the ranks of the plan load? Fails as loading would; reads headers only. */
+WN_NODISCARD wn_status wn_loader_check(const struct wn_weights *w, const struct wn_plan *plan, struct wn_err *err);
 
 /* What was loaded under `name` (whole, as in struct wn_load), until close; NULL or an empty matrix if it was not. */
 const struct wn_weight *wn_loader_matrix(const struct wn_loader *l, const char *name);

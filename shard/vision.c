@@ -191,29 +191,21 @@ static wn_status scratch_alloc(struct wn_vision *v, struct wn_err *err)
     return WN_OK;
 }
 
-wn_status wn_vision_open(struct wn_vision **out, struct wn_backend *be,
-                         const struct wn_model *model, const struct wn_weights *weights,
-                         wn_dtype dtype, uint32_t images_max, struct wn_err *err)
+/* be NULL: for a check. */
+static wn_status tower_make(struct wn_vision **out, struct wn_backend *be, const struct wn_model *model,
+                            const struct wn_weights *weights, wn_dtype dtype, uint32_t images_max, struct wn_err *err)
 {
     const struct wn_vision_config *c = &model->vision;
     struct wn_vision *v = NULL;
-    wn_status rc = WN_OK;
+    wn_status rc;
 
-    if (images_max == 0 || (uint64_t)images_max * (c->patches + 1) > 1u << 24) {
-        rc = wn_fail(err, WN_EINVAL, "vision tower: %u images at once", images_max);
-        goto out;
-    }
-    if (c->layers_run > c->layers || c->heads * c->head_dim != c->hidden) {
-        rc = wn_fail(err, WN_EUNSUPP,
-                     "vision tower: %u of %u layers, %u heads of %u in a width of %u",
-                     c->layers_run, c->layers, c->heads, c->head_dim, c->hidden);
-        goto out;
-    }
+    if (images_max == 0 || (uint64_t)images_max * (c->patches + 1) > 1u << 24)
+        return wn_fail(err, WN_EINVAL, "vision tower: %u images at once", images_max);
+    if (c->layers_run > c->layers || c->heads * c->head_dim != c->hidden)
+        return wn_fail(err, WN_EUNSUPP, "vision tower: %u of %u layers, %u heads of %u in a width of %u",
+                       c->layers_run, c->layers, c->heads, c->head_dim, c->hidden);
     v = calloc(1, sizeof(*v));
-    if (!v) {
-        rc = wn_fail(err, WN_ENOMEM, "vision tower");
-        goto out;
-    }
+    if (!v) return wn_fail(err, WN_ENOMEM, "vision tower");
     v->be = be;
     v->c = *c;
     v->dtype = dtype;
@@ -222,16 +214,34 @@ wn_status wn_vision_open(struct wn_vision **out, struct wn_backend *be,
     v->patch_cols = 3 * c->patch_side * c->patch_side;
     v->layers_n = c->layers_run + (c->layers_run < c->layers ? 1 : 0);
     v->layers = calloc(v->layers_n ? v->layers_n : 1, sizeof(*v->layers));
-    if (!v->layers) {
-        rc = wn_fail(err, WN_ENOMEM, "vision tower: %u layers", v->layers_n);
-        goto out;
-    }
-    if ((rc = wn_loader_open(&v->loader, be, dtype, err)) != WN_OK) goto out;
-    if ((rc = load_all(v, weights, err)) != WN_OK) goto out;
-    if ((rc = scratch_alloc(v, err)) != WN_OK) goto out;
+    rc = v->layers ? WN_OK : wn_fail(err, WN_ENOMEM, "vision tower: %u layers", v->layers_n);
+    if (rc == WN_OK) rc = wn_loader_open(&v->loader, be, dtype, err);
+    if (rc == WN_OK) rc = load_all(v, weights, err);
     *out = v;
-    v = NULL;
-out:
+    return rc;
+}
+
+wn_status wn_vision_open(struct wn_vision **out, struct wn_backend *be,
+                         const struct wn_model *model, const struct wn_weights *weights,
+                         wn_dtype dtype, uint32_t images_max, struct wn_err *err)
+{
+    struct wn_vision *v = NULL;
+    wn_status rc = tower_make(&v, be, model, weights, dtype, images_max, err);
+
+    if (rc == WN_OK) rc = scratch_alloc(v, err);
+    if (rc != WN_OK) {
+        wn_vision_close(v);
+        return rc;
+    }
+    *out = v;
+    return WN_OK;
+}
+
+wn_status wn_vision_check(const struct wn_model *model, const struct wn_weights *weights, struct wn_err *err)
+{
+    struct wn_vision *v = NULL;
+    wn_status rc = tower_make(&v, NULL, model, weights, WN_F32, 1, err);
+
     wn_vision_close(v);
     return rc;
 }

@@ -54,6 +54,10 @@ WN_NODISCARD wn_status wn_vision_open(struct wn_vision **out, struct wn_backend 
                                       uint32_t images_max, struct wn_err *err);
 void wn_vision_close(struct wn_vision *v); /* NULL is fine */
 
+/* Does the checkpoint have all that open loads? As open fails; reads headers only. */
+WN_NODISCARD wn_status wn_vision_check(const struct wn_model *model, const struct wn_weights *weights,
+                                       struct wn_err *err);
+
 /* Encodes pixels [images, 3, image_side, image_side] (normalised float32, host memory, borrowed). taps NULL: none. */
 WN_NODISCARD wn_status wn_vision_encode(struct wn_vision *v, const float *pixels, uint32_t images,
                                         const struct wn_vision_taps *taps, int64_t deadline_us,

@@ -77,6 +77,7 @@ static wn_status add_tensor(void *ctx, const char *name, const char *type,
     e = &w->entries[w->entries_n];
     *e = (struct entry){.tensor = *t, .shard = a->shard};
     e->tensor.data = a->data + offset;
+    e->tensor.file = a->shard->file;
     snprintf(e->type, sizeof(e->type), "%s", type);
     e->readable = strcmp(type, "F32") == 0 || strcmp(type, "F16") == 0 || strcmp(type, "BF16") == 0;
     if (!(e->name = strdup(name))) return wn_fail(err, WN_ENOMEM, "tensor name");
@@ -231,6 +232,17 @@ static wn_status open_single(struct wn_weights *w, struct wn_err *err)
     return WN_OK;
 }
 
+bool wn_weights_exist(const char *dir)
+{
+    static const char *const files[] = {SINGLE_FILE, INDEX_FILE};
+    char path[WN_PATH_MAX];
+    bool any = false;
+
+    for (int i = 0; i < 2 && !any; i++)
+        any = wn_path_join(path, dir, files[i], NULL) == WN_OK && access(path, F_OK) == 0;
+    return any;
+}
+
 wn_status wn_weights_open(struct wn_weights **out, const char *dir, struct wn_err *err)
 {
     struct wn_weights *w = calloc(1, sizeof(*w));
@@ -296,7 +308,11 @@ wn_status wn_weights_find(const struct wn_weights *w, const char *name, struct w
     const struct entry *e = lookup(w, name);
 
     if (!e && newer_name(newer, name)) e = lookup(w, newer);
-    if (!e) return wn_fail(err, WN_ENOENT, "tensor '%.200s' is not in %.150s", name, w->dir);
+    if (!e && w->shards_n == 1)
+        return wn_fail(err, WN_ENOENT, "tensor '%.200s' is not in %.100s/%.40s", name, w->dir, w->shards[0].file);
+    if (!e)
+        return wn_fail(err, WN_ENOENT, "tensor '%.200s' is in none of the %zu files of %.100s", name, w->shards_n,
+                       w->dir);
     if (!e->readable)
         return wn_fail(err, WN_EUNSUPP,
                        "%s: tensor '%.200s' has type %s; supported: F32, F16, BF16", e->shard->file,

@@ -7,6 +7,7 @@
 #ifndef WN_SHARD_WEIGHTS_H
 #define WN_SHARD_WEIGHTS_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/dtype.h"
@@ -22,6 +23,7 @@ struct wn_tensor {
     uint32_t dims_n;
     uint64_t dims[WN_DIMS_MAX];
     uint64_t bytes;
+    const char *file; /* that has it, in the checkpoint's folder */
 };
 
 /* Opens DIR/model.safetensors, or every shard that DIR/model.safetensors.index.json names. A
@@ -30,6 +32,9 @@ struct wn_tensor {
 WN_NODISCARD wn_status wn_weights_open(struct wn_weights **out, const char *dir,
                                        struct wn_err *err);
 void wn_weights_close(struct wn_weights *w); /* NULL is fine */
+
+/* Are there files to open in DIR? */
+bool wn_weights_exist(const char *dir);
 
 /* Looks `name` up; WN_ENOENT names the tensor. LLaVA checkpoints come with two sets of names:
  * `name` is of the older one ("language_model.model.layers.0...",
@@ -45,8 +50,8 @@ WN_NODISCARD wn_status wn_weights_find(const struct wn_weights *w, const char *n
  * data_bytes; for fuzzing and for wn_weights_open. The tensors must cover the data area without
  * gaps or overlaps. Calls `each` (NULL is fine) once a tensor, with data NULL; `type` is the
  * name in the file ("I64"), and t->dtype is meaningful only for F32, BF16 and F16. offset is
- * from the start of the data area. dims_n may exceed WN_DIMS_MAX; then only the first dims are
- * there. */
+ * from the start of the data area; file is NULL. dims_n may exceed WN_DIMS_MAX; then only the
+ * first dims are there. */
 typedef wn_status wn_tensor_fn(void *ctx, const char *name, const char *type,
                                const struct wn_tensor *t, uint64_t offset, struct wn_err *err);
 WN_NODISCARD wn_status wn_safetensors_parse(const char *json, size_t json_len, uint64_t data_bytes,

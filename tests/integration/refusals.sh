@@ -111,6 +111,23 @@ rm "$dir/model/model-00001-of-00002.safetensors"
 head -c 100000 $model/model-00001-of-00002.safetensors >"$dir/model/model-00001-of-00002.safetensors"
 refuse 1 "model-00001-of-00002.safetensors" "$winnowd" serve "$dir/model"
 
+# a tensor that is missing, of another shape, or of another type, is found in the headers of the files
+tensor() { # FROM TO: in the second file and the index; as long
+    copy
+    rm "$dir/model/model-00002-of-00002.safetensors" "$dir/model/model.safetensors.index.json"
+    for f in model-00002-of-00002.safetensors model.safetensors.index.json; do
+        LC_ALL=C sed "s/$1/$2/" $model/$f >"$dir/model/$f"
+    done
+}
+tensor 'layers.1.mlp.up_proj' 'layers.1.mlp.up_prox'
+refuse 1 "tensor 'language_model.model.layers.1.mlp.up_proj.weight' is in none" "$winnowd" serve "$dir/model" -tp 2
+refuse 1 "tensor 'language_model.model.layers.1.mlp.up_proj.weight' is in none" "$winnowd" plan "$dir/model" -pp 2
+tensor '\(layers.1.mlp.up_proj[^[]*\)\[768,256\]' '\1[256,768]'
+refuse 1 "model-00002-of-00002.safetensors: tensor 'language_model.model.layers.1.mlp.up_proj.weight' is [256, 768]" \
+    "$winnowd" serve "$dir/model" -pp 2
+tensor '\(layers.1.mlp.up_proj[^:]*:[^:]*:\)"BF16"' '\1"I16" '
+refuse 1 "up_proj.weight' has type I16" "$winnowd" serve "$dir/model" -pp 2
+
 # a port in use, held by a service of ours, whose host is a name
 "$winnowd" serve $model --port 0 --host localhost >"$dir/ready" 2>/dev/null &
 holder=$!

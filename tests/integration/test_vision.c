@@ -203,10 +203,14 @@ static void test_open_names_what_is_wrong(void **state)
     wrong.vision.mlp += 1;
     assert_int_equal(wn_vision_open(&v, t.be, &wrong, t.w, WN_F32, 1, &err), WN_EFORMAT);
     assert_non_null(strstr(err.text, "fc1.weight"));
+    assert_int_equal(wn_vision_check(&wrong, t.w, &err), WN_EFORMAT);
+    assert_non_null(strstr(err.text, "model.safetensors: tensor"));
     wrong = t.g.model;
     wrong.vision.layers = wrong.vision.layers_run = 9;
     assert_int_equal(wn_vision_open(&v, t.be, &wrong, t.w, WN_F32, 1, &err), WN_ENOENT);
     assert_non_null(strstr(err.text, "layers.4."));
+    assert_int_equal(wn_vision_check(&wrong, t.w, &err), WN_ENOENT);
+    assert_int_equal(wn_vision_check(&t.g.model, t.w, &err), WN_OK);
     assert_int_equal(wn_vision_open(&v, t.be, &t.g.model, t.w, WN_F16, 1, &err), WN_EUNSUPP);
     assert_int_equal(wn_vision_open(&v, t.be, &t.g.model, t.w, WN_F32, 0, &err), WN_EINVAL);
     assert_null(v);
