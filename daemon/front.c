@@ -337,6 +337,16 @@ void wn_front_send(struct wn_front *f, const struct wn_party *to, Wn__Envelope__
     if (!f->held) wn_ring_wake(f->outbound);
 }
 
+void wn_front_leave(struct wn_front *f, const struct wn_err *why)
+{
+    const struct wn_party to = {.side = WN_SIDE_SCHEDULER};
+    struct wn_err err = *why;
+
+    if (!f || atomic_exchange(&f->leaving, true)) return; /* its own thread has said it */
+    if (err.code < WN_EPEER) err.code = WN_EPEER;
+    wn_front_send_error(f, &to, NULL, &err, true);
+}
+
 void wn_front_hold(struct wn_front *f)
 {
     f->held = true;

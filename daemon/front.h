@@ -121,6 +121,9 @@ void wn_front_send(struct wn_front *f, const struct wn_party *to, Wn__Envelope__
                    wn_traffic traffic, void *payload, size_t payload_bytes, void (*free_fn)(void *, void *),
                    void *hint);
 
+/* A leader's group ends, and why: the scheduler is told at once, and hears no heartbeat any more. NULL is fine. */
+void wn_front_leave(struct wn_front *f, const struct wn_err *why);
+
 /* Between hold and release what is sent waits, and its thread wakes once for all of it: a step's tokens. */
 void wn_front_hold(struct wn_front *f);
 void wn_front_release(struct wn_front *f);

@@ -112,6 +112,22 @@ static void send_heartbeat(struct wn_front *f)
     wn_front_put(f, wn_front_msg_pack(&to, WN__ENVELOPE__BODY_HEARTBEAT, &h, NULL, 0, NULL, NULL));
 }
 
+/* Its jobs need not wait until the lease ends: the group does. */
+static void leave(struct wn_front *f, int lost)
+{
+    const struct wn_party to = {.side = WN_SIDE_SCHEDULER};
+    Wn__Error body = WN__ERROR__INIT;
+    char why[96];
+
+    if (atomic_exchange(&f->leaving, true)) return;
+    if (lost < 0) snprintf(why, sizeof(why), "rank 0 has done nothing for %u ms", f->opts.stall_ms);
+    else snprintf(why, sizeof(why), "nothing heard from rank %d for %u ms", lost, f->opts.lease_ms);
+    body.code = WN_EPEER;
+    body.text = why;
+    body.retriable = true;
+    wn_front_put(f, wn_front_msg_pack(&to, WN__ENVELOPE__BODY_ERROR, &body, NULL, 0, NULL, NULL));
+}
+
 /* A leader ends the group when a rank is silent, or when it hangs itself. */
 static void watch_ranks(struct wn_front *f, int64_t now)
 {
@@ -121,10 +137,10 @@ static void watch_ranks(struct wn_front *f, int64_t now)
     if (f->opts.ranks_n > 0)
         f->opts.ranks[0]->stalled_ms =
             wn_pulse_stalled(&f->stall, beat_ms, f->opts.stall_ms, f->opts.link, &f->ending_us);
-    if (lost < 0) return;
-    if (!f->ending_us)
+    if (lost >= 0 && !f->ending_us)
         wn_error("front", "nothing heard from rank %d for %u ms: the group ends", lost, f->opts.lease_ms);
-    wn_pulse_end_group(f->opts.link, &f->ending_us);
+    if (lost >= 0) wn_pulse_end_group(f->opts.link, &f->ending_us);
+    if (f->ending_us) leave(f, lost);
 }
 
 void wn_front_beat(struct wn_front *f)
@@ -137,7 +153,7 @@ void wn_front_beat(struct wn_front *f)
     if (f->away_us && now - f->away_us >= (int64_t)f->opts.grace_ms * 1000) give_up(f);
     if (f->welcome) wn_ledger_expire(f->ledger, now - 2 * f->lease_us);
     f->next_beat_us = now + f->beat_us;
-    if (f->to_scheduler.first) return; /* no use in piling up */
+    if (f->to_scheduler.first || atomic_load(&f->leaving)) return; /* no use in piling up */
     if (f->welcome)
         send_heartbeat(f);
     else

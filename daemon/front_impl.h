@@ -47,6 +47,7 @@ struct wn_front {
     struct wn_roll roll; /* leader: when its ranks were heard */
     int64_t ending_us;   /* of wn_pulse_end_group */
     struct wn_stall stall; /* leader: of the main thread */
+    atomic_bool leaving;   /* the scheduler was told that the group ends */
     wn_status started_rc;
     struct wn_err started_err;
 };

@@ -9,7 +9,8 @@
 #define ARGS_MAX 160
 
 /* Open MPI on one machine: more ranks than cores are fine, nobody is bound (threads place themselves), shared memory
- * needs no ptrace rights, and no ssh has to be there. */
+ * needs no ptrace rights, and no ssh has to be there. When a rank is lost the others have nothing left to do: they are
+ * killed at once, and not two seconds after they were asked. */
 static const char *const mpirun_args[] = {
     "mpirun",
     "--quiet",
@@ -28,6 +29,9 @@ static const char *const mpirun_args[] = {
     "--mca",
     "orte_abort_on_non_zero_status",
     "1",
+    "--mca",
+    "odls_base_sigkill_timeout",
+    "0",
 };
 
 static wn_status local_start(const struct wn_launch *l, pid_t *pid, struct wn_err *err)

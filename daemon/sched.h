@@ -21,7 +21,7 @@ struct wn_sched_worker {
     uint32_t pid, slots;
     uint32_t outstanding;             /* jobs of a leader, images of a vision worker */
     uint64_t dispatched;
-    int64_t last_seen_us;
+    int64_t last_seen_us, cut_us;     /* cut_us: its connection is gone since then; 0: it is there */
     Wn__Envelope *heartbeat;          /* the last one, owned; or NULL */
 };
 
@@ -32,6 +32,8 @@ struct wn_scheduler {
     struct wn_endpoint *clients, *workers;
     struct wn_sched_worker worker[WN_SCHED_WORKERS_MAX];
     int workers_n;                    /* places in use, from the first on */
+    uint64_t cuts;                    /* workers' connections that were lost */
+    int64_t call_until_us;            /* how long to look whose */
     int64_t adopt_until_us;           /* how long orphaned jobs wait for their leaders */
     int64_t absent_us[2];             /* since when there is no leader [0], no vision worker [1]; 0: there is one */
     struct wn_job *by_id[WN_SCHED_BUCKETS], *by_key[WN_SCHED_BUCKETS], *news;
@@ -110,6 +112,7 @@ void wn_sched_journal_tick(struct wn_scheduler *s, int64_t now_us);
 void wn_sched_worker_message(struct wn_scheduler *s, struct wn_msg *msg);
 void wn_sched_slow_encodes(struct wn_scheduler *s, int64_t now_us);
 void wn_sched_leases(struct wn_scheduler *s, int64_t now_us);
+void wn_sched_roll_call(struct wn_scheduler *s, int64_t now_us); /* whose connection is gone? */
 void wn_sched_worker_lost(struct wn_scheduler *s, int worker, const char *why);
 bool wn_sched_dismiss(struct wn_scheduler *s); /* asks every worker to leave, once; false: not all have */
 uint64_t wn_sched_stalled_ms(const struct wn_sched_worker *w, uint32_t *rank); /* 0: every rank gets on */

@@ -8,6 +8,7 @@
 
 #define ENCODE_ORDERS_MAX 2 /* of one image in one attempt */
 #define FULL_PAUSE_US     100000ll /* before a worker without room is asked again */
+#define ROLL_CALL_US      500000ll /* until ZeroMQ has taken down a connection that it says is lost */
 
 static bool is_leader(const struct wn_sched_worker *w)
 {
@@ -187,6 +188,29 @@ void wn_sched_leases(struct wn_scheduler *s, int64_t now_us)
             wn_sched_worker_lost(s, i, why);
 }
 
+/* A process that dies takes its connection along, and is missed at once: on this machine a connection breaks with its
+ * process only. One to another machine may come back, and the worker with it, which says hello again: it has two
+ * heartbeats for that. */
+void wn_sched_roll_call(struct wn_scheduler *s, int64_t now_us)
+{
+    const bool here = strncmp(wn_endpoint_address(s->workers), "ipc://", 6) == 0;
+    const int64_t back_us = here ? 0 : 2000ll * s->cfg.heartbeat_ms;
+    Wn__Heartbeat beat = WN__HEARTBEAT__INIT;
+    struct wn_endpoint_stats stats;
+
+    wn_endpoint_stats_get(s->workers, &stats);
+    if (stats.disconnected != s->cuts) s->call_until_us = now_us + ROLL_CALL_US;
+    s->cuts = stats.disconnected;
+    for (int i = 0; i < s->workers_n; i++) {
+        struct wn_sched_worker *w = &s->worker[i];
+        if (!w->up) continue;
+        if (!w->cut_us && now_us < s->call_until_us &&
+            wn_sched_send(s->workers, &w->peer, WN__ENVELOPE__BODY_HEARTBEAT, &beat, NULL, 0, 0, NULL) == WN_EPEER)
+            w->cut_us = now_us;
+        if (w->cut_us && now_us - w->cut_us >= back_us) wn_sched_worker_lost(s, i, "its connection has ended");
+    }
+}
+
 /* Against all but the place that the worker had. */
 static wn_status check_model(const struct wn_scheduler *s, const Wn__Hello *h, int place, struct wn_err *err)
 {
@@ -227,6 +251,7 @@ static void fill_worker(struct wn_sched_worker *w, const Wn__Hello *h, const str
 {
     w->up = true;
     w->confirmed = w->draining = w->hangs = false;
+    w->cut_us = 0;
     w->peer = *peer;
     w->role = h->role;
     w->pid = h->pid;
@@ -425,7 +450,8 @@ static void on_error(struct wn_scheduler *s, int worker, const Wn__Error *e)
     bool concerned;
 
     if (!e->job || !e->job->job_id || !e->job->job_id[0]) {
-        wn_warn("scheduler", "%s says: %s", w->name, e->text);
+        if (is_leader(w) && e->code >= WN_EPEER) wn_sched_worker_lost(s, worker, e->text);
+        else wn_warn("scheduler", "%s says: %s", w->name, e->text);
         return;
     }
     if (!(job = current(s, e->job, "Error"))) return;

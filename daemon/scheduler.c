@@ -157,6 +157,7 @@ static void tick(struct wn_scheduler *s)
     const int64_t now = wn_now_us();
 
     wn_sched_leases(s, now);
+    wn_sched_roll_call(s, now);
     wn_sched_orphans(s, now);
     wn_sched_slow_encodes(s, now);
     wn_sched_deadlines(s, now);

@@ -23,6 +23,7 @@
 
 #define STEP_TIMEOUT_US    300000000ll /* the longest step: a prefill chunk of a large model on slow cores */
 #define STOP_FLUSH_MS      1000
+#define COMMON_US          300000 /* for rank 0 to say what is wrong on every rank, and to end the others */
 #define TAG_ADDRESS        8   /* of the leader's features endpoint, on its way to the other ranks; see replica.c */
 #define FEATURES_UNCLAIMED 64  /* images of the largest kind that wait for their jobs at a leader */
 #define DEFAULT_NEW_MAX    512 /* answer length when the job names none */
@@ -335,8 +336,9 @@ int wn_role_shard(int argc, char **argv)
     if (rc == WN_OK) rc = exchange_identities(&s, &err);
     if (rc == WN_OK) rc = s.rank == 0 ? lead(&s, &err) : follow(&s, &err);
     if (rc != WN_OK) {
-        if (s.rank == 0 || s.replica)
-            wn_error("shard", "%s", err.text); /* of a common mistake one line is enough */
+        if (s.rank > 0 && !s.replica && !s.refused) usleep(COMMON_US);
+        if (s.rank == 0 || !s.refused) wn_error("shard", "%s", err.text);
+        wn_front_leave(s.front, &err);
         wn_front_stop(s.front, STOP_FLUSH_MS);
         wn_key_close(s.key);
         if (s.refused) {

@@ -203,8 +203,19 @@ void end_expect_error(struct end *e, uint32_t code, const char *words)
     wn_codec_free(env);
 }
 
-void worker_hello(struct end *e, Wn__Role role, const char *name, uint32_t slots, uint32_t pid)
+static Wn__JobRef ref_of(const struct order *o)
 {
+    Wn__JobRef ref = WN__JOB_REF__INIT;
+
+    ref.job_id = (char *)(uintptr_t)o->id;
+    ref.attempt = o->attempt;
+    return ref;
+}
+
+void worker_hello_with(struct end *e, Wn__Role role, const char *name, uint32_t slots, uint32_t pid,
+                       const struct order *running)
+{
+    Wn__JobRef ref = running ? ref_of(running) : (Wn__JobRef)WN__JOB_REF__INIT, *list[] = {&ref};
     Wn__Hello h = WN__HELLO__INIT;
 
     h.role = role;
@@ -214,8 +225,15 @@ void worker_hello(struct end *e, Wn__Role role, const char *name, uint32_t slots
     h.model_id = "abc";
     h.features_endpoint = role == WN__ROLE__ROLE_LEADER ? "ipc:///tmp/features" : "";
     h.slots = slots;
+    h.running = list;
+    h.n_running = running ? 1 : 0;
     end_send(e, WN__ENVELOPE__BODY_HELLO, &h, NULL, 0);
     wn_codec_free(end_expect(e, WN__ENVELOPE__BODY_WELCOME));
+}
+
+void worker_hello(struct end *e, Wn__Role role, const char *name, uint32_t slots, uint32_t pid)
+{
+    worker_hello_with(e, role, name, slots, pid, NULL);
 }
 
 void worker_heartbeat(struct end *e)
@@ -257,15 +275,6 @@ struct order take_order(struct end *e, Wn__Envelope__BodyCase kind)
     o.attempt = ref->attempt;
     wn_codec_free(env);
     return o;
-}
-
-static Wn__JobRef ref_of(const struct order *o)
-{
-    Wn__JobRef ref = WN__JOB_REF__INIT;
-
-    ref.job_id = (char *)(uintptr_t)o->id;
-    ref.attempt = o->attempt;
-    return ref;
 }
 
 static void give(struct end *e, const struct order *o, uint32_t first, uint32_t id, const char *text,

@@ -79,6 +79,9 @@ void end_expect_error(struct end *e, uint32_t code, const char *words);
 
 /* Says hello and takes the welcome; worker_open also connects and confirms with a heartbeat. */
 void worker_hello(struct end *e, Wn__Role role, const char *name, uint32_t slots, uint32_t pid);
+/* With a job that it still has; NULL: none. */
+void worker_hello_with(struct end *e, Wn__Role role, const char *name, uint32_t slots, uint32_t pid,
+                       const struct order *running);
 void worker_heartbeat(struct end *e);
 struct end *worker_open(struct bed *b, Wn__Role role, const char *name, uint32_t slots);
 struct order take_order(struct end *e, Wn__Envelope__BodyCase kind);

@@ -227,12 +227,43 @@ static void a_leader_that_is_not_there(void **state)
     wn_endpoint_close(scheduler.ep);
 }
 
+/* A leader whose group ends says so once, and is silent from then on: the scheduler must not take it for alive. */
+static void a_group_that_ends(void **state)
+{
+    struct side scheduler = {0};
+    Wn__Welcome welcome = WN__WELCOME__INIT;
+    Wn__Envelope *env;
+    struct wn_front *f;
+    struct wn_err err = {0};
+
+    (void)state;
+    side_open(&scheduler, net, scheduler_at);
+    f = front_open(WN__ROLE__ROLE_LEADER);
+    wn_codec_free(side_expect(&scheduler, WN__ENVELOPE__BODY_HELLO));
+    welcome.lease_ms = 60000;
+    welcome.heartbeat_ms = 20;
+    side_say(&scheduler, WN__ENVELOPE__BODY_WELCOME, &welcome, NULL, 0);
+    wn_fail(&err, WN_EIO, "rank 1 is gone");
+    wn_front_leave(f, &err);
+    wn_front_leave(f, &err);
+    env = side_expect(&scheduler, WN__ENVELOPE__BODY_ERROR);
+    assert_null(env->error->job);
+    assert_true(env->error->code >= WN_EPEER);
+    assert_string_equal(env->error->text, "rank 1 is gone");
+    wn_codec_free(env);
+    assert_null(side_wait(&scheduler, WN__ENVELOPE__BODY_ERROR, 100));
+    assert_null(side_wait(&scheduler, WN__ENVELOPE__BODY_HEARTBEAT, 200));
+    wn_front_stop(f, 0);
+    wn_endpoint_close(scheduler.ep);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(features_without_credit),
         cmocka_unit_test(a_worker_that_does_not_read),
         cmocka_unit_test(a_leader_that_is_not_there),
+        cmocka_unit_test(a_group_that_ends),
     };
     int rc;
 

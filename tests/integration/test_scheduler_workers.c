@@ -1,5 +1,5 @@
 /* tests/integration/test_scheduler_workers.c - workers that live and do not do what they are there for: features that
- * never come, a leader whose engine hangs, or that leaves. */
+ * never come, a leader whose engine hangs, or that leaves; and workers that die. */
 #include "sched_bed.h"
 
 #include "base/log.h"
@@ -121,12 +121,64 @@ static void a_leader_leaves(void **state)
     expect_answer(b->client, "");
 }
 
+/* A leader's process dies, or it says that its group ends: its jobs go to another one long before the lease ends. */
+static void a_group_ends(void **state)
+{
+    struct bed *b = *state;
+    Wn__Error e = WN__ERROR__INIT;
+    struct end *one, *two;
+    struct order gen;
+
+    b->cfg.heartbeat_ms = 50;
+    bed_start(b);
+    b->client = end_open(b, false);
+    one = worker_open(b, WN__ROLE__ROLE_LEADER, "replica-0", 4);
+    submit_new(b->client, "q", NULL, NULL);
+    gen = take_order(one, WN__ENVELOPE__BODY_GENERATE);
+    two = worker_open(b, WN__ROLE__ROLE_LEADER, "replica-1", 4);
+    end_close(one);
+    gen = take_order(two, WN__ENVELOPE__BODY_GENERATE);
+    assert_int_equal(gen.attempt, 2);
+
+    one = worker_open(b, WN__ROLE__ROLE_LEADER, "replica-0", 4);
+    e.code = WN_ETIME;
+    e.text = "nothing heard from rank 1";
+    e.retriable = true;
+    end_send(two, WN__ENVELOPE__BODY_ERROR, &e, NULL, 0);
+    gen = take_order(one, WN__ENVELOPE__BODY_GENERATE);
+    assert_int_equal(gen.attempt, 3);
+    give_done(one, &gen, 600);
+    expect_answer(b->client, "");
+}
+
+/* A connection between machines was lost, and the leader is back before two heartbeats are over: its job stays. */
+static void a_connection_comes_back(void **state)
+{
+    struct bed *b = *state;
+    struct end *again;
+    struct order gen;
+
+    b->cfg.heartbeat_ms = 1000;
+    bed_start_with(b, 4, 0);
+    submit_new(b->client, "q", NULL, NULL);
+    gen = take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
+    end_close(b->leader);
+    usleep(300000); /* it is missed by now */
+    again = end_open(b, true);
+    worker_hello_with(again, WN__ROLE__ROLE_LEADER, "replica-0", 4, 100, &gen);
+    assert_null(end_recv(again, 2500));
+    give_done(again, &gen, 600);
+    expect_answer(b->client, "");
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         BED_TEST(features_are_lost),
         BED_TEST(a_leader_hangs),
         BED_TEST(a_leader_leaves),
+        BED_TEST(a_group_ends),
+        BED_TEST(a_connection_comes_back),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     wn_log_max = WN_LOG_ERROR;
