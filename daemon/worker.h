@@ -27,8 +27,8 @@ wn_dtype wn_worker_dtype(const struct wn_config *cfg, const struct wn_model *mod
 WN_NODISCARD wn_status wn_worker_plan(const struct wn_config *cfg, const struct wn_model *model, struct wn_plan *plan,
                                       struct wn_err *err);
 
-/* Do the checkpoint's files have every tensor that the plan's ranks and the vision workers load, in its shape? Only their
- * headers are read. The error names tensor and file. */
+/* Do the checkpoint's files have every tensor that the plan's ranks and the vision workers load, in its shape? Only
+ * their headers are read. The error names tensor and file. */
 WN_NODISCARD wn_status wn_worker_tensors(const struct wn_config *cfg, const struct wn_plan *plan, struct wn_err *err);
 
 /* Sets the number of compute threads: --threads, else OMP_NUM_THREADS, else what this process may use divided
