@@ -6,18 +6,19 @@
 #include <stdint.h>
 #include <string.h>
 
-typedef enum wn_dtype { WN_F32 = 0, WN_BF16 = 1, WN_F16 = 2 } wn_dtype;
+/* WN_I8 is of weights only, with scales beside it (shard/backend.h): it is no type of matrices or messages. */
+typedef enum wn_dtype { WN_F32 = 0, WN_BF16 = 1, WN_F16 = 2, WN_I8 = 3 } wn_dtype;
 
 typedef uint16_t wn_bf16; /* the upper half of a float32 */
 
 static inline size_t wn_dtype_bytes(wn_dtype t)
 {
-    return t == WN_F32 ? 4 : 2;
+    return t == WN_F32 ? 4 : t == WN_I8 ? 1 : 2;
 }
 
 static inline const char *wn_dtype_name(wn_dtype t)
 {
-    return t == WN_F32 ? "float32" : t == WN_BF16 ? "bfloat16" : "float16";
+    return t == WN_F32 ? "float32" : t == WN_BF16 ? "bfloat16" : t == WN_I8 ? "int8" : "float16";
 }
 
 static inline float wn_bf16_to_f32(wn_bf16 v)

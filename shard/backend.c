@@ -69,12 +69,14 @@ wn_status wn_backend_open(struct wn_backend **out, const char *name, int device,
     return rc == WN_OK ? ops->open(out, device, err) : rc;
 }
 
-wn_status wn_backend_known(const char *name, struct wn_err *err)
+wn_status wn_backend_known(const char *name, bool int8, struct wn_err *err)
 {
     const struct wn_backend_ops *ops = NULL;
     int device = 0;
+    wn_status rc = find(&ops, name, &device, err);
 
-    return find(&ops, name, &device, err);
+    if (rc != WN_OK || !int8 || ops->weight_i8) return rc;
+    return wn_fail(err, WN_EUNSUPP, "backend '%s' has no int8 weights; cpu has", name);
 }
 
 wn_status wn_backend_devices(const char *name, int *n, int *asked, struct wn_err *err)

@@ -12,10 +12,15 @@ static bool has_avx2(void)
            (c & bit_F16C);
 }
 
-/* The compiler makes longer sequences of its own vectors for these two. */
+/* The compiler makes longer sequences of its own vectors for these three. */
 static inline __m256i load_bf16(const void *p)
 {
     return _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), 16);
+}
+
+static inline __m256i load_i8(const void *p)
+{
+    return _mm256_cvtepi8_epi32(_mm_loadl_epi64(p));
 }
 
 static inline __m128i narrow(__m256i u)
@@ -70,6 +75,7 @@ static inline void transpose8(float *out, const float *in, size_t ld_in)
 #define KERNEL_MAX_LANES(v) max8((__m256)(v))
 #define KERNEL_MAX(a, b)    ((vf)_mm256_max_ps((__m256)(a), (__m256)(b)))
 #define KERNEL_LOAD_BF16(p) load_bf16(p)
+#define KERNEL_LOAD_I8(p)   load_i8(p)
 #define KERNEL_LOAD_F16(p)  _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p)))
 #define KERNEL_NARROW(u)    ((vh)narrow((__m256i)(u)))
 #define KERNEL_NAME         "avx2"

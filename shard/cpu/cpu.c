@@ -100,6 +100,7 @@ const struct wn_backend_ops wn_backend_cpu = {
     .upload = wn_cpu_upload,
     .download = wn_cpu_download,
     .weight_create = wn_cpu_weight_create,
+    .weight_i8 = wn_cpu_weight_i8,
     .weight_destroy = wn_cpu_weight_destroy,
     .matmul = wn_cpu_matmul,
     .matmuls = wn_cpu_matmuls,

@@ -39,8 +39,11 @@ struct wn_cpu_isa {
                  size_t ldc, bool first);
     void (*tile_bf16)(uint32_t m, size_t k, const float *a, size_t lda, const wn_bf16 *b, const void *ahead, float *c,
                       size_t ldc, bool first);
+    void (*tile_i8)(uint32_t m, size_t k, const float *a, size_t lda, const int8_t *b, const void *ahead, float *c,
+                    size_t ldc, bool first);
     /* k rows of 16 as a bfloat16 panel, in the order of WN_CPU_BF16_AT */
     void (*pack_bf16)(wn_bf16 *out, const float *in, size_t k);
+    void (*pack_i8)(int8_t *out, float *scale, const float *in, size_t k); /* the same as int8: 16 scales */
     void (*unpack)(float *out, const void *panel, wn_dtype type, size_t k); /* k rows of 16 of a panel */
     /* rows of c[rows, 16] + bias[cols], activation, rounded into out; cols <= 16, stride in elements */
     void (*finish)(void *out, wn_dtype type, size_t stride, float *c, size_t rows, uint32_t cols, const float *bias,
@@ -82,6 +85,8 @@ struct wn_weight {
     void *panels; /* [ceil(n / 16)][k][16] of dtype, columns after n are zero; bfloat16: see WN_CPU_BF16_AT */
     wn_dtype dtype;
     uint32_t n, k;
+    uint32_t slices; /* int8: parts of k, with scales of their own, [slices][16 * panels] */
+    float *scales;   /* behind the panels, in the same memory; NULL: other types have none */
 };
 
 struct wn_cpu {
@@ -110,6 +115,10 @@ int wn_cpu_threads(void); /* of the next parallel region */
 int wn_cpu_thread(void);  /* which of them this is */
 
 wn_status wn_cpu_weight_create(struct wn_backend *be, struct wn_weight **out, const struct wn_mat *host, wn_dtype as);
+wn_status wn_cpu_weight_i8(struct wn_backend *be, struct wn_weight **out, const struct wn_mat *host, uint32_t slices);
+/* cols[n, 16] = columns [k, k + n) of the 16 rows of panel p of host, zeros after its end; n <= 64 */
+void wn_cpu_weight_cols(const struct wn_cpu_isa *isa, float *cols, const struct wn_mat *host, uint32_t p, uint32_t k,
+                        uint32_t n);
 void wn_cpu_weight_destroy(struct wn_backend *be, struct wn_weight *w);
 wn_status wn_cpu_matmul(struct wn_backend *be, const struct wn_matmul *a);
 wn_status wn_cpu_matmuls(struct wn_backend *be, const struct wn_matmul *a, uint32_t n);

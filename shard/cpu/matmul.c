@@ -35,6 +35,17 @@ static uint32_t div_up(uint32_t a, uint32_t b)
     return a / b + (a % b != 0);
 }
 
+void wn_cpu_weight_cols(const struct wn_cpu_isa *isa, float *cols, const struct wn_mat *host, uint32_t p, uint32_t k,
+                        uint32_t n)
+{
+    float rows[WN_CPU_COLS][64];
+
+    memset(rows, 0, sizeof(rows));
+    for (uint32_t j = 0; j < wn_cpu_min(WN_CPU_COLS, host->rows - p * WN_CPU_COLS); j++)
+        isa->load(rows[j], wn_mat_at(host, p * WN_CPU_COLS + j, k), host->dtype, n);
+    isa->transpose(cols, rows[0], 64, n);
+}
+
 wn_status wn_cpu_weight_create(struct wn_backend *be, struct wn_weight **out, const struct wn_mat *host, wn_dtype as)
 {
     const struct wn_cpu_isa *isa = ((struct wn_cpu *)be)->isa;
@@ -54,14 +65,11 @@ wn_status wn_cpu_weight_create(struct wn_backend *be, struct wn_weight **out, co
     w->k = host->cols;
 #pragma omp parallel for schedule(static)
     for (uint32_t p = 0; p < panels; p++) {
-        float rows[WN_CPU_COLS][64], cols[64 * WN_CPU_COLS];
+        float cols[64 * WN_CPU_COLS];
         char *to = (char *)w->panels + p * panel_bytes;
-        memset(rows, 0, sizeof(rows));
         for (uint32_t k = 0; k < w->k; k += 64) {
             uint32_t n = wn_cpu_min(64, w->k - k);
-            for (uint32_t j = 0; j < wn_cpu_min(WN_CPU_COLS, w->n - p * WN_CPU_COLS); j++)
-                isa->load(rows[j], wn_mat_at(host, p * WN_CPU_COLS + j, k), host->dtype, n);
-            isa->transpose(cols, rows[0], 64, n);
+            wn_cpu_weight_cols(isa, cols, host, p, k, n);
             if (as == WN_F32)
                 memcpy(to + (size_t)k * WN_CPU_COLS * e, cols, (size_t)n * WN_CPU_COLS * e);
             else
@@ -99,6 +107,8 @@ static void sweep(const struct mm *p, const char *panel, const char *next, uint3
         rows = div_up(m1 - r, div_up(m1 - r, WN_CPU_ROWS)); /* 8 are 4 + 4: faster than 6 + 2 */
         if (p->a->w->dtype == WN_F32)
             p->isa->tile(rows, n, x, p->x_ld, (const float *)(const void *)panel, ahead, c, WN_CPU_COLS, first);
+        else if (p->a->w->dtype == WN_I8)
+            p->isa->tile_i8(rows, n, x, p->x_ld, (const int8_t *)panel, ahead, c, WN_CPU_COLS, first);
         else
             p->isa->tile_bf16(rows, n, x, p->x_ld, (const wn_bf16 *)(const void *)panel, ahead, c, WN_CPU_COLS, first);
     }
@@ -126,6 +136,17 @@ static void slice_sums(const struct mm *p, uint32_t slice, uint32_t p0, uint32_t
     }
 }
 
+/* The sums of a slice of int8 weights, times their scales. */
+static void scale_sums(const struct mm *p, uint32_t slice, uint32_t p0, uint32_t p1, uint32_t rows, float *sums)
+{
+    const float *scales = p->a->w->scales + (size_t)slice * div_up(p->a->w->n, WN_CPU_COLS) * WN_CPU_COLS;
+
+    for (uint32_t j = p0; j < p1; j++)
+        for (uint32_t r = 0; r < rows; r++)
+            p->isa->mul(sums + ((size_t)(j - p0) * p->rows + r) * WN_CPU_COLS, scales + (size_t)j * WN_CPU_COLS,
+                        WN_CPU_COLS);
+}
+
 /* One strip of panels for one block of rows: slices, their tree, bias, activation, rounding. */
 static void mm_task(const struct mm *p, uint32_t task, const char *next, float *scratch)
 {
@@ -138,6 +159,7 @@ static void mm_task(const struct mm *p, uint32_t task, const char *next, float *
     for (uint32_t s = 0; s < a->slices; s++) {
         float *sums = scratch + (uint32_t)__builtin_popcount(s) * p->area;
         slice_sums(p, s, p0, p1, r0, r1, s + 1 < a->slices ? panel_at(p, p0, (s + 1) * p->slice_len) : next, sums);
+        if (a->w->scales) scale_sums(p, s, p0, p1, r1 - r0, sums);
         for (uint32_t t = s; t & 1; t >>= 1, sums -= p->area)
             for (uint32_t j = 0; j < p1 - p0; j++)
                 p->isa->add(sums - p->area + (size_t)j * p->rows * WN_CPU_COLS,
@@ -260,6 +282,7 @@ wn_status wn_cpu_matmuls(struct wn_backend *be, const struct wn_matmul *a, uint3
     WN_ASSERT(n > 0 && n <= TOGETHER);
     for (uint32_t i = 0; i < n; i++) {
         wn_check_matmul(&a[i], a[i].w->n, a[i].w->k);
+        WN_ASSERT(!a[i].w->scales || a[i].w->slices == a[i].slices);
         WN_ASSERT(a[i].x.ptr == a[0].x.ptr && a[i].x.rows == a[0].x.rows && a[i].slices == a[0].slices);
         macs += (uint64_t)a[i].x.rows * a[i].w->n * a[i].w->k;
     }

@@ -9,6 +9,8 @@
 struct wn_weight {
     uint32_t n, k;
     float *t; /* [k, n]: the transpose, already rounded to the kept type and widened again */
+    uint32_t slices;
+    float *scales; /* [slices, n] of int8 weights, else NULL */
 };
 
 static wn_status ref_open(struct wn_backend **out, int device, struct wn_err *err)
@@ -56,8 +58,42 @@ static void ref_weight_destroy(struct wn_backend *be, struct wn_weight *w)
 {
     (void)be;
     if (!w) return;
+    free(w->scales);
     free(w->t);
     free(w);
+}
+
+static wn_status ref_weight_i8(struct wn_backend *be, struct wn_weight **out, const struct wn_mat *host,
+                                 uint32_t slices)
+{
+    struct wn_weight *w = NULL;
+    wn_status rc = ref_weight_create(be, &w, host, WN_F32);
+    const size_t len = host->cols / slices;
+
+    if (rc != WN_OK) return rc;
+    WN_ASSERT(slices >= 1 && host->cols % slices == 0);
+    w->slices = slices;
+    w->scales = calloc((size_t)slices * w->n, sizeof(float));
+    if (!w->scales) {
+        ref_weight_destroy(be, w);
+        return wn_fail(NULL, WN_ENOMEM, "cpu-reference: scales of a weight [%u, %u]", host->rows, host->cols);
+    }
+    for (size_t i = 0; i < (size_t)slices * w->n; i++) {
+        const size_t s = i / w->n, j = i % w->n;
+        float m = 0.0f;
+        for (size_t k = s * len; k < (s + 1) * len; k++) {
+            const float v = fabsf(w->t[k * w->n + j]);
+            if (!(v <= m)) m = v;
+            if (isnan(v)) break;
+        }
+        w->scales[i] = m / 127.0f;
+        for (size_t k = s * len; k < (s + 1) * len; k++) {
+            const float q = w->t[k * w->n + j] * (127.0f / m);
+            w->t[k * w->n + j] = isfinite(q) ? rintf(q) : 0.0f;
+        }
+    }
+    *out = w;
+    return WN_OK;
 }
 
 static float activate(float v, wn_act act)
@@ -91,6 +127,7 @@ static void matmul_tree(float *sum, float *tmp, const struct wn_mat *x, size_t r
         const float *wk = w->t + k * w->n;
         for (size_t j = 0; j < w->n; j++) sum[j] += xv * wk[j];
     }
+    for (size_t j = 0; w->scales && j < w->n; j++) sum[j] *= w->scales[k0 / len * w->n + j];
 }
 
 static wn_status ref_matmul(struct wn_backend *be, const struct wn_matmul *a)
@@ -101,6 +138,7 @@ static wn_status ref_matmul(struct wn_backend *be, const struct wn_matmul *a)
     (void)be;
 
     wn_check_matmul(a, w->n, w->k);
+    WN_ASSERT(!w->scales || w->slices == a->slices);
     for (uint32_t s = a->slices; s > 1; s /= 2) levels++;
     sum = calloc(levels * w->n, sizeof(float));
     if (!sum) return wn_fail(NULL, WN_ENOMEM, "cpu-reference: matmul scratch for %u columns", w->n);
@@ -355,6 +393,7 @@ const struct wn_backend_ops wn_backend_cpu_reference = {
     .upload = wn_cpu_upload,
     .download = wn_cpu_download,
     .weight_create = ref_weight_create,
+    .weight_i8 = ref_weight_i8,
     .weight_destroy = ref_weight_destroy,
     .matmul = ref_matmul,
     .norm = ref_norm,

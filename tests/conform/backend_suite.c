@@ -633,7 +633,9 @@ int wn_backend_suite_run(const char *name, const struct wn_suite_opts *o)
         cmocka_unit_test(fused_norm),      cmocka_unit_test(fused_rope),      cmocka_unit_test(pick_as_sampler),
         cmocka_unit_test(pick_seeds),      cmocka_unit_test(pick_left),       cmocka_unit_test(nothing_to_do),
         cmocka_unit_test(upload_large),    cmocka_unit_test(weight_large),    cmocka_unit_test(unknown_names),
-        cmocka_unit_test(row_dots_bits),   cmocka_unit_test(row_sums_bits),
+        cmocka_unit_test(row_dots_bits),   cmocka_unit_test(row_sums_bits),   cmocka_unit_test(int8_values),
+        cmocka_unit_test(int8_not_finite), cmocka_unit_test(int8_close),      cmocka_unit_test(int8_rows),
+        cmocka_unit_test(int8_slices),
     };
     be_name = name;
     opts = o ? *o : (struct wn_suite_opts){.title = NULL};

@@ -48,5 +48,10 @@ void pick_seeds(void **state);
 void pick_left(void **state);
 void row_dots_bits(void **state);
 void row_sums_bits(void **state);
+void int8_values(void **state);
+void int8_not_finite(void **state);
+void int8_close(void **state);
+void int8_rows(void **state);
+void int8_slices(void **state);
 
 #endif
