@@ -23,6 +23,7 @@
 #define WN_NAME_LEN           64
 
 enum wn_config_dtype { WN_CONFIG_DTYPE_AUTO, WN_CONFIG_DTYPE_FLOAT32, WN_CONFIG_DTYPE_BFLOAT16 };
+enum wn_config_quantization { WN_CONFIG_QUANTIZATION_NONE, WN_CONFIG_QUANTIZATION_INT8 };
 
 enum wn_config_launcher { WN_CONFIG_LAUNCHER_AUTO, WN_CONFIG_LAUNCHER_LOCAL, WN_CONFIG_LAUNCHER_SLURM };
 enum wn_config_link { WN_CONFIG_LINK_AUTO, WN_CONFIG_LINK_LOCAL, WN_CONFIG_LINK_MPI, WN_CONFIG_LINK_NCCL };
@@ -38,7 +39,8 @@ struct wn_config {
     uint32_t tensor_parallel_size, pipeline_parallel_size;
     char pipeline_layers[WN_TEXT_LEN]; /* "0-9,10-39"; "": even */
     uint32_t replicas, vision_workers;
-    uint32_t dtype; /* enum wn_config_dtype */
+    uint32_t dtype;        /* enum wn_config_dtype */
+    uint32_t quantization; /* enum wn_config_quantization */
     char backend[WN_NAME_LEN], vision_backend[WN_NAME_LEN]; /* vision_backend "": as backend */
     uint32_t threads; /* per process; 0: the machine's share */
     uint32_t max_model_len, max_num_seqs, max_num_batched_tokens; /* max_model_len 0: the model's */

@@ -19,6 +19,8 @@ const struct wn_option wn_options[] = {
     U32("replicas", NULL, replicas, "1", 1, 64, "whole copies of the language model"),
     U32("vision-workers", NULL, vision_workers, "1", 0, 256, "processes that encode images"),
     CHOICE("dtype", NULL, dtype, "auto", "auto|float32|bfloat16", "weights and activations; auto: the checkpoint's"),
+    CHOICE("quantization", NULL, quantization, "none", "none|int8",
+           "int8: the language layers' matrices, made so as they load; the rest stays as dtype says; CPUs only"),
     TEXT("backend", NULL, backend, "cpu", "what computes: cpu, cpu-reference (plain loops), cuda or cuda:N (a GPU)"),
     TEXT("vision-backend", NULL, vision_backend, "", "the same for vision workers; empty: as backend"),
     U32("threads", NULL, threads, "0", 0, 1024, "compute threads of one process; 0: a fair share"),

@@ -90,6 +90,7 @@ wn_status wn_fit_host(const struct wn_config *cfg, const struct wn_plan *plan, s
 struct place {
     char host[64], id[64];
     uint64_t free_bytes;
+    uint32_t dtype, linear; /* what the rank is to compute in */
 };
 
 /* What rank 0 decided, as it travels to all. */
@@ -111,6 +112,13 @@ static void decide(struct verdict *out, const struct wn_fit *f, const struct wn_
     struct wn_err err = {0};
 
     *out = (struct verdict){.pages = step->pages_max};
+    for (uint32_t r = 1; r < n; r++) {
+        if (places[r].dtype == places[0].dtype && places[r].linear == places[0].linear) continue;
+        out->status = WN_EINVAL;
+        snprintf(out->text, sizeof(out->text), "%.64s: rank %u has another --dtype or --quantization than rank 0",
+                 places[r].host, r);
+        return;
+    }
     for (uint32_t r = 0; r < n; r++) {
         struct wn_memory_limits limits;
         struct wn_memory_plan need;
@@ -152,6 +160,8 @@ wn_status wn_fit_agree(struct wn_step_limits *step, const struct wn_fit *f, bool
     if (gethostname(mine.host, sizeof(mine.host) - 1) != 0) snprintf(mine.host, sizeof(mine.host), "?");
     snprintf(mine.id, sizeof(mine.id), "%s", memory.id);
     mine.free_bytes = memory.free_bytes;
+    mine.dtype = f->plan->dtype;
+    mine.linear = f->plan->linear;
     for (uint32_t r = 0; r < n; r++) {
         ranks[r] = (int)r;
         bytes[r] = sizeof(mine);
@@ -170,7 +180,7 @@ wn_status wn_fit_agree(struct wn_step_limits *step, const struct wn_fit *f, bool
     v.text[sizeof(v.text) - 1] = '\0';
     if (v.status != WN_OK) {
         *refused = true;
-        rc = wn_fail(err, WN_ENOMEM, "%s", v.text);
+        rc = wn_fail(err, (wn_status)v.status, "%s", v.text);
         goto out;
     }
     if (f->rank == 0 && v.pages < step->pages_max)

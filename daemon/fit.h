@@ -36,7 +36,7 @@ struct wn_fit {
 
 /* All ranks of a replica call it, before any has loaded: rank 0 learns what is free where, counts ranks that share a
  * device together, and decides. step->pages_max becomes what all can hold, at most what it was. *refused: all ranks
- * return the same WN_ENOMEM, and the link is sound. */
+ * return the same WN_ENOMEM, or WN_EINVAL (they are to compute in different types), and the link is sound. */
 WN_NODISCARD wn_status wn_fit_agree(struct wn_step_limits *step, const struct wn_fit *f, bool *refused,
                                     struct wn_err *err);
 

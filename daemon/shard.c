@@ -295,8 +295,9 @@ static wn_status lead(struct shard *s, struct wn_err *err)
         .drain = &drain_asked,
     };
     if ((rc = wn_engine_open(&s->engine, &eo, err)) != WN_OK) return rc;
-    wn_info("shard", "leads %u x %u ranks, %u KV pages of %u tokens", s->plan.stages,
-            s->plan.tensors, s->limits.pages_max, s->limits.page_tokens);
+    wn_info("shard", "leads %u x %u ranks in %s with %s layers, %u KV pages of %u tokens", s->plan.stages,
+            s->plan.tensors, wn_dtype_name(s->plan.dtype), wn_dtype_name(s->plan.linear), s->limits.pages_max,
+            s->limits.page_tokens);
     return wn_engine_run(s->engine, err);
 }
 

@@ -64,9 +64,14 @@ wn_dtype wn_worker_dtype(const struct wn_config *cfg, const struct wn_model *mod
 wn_status wn_worker_plan(const struct wn_config *cfg, const struct wn_model *model,
                          struct wn_plan *plan, struct wn_err *err)
 {
-    return wn_plan_make(plan, model, cfg->pipeline_parallel_size, cfg->tensor_parallel_size,
-                        cfg->pipeline_layers[0] ? cfg->pipeline_layers : NULL,
-                        wn_worker_dtype(cfg, model), err);
+    wn_status rc = wn_plan_make(plan, model, cfg->pipeline_parallel_size, cfg->tensor_parallel_size,
+                                cfg->pipeline_layers[0] ? cfg->pipeline_layers : NULL,
+                                wn_worker_dtype(cfg, model), err);
+
+    if (rc != WN_OK || cfg->quantization == WN_CONFIG_QUANTIZATION_NONE) return rc;
+    plan->linear = WN_I8;
+    if ((rc = wn_backend_known(cfg->backend, true, err)) != WN_OK) wn_err_prefix(err, "--quantization int8");
+    return rc;
 }
 
 wn_status wn_worker_tensors(const struct wn_config *cfg, const struct wn_plan *plan, struct wn_err *err)

@@ -158,9 +158,15 @@ static wn_status load_as(struct wn_loader *l, const struct wn_weights *w,
                ((size_t)rows.first * want->cols_all + cols.first) * wn_dtype_bytes(t.dtype);
     if (want->kind == WN_LOAD_VECTOR) return upload_rows(l, e, &host, WN_F32, err);
     if (want->kind == WN_LOAD_TABLE) return upload_rows(l, e, &host, l->dtype, err);
-    rc = l->be->ops->weight_create(l->be, &e->weight, &host, l->dtype);
+    if (want->int8_slices == 0)
+        rc = l->be->ops->weight_create(l->be, &e->weight, &host, l->dtype);
+    else if (l->be->ops->weight_i8)
+        rc = l->be->ops->weight_i8(l->be, &e->weight, &host, want->int8_slices);
+    else
+        rc = WN_EUNSUPP;
     if (rc != WN_OK) return wn_fail(err, rc, "tensor '%s': %s", want->name, wn_status_name(rc));
-    l->bytes += (uint64_t)rows.n * cols.n * wn_dtype_bytes(l->dtype);
+    l->bytes += (uint64_t)rows.n * cols.n * wn_dtype_bytes(want->int8_slices ? WN_I8 : l->dtype) +
+                (uint64_t)rows.n * want->int8_slices * sizeof(float);
     return WN_OK;
 }
 
@@ -221,7 +227,8 @@ static wn_status load_slice(void *ctx, const struct wn_slice *s, struct wn_err *
     struct plan_load *p = ctx;
     const struct wn_model *m = &p->plan->model;
     struct wn_load want = {
-        .name = s->name, .rows = s->rows, .cols = s->cols, .kind = WN_LOAD_MATRIX};
+        .name = s->name, .rows = s->rows, .cols = s->cols, .kind = WN_LOAD_MATRIX,
+        .int8_slices = s->int8_slices};
     wn_status rc = WN_OK;
 
     if (!whole_shape(m, s->name, &want.rows_all, &want.cols_all))

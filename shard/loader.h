@@ -1,7 +1,8 @@
 /* shard/loader.h - tensors of a checkpoint, or the parts of them that a plan gives to a rank, into backend memory.
  *
- * Matrices become weights of the plan's type, ready for matmul; the embedding becomes a table of rows; vectors (norms,
- * biases) become float32. Only the rows and columns that are asked for are read from the mapped files.
+ * Matrices become weights of the plan's type or int8, ready for matmul; the embedding becomes a table of rows; vectors
+ * (norms, biases) become float32. Only the rows and columns that are asked for are read from the mapped files, a tensor
+ * at a time: nothing is held twice.
  *
  * Owns:    what it loaded, from open to close. Borrows the backend until close, the checkpoint until a load returns.
  * Threads: the backend's thread.
@@ -24,6 +25,7 @@ struct wn_load {
     uint32_t rows_all, cols_all;
     struct wn_range rows, cols; /* n = 0: all of them */
     wn_load_kind kind;
+    uint32_t int8_slices; /* > 0: a matrix as int8, see struct wn_slice; not for all backends */
 };
 
 /* dtype: of matrices and tables. be NULL: a load only checks that the tensor is there, and as it should be. *out is

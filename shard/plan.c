@@ -114,7 +114,8 @@ wn_status wn_plan_make(struct wn_plan *out, const struct wn_model *model, uint32
                        uint32_t tensors, const char *layers_spec, wn_dtype dtype,
                        struct wn_err *err)
 {
-    struct wn_plan p = {.model = *model, .dtype = dtype, .stages = stages, .tensors = tensors};
+    struct wn_plan p = {
+        .model = *model, .dtype = dtype, .linear = dtype, .stages = stages, .tensors = tensors};
     uint32_t layers = model->text.layers;
     wn_status rc;
 
@@ -180,12 +181,13 @@ static void emit(struct emit *e, struct wn_range rows, struct wn_range cols, con
 }
 
 static void emit_layer(struct emit *e, uint32_t layer, const char *part, struct wn_range rows,
-                       struct wn_range cols)
+                       struct wn_range cols, uint32_t int8_slices)
 {
-    char name[WN_NAME_MAX];
+    struct wn_slice s = {.rows = rows, .cols = cols, .int8_slices = int8_slices};
 
-    snprintf(name, sizeof(name), "language_model.model.layers.%u.%s.weight", layer, part);
-    emit(e, rows, cols, name);
+    if (e->rc != WN_OK) return;
+    snprintf(s.name, sizeof(s.name), "language_model.model.layers.%u.%s.weight", layer, part);
+    e->rc = e->each(e->ctx, &s, e->err);
 }
 
 static struct wn_range scaled(struct wn_range r, uint32_t by)
@@ -209,6 +211,7 @@ wn_status wn_plan_slices(const struct wn_plan *p, uint32_t rank, wn_slice_fn *ea
                           mlp = wn_plan_mlp(p, tensor);
     const struct wn_range q = scaled(wn_plan_heads(p, tensor), t->head_dim);
     const struct wn_range kv = scaled(wn_plan_kv_heads(p, tensor), t->head_dim);
+    const uint32_t whole = p->linear == WN_I8, parts = whole * (p->slices / p->tensors);
     bool last = stage + 1 == p->stages;
 
     if (stage >= p->stages)
@@ -224,15 +227,15 @@ wn_status wn_plan_slices(const struct wn_plan *p, uint32_t rank, wn_slice_fn *ea
     }
     for (uint32_t i = p->layers[stage].first; i < p->layers[stage].first + p->layers[stage].n;
          i++) {
-        emit_layer(&e, i, "input_layernorm", hidden, one);
-        emit_layer(&e, i, "self_attn.q_proj", q, hidden);
-        emit_layer(&e, i, "self_attn.k_proj", kv, hidden);
-        emit_layer(&e, i, "self_attn.v_proj", kv, hidden);
-        emit_layer(&e, i, "self_attn.o_proj", hidden, q);
-        emit_layer(&e, i, "post_attention_layernorm", hidden, one);
-        emit_layer(&e, i, "mlp.gate_proj", mlp, hidden);
-        emit_layer(&e, i, "mlp.up_proj", mlp, hidden);
-        emit_layer(&e, i, "mlp.down_proj", hidden, mlp);
+        emit_layer(&e, i, "input_layernorm", hidden, one, 0);
+        emit_layer(&e, i, "self_attn.q_proj", q, hidden, whole);
+        emit_layer(&e, i, "self_attn.k_proj", kv, hidden, whole);
+        emit_layer(&e, i, "self_attn.v_proj", kv, hidden, whole);
+        emit_layer(&e, i, "self_attn.o_proj", hidden, q, parts);
+        emit_layer(&e, i, "post_attention_layernorm", hidden, one, 0);
+        emit_layer(&e, i, "mlp.gate_proj", mlp, hidden, whole);
+        emit_layer(&e, i, "mlp.up_proj", mlp, hidden, whole);
+        emit_layer(&e, i, "mlp.down_proj", hidden, mlp, parts);
     }
     if (last) {
         emit(&e, hidden, one, FINAL_NORM);
@@ -263,7 +266,8 @@ static wn_status weigh_slice(void *ctx, const struct wn_slice *s, struct wn_err 
     size_t element = is_vector(s) ? sizeof(float) : wn_dtype_bytes(w->p->dtype);
 
     (void)err;
-    w->bytes += (uint64_t)s->rows.n * s->cols.n * element;
+    if (s->int8_slices) element = sizeof(int8_t);
+    w->bytes += (uint64_t)s->rows.n * (s->cols.n * element + s->int8_slices * sizeof(float));
     return WN_OK;
 }
 

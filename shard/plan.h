@@ -40,7 +40,8 @@ struct wn_range {
 
 struct wn_plan {
     struct wn_model model;
-    wn_dtype dtype; /* of weights, KV cache and activations in memory and between stages */
+    wn_dtype dtype;  /* of weights, KV cache and activations in memory and between stages */
+    wn_dtype linear; /* of the layers' matrices: dtype, or WN_I8 (set after the plan is made) */
     uint32_t stages, tensors;
     struct wn_range layers[WN_STAGES_MAX];
     uint32_t slices; /* model.slices if tensors divides it, else `tensors` (one part a rank) */
@@ -50,6 +51,7 @@ struct wn_plan {
 struct wn_slice {
     char name[WN_NAME_MAX]; /* as in the checkpoint, with the family's prefix resolved at load */
     struct wn_range rows, cols;
+    uint32_t int8_slices; /* kept as int8, with scales for so many parts of its columns; 0: as the plan's dtype */
 };
 
 /* Makes the plan. layers_spec NULL cuts the layers evenly (the first stages take one more), else
@@ -75,8 +77,8 @@ struct wn_range wn_plan_kv_heads(const struct wn_plan *p, uint32_t tensor);
 struct wn_range wn_plan_mlp(const struct wn_plan *p, uint32_t tensor);
 struct wn_range wn_plan_vocab(const struct wn_plan *p, uint32_t tensor);
 
-/* What a rank holds: matrices in the plan's dtype, norms and biases in float32; an embedding
- * that is the head too counts twice. And for each token in its KV cache: keys and values of all
+/* What a rank holds: matrices in the plan's dtype or int8 with its scales, norms and biases in
+ * float32; an embedding that is the head too counts twice. And for each token in its KV cache: keys and values of all
  * layers of the rank. */
 uint64_t wn_plan_weight_bytes(const struct wn_plan *p, uint32_t rank);
 uint64_t wn_plan_kv_bytes_per_token(const struct wn_plan *p, uint32_t rank);

@@ -43,13 +43,13 @@ static void measure(struct wn_memory_plan *out, const struct wn_plan *p, const u
 }
 
 /* Does every rank of this layout fit a device of its own? */
-static bool fits(const struct wn_model *m, uint32_t stages, uint32_t tensors, wn_dtype dtype,
-                 const struct wn_memory_limits *l)
+static bool fits(const struct wn_plan *as, uint32_t stages, uint32_t tensors, const struct wn_memory_limits *l)
 {
     struct wn_plan p;
     struct wn_memory_plan need;
 
-    if (wn_plan_make(&p, m, stages, tensors, NULL, dtype, NULL) != WN_OK) return false;
+    if (wn_plan_make(&p, &as->model, stages, tensors, NULL, as->dtype, NULL) != WN_OK) return false;
+    p.linear = as->linear;
     for (uint32_t r = 0; r < stages * tensors; r++) {
         measure(&need, &p, &r, 1, l);
         if (need.pages < l->pages_min) return false;
@@ -63,7 +63,7 @@ static void propose(char out[96], const struct wn_plan *p, const struct wn_memor
     out[0] = '\0';
     for (uint32_t ranks = 2; ranks <= 64; ranks++)
         for (uint32_t tensors = ranks; tensors >= 1; tensors--) {
-            if (ranks % tensors != 0 || !fits(&p->model, ranks / tensors, tensors, p->dtype, l)) continue;
+            if (ranks % tensors != 0 || !fits(p, ranks / tensors, tensors, l)) continue;
             snprintf(out, 96, "; -tp %u -pp %u would fit, each rank on such a device", tensors, ranks / tensors);
             return;
         }

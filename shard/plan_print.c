@@ -73,10 +73,11 @@ static void print_model(const struct wn_plan *p, FILE *out)
             p->model.architecture, t->layers, t->hidden, t->heads, t->kv_heads, t->head_dim, t->mlp,
             t->vocab);
     fprintf(out,
-            "%u stage%s x %u tensor rank%s = %u rank%s, computing in %s; the vision tower is on "
+            "%u stage%s x %u tensor rank%s = %u rank%s, computing in %s%s; the vision tower is on "
             "the vision workers\n",
             p->stages, p->stages == 1 ? "" : "s", p->tensors, p->tensors == 1 ? "" : "s",
-            ranks_of(p), ranks_of(p) == 1 ? "" : "s", wn_dtype_name(p->dtype));
+            ranks_of(p), ranks_of(p) == 1 ? "" : "s", wn_dtype_name(p->dtype),
+            p->linear == WN_I8 ? " with the layers' matrices in int8" : "");
     if (p->slices == p->model.slices)
         fprintf(out,
                 "sums are made in %u parts: every tensor parallel size that divides %u gives the "
@@ -332,8 +333,8 @@ char *wn_plan_json(const struct wn_plan *p, const struct wn_plan_load *load, con
     struct totals t = totals_of(p);
     json_t *ranks = json_array();
     json_t *root =
-        json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "architecture",
-                  p->model.architecture, "dtype", wn_dtype_name(p->dtype), "stages",
+        json_pack("{s:s, s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "architecture",
+                  p->model.architecture, "dtype", wn_dtype_name(p->dtype), "linear", wn_dtype_name(p->linear), "stages",
                   number(p->stages), "tensors", number(p->tensors), "slices", number(p->slices),
                   "weight_bytes", number(t.weights), "model_bytes", number(t.once), "copies_bytes",
                   number(t.weights - t.once), "kv_bytes_per_token", number(t.kv));

@@ -1,6 +1,6 @@
 /* test_tiny_llava [QUESTIONS] - models/tiny-llava from picture and question to tokens, in bfloat16: the greedy tokens
  * that Transformers gives (scripts/golden/tiny_llava.py) to 25 questions, or as many as the argument says, spread over
- * all of them; and the same bits of every logit from every plan.
+ * all of them; and the same bits of every logit from every plan, also with int8 weights.
  * Two arithmetics that round in different places must differ now and then where two tokens are nearly equally likely:
  * one answer in a hundred may be another, and one of fewer. */
 #include <setjmp.h>
@@ -326,7 +326,8 @@ static void *rank_main(void *arg)
 }
 
 static void check_plan(const struct rows *rows, uint32_t prompt_rows, uint32_t answer_n,
-                       const struct wn_vision_out *v, const float *want, uint32_t stages, uint32_t tensors)
+                       const struct wn_vision_out *v, const float *want, uint32_t stages, uint32_t tensors,
+                       wn_dtype linear)
 {
     uint32_t n = stages * tensors;
     size_t bytes = (size_t)answer_n * model.text.vocab * sizeof(float);
@@ -337,6 +338,7 @@ static void check_plan(const struct rows *rows, uint32_t prompt_rows, uint32_t a
     struct wn_plan plan;
 
     MUST(wn_plan_make(&plan, &model, stages, tensors, NULL, WN_BF16, &err));
+    plan.linear = linear;
     MUST(wn_local_hub_create(&hub, (int)n, &err));
     for (uint32_t i = 0; i < n; i++) {
         struct wn_group group = {.rank = (int)i, .size = (int)n, .hub = hub};
@@ -358,7 +360,7 @@ static void check_plan(const struct rows *rows, uint32_t prompt_rows, uint32_t a
     free(got);
 }
 
-static void test_every_plan_gives_the_same_bits(void **state)
+static void every_plan(wn_dtype linear)
 {
     static struct question q;
     static struct rows r;
@@ -369,7 +371,6 @@ static void test_every_plan_gives_the_same_bits(void **state)
     uint32_t got[NEW_MAX], n, prompt_rows;
     float *logits = malloc((size_t)NEW_MAX * model.text.vocab * sizeof(float));
     FILE *f = open_answers();
-    (void)state;
 
     assert_true(read_question(f, &q));
     fclose(f);
@@ -378,14 +379,27 @@ static void test_every_plan_gives_the_same_bits(void **state)
     encode(&q, &v);
     shape = features_of(&v);
     MUST(wn_plan_make(&plan, &model, 1, 1, NULL, WN_BF16, &err));
+    plan.linear = linear;
     MUST(stage_open(&s, &plan, 0, NULL, be, &err));
     MUST(wn_stage_features_put(s, 0, v.features, &shape, &err));
     n = answer(s, &q, &r, got, logits);
     wn_stage_close(s);
-    check_plan(&r, prompt_rows, n, &v, logits, 3, 1);
-    check_plan(&r, prompt_rows, n, &v, logits, 2, 2);
-    check_plan(&r, prompt_rows, n, &v, logits, 1, 4);
+    check_plan(&r, prompt_rows, n, &v, logits, 3, 1, linear);
+    check_plan(&r, prompt_rows, n, &v, logits, 2, 2, linear);
+    check_plan(&r, prompt_rows, n, &v, logits, 1, 4, linear);
     free(logits);
+}
+
+static void test_every_plan_gives_the_same_bits(void **state)
+{
+    (void)state;
+    every_plan(WN_BF16);
+}
+
+static void test_every_plan_gives_the_same_bits_in_int8(void **state)
+{
+    (void)state;
+    every_plan(WN_I8);
 }
 
 static int open_model(void **state)
@@ -417,6 +431,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_answers_are_those_of_transformers),
         cmocka_unit_test(test_every_plan_gives_the_same_bits),
+        cmocka_unit_test(test_every_plan_gives_the_same_bits_in_int8),
     };
     const struct CMUnitTest one_rank[] = {cmocka_unit_test(test_answers_are_those_of_transformers)};
     if (strcmp(backend(), "cpu") != 0) /* links take host memory */

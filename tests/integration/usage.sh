@@ -55,6 +55,7 @@ for command in serve plan check prune; do
     says 2 "no MODEL" "$winnow" $command
 done
 says 2 "no --image FILE" "$winnow" prune $model
+holds "int8 in the plan" bash -c '"$1" plan "$2" --quantization int8 | grep -q "matrices in int8"' - "$winnow" $model
 says 1 "pruning method 'sharpen' is not known" "$winnow" plan $model --image-pruning-method sharpen
 
 # roles that are started by hand

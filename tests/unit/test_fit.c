@@ -49,6 +49,12 @@ static wn_status count_weight(struct wn_backend *be, struct wn_weight **out, con
     return wn_backend_cpu_reference.weight_create(be, out, host, as);
 }
 
+static wn_status count_int8(struct wn_backend *be, struct wn_weight **out, const struct wn_mat *host, uint32_t slices)
+{
+    of(be)->weights += (uint64_t)host->rows * (host->cols + slices * sizeof(float));
+    return wn_backend_cpu_reference.weight_i8(be, out, host, slices);
+}
+
 static struct wn_backend *open_counted(int i)
 {
     struct wn_backend *be = NULL;
@@ -57,6 +63,7 @@ static struct wn_backend *open_counted(int i)
     counts[i].ops.memory = said_memory;
     counts[i].ops.buf_alloc = count_buf;
     counts[i].ops.weight_create = count_weight;
+    counts[i].ops.weight_i8 = count_int8;
     be->ops = &counts[i].ops;
     return be;
 }
@@ -85,25 +92,29 @@ static void *run_rank(void *arg)
     return NULL;
 }
 
+static int odd_rank = -1; /* has int8 weights */
+
 /* All ranks of 13B, 2 x 2, find what `memory` says. */
 static void agree(struct rank ranks[RANKS], struct wn_config *cfg, const struct wn_memory memory[RANKS])
 {
     struct wn_local_hub *hub = NULL;
     struct wn_step_limits step;
     struct wn_model model;
-    struct wn_plan plan;
+    struct wn_plan plan, odd;
     uint32_t tokens_max = 0;
     pthread_t threads[RANKS];
 
     assert_int_equal(wn_model_open(&model, "tests/golden/config/llava-1.5-13b.json", NULL), WN_OK);
     assert_int_equal(wn_plan_make(&plan, &model, 2, 2, NULL, WN_BF16, NULL), WN_OK);
+    odd = plan;
+    odd.linear = WN_I8;
     assert_int_equal(wn_fit_step(&step, &tokens_max, cfg, &model, NULL), WN_OK);
     assert_int_equal(wn_local_hub_create(&hub, RANKS, NULL), WN_OK);
     for (int i = 0; i < RANKS; i++) {
         struct wn_backend *be = open_counted(i);
         counts[i].memory = memory[i];
-        ranks[i] = (struct rank){.fit = {.cfg = cfg, .plan = &plan, .be = be, .rank = (uint32_t)i,
-                                         .tokens_max = tokens_max},
+        ranks[i] = (struct rank){.fit = {.cfg = cfg, .plan = i == odd_rank ? &odd : &plan, .be = be,
+                                         .rank = (uint32_t)i, .tokens_max = tokens_max},
                                  .group = {.hub = hub, .rank = i, .size = RANKS},
                                  .step = step};
     }
@@ -169,6 +180,27 @@ static void one_device_for_two(void **state)
     assert_int_equal(ranks[0].step.pages_max, 2000);
 }
 
+/* Ranks that are to compute in different types would not compute one model: all leave. */
+static void types_differ(void **state)
+{
+    const struct wn_memory memory[RANKS] = {
+        {.free_bytes = 24 * GB, .id = "a"}, {.free_bytes = 24 * GB, .id = "b"}, {.free_bytes = 24 * GB, .id = "c"},
+        {.free_bytes = 24 * GB, .id = "d"}};
+    struct rank ranks[RANKS];
+    struct wn_config cfg;
+    (void)state;
+
+    wn_config_defaults(&cfg);
+    odd_rank = 2;
+    agree(ranks, &cfg, memory);
+    odd_rank = -1;
+    for (int i = 0; i < RANKS; i++) {
+        assert_int_equal(ranks[i].rc, WN_EINVAL);
+        assert_true(ranks[i].refused);
+        assert_non_null(strstr(ranks[i].err.text, "rank 2 has another --dtype or --quantization than rank 0"));
+    }
+}
+
 /* A machine that does not hold the model says so before anything starts. */
 static void host(void **state)
 {
@@ -191,7 +223,7 @@ static void host(void **state)
 /* A stage takes the memory that was counted for it, to the byte. */
 static void stages_take_what_was_counted(void **state)
 {
-    static const uint32_t layouts[][2] = {{1, 1}, {2, 1}, {1, 2}, {2, 2}};
+    static const uint32_t layouts[][2] = {{1, 1}, {2, 1}, {1, 2}, {2, 2}, {1, 4}, {2, 2}}; /* the last two int8 */
     struct wn_model model;
     struct wn_weights *weights = NULL;
     (void)state;
@@ -205,6 +237,7 @@ static void stages_take_what_was_counted(void **state)
         struct wn_plan plan;
         const wn_dtype type = i % 2 ? WN_F32 : WN_BF16;
         assert_int_equal(wn_plan_make(&plan, &model, layouts[i][0], layouts[i][1], NULL, type, NULL), WN_OK);
+        if (i > 3) plan.linear = WN_I8;
         assert_int_equal(wn_local_hub_create(&hub, n, NULL), WN_OK);
         for (int r = 0; r < n; r++) {
             const struct wn_memory_limits limits = {.device_bytes = 100 * GB, .page_tokens = 16, .pages_min = 1,
@@ -233,7 +266,7 @@ static void stages_take_what_was_counted(void **state)
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(devices_of_their_own), cmocka_unit_test(one_device_for_two), cmocka_unit_test(host),
-        cmocka_unit_test(stages_take_what_was_counted)};
+        cmocka_unit_test(devices_of_their_own), cmocka_unit_test(one_device_for_two), cmocka_unit_test(types_differ),
+        cmocka_unit_test(host),                 cmocka_unit_test(stages_take_what_was_counted)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -273,6 +273,11 @@ static void test_13b_by_hand(void **state)
     assert_int_equal(wn_plan_weight_bytes(&p, 0),
                      20ull * (4 * 5120 * 2560 + 3 * 6912 * 5120) * 2 + 40 * 5120 * 4 +
                          16032ull * 5120 * 2 + (2560 * 1024 + 5120 * 2560) * 2 + (2560 + 5120) * 4);
+    p.linear = WN_I8; /* a float32 scale for each row and part: 4 of 8 parts are this rank's where columns are cut */
+    assert_int_equal(wn_plan_weight_bytes(&p, 3), 20ull * (4 * 5120 * 2560 + 3 * 6912 * 5120) +
+                                                      20ull * (3 * 2560 + 2 * 6912 + 2 * 5120 * 4) * 4 +
+                                                      41 * 5120 * 4 + 16032ull * 5120 * 2);
+    p.linear = WN_BF16;
     assert_int_equal(wn_plan_kv_bytes_per_token(&p, 0), 20 * 2 * 20 * 128 * 2);
     assert_int_equal(wn_plan_link_bytes(&p, &load, WN_PLAN_VISION, 0, WN_TRAFFIC_EMBEDDING),
                      576 * 1024 * 2);

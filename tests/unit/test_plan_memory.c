@@ -70,6 +70,24 @@ static void too_small(void **state)
     assert_null(strstr(err.text, "would fit"));
 }
 
+/* 13B with its layers in int8 fits where it did not; a layout that would fit is sought among such plans, too. */
+static void int8_fits(void **state)
+{
+    struct wn_plan p = plan_of(1, 1);
+    struct wn_memory_limits l = limits_of(24);
+    struct wn_memory_plan m;
+    struct wn_err err = {0};
+    (void)state;
+
+    p.linear = WN_I8;
+    assert_int_equal(wn_plan_memory(&m, &p, 0, &l, &err), WN_OK);
+    assert_true(m.weight_bytes > 13300000000 && m.weight_bytes < 13500000000);
+    assert_true(m.pages > 550 && m.pages < 750); /* (23.5 - 14.6 GB) / 13 MB */
+    l = limits_of(12);
+    assert_int_equal(wn_plan_memory(&m, &p, 0, &l, &err), WN_ENOMEM);
+    assert_non_null(strstr(err.text, "-tp 2 -pp 1 would fit")); /* of bfloat16 it would take four */
+}
+
 /* Four ranks on one device take what each of them takes, and have the same number of pages. */
 static void shared_device(void **state)
 {
@@ -168,7 +186,7 @@ static void host_memory(void **state)
 int main(void)
 {
     static const struct CMUnitTest tests[] = {cmocka_unit_test(one_device), cmocka_unit_test(too_small),
-                                              cmocka_unit_test(shared_device), cmocka_unit_test(printed),
-                                              cmocka_unit_test(host_memory)};
+                                              cmocka_unit_test(int8_fits), cmocka_unit_test(shared_device),
+                                              cmocka_unit_test(printed), cmocka_unit_test(host_memory)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
