@@ -46,6 +46,9 @@ wn_status wn_stage_links_open(struct wn_stage *s, struct wn_err *err)
         if (lent[i]->ptr)
             wn_dev_lend(s->o.link, lent[i]->ptr,
                         (size_t)lent[i]->rows * lent[i]->stride * wn_dtype_bytes(lent[i]->dtype));
+    if (s->device && s->plan.tensors > 1 &&
+        wn_dev_reserve(s->o.link, (size_t)s->sums.rows * s->sums.cols) != WN_OK)
+        return wn_fail(err, WN_ENOMEM, "stage %u: %s", s->stage, wn_link_error(s->o.link)->text);
     if (!s->staged) return WN_OK;
     most = sums > scores ? sums : scores;
     s->host = malloc(most);

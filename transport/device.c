@@ -1,12 +1,11 @@
 /* transport/device.c - the arithmetic of device collectives: who sums what, and the bytes that count. */
 #include "transport/device.h"
 
-#define WHOLE_BYTES ((size_t)64 << 10) /* up to here one exchange of everything is faster than two of parts */
 #define SPAN_FLOATS 4                  /* spans start at 16 bytes */
 
 bool wn_dev_sums_whole(int n, size_t count)
 {
-    return n == 2 || count * sizeof(float) <= WHOLE_BYTES; /* between two the bytes are the same */
+    return n == 2 || count <= WN_DEV_WHOLE_FLOATS; /* between two the bytes are the same */
 }
 
 void wn_dev_span(int n, int member, size_t count, size_t *first, size_t *end)

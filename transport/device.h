@@ -19,7 +19,8 @@
 
 #include "transport/coll.h"
 
-#define WN_DEV_GROUP_MAX 64 /* members */
+#define WN_DEV_GROUP_MAX    64 /* members */
+#define WN_DEV_WHOLE_FLOATS ((size_t)16 << 10) /* up to here one exchange of everything is faster than two of parts */
 
 /* Queue out[i] = the tree of transport/coll.h over parts[k * stride + i], k < n, for i < count, where the caller
  * computes. Part `me` is read from `own` instead, unless that is NULL; out may be own. */
@@ -41,6 +42,7 @@ struct wn_link_device_ops {
     wn_status (*recv)(struct wn_link *link, wn_traffic kind, void *data, size_t bytes);
     wn_status (*reuse)(struct wn_link *link);
     wn_status (*sync)(struct wn_link *link, int64_t deadline_us);
+    wn_status (*reserve)(struct wn_link *link, size_t floats);
     uint64_t (*waited_us)(const struct wn_link *link);
     void (*lend)(struct wn_link *link, void *data, size_t bytes);
     void (*unlend)(struct wn_link *link);
@@ -61,6 +63,12 @@ static inline bool wn_link_has_device(const struct wn_link *link) { return link 
 static inline wn_status wn_dev_allreduce_f32(struct wn_link *l, float *data, size_t count)
 {
     return l->device->ops->allreduce_f32(l, data, count);
+}
+
+/* Room for sums of up to `floats`, so that none of them allocates, which would wait for the device. */
+static inline wn_status wn_dev_reserve(struct wn_link *l, size_t floats)
+{
+    return l->device->ops->reserve(l, floats);
 }
 
 /* Member i's `bytes` bytes come to all + i * bytes. mine may be its place in `all`. */

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "base/log.h"
 #include "transport/backoff.h"
@@ -13,7 +14,8 @@
 #define CLOSE_US  5000000  /* for the other ranks to leave, too */
 #define LOOK_US   1000     /* between two looks at NCCL's errors, while the device computes */
 #define SPIN_US   200
-#define ABORT_WAIT_S 1
+#define ABORT_WAIT_S 1  /* for the link's thread to come out of NCCL */
+#define ABORT_END_S  5  /* for the device to let go of what is aborted */
 
 wn_status wn_nccl_failed(struct wn_link *l, wn_status code, const char *what, const char *why)
 {
@@ -56,7 +58,7 @@ static wn_status nccl_error(struct wn_link *l, int which, ncclResult_t code, con
 wn_status wn_nccl_settle(struct wn_link *l, int which, ncclResult_t code, const char *what)
 {
     struct wn_nccl *n = wn_nccl_of(l);
-    const int64_t deadline_us = wn_deadline_in_us(LAUNCH_US);
+    const int64_t deadline_us = n->connecting ? n->o.deadline_us : wn_deadline_in_us(LAUNCH_US);
     struct wn_backoff backoff = wn_backoff_start();
 
     while (code == ncclInProgress) {
@@ -77,35 +79,69 @@ wn_status wn_nccl_cuda(struct wn_link *l, cudaError_t code, const char *what)
 
 /* ---- the end ---- */
 
-static void abort_comms(struct wn_nccl *n)
+static struct timespec in_seconds(int seconds)
+{
+    struct timespec at;
+
+    clock_gettime(CLOCK_REALTIME, &at);
+    at.tv_sec += seconds;
+    return at;
+}
+
+static void *abort_main(void *arg)
+{
+    const struct wn_nccl_abort *a = arg;
+
+    (void)a->lib->ncclCommAbort(a->comm);
+    return NULL;
+}
+
+/* Each communicator is aborted by a thread of its own: an abort first tells its kernels to end, and then waits for the
+ * device, where they may stand behind those of another communicator. One after the other would wait for ever. */
+static void start_aborts(struct wn_nccl *n)
 {
     for (int i = 0; i < WN_NCCL_COMMS; i++) {
-        ncclComm_t comm = n->comms[i];
+        struct wn_nccl_abort *a = &n->aborts[i];
+        if (!n->comms[i]) continue;
+        a->lib = n->lib;
+        a->comm = n->comms[i];
         n->comms[i] = NULL;
-        if (comm) (void)n->lib->ncclCommAbort(comm);
+        a->runs = pthread_create(&a->thread, NULL, abort_main, a) == 0;
+        n->stuck = n->stuck || !a->runs;
+    }
+}
+
+static void end_aborts(struct wn_nccl *n)
+{
+    const struct timespec until = in_seconds(ABORT_END_S);
+
+    for (int i = 0; i < WN_NCCL_COMMS; i++) {
+        struct wn_nccl_abort *a = &n->aborts[i];
+        if (a->runs && pthread_timedjoin_np(a->thread, NULL, &until) != 0) n->stuck = true;
+        a->runs = false;
     }
 }
 
 static void abort_all(struct wn_nccl *n)
 {
     pthread_mutex_lock(&n->lock);
-    abort_comms(n);
+    start_aborts(n);
     pthread_mutex_unlock(&n->lock);
+    end_aborts(n);
 }
 
-/* The link's thread has the lock while it is inside NCCL, which is short - unless the device's queue is full of work
- * that waits for a lost rank: then that call returns only after the abort, which must not wait for it. */
+/* The link's thread has the lock while it is inside NCCL, which is short - unless its communicators are made to block
+ * (NCCL_COMM_BLOCKING=1) and the device's queue is full of work that waits for a lost rank: then that call returns only
+ * after the abort, which must not wait for it. */
 static void *aborter_main(void *arg)
 {
     struct wn_nccl *n = arg;
-    struct timespec until;
-    bool locked;
+    const struct timespec until = in_seconds(ABORT_WAIT_S);
+    const bool locked = pthread_mutex_timedlock(&n->lock, &until) == 0;
 
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec += ABORT_WAIT_S;
-    locked = pthread_mutex_timedlock(&n->lock, &until) == 0;
-    abort_comms(n);
+    start_aborts(n);
     if (locked) pthread_mutex_unlock(&n->lock);
+    end_aborts(n);
     return NULL;
 }
 
@@ -127,7 +163,10 @@ static bool leave(struct wn_link *l)
     struct wn_backoff backoff = wn_backoff_start();
 
     for (int i = 0; i < WN_NCCL_COMMS; i++) {
-        ncclResult_t rc = n->comms[i] ? n->lib->ncclCommFinalize(n->comms[i]) : ncclSuccess;
+        ncclResult_t rc = ncclSuccess;
+        pthread_mutex_lock(&n->lock);
+        if (n->comms[i]) rc = n->lib->ncclCommFinalize(n->comms[i]);
+        pthread_mutex_unlock(&n->lock);
         if (rc != ncclSuccess && rc != ncclInProgress) return false;
     }
     for (int i = 0; i < WN_NCCL_COMMS; i++) {
@@ -136,10 +175,12 @@ static bool leave(struct wn_link *l)
             wn_backoff_pause(&backoff, deadline_us, true);
         if (n->comms[i] && rc != ncclSuccess) return false;
     }
+    pthread_mutex_lock(&n->lock);
     for (int i = 0; i < WN_NCCL_COMMS; i++) {
         if (n->comms[i]) (void)n->lib->ncclCommDestroy(n->comms[i]);
         n->comms[i] = NULL;
     }
+    pthread_mutex_unlock(&n->lock);
     return true;
 }
 
@@ -159,15 +200,16 @@ void wn_nccl_close(struct wn_link *l)
 {
     struct wn_nccl *n = wn_nccl_of(l);
 
+    if (atomic_load(&n->aborter_runs)) pthread_join(n->aborter, NULL);
     if (n->failed || l->broken || atomic_load(&l->cancelled)) {
         abort_all(n);
     } else if (!leave(l)) {
         wn_warn("nccl", "rank %d: the other ranks did not leave their communicators", l->rank);
         abort_all(n);
     }
-    if (atomic_load(&n->aborter_runs)) pthread_join(n->aborter, NULL);
     l->device = NULL;
-    destroy(n);
+    if (!n->stuck) destroy(n);
+    else wn_error("nccl", "rank %d: the GPU does not let go of aborted messages: this process must end", l->rank);
 }
 
 void wn_nccl_detach(struct wn_link *l)
@@ -241,6 +283,7 @@ static const struct wn_link_device_ops ops = {
     .recv = wn_nccl_recv,
     .reuse = wn_nccl_reuse,
     .sync = wn_nccl_sync,
+    .reserve = wn_nccl_reserve,
     .waited_us = wn_nccl_waited_us,
     .lend = wn_nccl_lend,
     .unlend = wn_nccl_unlend,
@@ -329,21 +372,25 @@ static wn_status share_ids(struct wn_link *l, const struct wn_nccl *n, struct id
     return rc == WN_OK ? rc : wn_fail(err, rc, "NCCL: addresses: %s", l->error.text);
 }
 
-/* All communicators open at once, in NCCL's threads; this one looks on. */
+/* All communicators open at once, in NCCL's threads; this one looks on. Neighbours in the order in which rows go down
+ * the ranks, so that nobody waits in a circle where NCCL_COMM_BLOCKING=1 makes each call wait for the other side. */
 static wn_status join(struct wn_link *l, struct wn_nccl *n, const struct id *ids, struct wn_err *err)
 {
     const int size[] = {n->n, 2, 2}, rank[] = {n->me, 0, 1};
-    const bool wanted[] = {n->n > 1, n->o.next >= 0, n->o.prev >= 0};
+    const bool wanted[] = {n->n > 1, n->o.next >= 0, n->o.prev >= 0}, in_first = n->o.prev < l->rank;
+    const int order[] = {WN_NCCL_GROUP, in_first ? WN_NCCL_IN : WN_NCCL_OUT, in_first ? WN_NCCL_OUT : WN_NCCL_IN};
     struct wn_backoff backoff = wn_backoff_start();
 
-    for (int i = 0; i < WN_NCCL_COMMS; i++) {
+    for (int k = 0; k < WN_NCCL_COMMS; k++) {
         ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
         ncclResult_t code;
+        const int i = order[k];
         if (!wanted[i]) continue;
         config.blocking = 0;
         code = n->lib->ncclCommInitRankConfig(&n->comms[i], size[i], ids->of[i], rank[i], &config);
         if (code != ncclSuccess && code != ncclInProgress)
-            return wn_fail(err, wn_nccl_status(code), "NCCL: communicator: %s", n->lib->ncclGetErrorString(code));
+            return wn_fail(err, wn_nccl_status(code), "NCCL: communicator: %s: %.160s",
+                           n->lib->ncclGetErrorString(code), n->lib->ncclGetLastError(n->comms[i]));
     }
     for (int i = 0; i < WN_NCCL_COMMS; i++) {
         ncclResult_t code;
@@ -361,16 +408,43 @@ static wn_status join(struct wn_link *l, struct wn_nccl *n, const struct id *ids
     return WN_OK;
 }
 
-static const char *env_or(const char *name, const char *otherwise)
+/* The first message between two ranks waits for both of them, in the call itself: it is said here, under the deadline
+ * of the attachment, and every later one is only queued. */
+static wn_status connect_all(struct wn_link *l, struct wn_nccl *n, struct wn_err *err)
 {
-    const char *text = getenv(name);
-    return text && *text ? text : otherwise;
+    wn_status rc;
+
+    l->device = &n->base;
+    n->connecting = true;
+    rc = wn_nccl_connect(l);
+    if (rc == WN_OK) rc = wn_nccl_sync(l, n->o.deadline_us);
+    n->connecting = n->sent_any = n->rows_pending = false;
+    n->waited_us = 0;
+    l->device = NULL;
+    return rc == WN_OK ? rc : wn_fail(err, rc, "NCCL: first messages: %s", l->error.text);
+}
+
+/* What of NCCL's own settings is in force: "NCCL_HOSTID=n1-rank0 NCCL_SOCKET_IFNAME==eth0". */
+static const char *settings(char *out, size_t room)
+{
+    size_t used = 0;
+
+    out[0] = '\0';
+    for (char **at = environ; *at; at++) {
+        int n;
+        if (strncmp(*at, "NCCL_", 5) != 0) continue;
+        n = snprintf(out + used, room - used, "%s%.100s", used ? " " : "", *at);
+        if (n < 0 || (size_t)n >= room - used) break;
+        used += (size_t)n;
+    }
+    return out[0] ? out : "no settings";
 }
 
 wn_status wn_nccl_attach(struct wn_link *l, const struct wn_nccl_opts *o, struct wn_err *err)
 {
     struct wn_nccl *n = NULL;
     struct id ids = {0};
+    char in_force[512];
     wn_status rc;
 
     WN_ASSERT(!l->device && (!o->group || o->group->n <= WN_DEV_GROUP_MAX));
@@ -378,17 +452,17 @@ wn_status wn_nccl_attach(struct wn_link *l, const struct wn_nccl_opts *o, struct
     rc = agree(l, prepare(&n, l, o, &ids, err), o->deadline_us, err);
     if (rc == WN_OK) rc = share_ids(l, n, &ids, err);
     if (rc == WN_OK) rc = join(l, n, &ids, err);
+    if (rc == WN_OK) rc = connect_all(l, n, err);
     if (rc == WN_OK) rc = agree(l, WN_OK, o->deadline_us, err); /* nobody goes on before all can */
     if (rc != WN_OK) {
         if (n) abort_all(n);
-        if (n) destroy(n);
+        if (n && !n->stuck) destroy(n);
         return rc;
     }
     n->o.group = NULL;
     l->device = &n->base;
-    wn_info("nccl", "NCCL %d.%d.%d (%s): GPU %d, %d tensor ranks, %s sums; NCCL_SOCKET_IFNAME: %s, NCCL_HOSTID: %s",
-            n->lib->version / 10000, n->lib->version / 100 % 100, n->lib->version % 100, n->lib->path, o->device, n->n,
-            o->fast_sums ? "fast" : "ordered", env_or("NCCL_SOCKET_IFNAME", "not set"),
-            env_or("NCCL_HOSTID", "not set"));
+    wn_info("nccl", "NCCL %d.%d.%d (%s): GPU %d, %d tensor ranks, %s sums; %s", n->lib->version / 10000,
+            n->lib->version / 100 % 100, n->lib->version % 100, n->lib->path, o->device, n->n,
+            o->fast_sums ? "fast" : "ordered", settings(in_force, sizeof(in_force)));
     return WN_OK;
 }

@@ -14,6 +14,14 @@ enum { WN_NCCL_READY, WN_NCCL_SENT, WN_NCCL_ROWS_ASKED, WN_NCCL_ROWS_HERE, WN_NC
 
 #define WN_NCCL_LENT 16 /* registrations; more buffers go without */
 
+/* One communicator on its way out. */
+struct wn_nccl_abort {
+    const struct wn_nccl_lib *lib;
+    ncclComm_t comm;
+    pthread_t thread;
+    bool runs;
+};
+
 struct wn_nccl {
     struct wn_link_device base;
     struct wn_nccl_opts o;
@@ -22,8 +30,11 @@ struct wn_nccl {
     pthread_mutex_t lock;
     ncclComm_t comms[WN_NCCL_COMMS]; /* NULL: none, or aborted */
     pthread_t aborter;
+    struct wn_nccl_abort aborts[WN_NCCL_COMMS];
     atomic_bool aborting, aborter_runs;
-    bool failed; /* and the link's error says how */
+    bool failed;     /* and the link's error says how */
+    bool connecting; /* the first message of each pair, before the attachment is there: not counted */
+    bool stuck;      /* an abort did not end in time: nothing is freed, the device may still use it */
     cudaStream_t queue, out, in; /* where the caller computes; rows to and from the neighbours */
     cudaEvent_t events[WN_NCCL_EVENTS];
     bool sent_any, rows_pending;
@@ -54,6 +65,8 @@ void wn_nccl_cancel(struct wn_link *l);
 void wn_nccl_close(struct wn_link *l);
 
 /* ---- nccl_ops.c ---- */
+wn_status wn_nccl_connect(struct wn_link *l);
+wn_status wn_nccl_reserve(struct wn_link *l, size_t floats);
 wn_status wn_nccl_allreduce_f32(struct wn_link *l, float *data, size_t count);
 wn_status wn_nccl_allgather(struct wn_link *l, wn_traffic kind, const void *mine, void *all, size_t bytes);
 wn_status wn_nccl_gather(struct wn_link *l, int root, wn_traffic kind, const void *mine, void *all,

@@ -12,6 +12,7 @@ struct piece {
 
 static void count(struct wn_link *l, int peer, wn_traffic kind, uint64_t sent, uint64_t received)
 {
+    if (wn_nccl_of(l)->connecting) return;
     if (sent) wn_traffic_sent(&l->meters[peer], kind, sent);
     if (received) wn_traffic_received(&l->meters[peer], kind, received);
 }
@@ -71,6 +72,20 @@ static wn_status scratch(struct wn_link *l, size_t bytes, float **out)
     }
     *out = n->scratch;
     return WN_OK;
+}
+
+wn_status wn_nccl_reserve(struct wn_link *l, size_t floats)
+{
+    struct wn_nccl *n = wn_nccl_of(l);
+    size_t first, end, bytes = (size_t)n->n * floats * sizeof(float);
+    float *room;
+
+    if (n->n == 1 || n->o.fast_sums || floats == 0) return WN_OK;
+    if (!wn_dev_sums_whole(n->n, floats)) { /* spans of the largest, or all of one that is just small enough */
+        wn_dev_span(n->n, 0, floats, &first, &end);
+        bytes = (size_t)n->n * (end > WN_DEV_WHOLE_FLOATS ? end : WN_DEV_WHOLE_FLOATS) * sizeof(float);
+    }
+    return scratch(l, bytes, &room);
 }
 
 static wn_status sum(struct wn_link *l, const struct wn_dev_sum *s)
@@ -290,4 +305,42 @@ void wn_nccl_unlend(struct wn_link *l)
         LOCKED(n, which, code, n->lib->ncclCommDeregister(n->comms[which], n->lent[n->lent_n].handle));
         if (code != ncclSuccess) wn_debug("nccl", "a buffer stays registered: %d", (int)code);
     }
+}
+
+/* ---- the first messages ---- */
+
+#define CONNECT_MAX ((size_t)1 << 20)
+
+/* NCCL chooses its algorithm by size, and each connects ranks of its own. Sums of nothing but zeros. */
+static wn_status connect_group(struct wn_link *l, char *room)
+{
+    static const size_t sizes[] = {16, 4 << 10, 64 << 10, CONNECT_MAX};
+    struct wn_nccl *n = wn_nccl_of(l);
+    struct piece pieces[WN_DEV_GROUP_MAX] = {0};
+    wn_status rc = WN_OK;
+
+    for (size_t i = 0; rc == WN_OK && i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+        rc = wn_nccl_allgather(l, WN_TRAFFIC_CONTROL, room + (size_t)n->me * sizes[i], room, sizes[i]);
+        if (rc == WN_OK) rc = wn_nccl_broadcast(l, 0, WN_TRAFFIC_CONTROL, room, sizes[i]);
+        if (rc == WN_OK && n->o.fast_sums)
+            rc = wn_nccl_allreduce_f32(l, (float *)(void *)room, sizes[i] / sizeof(float));
+    }
+    for (int i = 0; i < n->n; i++)
+        if (i != n->me) pieces[i] = (struct piece){room, room + (size_t)(i + 1) * 16, 16, 16};
+    return rc == WN_OK ? exchange(l, WN_TRAFFIC_CONTROL, pieces, "a gather") : rc;
+}
+
+wn_status wn_nccl_connect(struct wn_link *l)
+{
+    struct wn_nccl *n = wn_nccl_of(l);
+    const bool in_first = n->o.prev < l->rank;
+    float *room = NULL;
+    wn_status rc = scratch(l, (size_t)(n->n + 1) * CONNECT_MAX, &room);
+
+    if (rc == WN_OK) rc = wn_nccl_cuda(l, cudaMemsetAsync(room, 0, n->scratch_bytes, n->queue), "first messages");
+    if (rc == WN_OK && n->n > 1) rc = connect_group(l, (char *)room);
+    if (rc == WN_OK && n->o.prev >= 0 && in_first) rc = wn_nccl_recv(l, WN_TRAFFIC_CONTROL, room, 16);
+    if (rc == WN_OK && n->o.next >= 0) rc = wn_nccl_send(l, WN_TRAFFIC_CONTROL, room + 4, 16);
+    if (rc == WN_OK && n->o.prev >= 0 && !in_first) rc = wn_nccl_recv(l, WN_TRAFFIC_CONTROL, room, 16);
+    return rc == WN_OK ? wn_nccl_reuse(l) : rc;
 }

@@ -153,6 +153,11 @@ static int main_threads(void)
     run_threads(2, run_same_device, true, &sum);
     run_threads(2, run_absent, false, &sum);
     run_threads(3, run_lost, false, &sum);
+#ifdef WN_TEST_NCCL
+    setenv("NCCL_COMM_BLOCKING", "1", 1); /* NCCL's own setting: fewer threads, and calls that wait */
+    run_threads(3, run_suite, false, &sum);
+    unsetenv("NCCL_COMM_BLOCKING");
+#endif
     return link_suite_report("threads", sum);
 }
 

@@ -1,11 +1,19 @@
 /* libncclsim.so: NCCL on the simulated device of tests/cudasim. It simulates the library, so that transport/nccl.c runs
- * as it is where there is no GPU: opened at run time, non-blocking communicators that say "in progress", messages that
- * wait in streams until the peer comes, errors that show only when asked for, abort. It knows nothing of Winnow.
+ * as it is where there is no GPU: opened at run time, messages that wait in streams until the peer comes, errors that
+ * show only when asked for. It knows nothing of Winnow. What it does as NCCL 2.28 does (src/group.cc, init.cc):
+ *   - a call on a non-blocking communicator hands its work to a thread and is "in progress" until that has put it into
+ *     the stream; another call meanwhile is ncclInvalidArgument, and spoils the communicator;
+ *   - the first message between two ranks, and the first of a collective of a kind and size, is in progress until all
+ *     of them have called; a rank that dies before is not noticed there;
+ *   - an abort returns when the device is done with all that the communicator has queued, also where that stands behind
+ *     another communicator's message;
+ *   - two ranks on one device of one host are refused (NCCL_HOSTID tells hosts apart); NCCL_COMM_BLOCKING=1 makes all
+ *     communicators blocking.
  *
- * Ranks are threads or processes of one machine; every two members of a communicator share a socket. A rank that dies
- * closes its sockets, and its peers' communicators then report ncclRemoteError, as NCCL does over a network. As NCCL it
- * refuses two ranks on one device of one host (NCCL_HOSTID tells hosts apart). Unlike NCCL it notices a receive of
- * another size than its send, where NCCL hangs or writes too far, and fails. Memory that is freed while it is
+ * Ranks are threads or processes of one machine; every two members of a communicator share two sockets. A rank that
+ * dies closes them, and its peers' communicators then report ncclRemoteError, as NCCL does over a network. Unlike NCCL
+ * it notices members that call other operations, or a receive of another size than its send, where NCCL hangs or
+ * writes too far, and fails. Memory that is freed while it is
  * registered ends the program, where a network card would write to what lies there next. Its all-reduce adds from the
  * last rank to the first: an order that is not the tree.
  *
@@ -45,8 +53,10 @@ struct move {
     char *data;
     uint64_t bytes;
     uint64_t at;   /* bytes of header and data that have moved */
-    uint64_t told; /* the header: how many bytes follow */
+    uint64_t told; /* the header: the operation, and how many bytes follow */
 };
+
+enum op { P2P, GATHER, BROADCAST, REDUCE };
 
 struct state;
 
@@ -56,10 +66,13 @@ struct work {
     std::function<void()> begin, end; /* copies and sums of this rank's own */
     std::vector<std::vector<char>> room;
     bool begun;
+    enum op op;
+    std::vector<std::string> ways; /* connections that it needs: "recv 3" */
 };
 
 struct hello {
     int rank, device;
+    bool first; /* of the two sockets */
     char host[64];
 };
 
@@ -69,13 +82,15 @@ struct state {
     bool blocking, joined, finalized;
     hello me;
     std::string id, last;
-    std::vector<int> fds;
+    std::vector<int> fds, meeting; /* for messages, and to connect */
     ncclResult_t error;
     std::atomic<bool> abort;
-    std::thread join;
+    std::thread join, job; /* job: of the call in progress */
+    bool busy;             /* a call is in progress */
+    std::atomic<bool> job_done;
+    std::atomic<int> pending; /* works that the device still has */
     std::deque<work *> order; /* started one after the other */
-    std::vector<std::pair<cudaStream_t, work *>> late; /* called for, not in their streams yet */
-    unsigned calls;
+    std::set<std::string> connected, waited; /* said our word, heard theirs */
     std::set<void *> registered;
 };
 
@@ -119,9 +134,16 @@ bool whole(state &s, int fd, void *data, size_t bytes, bool out)
     return true;
 }
 
-bool meet(state &s, int fd, hello &other)
+/* The one who connects says which of the two sockets it is. */
+bool meet(state &s, int fd, bool first, hello &other)
 {
-    return whole(s, fd, &s.me, sizeof(s.me), true) && whole(s, fd, &other, sizeof(other), false);
+    hello me = s.me;
+
+    me.first = first;
+    if (!whole(s, fd, &me, sizeof(me), true) || !whole(s, fd, &other, sizeof(other), false)) return false;
+    if (other.rank > s.rank) return true;
+    other.first = first;
+    return true;
 }
 
 int connect_to(state &s, int rank)
@@ -155,10 +177,10 @@ void join_main(std::shared_ptr<state> s)
     ncclResult_t rc = ncclSuccess;
 
     if (bind(listener, (sockaddr *)&a, bytes) != 0 || listen(listener, 128) != 0) rc = ncclSystemError;
-    for (int i = 0; rc == ncclSuccess && i + 1 < s->n; i++) {
+    for (int i = 0; rc == ncclSuccess && i < 2 * (s->n - 1); i++) {
         hello other = {};
-        int fd = i < s->rank ? connect_to(*s, i) : accept_one(*s, listener);
-        if (fd < 0 || !meet(*s, fd, other) || other.rank < 0 || other.rank >= s->n) {
+        int fd = i / 2 < s->rank ? connect_to(*s, i / 2) : accept_one(*s, listener);
+        if (fd < 0 || !meet(*s, fd, i % 2 == 0, other) || other.rank < 0 || other.rank >= s->n) {
             rc = ncclRemoteError;
         } else if (other.device == s->me.device && strncmp(other.host, s->me.host, sizeof(other.host)) == 0) {
             std::lock_guard<std::mutex> hold(s->lock);
@@ -167,7 +189,7 @@ void join_main(std::shared_ptr<state> s)
         }
         if (fd >= 0) fcntl(fd, F_SETFL, O_NONBLOCK);
         std::lock_guard<std::mutex> hold(s->lock);
-        if (fd >= 0 && rc == ncclSuccess) s->fds[(size_t)other.rank] = fd;
+        if (fd >= 0 && rc == ncclSuccess) (other.first ? s->fds : s->meeting)[(size_t)other.rank] = fd;
         else if (fd >= 0) close(fd);
     }
     close(listener);
@@ -179,12 +201,12 @@ void join_main(std::shared_ptr<state> s)
 /* ---- messages ---- */
 
 /* True if the message is through. */
-bool drive(state &s, move &m)
+bool drive(state &s, move &m, enum op op)
 {
-    const uint64_t all = sizeof(m.told) + m.bytes;
+    const uint64_t all = sizeof(m.told) + m.bytes, header_is = m.bytes | (uint64_t)op << 56;
     int fd = s.fds[(size_t)m.peer];
 
-    if (m.send) m.told = m.bytes;
+    if (m.send) m.told = header_is;
     while (m.at < all) {
         bool header = m.at < sizeof(m.told);
         char *at = header ? (char *)&m.told + m.at : m.data + (m.at - sizeof(m.told));
@@ -196,10 +218,11 @@ bool drive(state &s, move &m)
             return false;
         }
         m.at += (uint64_t)n;
-        if (header && m.at == sizeof(m.told) && m.told != m.bytes) {
-            fprintf(stderr, "ncclsim: rank %d: a receive of %llu bytes, and rank %d sent %llu\n", s.rank,
-                    (unsigned long long)m.bytes, m.peer, (unsigned long long)m.told);
-            fail(s, ncclInvalidUsage, "sizes differ");
+        if (header && m.at == sizeof(m.told) && m.told != header_is) {
+            fprintf(stderr, "ncclsim: rank %d: operation %d, a receive of %llu bytes, and rank %d sent %llu of %d\n",
+                    s.rank, (int)op, (unsigned long long)m.bytes, m.peer, (unsigned long long)(m.told << 8 >> 8),
+                    (int)(m.told >> 56));
+            fail(s, ncclInvalidUsage, "operations or sizes differ");
             return false;
         }
     }
@@ -215,6 +238,7 @@ bool step(void *ctx)
     bool done = true;
 
     if (s.abort) {
+        s.pending--;
         delete w;
         return true;
     }
@@ -226,33 +250,93 @@ bool step(void *ctx)
         for (size_t k = 0; k < i; k++)
             first = first && (w->moves[k].peer != w->moves[i].peer || w->moves[k].send != w->moves[i].send ||
                               w->moves[k].at == sizeof(uint64_t) + w->moves[k].bytes);
-        if (!first || !drive(s, w->moves[i])) done = false;
+        if (!first || !drive(s, w->moves[i], w->op)) done = false;
     }
     if (!done) return false;
     if (w->end) w->end();
     s.order.pop_front();
+    s.pending--;
     delete w;
     return true;
 }
 
-/* Every third call is "in progress" first. */
+/* ---- calls ---- */
+
+/* What must be connected before it: with a rank one way, or with all for an operation and a size. */
+void need_ways(work &w)
+{
+    for (const move &m : w.moves) {
+        char way[64];
+        if (w.op == P2P) snprintf(way, sizeof(way), "%d %s", m.peer, m.send ? "out" : "in");
+        else snprintf(way, sizeof(way), "%d %d %d", m.peer, (int)w.op, m.bytes > ((uint64_t)32 << 10));
+        if (!w.comm->connected.count(way)) w.ways.push_back(way);
+    }
+}
+
+/* Each side waits for the other's word, in the host. A rank that is gone is not noticed: only an abort ends this. */
+bool connect_ways(state &s, const work &w)
+{
+    for (const std::string &way : w.ways) {
+        char word = 0;
+        int fd = s.meeting[(size_t)strtol(way.c_str(), nullptr, 10)];
+        if (!s.connected.insert(way).second) continue;
+        if (!whole(s, fd, &word, 1, true)) {
+            while (!s.abort) usleep(1000);
+            return false;
+        }
+    }
+    for (const std::string &way : w.ways) {
+        char word;
+        if (!s.waited.insert(way).second) continue;
+        if (!whole(s, s.meeting[(size_t)strtol(way.c_str(), nullptr, 10)], &word, 1, false)) {
+            while (!s.abort) usleep(1000);
+            return false;
+        }
+    }
+    return true;
+}
+
+/* What the call's thread does: it may block in the device's queue. */
+void launch(std::shared_ptr<state> s, work *w, cudaStream_t st)
+{
+    if (connect_ways(*s, *w)) {
+        s->pending++;
+        sim_stream_push(st, step, w);
+    } else {
+        delete w;
+    }
+    s->job_done = true;
+}
+
+/* May the communicator be used? NCCL's ncclCommEnsureReady. */
+ncclResult_t ready(state &s)
+{
+    if (s.error != ncclSuccess) return s.error;
+    if (!s.joined || s.busy) {
+        fprintf(stderr, "ncclsim: rank %d: a call before the one before it is done\n", s.rank);
+        return fail(s, ncclInvalidArgument, "Attempt to use communicator before the previous operation returned success");
+    }
+    return s.finalized ? ncclInvalidUsage : ncclSuccess;
+}
+
 ncclResult_t submit(work *w, cudaStream_t st)
 {
-    std::unique_lock<std::mutex> hold(w->comm->lock);
-    state &s = *w->comm;
-
-    if (s.error != ncclSuccess || !s.joined || !s.late.empty()) {
-        delete w;
-        return s.error != ncclSuccess ? s.error : ncclInvalidUsage;
+    std::shared_ptr<state> s = w->comm;
+    {
+        std::lock_guard<std::mutex> hold(s->lock);
+        ncclResult_t rc = ready(*s);
+        if (rc != ncclSuccess) {
+            delete w;
+            return rc;
+        }
+        need_ways(*w);
+        s->order.push_back(w);
+        s->busy = !s->blocking;
+        s->job_done = false;
+        if (s->busy) s->job = std::thread(launch, s, w, st);
     }
-    s.order.push_back(w);
-    if (!s.blocking && s.calls++ % 3 == 0) {
-        s.late.push_back({st, w});
-        return ncclInProgress;
-    }
-    hold.unlock(); /* the device's lock comes first */
-    sim_stream_push(st, step, w);
-    return ncclSuccess;
+    if (s->blocking) launch(s, w, st);
+    return s->blocking ? ncclSuccess : ncclInProgress;
 }
 
 size_t width(ncclDataType_t type)
@@ -331,14 +415,15 @@ const char *ncclGetLastError(ncclComm_t comm)
 ncclResult_t ncclCommInitRankConfig(ncclComm_t *comm, int n, ncclUniqueId id, int rank, ncclConfig_t *config)
 {
     auto s = std::make_shared<state>();
-    const char *host = getenv("NCCL_HOSTID");
+    const char *host = getenv("NCCL_HOSTID"), *blocking = getenv("NCCL_COMM_BLOCKING");
 
     if (n < 1 || rank < 0 || rank >= n || !id.internal[0]) return ncclInvalidArgument;
     s->n = n;
     s->rank = rank;
-    s->blocking = config->blocking != 0;
+    s->blocking = config->blocking != 0 || (blocking && strcmp(blocking, "1") == 0);
     s->id = id.internal;
     s->fds.assign((size_t)n, -1);
+    s->meeting.assign((size_t)n, -1);
     s->me.rank = rank;
     s->me.device = sim_current_device();
     if (host) strncpy(s->me.host, host, sizeof(s->me.host) - 1);
@@ -352,15 +437,15 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t *comm, int n, ncclUniqueId id, in
 ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t *out)
 {
     state &s = *comm->s;
-    std::vector<std::pair<cudaStream_t, work *>> late;
-    {
-        std::lock_guard<std::mutex> hold(s.lock);
-        late.swap(s.late);
-        *out = s.error != ncclSuccess                                      ? s.error
-               : !s.joined || !late.empty() || (s.finalized && !s.order.empty()) ? ncclInProgress
-                                                                           : ncclSuccess;
+    std::lock_guard<std::mutex> hold(s.lock);
+
+    *out = s.error;
+    if (s.error != ncclSuccess) return ncclSuccess;
+    if (s.busy && s.job_done) {
+        s.job.join();
+        s.busy = false;
     }
-    for (auto &l : late) sim_stream_push(l.first, step, l.second);
+    if (!s.joined || s.busy || (s.finalized && s.pending > 0)) *out = ncclInProgress;
     return ncclSuccess;
 }
 
@@ -370,19 +455,23 @@ static void shut(ncclComm_t comm)
     state &s = *comm->s;
 
     if (s.join.joinable()) s.join.join();
+    if (s.job.joinable()) s.job.join();
+    while (s.pending > 0) usleep(100); /* the device is done with what it was given */
     std::lock_guard<std::mutex> hold(s.lock);
-    for (int &fd : s.fds) {
-        if (fd >= 0) close(fd);
-        fd = -1;
-    }
+    for (std::vector<int> *fds : {&s.fds, &s.meeting})
+        for (int &fd : *fds) {
+            if (fd >= 0) close(fd);
+            fd = -1;
+        }
     for (void *p : s.registered) sim_memory_return(p);
     delete comm;
 }
 
 ncclResult_t ncclCommAbort(ncclComm_t comm)
 {
-    comm->s->abort = true;
-    for (auto &l : comm->s->late) delete l.second;
+    std::shared_ptr<state> keep = comm->s;
+
+    keep->abort = true;
     shut(comm);
     return ncclSuccess;
 }
@@ -390,12 +479,17 @@ ncclResult_t ncclCommAbort(ncclComm_t comm)
 ncclResult_t ncclCommFinalize(ncclComm_t comm)
 {
     std::lock_guard<std::mutex> hold(comm->s->lock);
+    ncclResult_t rc = ready(*comm->s);
+
+    if (rc != ncclSuccess) return rc;
     comm->s->finalized = true;
-    return comm->s->order.empty() ? ncclSuccess : ncclInProgress;
+    return comm->s->pending == 0 ? ncclSuccess : ncclInProgress;
 }
 
 ncclResult_t ncclCommDestroy(ncclComm_t comm)
 {
+    std::shared_ptr<state> keep = comm->s;
+
     shut(comm);
     return ncclSuccess;
 }
@@ -454,6 +548,7 @@ ncclResult_t ncclAllGather(const void *from, void *to, size_t count, ncclDataTyp
     const size_t bytes = count * width(type);
     work *w = new work();
     state &s = *(w->comm = comm->s);
+    w->op = GATHER;
     char *own = (char *)to + (size_t)s.rank * bytes;
 
     w->begin = [=] { memmove(own, from, bytes); };
@@ -472,6 +567,7 @@ ncclResult_t ncclBroadcast(const void *from, void *to, size_t count, ncclDataTyp
     work *w = new work();
     state &s = *(w->comm = comm->s);
 
+    w->op = BROADCAST;
     if (s.rank == root) w->begin = [=] { memmove(to, from, bytes); };
     else w->moves.push_back({false, root, (char *)to, bytes, 0, 0});
     for (int i = 0; s.rank == root && i < s.n; i++)
@@ -490,6 +586,7 @@ ncclResult_t ncclAllReduce(const void *from, void *to, size_t count, ncclDataTyp
         delete w;
         return ncclInvalidArgument;
     }
+    w->op = REDUCE;
     w->room.resize((size_t)s.n);
     for (int i = 0; i < s.n; i++) {
         w->room[(size_t)i].resize(bytes);
