@@ -21,6 +21,11 @@
 #define DEADLINE_US 60000000
 #define SAMPLES_MAX 2000
 #define RUN_BYTES   ((size_t)512 << 20) /* moved for one row, about */
+#define ROW_US      1500000             /* and no longer than this, where ranks take turns on one GPU */
+#define SAMPLES_MIN 10
+#define WARM_MIN    3
+#define TAG_PING    1
+#define TAG_SAMPLES 2
 #define THREADS_MAX 16
 
 struct bench {
@@ -78,7 +83,7 @@ static bool ping_gpus(struct bench *b, size_t bytes)
 static bool ping_once(struct bench *b, size_t bytes)
 {
     const int rank = wn_link_rank(b->link);
-    const struct wn_route peer = {.peer = 1 - rank, .tag = 1, .kind = WN_TRAFFIC_ACTIVATION};
+    const struct wn_route peer = {.peer = 1 - rank, .tag = TAG_PING, .kind = WN_TRAFFIC_ACTIVATION};
     wn_status rc;
 
     if (b->be) return ping_gpus(b, bytes);
@@ -120,18 +125,38 @@ static int repetitions(size_t bytes)
     return n > SAMPLES_MAX ? SAMPLES_MAX : n < 20 ? 20 : (int)n;
 }
 
+/* Samples and runs to warm up before them: fewer where one took long. The ranks below `ranks` do what rank 0 says. */
+static bool agree_samples(struct bench *b, int ranks, double sample_us, int *n, int *warm)
+{
+    struct wn_route route = {.tag = TAG_SAMPLES, .kind = WN_TRAFFIC_CONTROL};
+    const double fit = ROW_US / (sample_us + 1);
+    wn_status rc = WN_OK;
+
+    *n = fit < SAMPLES_MIN ? SAMPLES_MIN : fit < *n ? (int)fit : *n;
+    if (b->all.me > 0) rc = wn_link_recv_now(b->link, route, n, sizeof(*n), soon());
+    for (route.peer = 1; b->all.me == 0 && rc == WN_OK && route.peer < ranks; route.peer++)
+        rc = wn_link_send_now(b->link, route, n, sizeof(*n), soon());
+    *warm = *n / 10 + 1;
+    return must(b, rc == WN_OK, "number of samples", sizeof(*n));
+}
+
 static void ping(struct bench *b, size_t bytes)
 {
-    const int rank = wn_link_rank(b->link), n = repetitions(bytes);
+    const int rank = wn_link_rank(b->link);
+    int n = repetitions(bytes), warm = 0;
+    int64_t since;
 
     if (rank > 1 || b->all.n < 2 || b->failed) return;
     for (size_t i = 0; i < bytes / sizeof(float); i++) b->data[i] = (float)i + 0.5f;
     memset(b->back, 0, bytes);
     if (!place(b, &b->dev, b->data, bytes) || !ping_once(b, bytes) || !fetch(b, b->back, &b->dev_back, bytes)) return;
     if (rank == 0 && !must(b, memcmp(b->data, b->back, bytes) == 0, "ping", bytes)) return;
-    for (int i = 0; i < n / 10 + 1; i++) {
+    since = wn_now_us();
+    for (int i = 0; i < WARM_MIN; i++)
         if (!ping_once(b, bytes)) return;
-    }
+    if (!agree_samples(b, 2, (double)(wn_now_us() - since) / WARM_MIN * 4, &n, &warm)) return;
+    for (int i = WARM_MIN; i < warm; i++)
+        if (!ping_once(b, bytes)) return;
     for (int i = 0; i < n; i++) {
         int64_t start = wn_now_us();
         for (int k = 0; k < 4; k++) { /* the clock ticks in microseconds */
@@ -145,7 +170,8 @@ static void ping(struct bench *b, size_t bytes)
 static void allreduce(struct bench *b, size_t bytes)
 {
     const size_t count = bytes / sizeof(float);
-    const int n = repetitions(bytes);
+    int n = repetitions(bytes), warm = 0;
+    int64_t since;
     bool right = true;
 
     if (b->failed) return;
@@ -158,7 +184,10 @@ static void allreduce(struct bench *b, size_t bytes)
     if (!must(b, right, "allreduce", bytes)) return;
     memset(b->data, 0, bytes); /* sums of zeros stay zeros */
     if (!place(b, &b->dev, b->data, bytes)) return;
-    for (int i = -(n / 10) - 1; i < n; i++) {
+    since = wn_now_us();
+    if (!must(b, sum_n(b, count, WARM_MIN) == WN_OK, "allreduce", bytes)) return;
+    if (!agree_samples(b, b->all.n, (double)(wn_now_us() - since) / WARM_MIN * 4, &n, &warm)) return;
+    for (int i = -warm; i < n; i++) {
         int64_t start;
         wn_status rc = wn_coll_barrier(b->link, &b->all, soon());
         start = wn_now_us();

@@ -1,12 +1,14 @@
-/* test_link_device threads | mpi [death]: device memory over NCCL, attached to the local link or to mpi.
+/* test_link_device threads | mpi [death | leave]: device memory over NCCL, attached to the local link or to mpi.
  *
  * As test_link_cudasim it runs on the simulated device and the simulated NCCL of tests/cudasim; as test_link_device on
  * GPUs, where threads and ranks take the devices in turn, and with one GPU each rank an NCCL_HOSTID of its own.
  * threads: groups of 1 to 4, and what goes wrong. mpi: the processes that mpirun started; with death the last one ends
- * in the middle of an all-reduce, and the others must end with code 17. */
+ * in the middle of an all-reduce, with leave it only aborts its communicators, as one whose lease is over, and stays:
+ * nobody but NCCL tells the others, and they must end with code 17. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "tests/conform/link_device_suite.h"
@@ -161,8 +163,17 @@ static int main_threads(void)
     return link_suite_report("threads", sum);
 }
 
-/* The last rank ends while the others wait for its part; rank 0 must end with 17. */
-static int die(struct wn_link *link, struct wn_backend *be, int device)
+/* When the last rank goes, in seconds: link_mpi_lost.sh counts from there. */
+static void say_gone(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_REALTIME, &now);
+    fprintf(stderr, "gone at %lld\n", (long long)now.tv_sec);
+}
+
+/* The last rank goes while the others wait for its part; they must end with 17. */
+static int lose(const char *mode, struct wn_link *link, struct wn_backend *be, int device)
 {
     int ranks[16];
     struct wn_comm all = {.ranks = ranks, .n = wn_link_size(link), .me = wn_link_rank(link)};
@@ -177,7 +188,15 @@ static int die(struct wn_link *link, struct wn_backend *be, int device)
         fprintf(stderr, "%s\n", err.text);
         return 1;
     }
-    if (all.me == all.n - 1) _exit(3);
+    if (all.me == all.n - 1) {
+        nanosleep(&(struct timespec){.tv_nsec = 300000000}, NULL); /* the others' part of the sum is on its way */
+        say_gone();
+        if (strcmp(mode, "death") == 0) _exit(3);
+        wn_link_cancel(link);
+        wn_nccl_detach(link);
+        sleep(60);
+        return 1;
+    }
     rc = wn_dev_allreduce_f32(link, dev.ptr, 1024);
     if (rc == WN_OK) rc = wn_dev_sync(link, soon());
     fprintf(stderr, "rank %d: %s\n", all.me, wn_link_error(link)->text);
@@ -208,7 +227,7 @@ static int main_mpi(const char *mode)
         fprintf(stderr, "%s\n", err.text);
         return 1;
     }
-    if (mode) return die(link, be, device);
+    if (mode) return lose(mode, link, be, device);
     sum = link_device_suite_run(link, be, device);
     rc = wn_link_rank(link) == 0 ? link_suite_report("mpi", sum) : sum.failed != 0;
     wn_link_close(link);
@@ -222,6 +241,6 @@ int main(int argc, char **argv)
     setenv("WINNOW_CUDA_KERNELS", "exact", 0);
     if (argc > 1 && strcmp(argv[1], "threads") == 0) return main_threads();
     if (argc > 1 && strcmp(argv[1], "mpi") == 0) return main_mpi(argc > 2 ? argv[2] : NULL);
-    fprintf(stderr, "usage: test_link_device threads | mpi [death]\n");
+    fprintf(stderr, "usage: test_link_device threads | mpi [death | leave]\n");
     return 2;
 }

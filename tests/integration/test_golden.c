@@ -315,6 +315,7 @@ static int mpi_main(void)
                 r.me = (uint32_t)wn_link_rank(link);
                 r.device = devices ? r.me % (uint32_t)devices : 0;
                 r.nccl = gpus == NCCL;
+                r.quick = gpus != NONE && !everything; /* ranks that take turns on one GPU are slow */
                 if (!check_rank(&r)) {
                     fprintf(stderr, "FAILED %s\n", r.failure);
                     wn_link_mpi_abort(1);

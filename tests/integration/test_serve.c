@@ -185,6 +185,8 @@ static bool int8;
 static void check_stages(struct winnow *w)
 {
     struct stage_time t[8] = {{0}};
+    const char *backend = getenv("WINNOW_BACKEND");
+    const bool gpus = backend && strncmp(backend, "cuda", 4) == 0;
     int n = 0;
 
     for (int i = 0; i < 50 && (n < pp || t[pp - 1].busy_us <= 0); i++) {
@@ -196,7 +198,8 @@ static void check_stages(struct winnow *w)
         printf("stage %d: at work %.0f ms, waited %.0f ms, for bytes %.0f ms\n", i, t[i].busy_us / 1e3,
                t[i].wait_us / 1e3, t[i].link_us / 1e3);
         assert_true(t[i].busy_us > 0 && t[i].wait_us > 0);
-        assert_true((t[i].link_us > 0) == (tp * pp > 1)); /* nobody sends bytes to himself */
+        /* nobody sends bytes to himself; what GPUs say to each other their queues wait for, unmeasured */
+        if (!gpus) assert_true((t[i].link_us > 0) == (tp * pp > 1));
         assert_true(t[i].busy_us + t[i].wait_us + t[i].link_us < 600e6 * tp);
     }
 }
