@@ -162,6 +162,7 @@ __device__ __forceinline__ void tile_step(struct walk<HD> &w, const uint16_t *q,
  * query head of a group - copies, and computes nothing. */
 template <int HD, bool SPLIT> __global__ void __launch_bounds__(THREADS, 2) mma_kernel(struct wn_cuda_attn a)
 {
+    wn_follow();
     WN_DYNAMIC_SHARED(raw);
     uint16_t *qs = (uint16_t *)raw, *kv = qs + 64 * (HD + 8); /* then two buffers of keys and values */
     const uint32_t part = 64 * (HD + 8);
@@ -255,6 +256,7 @@ template <int HD, bool SPLIT> __global__ void __launch_bounds__(THREADS, 2) mma_
 /* The chunks of split tiles. grid: split tiles, query rows of a tile, kv heads; a thread for each column. */
 __global__ void __launch_bounds__(THREADS) merge_kernel(struct wn_cuda_attn a)
 {
+    wn_follow();
     const struct wn_cuda_tile tile = a.split_tiles[blockIdx.x];
     const struct wn_cuda_seq seq = a.seqs[tile.seq];
     const uint32_t group = a.heads / a.kv_heads, n = tile.row0 + blockIdx.y, d = threadIdx.x;

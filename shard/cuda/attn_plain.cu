@@ -7,6 +7,7 @@
 /* grid: rows, heads. Dynamic shared memory: query and sums, head_dim floats each. */
 __global__ void __launch_bounds__(THREADS) plain_kernel(struct wn_cuda_attn a)
 {
+    wn_follow();
     WN_DYNAMIC_SHARED(raw);
     __shared__ float room[32], p[THREADS];
     __shared__ size_t rows[THREADS]; /* of each key in k and v */

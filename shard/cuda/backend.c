@@ -105,6 +105,7 @@ static wn_status cuda_open(struct wn_backend **out, int device, struct wn_err *e
     c->device = device;
     c->kernels = kernels;
     if ((rc = wn_cuda_memory_open(c, err)) != WN_OK) goto out;
+    if (info.major < 9) c->queue.overlap = false; /* such devices have no word for it */
     if (kernels == WN_CUDA_FAST) {
         struct wn_err why = {0};
         rc = wn_cuda_lt_open(&c->lt, &why);

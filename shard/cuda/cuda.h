@@ -50,6 +50,12 @@ struct wn_cuda {
     uint64_t uploaded_bytes, upload_us;
 };
 
+/* Where what is launched at once goes. */
+static inline wn_cuda_stream wn_cuda_now(const struct wn_cuda *c)
+{
+    return (wn_cuda_stream){.queue = c->stream};
+}
+
 /* ---- memory.c ---- */
 wn_status wn_cuda_memory_open(struct wn_cuda *c, struct wn_err *err);
 void wn_cuda_memory_close(struct wn_cuda *c);

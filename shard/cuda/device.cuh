@@ -6,8 +6,39 @@
 
 #include <cuda_runtime.h>
 
-#define WN_LAUNCH(kernel, grid, block, shared, stream, ...) \
-    (kernel)<<<(grid), (block), (shared), (stream)>>>(__VA_ARGS__)
+#include "shard/cuda/launch.h"
+
+#define WN_LAUNCH(kernel, grid, block, shared, on, ...) \
+    wn_launch((kernel), (grid), (block), (shared), (on), __VA_ARGS__)
+
+/* What is refused is found by cudaGetLastError, as after <<< >>>. */
+template <typename... P, typename... A>
+static inline void wn_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, wn_cuda_stream on, A... args)
+{
+    cudaLaunchAttribute early = {};
+    cudaLaunchConfig_t config = {};
+
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared;
+    config.stream = on.queue;
+    config.attrs = &early;
+    config.numAttrs = on.early ? 1 : 0;
+    (void)cudaLaunchKernelEx(&config, kernel, P(args)...);
+}
+
+/* Every thread of every kernel that may be launched early calls it, before it touches what other kernels write, or
+ * writes: the kernel before has ended then, and with it all that came before that one. The next kernel may start its
+ * blocks as soon as all of this one's have come here. Nothing happens in launches that are not early. */
+__device__ __forceinline__ void wn_follow(void)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 
 #define WN_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 

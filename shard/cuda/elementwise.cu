@@ -15,6 +15,7 @@ template <int OP> __device__ __forceinline__ float pair_op(float a, float b, uin
 template <int OP, int W>
 __global__ void __launch_bounds__(THREADS) pair_kernel(struct wn_cuda_pair p)
 {
+    wn_follow();
     const struct wn_cuda_mat out = p.out, a = p.a, b = p.b;
     const uint32_t row = blockIdx.x, c = (blockIdx.y * THREADS + threadIdx.x) * W;
     float x[W], y[W];

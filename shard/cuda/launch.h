@@ -20,7 +20,11 @@
 extern "C" {
 #endif
 
-typedef struct CUstream_st *wn_cuda_stream;
+/* Where a launch goes. early: it follows one of queue.h's, and its blocks may start before that ends (wn_follow). */
+typedef struct wn_cuda_stream {
+    struct CUstream_st *queue;
+    bool early;
+} wn_cuda_stream;
 
 enum { WN_CUDA_F32 = 0, WN_CUDA_BF16 = 1, WN_CUDA_F16 = 2 }; /* as wn_dtype */
 
@@ -40,8 +44,7 @@ struct wn_cuda_matmul {
     struct wn_cuda_w w;
     const float *bias; /* NULL or [n] */
     uint32_t slices, act;
-    float *parts; /* _mma with slices > 1 and more than WN_CUDA_WALK_ROWS rows: [slices, rows, n];
-                   * cuBLASLt with an epilogue: [1, rows, n] */
+    float *parts; /* _mma: [slices, rows, n] if both are more than 1 and WALK_ROWS; cuBLASLt, epilogue: [1, rows, n] */
 };
 
 /* n products of the same x in one launch: plain sums, no bias, no activation. */
@@ -118,8 +121,7 @@ struct wn_cuda_rope {
     uint64_t head_dim;
 };
 
-/* How the token of a row is chosen: struct wn_pick. */
-struct wn_cuda_pick {
+struct wn_cuda_pick { /* how the token of a row is chosen: struct wn_pick */
     uint64_t seed, position;
     float temperature, top_p;
     uint32_t top_k, wanted;
@@ -139,8 +141,7 @@ struct wn_cuda_sum {
     uint32_t n, me;
 };
 
-/* Rows at[0 .. n) of m (NULL: 0 .. n - 1), device memory. */
-struct wn_cuda_row_list {
+struct wn_cuda_row_list { /* rows at[0 .. n) of m (NULL: 0 .. n - 1), device memory */
     struct wn_cuda_mat m;
     const uint32_t *at;
     uint32_t n;

@@ -7,6 +7,7 @@
 /* All parts of an element are asked for before the first is added: the kernel is as long as one read. */
 template <uint32_t SLICES> __global__ void __launch_bounds__(THREADS) finish_kernel(struct wn_cuda_matmul a)
 {
+    wn_follow();
     const uint32_t m = blockIdx.x, n = blockIdx.y * THREADS + threadIdx.x;
 
     if (n >= a.w.n) return;

@@ -112,12 +112,12 @@ template <typename S> __device__ __forceinline__ void mma_block(const struct wn_
     const uint32_t warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     const uint32_t half = warp % 2, quarter = warp / 2; /* columns cols / 2 * half ..; steps 4 * quarter .. */
 
-    const auto load = [&](uint32_t s) {
+    const auto load = [&](uint32_t s, bool weights, bool rows) {
         const uint32_t slice = S::walk ? s / steps : blockIdx.z, begin = slice * part;
         const uint32_t k = begin + (S::walk ? s % steps : s) * DEPTH;
         uint16_t *to = tiles + s % S::stages * S::stage;
-        load_tile(to, w, a.w.stride, S::cols, n0, a.w.n, k, begin + part);
-        load_tile(to + S::cols * STRIDE, x, a.x.stride, S::rows, m0, a.out.rows, k, begin + part);
+        if (weights) load_tile(to, w, a.w.stride, S::cols, n0, a.w.n, k, begin + part);
+        if (rows) load_tile(to + S::cols * STRIDE, x, a.x.stride, S::rows, m0, a.out.rows, k, begin + part);
     };
 #pragma unroll
     for (int c = 0; c < S::cols / 32; c++)
@@ -125,14 +125,16 @@ template <typename S> __device__ __forceinline__ void mma_block(const struct wn_
         for (int i = 0; i < S::rows / 8; i++)
 #pragma unroll
             for (int j = 0; j < 4; j++) sum[c][i][j] = 0.0f;
+    for (uint32_t s = 0; s < S::stages - 1 && s < all; s++) load(s, true, false);
+    wn_follow(); /* weights are there from the start; x is what the kernel before makes */
     for (uint32_t s = 0; s < S::stages - 1; s++) {
-        if (s < all) load(s);
+        if (s < all) load(s, false, true);
         wn_cp_commit(); /* empty groups too: the count of groups is the clock */
     }
     for (uint32_t s = 0; s < all; s++) {
         wn_cp_wait<S::stages - 2>();
         __syncthreads(); /* tile s is there for all, and nobody reads tile s - 1, or chains that met, any more */
-        if (s + S::stages - 1 < all) load(s + S::stages - 1);
+        if (s + S::stages - 1 < all) load(s + S::stages - 1, true, true);
         wn_cp_commit();
         const uint16_t *at = tiles + s % S::stages * S::stage + g * STRIDE + quarter * 64 + 2 * t;
         tile_step<S>(sum, at + half * (S::cols / 2) * STRIDE, at + S::cols * STRIDE);

@@ -7,6 +7,7 @@
 /* grid: columns, rows in tiles of 16. block: 16 x 16. */
 __global__ void __launch_bounds__(TILE *TILE) plain_kernel(struct wn_cuda_matmul a)
 {
+    wn_follow();
     __shared__ float xs[TILE][TILE + 1], ws[TILE][TILE + 1];
     const uint32_t tx = threadIdx.x % TILE, ty = threadIdx.x / TILE, part = a.w.k / a.slices;
     const uint32_t n0 = blockIdx.x * TILE, m0 = blockIdx.y * TILE, n = n0 + tx, m = m0 + ty;

@@ -172,7 +172,7 @@ static wn_status upload_converted(struct wn_cuda *c, struct wn_weight *w, const 
         rc = upload_rows(c, raw, width, (const char *)host->ptr + (size_t)r * host->stride * e, host->stride * e, width,
                          n);
         if (rc == WN_OK)
-            rc = wn_cuda_check((cudaError_t)wn_cuda_run_rows(&rows, c->stream), "convert", NULL);
+            rc = wn_cuda_check((cudaError_t)wn_cuda_run_rows(&rows, wn_cuda_now(c)), "convert", NULL);
     }
     return rc;
 }

@@ -9,6 +9,7 @@
 /* Rows that fit the block's registers: read at once, and once. In a decode step the wait for that is the time. */
 template <bool ADD> __global__ void __launch_bounds__(THREADS) kept_kernel(struct wn_cuda_norm a)
 {
+    wn_follow();
     __shared__ float room[32];
     const size_t in = wn_at(a.x, blockIdx.x, 0), to = wn_at(a.out, blockIdx.x, 0);
     const uint32_t cols = a.x.cols, first = threadIdx.x * 8, step = THREADS * 8;
@@ -51,6 +52,7 @@ template <bool ADD> __global__ void __launch_bounds__(THREADS) kept_kernel(struc
 
 template <int W, bool ADD> __global__ void __launch_bounds__(THREADS) norm_kernel(struct wn_cuda_norm a)
 {
+    wn_follow();
     __shared__ float room[32];
     const size_t in = wn_at(a.x, blockIdx.x, 0), to = wn_at(a.out, blockIdx.x, 0);
     const uint32_t cols = a.x.cols;

@@ -48,7 +48,7 @@ static wn_status matmul_as(struct wn_cuda *c, const struct wn_matmul *a, struct 
         m.slices = 1;
         if ((rc = wn_cuda_flush(c)) != WN_OK) return rc;
         rc = wn_cuda_lt_run(c->lt, &m, c->stream);
-        return rc == WN_OK && parts ? launched(wn_cuda_run_matmul_finish(&m, c->stream), "matmul") : rc;
+        return rc == WN_OK && parts ? launched(wn_cuda_run_matmul_finish(&m, wn_cuda_now(c)), "matmul") : rc;
     }
     l.op = kind == WN_CUDA_MATMUL_MMA ? WN_CUDA_OP_MATMUL_MMA : WN_CUDA_OP_MATMUL_PLAIN;
     l.as.matmul = m;
@@ -327,7 +327,7 @@ static wn_status taps(struct wn_cuda *c, const struct wn_attn_full *a)
 
     t.stats = stats;
     if (rc == WN_OK) rc = wn_cuda_flush(c);
-    return rc == WN_OK ? launched(wn_cuda_run_taps(&t, c->stream), "attention taps") : rc;
+    return rc == WN_OK ? launched(wn_cuda_run_taps(&t, wn_cuda_now(c)), "attention taps") : rc;
 }
 
 /* An image is a sequence without a past whose keys fill one page of the matrices themselves. */
@@ -433,5 +433,5 @@ wn_status wn_cuda_sum_parts(struct wn_backend *be, const struct wn_dev_sum *a)
                                   .me = (uint32_t)a->me};
 
     WN_ASSERT(a->n >= 1 && a->n <= WN_DEV_GROUP_MAX);
-    return a->count ? launched(wn_cuda_run_sum_tree(&s, cuda(be)->stream), "sum") : WN_OK;
+    return a->count ? launched(wn_cuda_run_sum_tree(&s, wn_cuda_now(cuda(be))), "sum") : WN_OK;
 }

@@ -189,6 +189,7 @@ __device__ __forceinline__ void sort_from(const struct wn_cuda_mat &m, size_t ro
 /* grid: rows. One block an SM is enough, and registers for all that the draw keeps. */
 __global__ void __launch_bounds__(THREADS, 1) pick_kernel(struct wn_cuda_picks a)
 {
+    wn_follow();
     WN_DYNAMIC_SHARED(raw);
     struct room *room = (struct room *)raw;
     const struct wn_cuda_pick how = a.each[blockIdx.x];

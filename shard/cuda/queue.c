@@ -15,7 +15,7 @@ _Static_assert(sizeof(struct wn_cuda_norm) == 96 && sizeof(struct wn_cuda_rope) 
                "an argument struct has padding, or has grown");
 _Static_assert(sizeof(struct wn_cuda_launch) == 200, "the union's words cover its largest member");
 
-static int run_op(const struct wn_cuda_launch *l, cudaStream_t st)
+static int run_op(const struct wn_cuda_launch *l, wn_cuda_stream st)
 {
     switch ((wn_cuda_op)l->op) {
     case WN_CUDA_OP_NORM: return wn_cuda_run_norm(&l->as.norm, st);
@@ -34,7 +34,8 @@ static int run_op(const struct wn_cuda_launch *l, cudaStream_t st)
     return (int)cudaErrorInvalidValue;
 }
 
-static wn_status run(struct wn_cuda *c, const struct wn_cuda_launch *l)
+/* early: it follows another one of these, without a copy between. */
+static wn_status run(struct wn_cuda *c, const struct wn_cuda_launch *l, bool early)
 {
     static const char *const names[] = {
         [WN_CUDA_OP_NORM] = "norm",           [WN_CUDA_OP_ROPE] = "rope",
@@ -46,7 +47,7 @@ static wn_status run(struct wn_cuda *c, const struct wn_cuda_launch *l)
     cudaError_t code;
 
     WN_ASSERT(l->op < sizeof(names) / sizeof(names[0]));
-    code = (cudaError_t)run_op(l, c->stream);
+    code = (cudaError_t)run_op(l, (wn_cuda_stream){c->stream, early});
     return wn_cuda_check(code, names[l->op], NULL);
 }
 
@@ -54,7 +55,7 @@ wn_status wn_cuda_launch(struct wn_cuda *c, const struct wn_cuda_launch *l)
 {
     struct wn_cuda_queue *q = &c->queue;
 
-    if (!q->open) return run(c, l);
+    if (!q->open) return run(c, l, false);
     if (q->n == q->room) {
         uint32_t room = q->room ? 2 * q->room : 1024;
         struct wn_cuda_launch *grown = realloc(q->list, room * sizeof(*grown));
@@ -69,7 +70,7 @@ wn_status wn_cuda_launch(struct wn_cuda *c, const struct wn_cuda_launch *l)
 static wn_status run_list(struct wn_cuda *c)
 {
     wn_status rc = WN_OK;
-    for (uint32_t i = 0; rc == WN_OK && i < c->queue.n; i++) rc = run(c, &c->queue.list[i]);
+    for (uint32_t i = 0; rc == WN_OK && i < c->queue.n; i++) rc = run(c, &c->queue.list[i], c->queue.overlap && i > 0);
     return rc;
 }
 
@@ -207,15 +208,27 @@ wn_status wn_cuda_step_end(struct wn_backend *be)
     return rc;
 }
 
+/* *on, which is what holds without the variable, becomes what it says. */
+static wn_status read_switch(const char *name, bool *on, struct wn_err *err)
+{
+    const char *wish = getenv(name);
+
+    if (!wish) return WN_OK;
+    if (strcmp(wish, "0") != 0 && strcmp(wish, "1") != 0)
+        return wn_fail(err, WN_EINVAL, "%s=%s: 0 or 1", name, wish);
+    *on = *wish == '1';
+    return WN_OK;
+}
+
 wn_status wn_cuda_queue_open(struct wn_cuda *c, struct wn_err *err)
 {
-    const char *wish = getenv("WINNOW_CUDA_GRAPHS");
     struct wn_cuda_queue *q = &c->queue;
+    bool graphs = true;
     wn_status rc = wn_cuda_check(cudaEventCreateWithFlags(&q->step.copied, cudaEventDisableTiming), "event", err);
 
-    if (wish && strcmp(wish, "0") != 0 && strcmp(wish, "1") != 0)
-        return wn_fail(err, WN_EINVAL, "WINNOW_CUDA_GRAPHS=%s: 0 or 1", wish);
-    q->off = wish && strcmp(wish, "0") == 0;
+    if (rc == WN_OK) rc = read_switch("WINNOW_CUDA_GRAPHS", &graphs, err);
+    if (rc == WN_OK) rc = read_switch("WINNOW_CUDA_OVERLAP", &q->overlap, err);
+    q->off = !graphs;
     for (uint32_t i = 0; rc == WN_OK && i < WN_CUDA_METAS; i++)
         rc = wn_cuda_check(cudaEventCreateWithFlags(&q->metas[i].copied, cudaEventDisableTiming), "event", err);
     return rc;

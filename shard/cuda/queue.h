@@ -18,6 +18,10 @@
  * Buckets: rows are padded to a power of two (1 .. WN_CUDA_STEP_ROWS) with rows of no sequence, chunks of context too;
  * blocks without work return at once. Larger steps are launched as they come: there the device is what takes time.
  *
+ * WINNOW_CUDA_OVERLAP=1 (devices from 9.0 on): blocks of a step's next kernel may start while the last ones of a kernel
+ * still run, and a matmul asks for its first weights before what it multiplies is there (wn_follow in device.cuh).
+ * Off by default until it has been measured on a device.
+ *
  * Owns: graphs, and the list and tables of the step. Limits: WN_CUDA_GRAPHS graphs of at most WN_CUDA_GRAPH_LAUNCHES
  * launches together; the one not used for longest goes first. WINNOW_CUDA_GRAPHS=0 turns all of it off. */
 #ifndef WN_SHARD_CUDA_QUEUE_H
@@ -100,6 +104,7 @@ struct wn_cuda_meta {
 
 struct wn_cuda_queue {
     bool off, open;      /* off: no graphs wanted, or capture has failed */
+    bool overlap;        /* launches of a step may begin early */
     uint32_t rows;       /* of the open step, padded */
     struct wn_cuda_launch *list;
     uint32_t n, room, graphs_n;

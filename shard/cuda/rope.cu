@@ -8,6 +8,7 @@
 __global__ void __launch_bounds__(THREADS) rope_kernel(struct wn_cuda_mat x, const uint32_t *position,
                                                        const float *freq, uint32_t head_dim)
 {
+    wn_follow();
     const uint32_t half = head_dim / 2, pair = blockIdx.x * THREADS + threadIdx.x;
     const uint32_t head = pair / half, i = pair % half;
 
@@ -33,6 +34,7 @@ __host__ __device__ __forceinline__ uint32_t copies_of(const struct wn_cuda_rope
 /* A pair's angle is the same in all heads, and takes longer than turning it: so a thread turns it in several. */
 __global__ void __launch_bounds__(THREADS) rope_kv_kernel(struct wn_cuda_rope_kv a)
 {
+    wn_follow();
     const uint32_t half = a.head_dim / 2, turns = turns_of(a), copies = copies_of(a), row = blockIdx.y;
     const uint32_t at = blockIdx.x * THREADS + threadIdx.x, target = a.targets[row];
     const bool kept = target < a.keys.rows;

@@ -51,7 +51,7 @@ wn_status wn_cuda_row_dots(struct wn_backend *be, const struct wn_row_dots *a)
     if ((rc = send(c, words, (size_t)a_n + b_n, WN_CUDA_TABLE_LISTS, &lists)) != WN_OK) return rc;
     d.a = list_of(&a->a, lists);
     d.b = pairs ? list_of(&a->b, same ? lists : lists + a_n) : d.a;
-    return wn_cuda_check((cudaError_t)wn_cuda_run_row_dots(&d, c->stream), "row dots", NULL);
+    return wn_cuda_check((cudaError_t)wn_cuda_run_row_dots(&d, wn_cuda_now(c)), "row dots", NULL);
 }
 
 wn_status wn_cuda_row_sums(struct wn_backend *be, const struct wn_row_sums *a)
@@ -76,5 +76,5 @@ wn_status wn_cuda_row_sums(struct wn_backend *be, const struct wn_row_sums *a)
     s.first = table;
     s.div = (const float *)(const void *)(table + rows + 1);
     s.terms = table + 2 * rows + 1;
-    return wn_cuda_check((cudaError_t)wn_cuda_run_row_sums(&s, c->stream), "row sums", NULL);
+    return wn_cuda_check((cudaError_t)wn_cuda_run_row_sums(&s, wn_cuda_now(c)), "row sums", NULL);
 }

@@ -7,6 +7,7 @@
 template <int W>
 __global__ void __launch_bounds__(THREADS) rows_kernel(struct wn_cuda_rows a)
 {
+    wn_follow();
     const struct wn_cuda_mat out = a.out, in = a.in;
     const uint32_t row = blockIdx.x, target = a.to ? a.to[row] : row, source = a.from ? a.from[row] : row;
     const bool inside = source < in.rows;

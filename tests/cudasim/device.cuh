@@ -16,6 +16,7 @@
 #include <cstring>
 #include <functional>
 
+#include "shard/cuda/launch.h"
 #include "tests/cudasim/cuda_runtime_api.h"
 
 #define __global__   static
@@ -49,7 +50,9 @@ extern sim_state sim;
 #define blockDim  sim.block
 #define gridDim   sim.grid
 
-void sim_launch(dim3 grid, dim3 block, size_t shared, const std::function<void()> &kernel);
+/* early: every thread must have called sim_follow. */
+void sim_launch(dim3 grid, dim3 block, size_t shared, bool early, const std::function<void()> &kernel);
+void sim_follow(void);
 void sim_push(cudaStream_t st, std::function<bool()> fn); /* queues work, which says whether it is done */
 void sim_kernel(cudaStream_t st, std::function<bool()> fn); /* the same, or notes it in the graph that is captured */
 /* Would the device take it? If not, cudaGetLastError says why. */
@@ -57,10 +60,10 @@ bool sim_launchable(cudaStream_t st, const void *kernel, dim3 grid, dim3 block, 
 int sim_allow_shared(const void *kernel, size_t bytes);
 /* Arguments are taken when the kernel is queued, as on the device. */
 template <typename K, typename... A>
-void sim_queue_kernel(cudaStream_t st, dim3 grid, dim3 block, size_t shared, K kernel, A... args)
+void sim_queue_kernel(wn_cuda_stream st, dim3 grid, dim3 block, size_t shared, K kernel, A... args)
 {
-    if (!sim_launchable(st, reinterpret_cast<const void *>(kernel), grid, block, shared)) return;
-    sim_kernel(st, [=] { return sim_launch(grid, block, shared, [=] { kernel(args...); }), true; });
+    if (!sim_launchable(st.queue, reinterpret_cast<const void *>(kernel), grid, block, shared)) return;
+    sim_kernel(st.queue, [=] { return sim_launch(grid, block, shared, st.early, [=] { kernel(args...); }), true; });
 }
 void sim_block_barrier(void);
 /* All lanes of the warp put `bytes` in and get a table of what the 32 lanes put in, until the next call. */
@@ -81,6 +84,11 @@ template <typename K> static inline int wn_allow_shared(K kernel, size_t bytes)
 template <typename K> static inline int wn_has_code(K)
 {
     return getenv("WN_CUDASIM_NO_CODE") ? (int)cudaErrorNoKernelImageForDevice : 0;
+}
+
+static inline void wn_follow(void)
+{
+    sim_follow();
 }
 
 static inline void __syncthreads(void)

@@ -38,7 +38,7 @@ struct barrier {
     uint32_t arrived, turn;
 };
 static barrier block_barrier, warp_barrier[32];
-static uint32_t alive, warp_alive[32];
+static uint32_t alive, warp_alive[32], followed;
 static std::vector<unsigned char> table[32][2]; /* what the lanes of a warp put in, by turns */
 
 /* Saves the callee's registers on the stack and goes on where *to was left. */
@@ -98,6 +98,7 @@ static void run_block(const std::function<void()> &kernel, uint32_t threads, uin
     body = &kernel;
     block_barrier = {0, 0};
     alive = threads;
+    followed = 0;
     for (uint32_t w = 0; w < 32; w++) {
         warp_barrier[w] = {0, 0};
         warp_alive[w] = 0;
@@ -110,7 +111,7 @@ static void run_block(const std::function<void()> &kernel, uint32_t threads, uin
     sim_switch(&main_sp, fibers[first].sp); /* until all are done */
 }
 
-void sim_launch(dim3 grid, dim3 block, size_t shared, const std::function<void()> &kernel)
+void sim_launch(dim3 grid, dim3 block, size_t shared, bool early, const std::function<void()> &kernel)
 {
     static unsigned char *memory;
     const char *how = getenv("WN_CUDASIM_ORDER");
@@ -132,6 +133,7 @@ void sim_launch(dim3 grid, dim3 block, size_t shared, const std::function<void()
                 sim.block_at = dim3(x, y, z);
                 memset(memory, 0xff, shared);
                 run_block(kernel, threads, reverse ? threads - 1 : 0);
+                if (early && followed != threads) abort(); /* the next kernel could overtake the one before */
             }
 }
 
@@ -147,6 +149,11 @@ static void wait_at(barrier *b, const uint32_t *members)
         }
         yield();
     }
+}
+
+void sim_follow(void)
+{
+    followed++;
 }
 
 void sim_block_barrier(void)
