@@ -20,7 +20,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 programs=(test_backend_cuda test_golden test_vision test_tiny_llava test_encoder_device test_prune_golden_device
-    test_prune_random_device bench_gpu bench_gpu_ranks test_link_device test_serve winnowd winnow)
+    test_prune_random_device random_model bench_gpu bench_gpu_ranks test_link_device test_serve winnowd winnow)
 TREE_MAX=64 # MiB that travel: tracked files and .device
 packed=$PWD/build/packed
 DEADLINE=470
@@ -195,11 +195,12 @@ run() {
     fi
     steps
     grep -E '^[a-z]+,' "$logs/bench.txt" >"$out/bench.csv" 2>/dev/null
+    grep -E '^(prefill|decode),' "$logs/overlap.txt" 2>/dev/null | sed 's/^/overlap_/' >"$out/overlap.csv"
     grep -E '^hf_[a-z_]+,' "$logs/transformers.txt" >"$out/transformers.csv" 2>/dev/null
     {
         cat "$out/machine.txt"
         printf '%s\n' "${summary[@]}"
-        cat "$out/bench.csv" "$out/transformers.csv" 2>/dev/null
+        cat "$out/bench.csv" "$out/overlap.csv" "$out/transformers.csv" 2>/dev/null
         echo "$SECONDS s in all, $failed failed"
     } | tee "$out/summary.txt"
     return "$failed"
@@ -216,7 +217,11 @@ steps() {
     step prune_random 40 "$bin/test_prune_random_device"
     WN_TEST_BACKEND=cuda step tiny_llava 40 "$bin/test_tiny_llava" 20
     [ -n "$dry" ] || mkdir -p "$scratch"
-    step bench 110 "$bin/bench_gpu" "$CONFIG" "$scratch"
+    step write_13b 40 "$bin/random_model" "$CONFIG" "$scratch"
+    step bench 80 "$bin/bench_gpu" "$scratch"
+    # the same steps with launches that begin early, which is off until this has shown that it is right, and faster
+    WN_TEST_BACKEND=cuda WINNOW_CUDA_OVERLAP=1 step tiny_overlap 30 "$bin/test_tiny_llava" 5
+    WINNOW_CUDA_OVERLAP=1 step overlap 50 "$bin/bench_gpu" "$scratch" cuda steps
     [ -n "$dry" ] || rm -rf "$scratch"
     step transformers 80 env LD_LIBRARY_PATH="$theirs" python3 scripts/golden/hf_bench.py "$CONFIG"
     sanitize memcheck 40 'attn_paged_close'
@@ -242,7 +247,7 @@ keep() {
         echo "# scripts/device_checks.sh run: $machine"
         echo "# LLaVA-1.5-13B's shapes, random weights; floor_us: bytes or operations at the rates of copy and matmul, same run"
         echo "commit,machine,what,shape,p50_us,min_us,floor_us,ratio,tflops,gbytes_s"
-        grep -hvE '^what,' "$out/bench.csv" "$out/transformers.csv" |
+        grep -hvE '^what,' "$out/bench.csv" "$out/overlap.csv" "$out/transformers.csv" |
             awk -F, -v OFS=, -v first="$commit,$name" '{ $8 = $8; print first, $0 }'
     } >"$rows"
     echo "$rows"
@@ -282,10 +287,10 @@ links() {
     # LLaVA-1.5-13B's shapes with random weights, by tensor and by stage: logits, bytes, times
     local folder; folder=$(roomy)/winnow-bench
     mkdir -p "$folder"
-    step write_13b 45 "$bin/bench_gpu" "$CONFIG" "$folder" cuda write
+    step write_13b 45 "$bin/random_model" "$CONFIG" "$folder"
     for kernels in exact fast; do
-        step "13b_tp2_$kernels" 25 env WINNOW_CUDA_KERNELS=$kernels $run 2 "$bin/bench_gpu_ranks" "$CONFIG" "$folder" 1 2
-        step "13b_pp2_$kernels" 25 env WINNOW_CUDA_KERNELS=$kernels $run 2 "$bin/bench_gpu_ranks" "$CONFIG" "$folder" 2 1
+        step "13b_tp2_$kernels" 25 env WINNOW_CUDA_KERNELS=$kernels $run 2 "$bin/bench_gpu_ranks" "$folder" 1 2
+        step "13b_pp2_$kernels" 25 env WINNOW_CUDA_KERNELS=$kernels $run 2 "$bin/bench_gpu_ranks" "$folder" 2 1
     done
     rm -rf "$folder"
     {

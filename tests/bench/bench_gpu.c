@@ -1,16 +1,12 @@
-/* bench_gpu CONFIG FOLDER [backend [write]] - a whole model of CONFIG's shapes (config.json) with random weights on one
- * device: load, vision encode, pruning, prefill and decode, as CSV on standard output.
+/* bench_gpu MODEL [backend [steps]] - a whole model on one device: load, vision encode, pruning, prefill and decode, as
+ * CSV on standard output. MODEL is a folder that random_model has written (26 GB for LLaVA-1.5-13B; /dev/shm is a good
+ * place). steps: prefill and decode only.
  *
- * FOLDER gets a model.safetensors of random bfloat16 (26 GB for LLaVA-1.5-13B; /dev/shm is a good place), so that the
- * load is the real one; it goes again at the end. write: that file only, for bench_gpu_ranks. Yardsticks are measured
- * in the same run: a device-to-device copy, and a large matmul through the backend. floor_us is the least time that the
- * bytes or the operations of a case take at those rates; ratio is floor to time. Results are checked to be finite, and
- * the same in a second run. */
+ * Yardsticks are measured in the same run: a device-to-device copy, and a large matmul through the backend. floor_us is
+ * the least time that the bytes or the operations of a case take at those rates; ratio is floor to time. Results are
+ * checked to be finite, and the same in a second run. */
 #include <math.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <unistd.h>
+#include <string.h>
 
 #include "base/order.h"
 #include "pruning/prune.h"
@@ -18,10 +14,12 @@
 #include "shard/row_worker.h"
 #include "shard/sample.h"
 #include "shard/vision.h"
+#include "tests/bench/must.h"
 
 #define PAGE      16u
 #define CONTEXT   640u /* positions a sequence may have */
 #define SEQS_MAX  64u
+#define PAGES     (SEQS_MAX * (CONTEXT / PAGE))
 #define RUNS_MAX  200u
 #define BLOCK     ((size_t)32 << 20) /* random bytes, repeated */
 
@@ -30,80 +28,9 @@ static struct wn_model model;
 static struct wn_err err;
 static double copy_bytes_us, matmul_flops_us;
 
-static void must(wn_status rc, const char *what)
+static void done(wn_status rc, const char *what)
 {
-    if (rc == WN_OK) return;
-    fprintf(stderr, "bench_gpu: %s: %s\n", what, err.text[0] ? err.text : wn_status_name(rc));
-    exit(1);
-}
-
-/* ---- the checkpoint ---- */
-
-struct header {
-    char *text;
-    size_t used, room;
-    uint64_t bytes;
-};
-
-static void append(struct header *h, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-static void append(struct header *h, const char *fmt, ...)
-{
-    va_list ap;
-
-    if (h->room - h->used < 512) {
-        h->room = 2 * h->room + 4096;
-        h->text = realloc(h->text, h->room);
-        must(h->text ? WN_OK : WN_ENOMEM, "header");
-    }
-    va_start(ap, fmt);
-    h->used += (size_t)vsnprintf(h->text + h->used, h->room - h->used, fmt, ap);
-    va_end(ap);
-}
-
-static void tensor(struct header *h, const char *name, uint64_t rows, uint64_t cols)
-{
-    uint64_t bytes = 2 * rows * (cols ? cols : 1);
-
-    append(h, "%s\"%s\":{\"dtype\":\"BF16\",\"shape\":[%llu", h->used > 1 ? "," : "", name, (unsigned long long)rows);
-    if (cols) append(h, ",%llu", (unsigned long long)cols);
-    append(h, "],\"data_offsets\":[%llu,%llu]}", (unsigned long long)h->bytes, (unsigned long long)(h->bytes + bytes));
-    h->bytes += bytes;
-}
-
-static wn_status decoder_tensor(void *ctx, const struct wn_slice *s, struct wn_err *e)
-{
-    (void)e;
-    tensor(ctx, s->name, s->rows.n, s->cols.n > 1 ? s->cols.n : 0);
-    return WN_OK;
-}
-
-static void vision_tensors(struct header *h)
-{
-    static const char *const pairs[] = {"layer_norm1", "layer_norm2", "self_attn.q_proj", "self_attn.k_proj",
-                                        "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2"};
-    const struct wn_vision_config *c = &model.vision;
-    const char *tower = "vision_tower.vision_model.";
-    char name[WN_NAME_MAX];
-
-    snprintf(name, sizeof(name), "%sembeddings.class_embedding", tower);
-    tensor(h, name, c->hidden, 0);
-    snprintf(name, sizeof(name), "%sembeddings.patch_embedding.weight", tower);
-    tensor(h, name, c->hidden, 3 * c->patch_side * c->patch_side);
-    snprintf(name, sizeof(name), "%sembeddings.position_embedding.weight", tower);
-    tensor(h, name, c->patches + 1, c->hidden);
-    for (int b = 0; b < 2; b++) {
-        snprintf(name, sizeof(name), "%spre_layrnorm.%s", tower, b ? "bias" : "weight");
-        tensor(h, name, c->hidden, 0);
-    }
-    for (uint32_t i = 0; i < c->layers; i++) {
-        for (size_t p = 0; p < sizeof(pairs) / sizeof(pairs[0]); p++) {
-            uint64_t rows = p == 6 ? c->mlp : c->hidden, cols = p < 2 ? 0 : p == 7 ? c->mlp : c->hidden;
-            snprintf(name, sizeof(name), "%sencoder.layers.%u.%s.weight", tower, i, pairs[p]);
-            tensor(h, name, rows, cols);
-            snprintf(name, sizeof(name), "%sencoder.layers.%u.%s.bias", tower, i, pairs[p]);
-            tensor(h, name, rows, 0);
-        }
-    }
+    must(rc == WN_OK, "%s: %s", what, err.text[0] ? err.text : wn_status_name(rc));
 }
 
 /* Values of +-2^-6 at most, so that sums of some thousands stay small. */
@@ -114,32 +41,6 @@ static void fill_block(uint16_t *block, size_t n)
         z ^= z << 13, z ^= z >> 7, z ^= z << 17;
         block[i] = wn_f32_to_bf16(((float)(z >> 40) * 0x1p-23f - 1.0f) * 0x1p-6f);
     }
-}
-
-static void write_checkpoint(const char *path, const struct wn_plan *plan)
-{
-    struct header h = {.text = NULL};
-    uint16_t *block = malloc(BLOCK);
-    FILE *f = fopen(path, "wb");
-    uint64_t len;
-
-    must(block ? WN_OK : WN_ENOMEM, "random block");
-    if (!f) err.code = wn_fail(&err, WN_EIO, "%s cannot be written", path);
-    must(f ? WN_OK : WN_EIO, "checkpoint");
-    append(&h, "{");
-    must(wn_plan_slices(plan, 0, decoder_tensor, &h, &err), "tensors of the plan");
-    vision_tensors(&h);
-    append(&h, "}");
-    while (h.used % 8) append(&h, " ");
-    fill_block(block, BLOCK / 2);
-    len = h.used;
-    bool good = fwrite(&len, 8, 1, f) == 1 && fwrite(h.text, h.used, 1, f) == 1;
-    for (uint64_t at = 0; good && at < h.bytes; at += BLOCK)
-        good = fwrite(block, h.bytes - at < BLOCK ? h.bytes - at : BLOCK, 1, f) == 1;
-    if (fclose(f) != 0) good = false;
-    must(good ? WN_OK : WN_EIO, "checkpoint");
-    free(h.text);
-    free(block);
 }
 
 /* ---- timing ---- */
@@ -187,14 +88,14 @@ struct copy {
 static void run_copy(void *arg)
 {
     struct copy *c = arg;
-    must(wn_be_convert(be, &c->out, &c->in), "copy");
-    must(be->ops->sync(be, WN_NEVER), "copy");
+    done(wn_be_convert(be, &c->out, &c->in), "copy");
+    done(be->ops->sync(be, WN_NEVER), "copy");
 }
 
 static void run_matmul(void *arg)
 {
-    must(wn_be_matmul(be, (struct wn_matmul *)arg), "matmul");
-    must(be->ops->sync(be, WN_NEVER), "matmul");
+    done(wn_be_matmul(be, (struct wn_matmul *)arg), "matmul");
+    done(be->ops->sync(be, WN_NEVER), "matmul");
 }
 
 /* Random rows from the host; a block of them, repeated by upload. */
@@ -203,11 +104,11 @@ static struct wn_buf random_buf(size_t bytes)
     struct wn_buf b;
     uint16_t *block = malloc(BLOCK);
 
-    must(be->ops->buf_alloc(be, bytes, &b), "memory");
-    must(block ? WN_OK : WN_ENOMEM, "random block");
+    done(be->ops->buf_alloc(be, bytes, &b), "memory");
+    must(block, "random block: memory");
     fill_block(block, BLOCK / 2);
     for (size_t at = 0; at < bytes; at += BLOCK)
-        must(be->ops->upload(be, (char *)b.ptr + at, block, bytes - at < BLOCK ? bytes - at : BLOCK), "upload");
+        done(be->ops->upload(be, (char *)b.ptr + at, block, bytes - at < BLOCK ? bytes - at : BLOCK), "upload");
     free(block);
     return b;
 }
@@ -226,10 +127,10 @@ static void yardsticks(uint32_t side, size_t copy_bytes)
     copy_bytes_us = bytes / best;
     snprintf(shape, sizeof(shape), "%zuMiB", copy_bytes >> 20);
     report("copy", shape, median, best, best, 0.0, bytes);
-    must(host ? WN_OK : WN_ENOMEM, "matrix");
+    must(host, "matrix: memory");
     fill_block(host, (size_t)side * side);
     struct wn_mat m = {host, WN_BF16, side, side, side};
-    must(be->ops->weight_create(be, &w, &m, WN_BF16), "matrix");
+    done(be->ops->weight_create(be, &w, &m, WN_BF16), "matrix");
     struct wn_matmul mm = {
         .out = {b.ptr, WN_BF16, side, side, side}, .x = {a.ptr, WN_BF16, side, side, side}, .w = w, .slices = 1};
     median = time_it(run_matmul, &mm, 1.0, &best);
@@ -258,9 +159,9 @@ static void run_step(void *arg)
 {
     struct step_case *c = arg;
     if (!c->logits)
-        must(wn_stage_pick(c->stage, &c->step, WN_NEVER, c->each, c->picked, &err), "step");
+        done(wn_stage_pick(c->stage, &c->step, WN_NEVER, c->each, c->picked, &err), "step");
     else
-        must(wn_stage_run(c->stage, &c->step, WN_NEVER, c->logits, &err), "step");
+        done(wn_stage_run(c->stage, &c->step, WN_NEVER, c->logits, &err), "step");
 }
 
 static void check_picked(const struct step_case *c, uint32_t n, const float *logits)
@@ -269,11 +170,11 @@ static void check_picked(const struct step_case *c, uint32_t n, const float *log
     struct wn_sampler *sampler = NULL;
     struct wn_sampled want;
 
-    must(wn_sampler_create(&sampler, model.text.vocab, &err), "sampler");
+    done(wn_sampler_create(&sampler, model.text.vocab, &err), "sampler");
     for (uint32_t i = 0; i < n; i++) {
-        must(wn_sampler_pick(sampler, &greedy, logits + (size_t)i * model.text.vocab, NULL, 0, 0, false, &want, &err),
+        done(wn_sampler_pick(sampler, &greedy, logits + (size_t)i * model.text.vocab, NULL, 0, 0, false, &want, &err),
              "sampler");
-        if (c->picked[i] != want.token) must(WN_EDEVICE, "the token that was picked is not the likeliest");
+        must(c->picked[i] == want.token, "the token that was picked is not the likeliest");
     }
     wn_sampler_destroy(sampler);
 }
@@ -311,9 +212,8 @@ static void bench_step(struct wn_stage *s, const struct wn_plan *plan, uint32_t 
     c.logits = logits;
     run_step(&c);
     run_step(&c);
-    for (size_t i = 0; i < values; i++)
-        if (!isfinite(logits[i])) must(WN_EDEVICE, "logits are not finite");
-    if (memcmp(logits, again, values * sizeof(float)) != 0) must(WN_EDEVICE, "two runs of a step differ");
+    for (size_t i = 0; i < values; i++) must(isfinite(logits[i]), "logits are not finite");
+    must(memcmp(logits, again, values * sizeof(float)) == 0, "two runs of a step differ");
     if (wn_stage_can_pick(s)) c.logits = NULL;
     median = time_it(run_step, &c, 2.0, &best);
     if (wn_stage_can_pick(s)) check_picked(&c, seqs, logits);
@@ -332,7 +232,7 @@ struct encode_case {
 static void run_encode(void *arg)
 {
     struct encode_case *c = arg;
-    must(wn_vision_encode(c->tower, c->pixels, c->images, &c->taps, WN_NEVER, &c->out, &err), "encode");
+    done(wn_vision_encode(c->tower, c->pixels, c->images, &c->taps, WN_NEVER, &c->out, &err), "encode");
 }
 
 /* A picture's features and taps on the device, and the method that chooses among them. */
@@ -349,14 +249,14 @@ static void run_prune(void *arg)
     struct wn_row_sums sums;
     struct wn_mat kept;
 
-    must(wn_prune_run(c->method, &c->in, &c->out, &err), c->method->name);
+    done(wn_prune_run(c->method, &c->in, &c->out, &err), c->method->name);
     sums = wn_prune_sums(&c->in, &c->out);
     if (!c->in.worker) { /* a backend of the host's memory */
-        must(wn_prune_gather(&c->in, &c->out, c->rows, &err), "rows");
+        done(wn_prune_gather(&c->in, &c->out, c->rows, &err), "rows");
         return;
     }
-    must(c->in.worker->sums(c->in.worker, &sums, &kept, &err), "rows");
-    must(be->ops->download(be, c->rows, kept.ptr, kept.rows * wn_mat_row_bytes(&kept)), "rows");
+    done(c->in.worker->sums(c->in.worker, &sums, &kept, &err), "rows");
+    done(be->ops->download(be, c->rows, kept.ptr, kept.rows * wn_mat_row_bytes(&kept)), "rows");
 }
 
 /* From the tower's rows, where they are, to kept rows on the host. Floor: the products' operations. */
@@ -370,7 +270,7 @@ static void bench_prune(struct encode_case *e)
     uint32_t *index = calloc(v->patches + 1, sizeof(*index));
     uint8_t *flags = calloc(v->patches + 1, 1);
 
-    must(c.rows && index && flags ? WN_OK : WN_ENOMEM, "rows");
+    must(c.rows && index && flags, "rows: memory");
     e->images = 1;
     e->taps = (struct wn_vision_taps){
         .cls_layers = last, .keys_layers = last | last << 1, .cls_features = true, .stay = true};
@@ -389,7 +289,7 @@ static void bench_prune(struct encode_case *e)
                  .keys_stride = (size_t)e->out.tokens * e->out.width,
                  .query_stride = e->out.width,
                  .cls_row = e->out.cls_features}};
-    must(wn_row_worker_open(&c.in.worker, be, &err), "row worker");
+    done(wn_row_worker_open(&c.in.worker, be, &err), "row worker");
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
         const double flops = 2.0 * products[i] * v->hidden;
         double best, median;
@@ -411,9 +311,9 @@ static void bench_vision(const struct wn_weights *weights)
     size_t image = 3 * (size_t)v->image_side * v->image_side;
     struct encode_case c = {.pixels = malloc(8 * image * sizeof(float))};
 
-    must(c.pixels ? WN_OK : WN_ENOMEM, "pixels");
+    must(c.pixels, "pixels: memory");
     for (size_t i = 0; i < 8 * image; i++) c.pixels[i] = (float)((i * 2654435761u) >> 8 & 0xffff) * 0x1p-15f - 1.0f;
-    must(wn_vision_open(&c.tower, be, &model, weights, WN_BF16, 8, &err), "tower");
+    done(wn_vision_open(&c.tower, be, &model, weights, WN_BF16, 8, &err), "tower");
     for (uint32_t images = 1; images <= 8; images *= 8)
         for (int taps = 0; taps < 2; taps++) {
             double tokens = v->patches + 1,
@@ -432,79 +332,87 @@ static void bench_vision(const struct wn_weights *weights)
     free(c.pixels);
 }
 
-int main(int argc, char **argv)
+/* Fills the pages of every sequence but the first, so that a decode reads real keys. */
+static void fill_pages(struct wn_stage *stage, uint32_t rows, uint32_t *pages)
 {
-    static const uint32_t batches[] = {1, 8, 32, 64};
-    const uint32_t pages_n = SEQS_MAX * (CONTEXT / PAGE);
-    struct wn_plan plan;
-    struct wn_weights *weights = NULL;
-    struct wn_stage *stage = NULL;
-    uint32_t *pages = malloc(pages_n * sizeof(*pages));
-    char path[512];
+    static struct step_case c;
 
-    if (argc < 3) {
-        fprintf(stderr, "usage: bench_gpu CONFIG FOLDER [backend [write]]\n");
-        return 2;
-    }
-    must(wn_model_open(&model, argv[1], &err), "model");
-    must(wn_plan_make(&plan, &model, 1, 1, NULL, WN_BF16, &err), "plan");
-    snprintf(path, sizeof(path), "%s/model.safetensors", argv[2]);
-    if (argc > 4 && strcmp(argv[4], "write") == 0) {
-        write_checkpoint(path, &plan);
-        return 0;
-    }
-    must(wn_backend_open(&be, argc > 3 ? argv[3] : "cuda", 0, &err), "backend");
-    float *logits = malloc((size_t)SEQS_MAX * model.text.vocab * sizeof(float)),
-          *again = malloc((size_t)SEQS_MAX * model.text.vocab * sizeof(float));
-    must(logits && again && pages ? WN_OK : WN_ENOMEM, "memory");
-    for (uint32_t i = 0; i < pages_n; i++) pages[i] = (i * 7u + 3u) % pages_n; /* 7 and pages_n share no factor */
-    printf("what,shape,p50_us,min_us,floor_us,ratio,tflops,gbytes_s\n");
-    yardsticks(model.text.hidden >= 4096 ? 8192 : 256, model.text.hidden >= 4096 ? (size_t)2 << 30 : (size_t)8 << 20);
-    write_checkpoint(path, &plan);
-    must(wn_weights_open(&weights, argv[2], &err), "weights");
-    bench_vision(weights);
-    struct wn_stage_opts o = {.be = be,
-                              .plan = &plan,
-                              .weights = weights,
-                              .pages = pages_n,
-                              .page_tokens = PAGE,
-                              .rows_max = CONTEXT,
-                              .seqs_max = SEQS_MAX,
-                              .wanted_max = SEQS_MAX,
-                              .slots = 1};
-    int64_t start = wn_now_us();
-    must(wn_stage_open(&stage, &o, &err), "stage");
-    must(be->ops->sync(be, WN_NEVER), "load");
-    double took = (double)(wn_now_us() - start), bytes = (double)wn_plan_weight_bytes(&plan, 0);
-    report("load", "weights", took, took, 0.0, 0.0, bytes);
-    wn_weights_close(weights);
-    (void)unlink(path);
-
-    struct wn_features f = {.rows = model.vision.patches, .width = model.vision.hidden, .dtype = WN_BF16};
-    uint16_t *features = malloc((size_t)f.rows * f.width * 2);
-    must(features ? WN_OK : WN_ENOMEM, "features");
-    fill_block(features, (size_t)f.rows * f.width);
-    must(wn_stage_features_put(stage, 0, features, &f, &err), "features");
-    uint32_t whole = f.rows, part = f.rows < 64 ? f.rows : 64;
-    bench_step(stage, &plan, 1, 0, whole + 40, whole, pages, logits, again);
-    bench_step(stage, &plan, 1, 0, part + 40, part, pages, logits, again);
-    for (uint32_t s = 1; s < SEQS_MAX; s++) /* fill every sequence's pages, so that a decode reads real keys */
-        for (uint32_t pos = 0; pos + 1 < whole + 40; pos += 64) {
-            static struct step_case c;
-            uint32_t n = whole + 40 - pos < 64 ? whole + 40 - pos : 64;
-            c = (struct step_case){.stage = stage, .logits = logits};
+    for (uint32_t s = 1; s < SEQS_MAX; s++)
+        for (uint32_t pos = 0; pos + 1 < rows; pos += 64) {
+            const uint32_t n = rows - pos < 64 ? rows - pos : 64;
             c.seqs[0] = (struct wn_seq){.rows = n, .pos = pos, .pages = pages + (size_t)s * (CONTEXT / PAGE)};
             for (uint32_t i = 0; i < n; i++) c.token[i] = (pos + i + s) % model.text.vocab;
             c.step = (struct wn_step){.rows = n, .token = c.token, .seqs_n = 1, .seqs = c.seqs};
-            run_step(&c);
+            done(wn_stage_run(stage, &c.step, WN_NEVER, NULL, &err), "pages");
         }
+}
+
+static void bench_steps(struct wn_stage *stage, const struct wn_plan *plan)
+{
+    static const uint32_t batches[] = {1, 8, 32, 64};
+    static uint32_t pages[PAGES];
+    const struct wn_features f = {.rows = model.vision.patches, .width = model.vision.hidden, .dtype = WN_BF16};
+    const uint32_t whole = f.rows, part = f.rows < 64 ? f.rows : 64;
+    uint16_t *features = malloc((size_t)f.rows * f.width * 2);
+    float *logits = malloc((size_t)SEQS_MAX * model.text.vocab * sizeof(float)),
+          *again = malloc((size_t)SEQS_MAX * model.text.vocab * sizeof(float));
+
+    must(features && logits && again, "memory");
+    for (uint32_t i = 0; i < PAGES; i++) pages[i] = (i * 7u + 3u) % PAGES; /* 7 and PAGES share no factor */
+    fill_block(features, (size_t)f.rows * f.width);
+    done(wn_stage_features_put(stage, 0, features, &f, &err), "features");
+    bench_step(stage, plan, 1, 0, whole + 40, whole, pages, logits, again);
+    bench_step(stage, plan, 1, 0, part + 40, part, pages, logits, again);
+    fill_pages(stage, whole + 40, pages);
     for (size_t i = 0; i < sizeof(batches) / sizeof(batches[0]); i++)
-        bench_step(stage, &plan, batches[i], whole + 40, 1, 0, pages, logits, again);
-    wn_stage_close(stage);
-    wn_backend_close(be);
+        bench_step(stage, plan, batches[i], whole + 40, 1, 0, pages, logits, again);
     free(features);
     free(logits);
     free(again);
-    free(pages);
+}
+
+static struct wn_stage *load_stage(const struct wn_plan *plan, const struct wn_weights *weights)
+{
+    const struct wn_stage_opts o = {.be = be,
+                                    .plan = plan,
+                                    .weights = weights,
+                                    .pages = PAGES,
+                                    .page_tokens = PAGE,
+                                    .rows_max = CONTEXT,
+                                    .seqs_max = SEQS_MAX,
+                                    .wanted_max = SEQS_MAX,
+                                    .slots = 1};
+    const int64_t start = wn_now_us();
+    struct wn_stage *stage = NULL;
+
+    done(wn_stage_open(&stage, &o, &err), "stage");
+    done(be->ops->sync(be, WN_NEVER), "load");
+    const double took = (double)(wn_now_us() - start);
+    report("load", "weights", took, took, 0.0, 0.0, (double)wn_plan_weight_bytes(plan, 0));
+    return stage;
+}
+
+int main(int argc, char **argv)
+{
+    struct wn_plan plan;
+    struct wn_weights *weights = NULL;
+    struct wn_stage *stage;
+
+    if (argc < 2 || argc > 4 || (argc == 4 && strcmp(argv[3], "steps") != 0)) {
+        fprintf(stderr, "usage: bench_gpu MODEL [backend [steps]]\n");
+        return 2;
+    }
+    done(wn_model_open(&model, argv[1], &err), "model");
+    done(wn_plan_make(&plan, &model, 1, 1, NULL, WN_BF16, &err), "plan");
+    done(wn_weights_open(&weights, argv[1], &err), "weights");
+    done(wn_backend_open(&be, argc > 2 ? argv[2] : "cuda", 0, &err), "backend");
+    printf("what,shape,p50_us,min_us,floor_us,ratio,tflops,gbytes_s\n");
+    yardsticks(model.text.hidden >= 4096 ? 8192 : 256, model.text.hidden >= 4096 ? (size_t)2 << 30 : (size_t)8 << 20);
+    if (argc < 4) bench_vision(weights);
+    stage = load_stage(&plan, weights);
+    wn_weights_close(weights);
+    bench_steps(stage, &plan);
+    wn_stage_close(stage);
+    wn_backend_close(be);
     return 0;
 }

@@ -1,9 +1,9 @@
-/* mpirun -np P*T bench_gpu_ranks CONFIG FOLDER P T [backend] - a whole model of CONFIG's shapes cut over ranks, against
- * one rank alone: the same logits, the plan's bytes on every link, and times as they are, as CSV on standard output.
+/* mpirun -np P*T bench_gpu_ranks MODEL P T [backend] - a whole model (a folder that random_model has written) cut over
+ * ranks, against one rank alone: the same logits, the plan's bytes on every link, and times as they are, as CSV on
+ * standard output.
  *
- * FOLDER holds a model.safetensors that `bench_gpu CONFIG FOLDER BACKEND write` has written. Ranks take GPUs in turn;
- * with one GPU they meet over sockets, as two hosts would, and their times are those of one card that two processes
- * share. */
+ * Ranks take GPUs in turn; with one GPU they meet over sockets, as two hosts would, and their times are those of one
+ * card that two processes share. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -132,17 +132,17 @@ int main(int argc, char **argv)
     uint32_t equal = 0;
     bool gpus;
 
-    if (argc < 5) {
-        fprintf(stderr, "usage: mpirun -np P*T bench_gpu_ranks CONFIG FOLDER P T [backend]\n");
+    if (argc < 4) {
+        fprintf(stderr, "usage: mpirun -np P*T bench_gpu_ranks MODEL P T [backend]\n");
         return 2;
     }
     must(wn_link_open(&link_, "mpi", &(struct wn_group){0}, &err), "link");
     must(wn_model_open(&model, argv[1], &err), "model");
-    must(wn_plan_make(&plan, &model, (uint32_t)strtoul(argv[3], NULL, 10), (uint32_t)strtoul(argv[4], NULL, 10), NULL,
+    must(wn_plan_make(&plan, &model, (uint32_t)strtoul(argv[2], NULL, 10), (uint32_t)strtoul(argv[3], NULL, 10), NULL,
                       WN_BF16, &err), "plan");
     must(wn_plan_make(&one, &model, 1, 1, NULL, WN_BF16, &err), "plan");
-    must(wn_weights_open(&weights, argv[2], &err), "weights");
-    struct wn_backend *be = open_gpu(argc > 5 ? argv[5] : "cuda", &plan, &gpus);
+    must(wn_weights_open(&weights, argv[1], &err), "weights");
+    struct wn_backend *be = open_gpu(argc > 4 ? argv[4] : "cuda", &plan, &gpus);
     stage = open_stage(be, &plan, weights, link_, (uint32_t)wn_link_rank(link_));
     const bool root = wn_stage_is_last(stage);
     if (root) alone = open_stage(be, &one, weights, NULL, 0);
