@@ -25,7 +25,7 @@ static void print_help(const struct cli_args *a)
         snprintf(left, sizeof(left), "--%s%s%s", o->name, o->value ? " " : "", o->value ? o->value : "");
         printf("  %-28s %s\n", left, o->help);
     }
-    printf("  %-28s %s\n", "--key FILE", "who we are, of winnow keygen; else WINNOW_KEY, else plain text");
+    printf("  %-28s %s\n", "--key FILE", "our key, made by winnow keygen; else WINNOW_KEY, else plain text");
     printf("  %-28s %s\n", "--help", "print this and exit");
 }
 

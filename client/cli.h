@@ -21,7 +21,7 @@ struct cli_opt {
 };
 
 /* Where the server is: a row for a table of options. */
-#define CLI_ENDPOINT_OPT {"endpoint", "ADDRESS", "of the server; else WINNOW_ENDPOINT, else tcp://127.0.0.1:5599"}
+#define CLI_ENDPOINT_OPT {"endpoint", "ADDRESS", "where the server is; else WINNOW_ENDPOINT, else tcp://127.0.0.1:5599"}
 
 /* Walks over arguments. Zero-initialise, then set argc, argv, opts. */
 struct cli_args {
@@ -79,14 +79,14 @@ bool cli_try(struct winnow *w, const struct winnow_request *like, const char *la
 
 /* What a request can say about pruning beside method and budget: rows for a table of options, their number, and one of
  * them (0: the first) into a request. */
-#define CLI_PRUNING_OPTS                                                                                          \
-    {"cap", "N", "most visual tokens of a method that chooses its own count"},                                    \
-        {"position", "POLICY", "of kept tokens: compact (numbered on) or original (as if nothing were pruned)"},   \
-        {"projected", NULL, "visual tokens cross the network at the language model's width"},                      \
-        {"setting", "NAME", "faithful (as the public code) or paper, for methods that have both"},                 \
-        {"pruning-seed", "N", "of methods that draw; same seed and picture: same tokens"},                         \
-    {                                                                                                             \
-        "pruning-options", "NAME=N,...", "neighbours, contextual, important, anchors, object-layer"               \
+#define CLI_PRUNING_OPTS                                                                                         \
+    {"cap", "N", "most visual tokens that a method with a count of its own may keep"},                           \
+        {"position", "POLICY", "of kept tokens: compact (numbered on) or original (as if nothing were pruned)"}, \
+        {"projected", NULL, "visual tokens cross the network at the language model's width"},                    \
+        {"setting", "NAME", "faithful (as the public code) or paper, for methods that have both"},               \
+        {"pruning-seed", "N", "seed of methods that draw; same seed and picture: same tokens"},                  \
+    {                                                                                                            \
+        "pruning-options", "NAME=N,...", "neighbours, contextual, important, anchors, object-layer"              \
     }
 #define CLI_PRUNING_N 6
 bool cli_pruning_option(struct winnow_request *r, int option, const char *value);

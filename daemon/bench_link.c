@@ -371,9 +371,10 @@ int wn_cmd_bench_link(int argc, char **argv)
 {
     struct wn_config cfg;
     int code = wn_config_start(&cfg, argc, argv,
-                               "winnow bench link -tp RANKS [--link mpi|nccl|local]: latency and bandwidth of messages "
-                               "and\n"
-                               "all-reduces between ranks, by size, as CSV; nccl: between GPUs");
+                               "winnow bench link -tp RANKS [--link mpi|nccl|local] [OPTION]...\n"
+                               "Latency and bandwidth of messages and all-reduces between ranks, by size, as CSV;\n"
+                               "nccl: between GPUs.",
+                               WN_OPTIONS_MODEL | WN_OPTIONS_CLUSTER | WN_OPTIONS_BENCH_LINK);
 
     if (code >= 0) return code;
     if (is_rank()) return run_rank(&cfg) ? 0 : 1;

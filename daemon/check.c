@@ -297,14 +297,15 @@ static void set_signals(void)
 int wn_cmd_check(int argc, char **argv)
 {
     static const char usage[] =
-        "winnow check MODEL [options]: what a service with these options would use, measured before weights load\n"
-        "MODEL is a checkpoint folder, or only its config.json. Names what is wrong and ends with 1 then.";
+        "winnow check MODEL [OPTION]...\n"
+        "Measures what a service with these options would use, before weights load: networks, versions, memory, keys.\n"
+        "Names what is wrong, and ends with 1 then. MODEL is a checkpoint folder, or only its config.json.";
     struct wn_check c = {0};
     struct wn_err err = {0};
     char id[WN_MODEL_ID_LEN], host[WN_PROBE_HOST_LEN] = "";
     uint32_t wrong = 1;
     wn_status rc;
-    int code = wn_config_start(&c.cfg, argc, argv, usage);
+    int code = wn_config_start(&c.cfg, argc, argv, usage, WN_OPTIONS_SERVICE | WN_OPTIONS_OUTPUT);
 
     if (code >= 0) return code;
     if (!wn_role_has_model(&c.cfg)) return 2;

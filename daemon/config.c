@@ -344,7 +344,7 @@ static void warn_environment(void)
                 (int)strcspn(var, "="), var);
 }
 
-int wn_config_start(struct wn_config *c, int argc, char **argv, const char *usage)
+int wn_config_start(struct wn_config *c, int argc, char **argv, const char *usage, unsigned groups)
 {
     struct wn_err err = {0};
 
@@ -354,7 +354,7 @@ int wn_config_start(struct wn_config *c, int argc, char **argv, const char *usag
     }
     wn_log_max = (wn_log_level)c->log_level;
     if (!c->run_dir[0]) warn_environment(); /* the parts of a service were started by one that has said it */
-    if (c->help) wn_config_help(stdout, usage);
+    if (c->help) wn_config_help(stdout, usage, groups);
     if (c->version) wn_version_print(stdout, "winnowd");
     if (c->print_config) wn_config_print(stdout, c);
     if (c->check_config && !c->print_config) puts("the configuration is good");

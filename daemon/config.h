@@ -105,6 +105,23 @@ struct wn_config {
 
 typedef enum wn_opt_type { WN_OPT_BOOL, WN_OPT_U32, WN_OPT_U64, WN_OPT_FLOAT, WN_OPT_TEXT, WN_OPT_CHOICE } wn_opt_type;
 
+/* Heads of --help, in its order. Every command takes every option, so that one file and one environment serve them
+ * all; its --help shows the groups that concern it. */
+enum wn_option_group {
+    WN_OPTIONS_MODEL = 1,
+    WN_OPTIONS_PRUNING = 2,
+    WN_OPTIONS_SERVER = 4,
+    WN_OPTIONS_CLUSTER = 8,
+    WN_OPTIONS_KEYS = 16,
+    WN_OPTIONS_ROLES = 32,
+    WN_OPTIONS_PLAN = 64,
+    WN_OPTIONS_PRUNE = 128,
+    WN_OPTIONS_BENCH_LINK = 256,
+    WN_OPTIONS_OUTPUT = 512,
+    WN_OPTIONS_GENERAL = 1024, /* shown by all */
+};
+#define WN_OPTIONS_SERVICE 63u /* all that make a service: MODEL to ROLES */
+
 struct wn_option {
     const char *name;       /* long name and YAML key */
     const char *short_name; /* without its dash; NULL: none */
@@ -113,7 +130,8 @@ struct wn_option {
     const char *def;        /* parsed like any other value */
     double min, max;        /* of numbers */
     const char *choices;    /* "auto|float32|bfloat16" */
-    const char *group, *help;
+    enum wn_option_group group;
+    const char *value, *help; /* value: what to call it in --help, "FILE"; NULL: it has none */
     bool early;             /* not settable in the file or the environment: --help, --config, ... */
 };
 
@@ -145,16 +163,17 @@ WN_NODISCARD wn_status wn_config_check_reach(const struct wn_config *c, struct w
  * NULL: there is none. */
 const char *wn_config_unknown_env(size_t *at);
 
-/* For a role's main: parses, sets the log level, and answers --help (under `usage`, the first lines of it), --version,
- * --print-config and --check-config. -1: go on; else the process's exit code. */
-int wn_config_start(struct wn_config *c, int argc, char **argv, const char *usage);
+/* For a role's main: parses, sets the log level, and answers --help (as wn_config_help), --version, --print-config and
+ * --check-config. -1: go on; else the process's exit code. */
+int wn_config_start(struct wn_config *c, int argc, char **argv, const char *usage, unsigned groups);
 
 /* The options that do not have their default, as "--name=value" flags: for a child process. *out is NULL-terminated,
  * one block: free(). extra_n empty places are left before the NULL. */
 WN_NODISCARD wn_status wn_config_flags(const struct wn_config *c, char ***out, size_t *out_n, size_t extra_n,
                                        struct wn_err *err);
 
-void wn_config_help(FILE *f, const char *usage);
+/* usage: the first lines, "winnow plan MODEL [OPTION]...\nWhat it does."; groups: a mask of enum wn_option_group. */
+void wn_config_help(FILE *f, const char *usage, unsigned groups);
 void wn_config_print(FILE *f, const struct wn_config *c); /* as YAML that can be read back */
 void wn_version_print(FILE *f, const char *program);      /* version, commit, libraries */
 

@@ -34,31 +34,49 @@ static void value_text(const struct wn_config *c, const struct wn_option *o, cha
     }
 }
 
-void wn_config_help(FILE *f, const char *usage)
+static const char *group_title(enum wn_option_group group)
 {
-    const char *group = "";
+    switch (group) {
+    case WN_OPTIONS_MODEL: return "Model and layout";
+    case WN_OPTIONS_PRUNING: return "Images and pruning";
+    case WN_OPTIONS_SERVER: return "Server";
+    case WN_OPTIONS_CLUSTER: return "Cluster";
+    case WN_OPTIONS_KEYS: return "Keys";
+    case WN_OPTIONS_ROLES: return "Roles (winnow serve sets these)";
+    case WN_OPTIONS_PLAN: return "The prompt and the device";
+    case WN_OPTIONS_PRUNE: return "The picture";
+    case WN_OPTIONS_BENCH_LINK: return "Messages";
+    case WN_OPTIONS_OUTPUT: return "Output";
+    case WN_OPTIONS_GENERAL: break;
+    }
+    return "General";
+}
 
-    fprintf(f, "%s%s\n", strncmp(usage, "Usage: ", 7) != 0 ? "Usage: " : "", usage);
-    for (size_t i = 0; i < wn_options_n; i++) {
-        const struct wn_option *o = &wn_options[i];
+void wn_config_help(FILE *f, const char *usage, unsigned groups)
+{
+    const struct wn_option *before = NULL;
+
+    fprintf(f, "Usage: %s\n", usage);
+    for (const struct wn_option *o = wn_options; o < wn_options + wn_options_n; o++) {
         char left[80];
         int n = 0;
-        if (strcmp(group, o->group) != 0) fprintf(f, "\n%s\n", group = o->group);
+        if (!(o->group & (groups | WN_OPTIONS_GENERAL))) continue;
+        if (!before || before->group != o->group) fprintf(f, "\n%s\n", group_title(o->group));
+        before = o;
         if (o->short_name)
             n = snprintf(left, sizeof(left), "%s%s, ", strlen(o->short_name) > 2 ? "--" : "-", o->short_name);
         n += snprintf(left + n, sizeof(left) - (size_t)n, "--%s", o->name);
-        if (o->type != WN_OPT_BOOL)
-            n += snprintf(left + n, sizeof(left) - (size_t)n, " %s",
-                          o->type == WN_OPT_TEXT ? "S" : o->choices ? "C" : "N");
+        if (o->value) n += snprintf(left + n, sizeof(left) - (size_t)n, " %s", o->value);
         if (n > HELP_COLUMN) fprintf(f, "  %s\n  %*s %s", left, HELP_COLUMN, "", o->help);
         else fprintf(f, "  %-*s %s", HELP_COLUMN, left, o->help);
         if (o->choices) fprintf(f, " (%s)", o->choices);
-        if (o->type != WN_OPT_BOOL && o->def[0]) fprintf(f, " [%s]", o->def);
+        if (o->value && o->def[0]) fprintf(f, " [%s]", o->def);
         fputc('\n', f);
     }
-    fprintf(f, "\nSizes take K, M or G: --image-bytes-max 64M. Each option is also a key of the YAML file and, as\n"
-               "WINNOW_MAX_QUEUE for --max-queue, an environment variable. A flag goes before the environment, the\n"
-               "environment before the file.\n");
+    fputs("\nIn brackets: the default. Sizes take K, M or G: --image-bytes-max 64M. Each option is also a key of the\n"
+          "YAML file and, as WINNOW_MAX_QUEUE for --max-queue, an environment variable. A flag goes before the\n"
+          "environment, the environment before the file. Options of other commands are taken and change nothing.\n",
+          f);
 }
 
 void wn_config_print(FILE *f, const struct wn_config *c)

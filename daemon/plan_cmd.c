@@ -47,10 +47,11 @@ int wn_cmd_plan(int argc, char **argv)
     struct wn_err err = {0};
     uint32_t tokens_max = 0, rows = 0;
     char id[WN_MODEL_ID_LEN], *json;
-    int code = wn_config_start(
-        &cfg, argc, argv,
-        "winnow plan MODEL [options]: who holds what, what it takes, and what a prompt puts on each link\n"
-        "MODEL is a checkpoint folder, or only its config.json");
+    int code = wn_config_start(&cfg, argc, argv,
+                               "winnow plan MODEL [OPTION]...\n"
+                               "Prints which rank holds what, the memory that it takes, and what a prompt puts on\n"
+                               "each link. MODEL is a checkpoint folder, or only its config.json.",
+                               WN_OPTIONS_MODEL | WN_OPTIONS_PRUNING | WN_OPTIONS_PLAN | WN_OPTIONS_OUTPUT);
 
     if (code >= 0) return code;
     if (!wn_role_has_model(&cfg)) return 2;

@@ -269,7 +269,8 @@ int wn_role_probe(int argc, char **argv)
     struct wn_probe p = {0};
     struct wn_err err = {0};
     wn_status rc;
-    int code = wn_config_start(&p.cfg, argc, argv, "winnowd probe MODEL [options]: a part of winnow check");
+    int code = wn_config_start(&p.cfg, argc, argv, "winnowd probe MODEL [OPTION]...\nOne process of winnow check.",
+                               WN_OPTIONS_SERVICE);
 
     if (code >= 0) return code;
     signal(SIGPIPE, SIG_IGN);

@@ -192,9 +192,9 @@ int wn_cmd_prune(int argc, char **argv)
     }
     code = wn_config_start(&p->cfg, argc, argv,
                            "winnow prune --image FILE --method M [--keep K | --rate R] [-o OUT.png] MODEL\n"
-                           "winnow prune --image FILE --all [--keep K | --rate R] [-o OUT.png] MODEL\n"
-                           "Draws which visual tokens of a picture are kept, and counts them. --cap, --setting,\n"
-                           "--projected, --pruning-seed and --pruning-options do what they do in a request");
+                           "       winnow prune --image FILE --all [--keep K | --rate R] [-o OUT.png] MODEL\n"
+                           "Draws which visual tokens of a picture are kept, and counts them. No service is needed.",
+                           WN_OPTIONS_MODEL | WN_OPTIONS_PRUNING | WN_OPTIONS_PRUNE | WN_OPTIONS_OUTPUT);
     if (code >= 0) goto out;
     code = 2;
     if (!wn_role_has_model(&p->cfg)) goto out;

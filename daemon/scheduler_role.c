@@ -37,14 +37,14 @@ static wn_status open_scheduler(struct wn_scheduler **out, const struct wn_confi
 
 int wn_role_scheduler(int argc, char **argv)
 {
-    static const char usage[] = "Usage: winnowd scheduler [OPTION]...\n"
+    static const char usage[] = "winnowd scheduler [OPTION]...\n"
                                 "Takes jobs from clients and hands them to vision workers and replicas.";
     struct wn_scheduler *s = NULL;
     struct wn_config cfg;
     struct wn_err err = {0};
     char workers[WN_TEXT_LEN];
     sigset_t signals;
-    int fd = -1, code = wn_config_start(&cfg, argc, argv, usage);
+    int fd = -1, code = wn_config_start(&cfg, argc, argv, usage, WN_OPTIONS_SERVICE);
 
     if (code >= 0) return code;
     if (!wn_role_has_place(&cfg)) return 2;

@@ -313,8 +313,8 @@ int wn_role_shard(int argc, char **argv)
 {
     struct shard s = {0};
     struct wn_err err = {0};
-    int code =
-        wn_config_start(&s.cfg, argc, argv, "winnowd shard MODEL [options]: one rank of a replica");
+    int code = wn_config_start(&s.cfg, argc, argv, "winnowd shard MODEL [OPTION]...\nOne rank of a replica.",
+                               WN_OPTIONS_SERVICE);
     wn_status rc;
 
     if (code >= 0) return code;

@@ -420,8 +420,11 @@ int wn_role_serve(int argc, char **argv)
 {
     struct supervisor s = {.signals = -1, .began_us = wn_now_us(), .patience_us = PATIENCE_US};
     struct wn_err err = {0};
-    int code = wn_config_start(
-        &s.cfg, argc, argv, "winnow serve MODEL [options]: starts a service and watches over it");
+    int code = wn_config_start(&s.cfg, argc, argv,
+                               "winnow serve MODEL [OPTION]...\n"
+                               "Starts a service and watches over it: what dies is started again. SIGTERM drains it:\n"
+                               "nothing new is taken, and what runs is finished.",
+                               WN_OPTIONS_SERVICE);
     wn_status rc;
 
     if (code >= 0) return code;

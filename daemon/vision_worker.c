@@ -466,8 +466,8 @@ int wn_role_vision(int argc, char **argv)
     struct wn_front_opts fo = {
         .role = WN__ROLE__ROLE_VISION, .build = WN_VERSION, .scheduler = scheduler};
     struct sigaction sa = {.sa_handler = on_signal};
-    int code = wn_config_start(&v.cfg, argc, argv,
-                               "winnowd vision MODEL [options]: encodes and prunes images");
+    int code = wn_config_start(&v.cfg, argc, argv, "winnowd vision MODEL [OPTION]...\nEncodes and prunes images.",
+                               WN_OPTIONS_SERVICE);
     wn_status rc;
 
     if (code >= 0) return code;

@@ -56,7 +56,7 @@ static void table_is_sound(void **state)
     for (size_t i = 0; i < wn_options_n; i++) {
         const struct wn_option *o = &wn_options[i];
         assert_ptr_equal(wn_config_find(o->name), o); /* no name twice */
-        assert_true(o->help[0] && o->group[0]);
+        assert_true(o->help[0] && o->group && (o->type == WN_OPT_BOOL) == !o->value);
         assert_true(strlen(o->name) < WN_NAME_LEN - 8);
         assert_true(o->offset + o->size <= offsetof(struct wn_config, source));
         if (o->type == WN_OPT_U32 || o->type == WN_OPT_CHOICE) assert_int_equal(o->size, 4);
@@ -244,13 +244,16 @@ static void help(void **state)
     FILE *f = open_memstream(&text, &bytes);
 
     (void)state;
-    wn_config_help(f, "winnow serve MODEL");
+    wn_config_help(f, "winnow serve MODEL", WN_OPTIONS_SERVICE);
     fclose(f);
     assert_int_equal(strncmp(text, "Usage: winnow serve MODEL\n", 26), 0);
     assert_non_null(strstr(text, "\n  --port N                         TCP port"));
     assert_non_null(strstr(text, "\n  -tp, --tensor-parallel-size N    tensor ranks"));
-    assert_non_null(strstr(text, "\n  --method, --image-pruning-method S\n"
-                                 "                                   what chooses"));
+    assert_non_null(strstr(text, "\n  --method, --image-pruning-method NAME\n"
+                                 "                                   how visual tokens"));
+    assert_non_null(strstr(text, "\n  --stall-timeout MS               how long"));
+    assert_non_null(strstr(text, "\nGeneral\n"));
+    assert_null(strstr(text, "--prompt-tokens")); /* winnow plan's */
     free(text);
 }
 
