@@ -95,14 +95,10 @@ static void turn_leave(struct wn_accounts *a, struct wn_account *acc)
 
 static void turn_enter(struct wn_accounts *a, struct wn_account *acc, bool first)
 {
-    struct wn_account **end = first ? &a->turn_first : &a->turn_last;
-
     acc->turn_next = first ? a->turn_first : NULL;
     acc->turn_prev = first ? NULL : a->turn_last;
-    if (*end) *(first ? &(*end)->turn_prev : &(*end)->turn_next) = acc;
-    *end = acc;
-    if (!acc->turn_next) a->turn_last = acc;
-    if (!acc->turn_prev) a->turn_first = acc;
+    *(acc->turn_next ? &acc->turn_next->turn_prev : &a->turn_last) = acc;
+    *(acc->turn_prev ? &acc->turn_prev->turn_next : &a->turn_first) = acc;
 }
 
 void wn_ticket_queue(struct wn_accounts *a, struct wn_ticket *t, bool first)

@@ -111,12 +111,29 @@ static void rate(void **state)
     wn_accounts_fini(&a);
 }
 
+/* One job in two seconds: the bucket holds one. */
+static void slow_rate(void **state)
+{
+    struct wn_accounts a = {.jobs_max = 100, .jobs_per_s = 0.5};
+    struct wn_account *acc = of(&a, 1, 0);
+    uint32_t retry_ms;
+
+    (void)state;
+    assert_true(wn_account_allows(&a, acc, 1, 0, &retry_ms));
+    assert_false(wn_account_allows(&a, acc, 1, 0, &retry_ms));
+    assert_int_equal(retry_ms, 2001);
+    assert_false(wn_account_allows(&a, acc, 1, 1999000, &retry_ms));
+    assert_true(wn_account_allows(&a, acc, 1, 2001000, &retry_ms));
+    wn_accounts_fini(&a);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(round_robin),
         cmocka_unit_test(limits),
         cmocka_unit_test(rate),
+        cmocka_unit_test(slow_rate),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
