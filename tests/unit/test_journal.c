@@ -9,6 +9,7 @@
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
+#include <sqlite3.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -176,6 +177,9 @@ static void kept_over_a_restart(void **state)
     assert_int_equal(blob_files_count(dir), 0);
     assert_int_equal(wn_journal_forget(j, ID_B), WN_OK);
     assert_int_equal(outcome(j, WN_JOURNAL_FORGET).code, WN_OK);
+    add(j, ID_B, "again", NULL); /* nothing of it is left */
+    assert_int_equal(wn_journal_forget(j, ID_B), WN_OK);
+    assert_int_equal(outcome(j, WN_JOURNAL_FORGET).code, WN_OK);
     wn_journal_close(j);
     seen = reopen();
     assert_string_equal(seen.text, "02 done/2 third [] 2:end how why|00 done/2 first [] 2:all how why|");
@@ -255,6 +259,10 @@ static void other_files_are_refused(void **state)
     patch_file("journal.db", 68, "abcd", 4); /* application_id */
     assert_int_equal(wn_journal_open(&j, dir, &err), WN_EFORMAT);
     assert_non_null(strstr(err.text, "another program's database"));
+    patch_file("journal.db", 60, "\0\0\0\0", 4);
+    patch_file("journal.db", 68, "\0\0\0\0", 4); /* of a program that names neither, and has tables */
+    assert_int_equal(wn_journal_open(&j, dir, &err), WN_EFORMAT);
+    assert_non_null(strstr(err.text, "another program's database"));
     memset(junk, 'x', sizeof(junk));
     patch_file("journal.db", 0, junk, sizeof(junk));
     assert_int_equal(wn_journal_open(&j, dir, &err), WN_EFORMAT);
@@ -264,6 +272,75 @@ static void other_files_are_refused(void **state)
     snprintf(dir, sizeof(dir), "%s/file", base);
     assert_int_equal(wn_journal_open(&j, dir, &err), WN_EIO);
     assert_null(j);
+}
+
+/* Runs UPDATE on the file, as no journal would. */
+static void tamper(const char *update)
+{
+    char path[160];
+    sqlite3 *sql = NULL;
+
+    snprintf(path, sizeof(path), "%s/journal.db", dir);
+    assert_int_equal(sqlite3_open(path, &sql), SQLITE_OK);
+    if (sqlite3_exec(sql, update, NULL, NULL, NULL) != SQLITE_OK) fail_msg("%s: %s", update, sqlite3_errmsg(sql));
+    sqlite3_close(sql);
+}
+
+/* A journal of one running job with a picture, tampered with. Says what load says of it, or of its pictures. */
+static const char *load_tampered(const char *update, wn_status want)
+{
+    static struct seen seen;
+    static struct wn_err err;
+    struct wn_journal *j;
+
+    fresh_dir();
+    j = open_started();
+    add(j, ID_A, "first", "picture");
+    save(j, ID_A, WN_JOB_RUNNING, "one two", 0);
+    wn_journal_close(j);
+    tamper(update);
+    j = open_idle();
+    seen = (struct seen){0};
+    err = (struct wn_err){0};
+    if (wn_journal_load(j, look, &seen, &err) != want) fail_msg("%s: '%s'", update, err.text);
+    wn_journal_close(j);
+    return want == WN_OK ? seen.damage : err.text;
+}
+
+static void damaged_rows(void **state)
+{
+    static const char *const rows[] = {
+        "UPDATE jobs SET id='short'",
+        "UPDATE jobs SET state=-1",
+        "UPDATE jobs SET state=99",
+        "UPDATE jobs SET attempt=-1",
+        "UPDATE jobs SET attempt=4", /* of 3 */
+        "UPDATE jobs SET attempts_max=(1<<20)+1",
+        "UPDATE jobs SET ids=zeroblob(7), text_end=zeroblob(7)",
+        "UPDATE jobs SET text_end=zeroblob(4)",
+        "UPDATE jobs SET ids=zeroblob(4*65537), text_end=zeroblob(4*65537)",
+        "UPDATE jobs SET text=zeroblob(524289)",
+    };
+    static const char *const pictures[] = {
+        "UPDATE images SET bytes=0",
+        "UPDATE images SET bytes=1<<62",
+        "UPDATE images SET hash=zeroblob(31)",
+        "WITH RECURSIVE k(n) AS (SELECT 1 UNION ALL SELECT n+1 FROM k LIMIT 16)"
+        " INSERT INTO images SELECT 1, n, zeroblob(32), 1 FROM k",
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        const char *got = load_tampered(rows[i], WN_EFORMAT);
+        if (!strstr(got, "row 1 is damaged")) fail_msg("%s: '%s'", rows[i], got);
+    }
+    for (size_t i = 0; i < sizeof(pictures) / sizeof(pictures[0]); i++) {
+        const char *got = load_tampered(pictures[i], WN_OK);
+        if (!strstr(got, "the list of images is damaged")) fail_msg("%s: '%s'", pictures[i], got);
+    }
+    load_tampered("UPDATE jobs SET ids=zeroblob(4*65536), text_end=zeroblob(4*65536), text=zeroblob(524288), "
+                  "attempts_max=1<<20",
+                  WN_OK); /* the limits themselves */
 }
 
 static void torn_image(void **state)
@@ -404,6 +481,7 @@ int main(void)
         cmocka_unit_test(kept_over_a_kill),
         cmocka_unit_test(one_at_a_time),
         cmocka_unit_test(other_files_are_refused),
+        cmocka_unit_test(damaged_rows),
         cmocka_unit_test(torn_image),
         cmocka_unit_test(orphans_are_swept),
         cmocka_unit_test(no_room),
