@@ -39,6 +39,7 @@ static void test_chosen(void **state)
     assert_string_equal(chosen_of("abbcc", "00000", 3, false), "abb");
     assert_string_equal(chosen_of("aaabb", "00000", 2, false), "bb");
     assert_string_equal(chosen_of("aaabbb", "000000", 2, false), "aa");
+    assert_string_equal(chosen_of("babab", "00000", 2, false), "aa"); /* the oldest one's group is as large as any */
     /* one whose mates are elsewhere waits, but only once, and not for a single mate */
     assert_string_equal(chosen_of("abbBAA", "000000", 3, true), "bb");
     assert_string_equal(chosen_of("abbBAA", "000000", 3, false), "abb");

@@ -81,12 +81,16 @@ static const uint8_t one[32] = {1}, two[32] = {2};
 static void test_longest_prefix(void **state)
 {
     struct fixture *f = *state;
+    struct wn_prefix_stats s;
     assert_int_equal(found_of(f, "aaaabbbb", one), 0);
     compute(f, "aaaabbbbcccc", one);
     assert_int_equal(found_of(f, "aaaabbbbcccc", one), 3);
     assert_int_equal(found_of(f, "aaaabbbbdddd", one), 2);
     assert_int_equal(found_of(f, "aaaaBbbbcccc", one), 1);
     assert_int_equal(found_of(f, "bbbbcccc", one), 0); /* the same rows at another place are other pages */
+    wn_prefix_stats(f->c, &s);
+    assert_int_equal(s.queries, 2 + 3 + 3 + 3 + 3 + 2);
+    assert_int_equal(s.hits, 3 + 2 + 1);
 }
 
 static void test_images_by_content(void **state)

@@ -177,6 +177,32 @@ static void test_penalty_once(void **state)
     wn_sampler_destroy(s);
 }
 
+/* No filter: the token is the one where a plain running sum passes u of the whole, whatever leaves and groups of the
+ * vocabulary its weight is in. */
+static void test_whole_vocabulary(void **state)
+{
+    static const uint32_t sizes[] = {1, 2, 31, 32, 33, 63, 64, 1023, 1024, 1025, 2500};
+    static float logits[2500];
+    static double end[2500]; /* of the running sum */
+    const struct wn_sample_opts o = {.temperature = 0.5f, .top_p = 1.0f, .repetition_penalty = 1.0f, .seed = 11};
+    (void)state;
+
+    for (uint32_t i = 0; i < 2500; i++) logits[i] = (float)((i * 37) % 101) / 50.0f;
+    for (size_t k = 0; k < sizeof(sizes) / sizeof(sizes[0]); k++) {
+        struct wn_sampler *s = NULL;
+        double sum = 0.0;
+        for (uint32_t i = 0; i < sizes[k]; i++) end[i] = sum += exp((double)logits[i] / 0.5);
+        assert_int_equal(wn_sampler_create(&s, sizes[k], NULL), WN_OK);
+        for (uint64_t at = 0; at < 300; at++) {
+            const uint32_t got = pick(s, &o, logits, at);
+            const double target = wn_draw_uniform(o.seed, at) * sum;
+            assert_true(got < sizes[k] && target < end[got] + 1e-9 * sum);
+            assert_true(got == 0 || target > end[got - 1] - 1e-9 * sum);
+        }
+        wn_sampler_destroy(s);
+    }
+}
+
 /* A replay in another process, after other picks, draws the same; another seed or position does not. */
 static void test_draws_depend_on_seed_and_position(void **state)
 {
@@ -304,6 +330,7 @@ int main(void)
         cmocka_unit_test(test_distribution_is_that_of_transformers),
         cmocka_unit_test(test_greedy_and_ties),
         cmocka_unit_test(test_penalty_once),
+        cmocka_unit_test(test_whole_vocabulary),
         cmocka_unit_test(test_draws_depend_on_seed_and_position),
         cmocka_unit_test(test_logprob),
         cmocka_unit_test(test_likeliest),

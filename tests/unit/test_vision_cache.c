@@ -9,12 +9,13 @@
 
 #include "daemon/vision_cache.h"
 
-enum { ROWS = 4, WIDTH = 8, TOKENS = 5, HEADS = 2 };
+enum { ROWS = 4, WIDTH = 24, TOKENS = 5, HEADS = 2 };
 
 static float features[ROWS * WIDTH], cls[3 * 2 * HEADS * TOKENS], mean[2 * TOKENS];
-static float keys[3 * TOKENS * WIDTH], query[3 * WIDTH];
+static float keys[3 * TOKENS * WIDTH], query[3 * WIDTH], row[WIDTH];
 
-/* A view of picture n; layers 1 and 3 of the CLS attention and keys of 4 and 6 lie two images apart, as in a batch. */
+/* A view of picture n; layers 1 and 3 of the CLS attention and keys of 4 and 6 lie two images apart, as in a
+ * batch; some have a CLS row. */
 static struct wn_vision_view picture(int n)
 {
     for (int i = 0; i < ROWS * WIDTH; i++) features[i] = (float)(n * 1000 + i);
@@ -22,6 +23,7 @@ static struct wn_vision_view picture(int n)
     for (int i = 0; i < 2 * TOKENS; i++) mean[i] = (float)(n + i);
     for (int i = 0; i < 3 * TOKENS * WIDTH; i++) keys[i] = (float)(n - i);
     for (int i = 0; i < 3 * WIDTH; i++) query[i] = (float)(n + 7 * i);
+    for (int i = 0; i < WIDTH; i++) row[i] = (float)(n * i);
     return (struct wn_vision_view){
         .features = features,
         .rows = ROWS,
@@ -39,7 +41,8 @@ static struct wn_vision_view picture(int n)
                  .keys = keys,
                  .cls_query = query,
                  .keys_stride = 2 * TOKENS * WIDTH,
-                 .query_stride = 2 * WIDTH},
+                 .query_stride = 2 * WIDTH,
+                 .cls_row = n >= 50 ? row : NULL},
     };
 }
 
@@ -101,6 +104,10 @@ static void test_copies(void **state)
                             want.taps.cls_query + layer * want.taps.query_stride, WIDTH * sizeof(float));
     }
     assert_null(v.taps.cls_row);
+    put(c, 50);
+    assert_true(get(c, 50, &(struct wn_prune_wants){.cls_row = true}, &v));
+    assert_memory_equal(v.features, picture(50).features, sizeof(features));
+    assert_memory_equal(v.taps.cls_row, row, sizeof(row));
     wn_vision_cache_destroy(c);
 }
 
