@@ -9,6 +9,7 @@
 #include "base/chunk.h"
 #include "transport/endpoint_chunk.h"
 #include "transport/endpoint_impl.h"
+#include "transport/endpoint_watch.h"
 
 _Static_assert(sizeof(zmq_msg_t) <= sizeof(struct wn_frame), "a frame holds a zmq_msg_t");
 
@@ -91,12 +92,16 @@ static bool recv_peer(struct wn_endpoint *ep, struct wn_msg *msg, bool *more, wn
 wn_status wn_endpoint_recv(struct wn_endpoint *ep, struct wn_msg *msg)
 {
     bool more = true;
+    int fd = -1;
     wn_status rc = WN_OK;
 
     WN_ASSERT(pthread_equal(ep->thread, pthread_self()));
     wn_msg_clear(msg);
     msg->peer.n = 0;
-    if (ep->type == WN_ENDPOINT_ROUTER && !recv_peer(ep, msg, &more, &rc)) return WN_EBUSY;
+    if (ep->type == WN_ENDPOINT_ROUTER && !recv_peer(ep, msg, &more, &rc)) {
+        ep->stats.refused += wn_watch_look(ep->watch, ep->watch ? wn_now_us() : 0);
+        return WN_EBUSY;
+    }
     if (!more) rc = WN_EPROTO;
     while (more) {
         zmq_msg_t frame;
@@ -107,6 +112,7 @@ wn_status wn_endpoint_recv(struct wn_endpoint *ep, struct wn_msg *msg)
             return WN_EBUSY;
         }
         more = zmq_msg_more(&frame) != 0;
+        if (ep->watch && fd < 0) fd = zmq_msg_get(&frame, ZMQ_SRCFD);
         if (rc == WN_OK && i > 0 && i < WN_MSG_FRAMES_MAX && zmq_msg_size(&frame) == WN_CHUNK_BYTES)
             rc = wn_chunk_join(ep->socket, &frame, ep->frame_max[i], &more);
         if (rc == WN_OK && (i == WN_MSG_FRAMES_MAX || ep->frame_max[i] == 0 ||
@@ -120,6 +126,7 @@ wn_status wn_endpoint_recv(struct wn_endpoint *ep, struct wn_msg *msg)
         }
         zmq_msg_close(&frame);
     }
+    wn_watch_whole(ep->watch, fd);
     if (rc != WN_OK) {
         ep->stats.refused++;
         wn_msg_clear(msg);
@@ -143,14 +150,19 @@ static void read_events(struct wn_endpoint *ep)
     unsigned char event[16];
     char address[8];
     uint16_t what;
+    int32_t value; /* of a connection's events: its descriptor */
 
     while (ep->monitor && zmq_recv(ep->monitor, event, sizeof(event), ZMQ_DONTWAIT) >= 6) {
         zmq_recv(ep->monitor, address, sizeof(address), ZMQ_DONTWAIT);
         memcpy(&what, event, sizeof(what));
-        if (what == ZMQ_EVENT_HANDSHAKE_SUCCEEDED) {
+        memcpy(&value, event + sizeof(what), sizeof(value));
+        if (what == ZMQ_EVENT_ACCEPTED) {
+            if (!wn_watch_taken(ep->watch, value)) ep->stats.crowded++;
+        } else if (what == ZMQ_EVENT_HANDSHAKE_SUCCEEDED) {
             ep->stats.connected++;
             ep->stats.up = true;
         } else if (what == ZMQ_EVENT_DISCONNECTED) {
+            wn_watch_ended(ep->watch, value);
             ep->stats.disconnected++;
             ep->stats.up = false;
         } else if (what != ZMQ_EVENT_MONITOR_STOPPED) {

@@ -10,8 +10,9 @@
  * Limits at every hop: libzmq drops the connection of a peer that announces a frame above the largest of frame_max,
  * but never above WN_CHUNK_BYTES (nor below 1 KiB, which its handshakes need), before it allocates, also in the
  * handshake (seen here as a disconnect). Longer frames travel in pieces (base/chunk.h). This layer refuses messages
- * of too many frames or with a frame above its own maximum. What nothing bounds is a message that never ends, of a
- * peer that has been let in: ZeroMQ counts messages once they are whole. A peer that goes away silently is noticed by
+ * of too many frames or with a frame above its own maximum. ZeroMQ hands over and counts messages
+ * once they are whole: a peer over TCP that has sent more than the largest without an end is cut off
+ * (endpoint_watch.h), as is who connects when most of the files that this process may open are taken. A peer that goes away silently is noticed by
  * heartbeats. IPv6 is off. An address that other machines can reach is refused (WN_EAUTH) unless there are keys, or
  * the caller says that it wants it so. */
 #ifndef WN_TRANSPORT_ENDPOINT_H
@@ -88,7 +89,8 @@ struct wn_endpoint_stats {
     uint64_t handshake_failed;        /* wrong key, wrong protocol, or gone before it was ready; a client with none
                                        * connected and some failed was refused, and may not be tried again */
     uint64_t keys_refused;            /* of those: a server turned away a key that is not in its list */
-    uint64_t refused;                 /* messages that broke the frame limits (WN_EPROTO) */
+    uint64_t refused;                 /* messages that broke the frame limits (WN_EPROTO), or did not end */
+    uint64_t crowded;                 /* connections that were refused: too many files are open */
     uint64_t busy;                    /* sends that found a full queue, or nobody connected */
 };
 

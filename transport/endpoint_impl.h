@@ -23,6 +23,7 @@ struct wn_endpoint {
     pthread_t thread;
     struct wn_traffic_meter meter;
     struct wn_endpoint_stats stats;
+    struct wn_watch *watch; /* over connections that others make by TCP; else NULL */
     unsigned domain; /* in net->auth, if keys are checked; else 0 */
     char address[256];
 };

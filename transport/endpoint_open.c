@@ -12,6 +12,7 @@
 #include "base/chunk.h"
 #include "transport/endpoint_auth.h"
 #include "transport/endpoint_impl.h"
+#include "transport/endpoint_watch.h"
 
 #define HANDSHAKE_MS 10000 /* a connection that has not said who it is by then is dropped */
 #define BACKLOG      128
@@ -241,7 +242,7 @@ static wn_status watch(struct wn_endpoint *ep, struct wn_err *err)
 {
     char name[64];
     wn_status rc;
-    const int events = ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |
+    const int events = ZMQ_EVENT_ACCEPTED | ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |
                        ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_DISCONNECTED;
 
     snprintf(name, sizeof(name), "inproc://wn-watch-%u", atomic_fetch_add(&ep->net->names, 1));
@@ -258,6 +259,7 @@ wn_status wn_endpoint_open(struct wn_endpoint **out, struct wn_net *net, const s
                            struct wn_err *err)
 {
     struct wn_endpoint *ep = calloc(1, sizeof(*ep));
+    size_t message_max = 0;
     wn_status rc = WN_OK;
 
     if (!ep) {
@@ -273,6 +275,10 @@ wn_status wn_endpoint_open(struct wn_endpoint **out, struct wn_net *net, const s
         goto out;
     }
     rc = set_limits(ep, o, err);
+    if (rc == WN_OK && o->bind && strncmp(o->address, "tcp://", 6) == 0) {
+        for (int i = 0; i < WN_MSG_FRAMES_MAX; i++) message_max += o->frame_max[i];
+        rc = wn_watch_create(&ep->watch, message_max, err);
+    }
     if (rc == WN_OK) rc = set_keys(ep, &o->curve, err);
     if (rc == WN_OK && strncmp(o->address, "inproc:", 7) != 0) rc = watch(ep, err);
     if (rc != WN_OK) {
@@ -297,6 +303,7 @@ void wn_endpoint_close(struct wn_endpoint *ep)
     }
     if (ep->socket) zmq_close(ep->socket);
     if (ep->domain) wn_auth_forget(ep->net->auth, ep->domain);
+    wn_watch_destroy(ep->watch);
     free(ep);
 }
 

@@ -1,4 +1,5 @@
-/* Endpoints and what comes over the wire below ZeroMQ: limits at their edge, handshakes that never end, old ones. */
+/* Endpoints and what comes over the wire below ZeroMQ: limits at their edge, handshakes and messages that never end, old
+ * ones, and crowds. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -9,6 +10,7 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -356,6 +358,110 @@ static void test_slow_handshakes(void **state)
     wn_endpoint_close(router);
 }
 
+/* Lets the router work for a while; whole messages are none of this. */
+static struct wn_endpoint_stats turn_for(struct wn_endpoint *router, int64_t us)
+{
+    const int64_t until = wn_deadline_in_us(us);
+    struct wn_endpoint_stats stats;
+    struct wn_msg msg;
+
+    wn_msg_init(&msg);
+    do {
+        struct wn_poll_item item = {.ep = router};
+        (void)!wn_endpoint_poll(&item, 1, until);
+        assert_int_equal(wn_endpoint_recv(router, &msg), WN_EBUSY);
+    } while (!wn_deadline_passed(until));
+    wn_endpoint_stats_get(router, &stats);
+    return stats;
+}
+
+/* A peer that was let in sends parts of a message and no last one: it is cut off, and others are not. */
+static void test_endless_message(void **state)
+{
+    static const uint8_t hello[] = "\4\34\5READY\13Socket-Type\0\0\0\6DEALER";
+    static uint8_t part[9 + WN_CHUNK_BYTES] = {3, 0, 0, 0, 0, 0, WN_CHUNK_BYTES >> 16}; /* more to come; eight bytes */
+    uint8_t greeting[GREETING] = {0xff, 0, 0, 0, 0, 0, 0, 0, 1, 0x7f, 3, 1, 'N', 'U', 'L', 'L'};
+    struct wn_endpoint *router = open_router(false, 64, WN_CHUNK_BYTES), *dealer;
+    struct wn_endpoint_stats stats = {0};
+    const int64_t deadline = wn_deadline_in_us(TIMEOUT_US);
+    struct wn_msg msg;
+    size_t sent = 0;
+    ssize_t got = 0;
+    int fd;
+
+    (void)state;
+    wn_msg_init(&msg);
+    dealer = open_dealer(wn_endpoint_address(router), NULL, false);
+    send_frames(dealer, "hello", 5, NULL, 0);
+    assert_int_equal(recv_frames(router, &msg), WN_OK);
+    fd = tcp_connect(router);
+    assert_int_equal(send(fd, greeting, GREETING, MSG_NOSIGNAL), GREETING);
+    assert_int_equal(send(fd, hello, sizeof(hello) - 1, MSG_NOSIGNAL), sizeof(hello) - 1);
+    while (!stats.refused && !wn_deadline_passed(deadline)) {
+        got = send(fd, part + sent % sizeof(part), sizeof(part) - sent % sizeof(part), MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (got > 0) sent += (size_t)got;
+        stats = turn_for(router, 5000);
+    }
+    assert_int_equal(stats.refused, 1);
+    assert_in_range(sent, (size_t)17 << 20, (size_t)400 << 20);
+    stats = turn_for(router, 300000);
+    assert_int_equal(stats.refused, 1);
+    assert_int_equal(stats.disconnected, 1);
+    send_frames(dealer, "again", 5, NULL, 0);
+    assert_int_equal(recv_frames(router, &msg), WN_OK);
+    wn_msg_clear(&msg);
+    close(fd);
+    wn_endpoint_close(dealer);
+    wn_endpoint_close(router);
+}
+
+/* When most of the files that may be open are, the next to connect is turned away: what is left is for the others of
+ * this process, or ZeroMQ would end it. */
+static void test_crowd(void **state)
+{
+    struct wn_endpoint_opts ipc = {.type = WN_ENDPOINT_ROUTER, .bind = true, .frame_max = {64}};
+    struct wn_endpoint *router, *workers, *dealer;
+    struct wn_endpoint_stats stats;
+    struct rlimit files, few;
+    struct wn_msg msg;
+    char address[64];
+    int fds[SLOW], n = 0;
+
+    (void)state;
+    wn_msg_init(&msg);
+    for (int i = 0; i < SLOW; i++) fds[i] = -1;
+    snprintf(address, sizeof(address), "ipc:///tmp/winnow-crowd-%d", (int)getpid());
+    ipc.address = address;
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &files), 0);
+    few = (struct rlimit){.rlim_cur = 160, .rlim_max = files.rlim_max};
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
+    router = open_router(false, 64, 0);
+    workers = open_ep(&ipc);
+    for (n = 0; n < SLOW && (n == 0 || fds[n - 1] < 140); n++) { /* each takes two here: its own, and the server's */
+        fds[n] = tcp_connect(router);
+        (void)turn_for(router, 1000);
+    }
+    stats = turn_for(router, 200000);
+    assert_true(stats.crowded > 0);
+    assert_int_equal(still_open(fds), n - (int)stats.crowded);
+    dealer = open_dealer(address, NULL, false);
+    send_frames(dealer, "hello", 5, NULL, 0);
+    assert_int_equal(recv_frames(workers, &msg), WN_OK);
+    wn_endpoint_close(dealer);
+    for (int i = 0; i < n; i++)
+        if (fds[i] >= 0) close(fds[i]);
+    (void)turn_for(router, 100000);
+    dealer = open_dealer(wn_endpoint_address(router), NULL, false);
+    send_frames(dealer, "hello", 5, NULL, 0);
+    assert_int_equal(recv_frames(router, &msg), WN_OK);
+    wn_msg_clear(&msg);
+    wn_endpoint_close(dealer);
+    wn_endpoint_close(workers);
+    unlink(address + strlen("ipc://"));
+    wn_endpoint_close(router);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &files), 0);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -364,6 +470,8 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(test_announced, setup, teardown),
         cmocka_unit_test_setup_teardown(test_replayed_handshake, setup, teardown),
         cmocka_unit_test_setup_teardown(test_slow_handshakes, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_endless_message, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_crowd, setup, teardown),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, NULL, NULL);
