@@ -115,16 +115,10 @@ static wn_status make_run_dir(struct wn_crew *c, struct wn_err *err)
 {
     const char *base = getenv("XDG_RUNTIME_DIR");
     char *dir = c->cfg->run_dir;
+    wn_status rc = wn_run_dir_open(&c->run, dir, base && access(base, W_OK) == 0 ? base : "/tmp", "/dev/shm", err);
 
-    if (dir[0]) {
-        if (mkdir(dir, 0700) != 0 && errno != EEXIST)
-            return wn_fail(err, WN_EIO, "--run-dir %s: %s", dir, strerror(errno));
-        return WN_OK;
-    }
-    snprintf(dir, sizeof(c->cfg->run_dir), "%s/winnow-XXXXXX", base && access(base, W_OK) == 0 ? base : "/tmp");
-    if (!mkdtemp(dir)) return wn_fail(err, WN_EIO, "%s: %s", dir, strerror(errno));
-    c->own_run_dir = true;
-    return WN_OK;
+    if (rc == WN_OK) snprintf(dir, sizeof(c->cfg->run_dir), "%s", c->run.files.path);
+    return rc;
 }
 
 /* Names the nodes of a part's ranks. */
@@ -203,10 +197,17 @@ wn_status wn_crew_make(struct wn_crew *c, const char *role, struct wn_err *err)
 wn_status wn_crew_start(const struct wn_crew *c, size_t part, int out_fd, pid_t *pid, struct wn_err *err)
 {
     const struct wn_crew_part *p = &c->parts[part];
-    const struct wn_launch l = {
-        .argv = p->argv, .ranks = p->ranks, .name = p->name, .nodes = p->nodes, .cfg = c->cfg, .out_fd = out_fd};
+    char files[WN_RUN_PATH] = "", memory[WN_RUN_PATH] = "";
+    const struct wn_launch l = {.argv = p->argv, .ranks = p->ranks, .name = p->name, .nodes = p->nodes, .cfg = c->cfg,
+                                .out_fd = out_fd, .files = files, .memory = memory};
 
+    if (p->ranks > 1 && c->launcher == &wn_launcher_local) wn_run_dir_part(&c->run, p->name, files, memory);
     return c->launcher->start(&l, pid, err);
+}
+
+void wn_crew_ended(const struct wn_crew *c, size_t part)
+{
+    wn_run_dir_part_ended(&c->run, c->parts[part].name);
 }
 
 void wn_crew_close(struct wn_crew *c)
@@ -218,6 +219,6 @@ void wn_crew_close(struct wn_crew *c)
     }
     free(c->parts);
     wn_slurm_close(&c->slurm);
-    if (c->own_run_dir) wn_role_remove_run_dir(c->cfg->run_dir);
+    wn_run_dir_close(&c->run);
     *c = (struct wn_crew){0};
 }

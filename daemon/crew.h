@@ -2,7 +2,7 @@
  * serve` keeps a crew running; `winnow check` sends probes to the same places.
  *
  * A crew is filled in the order of the functions below. Parts: the scheduler, the vision workers, the replicas.
- * Owns:    argument blocks, the Slurm job's node list, and a run folder that it made, from zeroed to close. The
+ * Owns:    argument blocks, the Slurm job's node list, and the run folder (daemon/run_dir.h), from zeroed to close. The
  *          configuration and the plan are borrowed; the configuration gets the addresses that are chosen here.
  * Threads: main.
  * Fails:   WN_EINVAL, WN_EIO, and what slurm.h and launcher.h say. */
@@ -11,6 +11,7 @@
 
 #include "daemon/config.h"
 #include "daemon/launcher.h"
+#include "daemon/run_dir.h"
 #include "daemon/slurm.h"
 #include "shard/plan.h"
 
@@ -28,7 +29,7 @@ struct wn_crew {
     const struct wn_launcher_ops *launcher;
     struct wn_slurm slurm; /* job "": not inside one */
     char program[WN_PATH_LEN], run_flag[WN_PATH_LEN + 16], port_flag[32], expect_flags[2][48];
-    bool own_run_dir;
+    struct wn_run_dir run;
     struct wn_crew_part *parts;
     size_t parts_n;
 };
@@ -49,10 +50,13 @@ WN_NODISCARD wn_status wn_crew_make(struct wn_crew *c, const char *role, struct 
 /* Starts a part. out_fd: where its standard output and error go; 0: to those of this process. */
 WN_NODISCARD wn_status wn_crew_start(const struct wn_crew *c, size_t part, int out_fd, pid_t *pid, struct wn_err *err);
 
+/* All its processes have ended: what they have left in the run folder is removed. */
+void wn_crew_ended(const struct wn_crew *c, size_t part);
+
 /* The address at which a process on the scheduler's machine, or in its job, asks as a client. out has `size` bytes. */
 void wn_crew_client_address(const struct wn_crew *c, char *out, size_t size);
 
-/* Frees what it owns and removes the run folder that it made; its processes have ended. Safe on a zeroed struct. */
+/* Frees what it owns and closes the run folder; its processes have ended. Safe on a zeroed struct. */
 void wn_crew_close(struct wn_crew *c);
 
 #endif

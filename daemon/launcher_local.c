@@ -34,6 +34,16 @@ static const char *const mpirun_args[] = {
     "0",
 };
 
+/* What mpirun leaves when it is killed is ours to remove. */
+static size_t add_folder(char **argv, size_t n, const char *parameter, const char *path)
+{
+    if (!path[0]) return n;
+    argv[n++] = (char *)(uintptr_t) "--mca";
+    argv[n++] = (char *)(uintptr_t)parameter;
+    argv[n++] = (char *)(uintptr_t)path;
+    return n;
+}
+
 static wn_status local_start(const struct wn_launch *l, pid_t *pid, struct wn_err *err)
 {
     const size_t extra = sizeof(mpirun_args) / sizeof(mpirun_args[0]);
@@ -43,6 +53,8 @@ static wn_status local_start(const struct wn_launch *l, pid_t *pid, struct wn_er
     if (l->ranks > 1) {
         snprintf(count, sizeof(count), "%u", l->ranks);
         for (size_t i = 0; i < extra; i++) argv[n++] = (char *)(uintptr_t)mpirun_args[i];
+        n = add_folder(argv, n, "orte_tmpdir_base", l->files);
+        n = add_folder(argv, n, "btl_vader_backing_directory", l->memory);
         argv[n++] = (char *)(uintptr_t) "-np";
         argv[n++] = count;
     }

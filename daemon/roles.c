@@ -1,10 +1,8 @@
-/* daemon/roles.c - what several roles need: addresses inside the run folder, and its end. */
+/* daemon/roles.c - what several roles need: addresses inside the run folder. */
 #include "daemon/roles.h"
 
-#include <dirent.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 bool wn_role_has_model(const struct wn_config *cfg)
 {
@@ -25,16 +23,4 @@ void wn_role_scheduler_address(const struct wn_config *cfg, char *out, size_t si
         snprintf(out, size, "%s", cfg->scheduler_endpoint);
     else
         snprintf(out, size, "ipc://%s/scheduler.sock", cfg->run_dir);
-}
-
-void wn_role_remove_run_dir(const char *dir)
-{
-    DIR *d = opendir(dir);
-    struct dirent *e;
-
-    if (!d) return;
-    while ((e = readdir(d)) != NULL) /* sockets only: anything else is not ours to remove */
-        if (e->d_type == DT_SOCK) unlinkat(dirfd(d), e->d_name, 0);
-    closedir(d);
-    rmdir(dir);
 }

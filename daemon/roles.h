@@ -26,7 +26,4 @@ bool wn_role_has_place(const struct wn_config *cfg);
 /* Where workers reach the scheduler: --scheduler-endpoint, else a socket in --run-dir. */
 void wn_role_scheduler_address(const struct wn_config *cfg, char *out, size_t size);
 
-/* Removes the sockets of a run folder, and the folder if it is empty then. */
-void wn_role_remove_run_dir(const char *dir);
-
 #endif

@@ -35,6 +35,7 @@
 #define ASK_PERIOD_US   50000ll
 #define KILL_GRACE_US   5000000ll
 #define FOLLOW_GRACE_US 2000000ll
+#define UNTOLD_GRACE_US 300000ll  /* before all were there: who was not has heard nothing, and has nothing to finish */
 #define LEAVE_US        3000000ll /* for the scheduler, when the time for its jobs is over */
 #define PATIENCE_US     5000000ll /* without a word about what is missing */
 #define LEFT_US         1000000ll /* until a worker that left in order is started again: the service may be ending */
@@ -302,9 +303,10 @@ static void reap(struct supervisor *s)
             c->stopped_us = WIFSTOPPED(status) ? wn_now_us() : 0;
             if (WIFSTOPPED(status) || WIFCONTINUED(status)) break;
             c->pid = 0;
+            wn_crew_ended(&s->crew, i);
             if (c == &s->parts[0] && status == 0 && !s->stop_us) s->stop_us = WN_NEVER; /* an admin told it to drain */
             if (s->stop_us && c == &s->parts[0]) { /* it has told the others to leave: they have this long */
-                const int64_t until = wn_deadline_in_us(FOLLOW_GRACE_US);
+                const int64_t until = wn_deadline_in_us(s->ready ? FOLLOW_GRACE_US : UNTOLD_GRACE_US);
                 if (until < s->stop_us) s->stop_us = until;
             }
             if (s->stop_us || s->failed)

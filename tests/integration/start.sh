@@ -51,5 +51,45 @@ wait $pid
 holds "closed streams: it ends well" [ $? -eq 0 ]
 pid=
 
+# Ctrl-C before all are there: who was not has heard nothing, and is not waited for
+rm -f "$dir/go"
+PATH=$dir/bin:$PATH "$winnowd" serve models/tiny-llava -tp 2 --port 0 --run-dir "$dir/run" >/dev/null 2>&1 &
+pid=$!
+within 20 part vision
+kill -INT $pid
+holds "an interrupted start ends soon" within 2 sh -c "! kill -0 $pid"
+wait $pid
+pid=
+
+# what killed processes leave: an mpirun its files and shared memory, a supervisor its run folder
+serve() { # leaves pid, memory: its folder in shared memory
+    "$winnowd" serve models/tiny-llava -tp 2 --port 0 --log-level info >"$dir/out" 2>"$dir/err" &
+    pid=$!
+    holds "it is ready ($1)" within 20 grep -q 'ready at' "$dir/out"
+    memory=$(dirname "$(grep -l " $pid\$" /dev/shm/winnow-??????/owner)")
+}
+export XDG_RUNTIME_DIR=$dir/xdg
+mkdir "$XDG_RUNTIME_DIR"
+serve first
+segments=$(ls "$memory/replica-0" | wc -l)
+holds "Open MPI's shared memory is in its folder" test "$segments" -gt 0
+files=$(echo "$XDG_RUNTIME_DIR"/winnow-*)
+pkill -KILL -P $pid -x mpirun
+holds "a killed mpirun starts again" within 20 eval '[ "$(grep -c "replica-0 on .* is there" "$dir/err")" = 2 ]'
+holds "it has left no shared memory" test "$(ls "$memory/replica-0" | wc -l)" -eq "$segments"
+holds "it has left no files" test "$(ls "$files/replica-0"/ompi.* | wc -l)" -eq 1
+holds "it has left no socket" test "$(ls "$files"/replica-0-*.sock | wc -l)" -eq 1
+kill -KILL $pid
+wait $pid 2>/dev/null
+was="$files $memory"
+holds "a killed supervisor takes all along" within 20 sh -c "! pgrep -f -- '--run-dir=$files( |\$)'"
+serve second
+for folder in $was; do holds "the next service removes $folder" test ! -e "$folder"; done
+kill -TERM $pid
+wait $pid
+pid=
+holds "nothing is left" test -z "$(ls "$XDG_RUNTIME_DIR")"
+holds "no shared memory is left" test ! -e "$memory"
+
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]
