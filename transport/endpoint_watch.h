@@ -1,5 +1,5 @@
-/* transport/endpoint_watch.h - what ZeroMQ does not bound of the connections that others make: how many there are, and how
- * long a message may become that never ends. Inside of an endpoint.
+/* transport/endpoint_watch.h - what ZeroMQ does not bound of the connections that others make: how many there are, and
+ * how long a message may become that never ends. Inside of an endpoint.
  *
  * ZeroMQ's monitor names a connection by its descriptor; one that goes too far is shut down, which ZeroMQ takes for its
  * end. Should the descriptor have been closed and opened again meanwhile, somebody has to connect once more: no harm.
