@@ -10,11 +10,11 @@
  * Limits at every hop: libzmq drops the connection of a peer that announces a frame above the largest of frame_max,
  * but never above WN_CHUNK_BYTES (nor below 1 KiB, which its handshakes need), before it allocates, also in the
  * handshake (seen here as a disconnect). Longer frames travel in pieces (base/chunk.h). This layer refuses messages
- * of too many frames or with a frame above its own maximum. ZeroMQ hands over and counts messages once they are whole: a
- * peer over TCP that has sent more than the largest without an end is cut off (endpoint_watch.h), as is who connects
+ * of too many frames or with a frame above its own maximum. ZeroMQ hands over and counts messages once they are whole:
+ * a peer over TCP that has sent more than the largest without an end is cut off (endpoint_watch.h), as is who connects
  * when most of the files that this process may open are taken. A peer that goes away silently is noticed by heartbeats.
- * IPv6 is off. An address that other machines can reach is refused (WN_EAUTH) unless there are keys, or the caller says
- * that it wants it so. */
+ * IPv6 is off. An address that other machines can reach is refused (WN_EAUTH) unless there are keys, or the caller
+ * says that it wants it so. */
 #ifndef WN_TRANSPORT_ENDPOINT_H
 #define WN_TRANSPORT_ENDPOINT_H
 

@@ -1,5 +1,5 @@
-/* Endpoints and what comes over the wire below ZeroMQ: limits at their edge, crowds, handshakes and messages that never end,
- * old handshakes. */
+/* Endpoints and what comes over the wire below ZeroMQ: limits at their edge, crowds, old handshakes, handshakes and
+ * messages that never end. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

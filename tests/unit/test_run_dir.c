@@ -1,4 +1,4 @@
-/* tests/unit/test_run_dir.c - a service's folders: one owner each; what a dead service has left goes, and nothing else. */
+/* tests/unit/test_run_dir.c - a service's folders: one owner each; what a dead one has left goes, and nothing else. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
