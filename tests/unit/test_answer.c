@@ -10,7 +10,8 @@
 #include "daemon/answer.h"
 #include "shard/tokenizer.h"
 
-/* A byte-level tokenizer whose ids are single characters: 0 'a' .. 25 'z', 26 the space. */
+/* A byte-level tokenizer whose ids are single bytes: 0 'a' .. 25 'z', 26 the space; 27 0xc3, 28 0xa9, 29 0xa8: the
+ * halves of two letters with accents; 30 to 32 the bytes of the euro sign. */
 static struct wn_tokenizer *make_tokenizer(void)
 {
     char json[4096];
@@ -25,14 +26,19 @@ static struct wn_tokenizer *make_tokenizer(void)
     struct wn_err err = {0};
     for (int i = 0; i < 26; i++)
         n += (size_t)snprintf(json + n, sizeof(json) - n, "\"%c\":%d,", 'a' + i, i);
-    snprintf(json + n, sizeof(json) - n, "\"\\u0120\":26},\"merges\":[]}}");
+    snprintf(json + n, sizeof(json) - n,
+             "\"\\u0120\":26,\"\\u00c3\":27,\"\\u00a9\":28,\"\\u00a8\":29,\"\\u00e2\":30,\"\\u0124\":31,"
+             "\"\\u00ac\":32},\"merges\":[]}}");
     if (wn_tokenizer_parse(&tok, json, strlen(json), &err) != WN_OK) fail_msg("%s", err.text);
     return tok;
 }
 
 static uint32_t id_of(char c)
 {
-    return c == ' ' ? 26 : (uint32_t)(c - 'a');
+    static const char bytes[] = " \xc3\xa9\xa8\xe2\x82\xac";
+    const char *at = strchr(bytes, c);
+
+    return at ? 26 + (uint32_t)(at - bytes) : (uint32_t)(c - 'a');
 }
 
 static void append(char *out, const char *text)
@@ -112,6 +118,41 @@ static void test_false_start_is_let_go(void **state)
     wn_tokenizer_close(tok);
 }
 
+/* Letters of several bytes come in pieces, and so may a stop string: it is found in the text, whatever the tokens. No
+ * piece of a letter is shown, not even of one that begins like the stop string's. */
+static void test_stop_string_in_pieces(void **state)
+{
+    static const struct {
+        const char *said, *shown; /* '|' after each token */
+        bool stopped;
+    } cases[] = {
+        {"caf\xc3\xa9 x", "c||||", true}, /* "af" is held: the stop string begins so */
+        {"caf\xc3\xa8 x", "c||||af\xc3\xa8| |x|", false}, /* the other accent: all is let go */
+        {"x\xe2\x82\xac" "caf\xc3\xa9", "x|||\xe2\x82\xac|c||||", true},
+        {"a\xe2\x82\xac", "|||a\xe2\x82\xac|", false},
+        {"z\xc3\xa9\xc3\xa9", "z||||", true}, /* a stop string of nothing but such letters */
+    };
+    char *stops[] = {"af\xc3\xa9", "\xc3\xa9\xc3\xa9"};
+    struct wn_tokenizer *tok = make_tokenizer();
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct wn_answer *a = NULL;
+        char out[64] = "";
+        bool stopped = false;
+        assert_int_equal(wn_answer_create(&a, tok, stops, 2, NULL), WN_OK);
+        for (const char *in = cases[i].said; *in && !stopped; in++) {
+            const char *text;
+            assert_int_equal(wn_answer_push(a, id_of(*in), &text, &stopped, NULL), WN_OK);
+            append(out, text);
+            if (!stopped) append(out, "|");
+        }
+        assert_int_equal(stopped, cases[i].stopped);
+        assert_string_equal(out, cases[i].shown);
+        wn_answer_destroy(a);
+    }
+    wn_tokenizer_close(tok);
+}
+
 /* The last token takes along what was held back: no text is without a token. */
 static void test_last_token(void **state)
 {
@@ -183,7 +224,9 @@ int main(void)
         cmocka_unit_test(test_plain),
         cmocka_unit_test(test_stop_string_is_cut),
         cmocka_unit_test(test_false_start_is_let_go),
-        cmocka_unit_test(test_last_token), cmocka_unit_test(test_replay_goes_on_where_it_was),
+        cmocka_unit_test(test_stop_string_in_pieces),
+        cmocka_unit_test(test_last_token),
+        cmocka_unit_test(test_replay_goes_on_where_it_was),
         cmocka_unit_test(test_empty_stop_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -135,6 +135,52 @@ static void run_record(struct bed *d)
     }
 }
 
+/* ---- exact accounts ---- */
+
+/* What is lent is what jobs that have not ended hold, and nothing else: at any moment, so also right after a cancel. */
+static void check_accounts(const struct bed *d)
+{
+    uint32_t pages = 0, slots = 0, features = 0;
+    bool lent[PAGES_MAX] = {false};
+    struct wn_batcher_load load;
+
+    for (uint32_t i = 0; i < d->asks_n; i++) {
+        const struct wn_gen_job *job = d->asks[i].job;
+        if (!job || d->asks[i].ended) continue;
+        slots += wn_gen_holds(&job->life);
+        for (uint32_t k = 0; k < job->pages_n; k++) {
+            pages += !lent[job->pages[k]];
+            lent[job->pages[k]] = true;
+        }
+        for (uint32_t k = 0; k < job->images_n; k++) features += job->images[k].held;
+    }
+    wn_batcher_load(d->b, &load);
+    assert_int_equal(load.running, slots);
+    assert_int_equal(load.pages_used, pages);
+    assert_int_equal(load.feature_slots_used, features);
+}
+
+/* After a record the ranks hold what it left: what ended before it has gone from them in this one step. Features that
+ * were read in it go with the next. */
+static void check_ranks(const struct bed *d)
+{
+    struct wn_batcher_load load;
+    uint32_t open = 0, kept = 0, read = 0;
+
+    wn_batcher_load(d->b, &load);
+    for (uint32_t i = 0; i < SEQS_MAX; i++) open += d->open[i];
+    for (uint32_t i = 0; i < FEATURES_MAX; i++) kept += d->slot_data[i] != NULL;
+    for (uint32_t i = 0; i < d->asks_n; i++) {
+        const struct wn_gen_job *job = d->asks[i].job;
+        for (uint32_t k = 0; job && !d->asks[i].ended && k < job->images_n; k++)
+            read += wn_gen_holds(&job->life) && !job->images[k].held;
+    }
+    assert_int_equal(open, load.running);
+    assert_in_range(kept, load.feature_slots_used, load.feature_slots_used + read);
+}
+
+/* ---- steps ---- */
+
 static void begin(struct bed *d)
 {
     uint8_t wire[8192];
@@ -143,11 +189,15 @@ static void begin(struct bed *d)
     wn_batcher_reap(d->b);
     wn_step_record_clear(&d->rec);
     wn_batcher_fill(d->b, &d->rec);
-    if (wn_batcher_is_idle(&d->rec)) return;
+    if (wn_batcher_is_idle(&d->rec)) {
+        check_ranks(d);
+        return;
+    }
     assert_true(wn_step_bytes_max(&d->limits) <= sizeof(wire));
     assert_int_equal(wn_step_decode(&d->rec, &d->limits, wire, wn_step_encode(&d->rec, wire), NULL), WN_OK);
     run_record(d);
     wn_batcher_begun(d->b, &d->rec);
+    check_ranks(d);
 }
 
 static struct ask *ask_of(struct bed *d, const struct wn_gen_job *job)
@@ -300,6 +350,7 @@ static void apply(struct bed *d, int ev)
     if (ev == EV_LAND) land(d);
     if (ev == EV_CANCEL_A) cancel(d, a);
     if (ev == EV_CANCEL_B) cancel(d, b);
+    check_accounts(d);
 }
 
 /* All sequences of LENGTH events after `prefix` ones that get both jobs going; then all is let run out. */
@@ -398,6 +449,7 @@ static void random_run(uint64_t seed)
         case 6: land(&d); break;
         default: begin(&d); break;
         }
+        check_accounts(&d);
         idle = d.asks_n == JOBS_MAX ? idle + 1 : 0;
     }
     for (uint32_t i = 0; i < d.asks_n; i++) features(&d, &d.asks[i]);
