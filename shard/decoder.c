@@ -39,6 +39,34 @@ static wn_status kv_alloc(struct wn_stage *s, struct wn_err *err)
     return rc;
 }
 
+/* Room in a slot; that of another size goes. */
+static wn_status slot_room(struct wn_stage *s, struct wn_slot *d, size_t bytes, struct wn_err *err)
+{
+    wn_status rc;
+
+    if (d->buf.bytes >= bytes) return WN_OK;
+    if (d->buf.ptr) s->o.be->ops->buf_free(s->o.be, &d->buf);
+    if ((rc = s->o.be->ops->buf_alloc(s->o.be, bytes, &d->buf)) == WN_OK) return WN_OK;
+    return wn_fail(err, rc, "features of %zu bytes: %s", bytes, wn_status_name(rc));
+}
+
+/* Bytes of a picture of which nothing was pruned. */
+static size_t picture_bytes(const struct wn_stage *s, uint32_t width, wn_dtype dtype)
+{
+    return ((size_t)s->plan.model.vision.patches + 1) * width * wn_dtype_bytes(dtype);
+}
+
+/* The memory plan counts on unpruned pictures in all slots: no step has to make room for what vision workers send. Rows
+ * that come through the projector make a slot larger once. */
+static wn_status slots_alloc(struct wn_stage *s, struct wn_err *err)
+{
+    const size_t bytes = picture_bytes(s, s->plan.model.vision.hidden, s->plan.dtype);
+    wn_status rc = WN_OK;
+
+    for (uint32_t i = 0; s->first && rc == WN_OK && i < s->o.slots; i++) rc = slot_room(s, &s->slots[i], bytes, err);
+    return rc;
+}
+
 static wn_status scratch_alloc(struct wn_stage *s, struct wn_err *err)
 {
     const struct wn_model *m = &s->plan.model;
@@ -88,7 +116,7 @@ static wn_status scratch_alloc(struct wn_stage *s, struct wn_err *err)
     }
     if (!s->picks || !s->index || !s->zeros || !s->position || !s->wanted_rows || !s->slots)
         return wn_fail(err, WN_ENOMEM, "stage %u: steps of %u rows", s->stage, rows);
-    return WN_OK;
+    return slots_alloc(s, err);
 }
 
 static const struct wn_weight *layer_matrix(const struct wn_stage *s, uint32_t layer, const char *part)
@@ -305,10 +333,9 @@ static wn_status slot_prepare(struct wn_stage *s, uint32_t slot, const struct wn
     d = &s->slots[slot];
     d->rows.ptr = NULL;
     if (d->buf.bytes < bytes) {
-        wn_status rc;
-        if (d->buf.ptr) s->o.be->ops->buf_free(s->o.be, &d->buf);
-        if ((rc = s->o.be->ops->buf_alloc(s->o.be, bytes, &d->buf)) != WN_OK)
-            return wn_fail(err, rc, "features of %zu bytes: %s", bytes, wn_status_name(rc));
+        const size_t whole = picture_bytes(s, f->width, f->dtype);
+        const wn_status rc = slot_room(s, d, whole > bytes ? whole : bytes, err);
+        if (rc != WN_OK) return rc;
     }
     d->projected = f->projected;
     return WN_OK;

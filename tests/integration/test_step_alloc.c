@@ -1,5 +1,6 @@
 /* tests/integration/test_step_alloc.c - after warm-up a step allocates nothing, on the leader and on every other rank:
- * the batcher and a real replica of models/tiny-llava with two stages, every call of malloc and its family counted.
+ * the batcher and a real replica of models/tiny-llava with two stages, every call of malloc and its family counted,
+ * while jobs decode, draw, are preempted and come again, and new ones with pictures are let in and read.
  *
  * Under mpirun with 2 processes. What MPI allocates inside its own libraries is not counted. */
 #include <stdarg.h>
@@ -13,7 +14,7 @@
 #include "shard/weights.h"
 #include "transport/link.h"
 
-enum { JOBS = 5, PROMPT = 40, NEW = 120, PAGE = 16, WARM = 30, TIMEOUT_US = 60000000 };
+enum { JOBS = 7, LATE = 2, PROMPT = 40, IMAGE_ROWS = 24, NEW = 120, PAGE = 16, WARM = 30, TIMEOUT_US = 60000000 };
 
 /* ---- counting (-Wl,--wrap) ---- */
 
@@ -65,12 +66,32 @@ static int give_up(const char *what)
     return 1;
 }
 
-/* Text jobs; every second one draws from the distribution, one of them with a penalty. */
+/* A picture in the middle of the prompt. */
+static bool add_image(struct wn_gen_job *job)
+{
+    static uint16_t features[IMAGE_ROWS * 1024]; /* bfloat16, zero: nobody looks at the answer */
+    struct wn_gen_image *im = &job->images[0];
+
+    if (model.vision.hidden > 1024 || !(im->msg = calloc(1, sizeof(*im->msg)))) return false;
+    wn_msg_init(&im->msg->msg);
+    im->msg->payload = features;
+    im->rows = im->rows_before = IMAGE_ROWS;
+    im->width = model.vision.hidden;
+    im->dtype = WN_BF16;
+    job->images_n = 1;
+    job->image_rows = IMAGE_ROWS;
+    job->tokens.ids[PROMPT / 2] = model.image_token;
+    return true;
+}
+
+/* Every second job draws from the distribution, one of them with a penalty; two want log-probabilities; the late ones
+ * have a picture, the same. */
 static bool add_job(struct wn_batcher *b, uint32_t i)
 {
     static Wn__Generate g[JOBS];
     static Wn__Sampling s[JOBS];
-    const struct wn_gen_limits limits = {.model = &model, .page_tokens = PAGE, .tokens_max = PROMPT + NEW};
+    const struct wn_gen_limits limits = {
+        .model = &model, .page_tokens = PAGE, .tokens_max = PROMPT + IMAGE_ROWS + NEW};
     struct wn_gen_job *job = calloc(1, sizeof(*job));
 
     if (!job) return false;
@@ -80,12 +101,15 @@ static bool add_job(struct wn_batcher *b, uint32_t i)
     s[i].seed = i;
     s[i].temperature = i % 2 ? 0.8f : 0;
     s[i].repetition_penalty = i == 3 ? 1.2f : 0;
+    s[i].logprobs = i == 2 || i == JOBS - 1;
+    s[i].top_logprobs = 5;
     job->g = &g[i];
     job->max_new = NEW;
     job->tokens.ids = calloc(PROMPT, sizeof(uint32_t));
     if (!job->tokens.ids) return false;
     for (uint32_t k = 0; k < PROMPT; k++) job->tokens.ids[k] = 3 + (i * 31 + k * 7) % 900;
     job->tokens.n = PROMPT;
+    if (i >= JOBS - LATE && !add_image(job)) return false;
     wn_batcher_add(b, job);
     return wn_gen_job_layout(job, &limits, &err) == WN_OK;
 }
@@ -116,13 +140,14 @@ static wn_status lead(struct wn_replica *r, const struct wn_step_limits *limits,
     struct wn_batcher *b = NULL;
     struct wn_step_record *rec = NULL;
     struct wn_batcher_load load;
-    uint32_t ended = 0, steps = 0;
+    uint32_t ended = 0, steps = 0, added = 0;
     const struct wn_pipeline pipe = {.depth = wn_replica_depth(r), .stages = 2, .chunk_min = 8};
     wn_status rc = wn_batcher_create(&b, limits, &pipe, &err);
 
-    for (uint32_t i = 0; rc == WN_OK && i < JOBS; i++)
-        if (!add_job(b, i)) rc = WN_ENOMEM;
     while (rc == WN_OK && ended < JOBS) {
+        counting = false; /* jobs come with memory of their own, and with pages to find others' rows in */
+        while (rc == WN_OK && added < (steps < 2 * WARM ? JOBS - LATE : JOBS))
+            if (!add_job(b, added++)) rc = WN_ENOMEM;
         counting = steps >= WARM;
         if (wn_batcher_in_flight(b) < wn_replica_depth(r)) {
             rec = wn_replica_record(r);
@@ -168,11 +193,11 @@ int main(void)
     const struct wn_group group = {0};
     struct wn_step_limits limits = {.rows_max = 64,
                                     .seqs_max = JOBS,
-                                    .pages_max = 40, /* of 50 that all jobs would like: some are preempted */
-                                    .table_max = 60,
-                                    .features_max = 1,
+                                    .pages_max = 40, /* of 70 that all jobs would like: some are preempted */
+                                    .table_max = 80,
+                                    .features_max = 2,
                                     .page_tokens = PAGE};
-    struct wn_replica_opts opts = {.tokens_max = PROMPT + NEW, .step_timeout_us = TIMEOUT_US};
+    struct wn_replica_opts opts = {.tokens_max = PROMPT + IMAGE_ROWS + NEW, .step_timeout_us = TIMEOUT_US};
     struct wn_link *link = NULL;
     struct wn_backend *be = NULL;
     struct wn_weights *weights = NULL;
