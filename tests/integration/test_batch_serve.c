@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -24,6 +25,7 @@
 #define QUESTIONS "tests/eval/questions.jsonl"
 
 static const char *winnow;
+static size_t disk_bytes; /* a winnow that is started may write no longer files; 0: any */
 static char folder[] = "/tmp/winnow-test-run-batch-XXXXXX", in[96], out[96], err[96], csv[96], png[96];
 static struct service service;
 
@@ -58,8 +60,11 @@ static pid_t start_winnow(const char *const *args)
 
     if (pid == 0) {
         const int fd = open(err, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+        const struct rlimit room = {disk_bytes, disk_bytes};
         dup2(fd, STDOUT_FILENO);
         dup2(fd, STDERR_FILENO);
+        signal(SIGXFSZ, SIG_IGN); /* write says EFBIG, as it says ENOSPC on a full disk */
+        if (disk_bytes) setrlimit(RLIMIT_FSIZE, &room);
         execv(winnow, (char **)(uintptr_t)args);
         _exit(127);
     }
@@ -254,6 +259,29 @@ static void test_stopped_batch_and_bad_lines(void **state)
     assert_int_equal(check_output("stop", LINES + 2), 2);
 }
 
+/* The output cannot grow in the middle of a line: nothing is lost but that line, which the next run writes whole, from
+ * the answer that the server still has. */
+static void test_full_disk(void **state)
+{
+    const long before = accepted();
+    size_t n;
+    char *said;
+    (void)state;
+
+    unlink(out);
+    write_requests("full", false);
+    disk_bytes = 3000;
+    assert_int_equal(finish_winnow(start_batch("4")), 1);
+    disk_bytes = 0;
+    said = read_file(err, &n);
+    if (!strstr(said, "cannot write ") || !strstr(said, "run again to go on")) fail_msg("%s", said);
+    free(said);
+    assert_true(lines_of(out) >= 1 && lines_of(out) < LINES);
+    assert_int_equal(finish_winnow(start_batch("4")), 0);
+    assert_int_equal(check_output("full", LINES), 0);
+    assert_int_equal(accepted() - before, LINES);
+}
+
 /* One line with all answers, each drawn from its own seed; tokens are counted over all of them. */
 static void test_several_answers(void **state)
 {
@@ -351,6 +379,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_killed_batch_is_finished_by_the_next_run),
         cmocka_unit_test(test_stopped_batch_and_bad_lines),
+        cmocka_unit_test(test_full_disk),
         cmocka_unit_test(test_several_answers),
         cmocka_unit_test(test_scheduler_dies_under_a_batch),
         cmocka_unit_test(test_bench),

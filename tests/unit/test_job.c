@@ -1,4 +1,5 @@
-/* tests/unit/test_job.c - every event in every state, ids, and the answer that grows by replayed pieces. */
+/* tests/unit/test_job.c - every event in every state, every order of events, ids, and the answer that grows by replayed
+ * pieces. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -59,6 +60,69 @@ static void every_event_in_every_state(void **state)
         }
     }
     assert_int_equal(taken, 10);
+}
+
+/* ---- every order ---- */
+
+#define DEPTH 12
+
+/* What has happened to a job, kept apart from its state machine. */
+struct history {
+    uint32_t dispatches, losses, ends, attempts_max;
+    int n;
+};
+
+static unsigned long orders;
+
+/* Nothing is lost: what has not ended can still end well. */
+static bool can_be_answered(struct wn_job_life life)
+{
+    static const wn_job_event on[] = {WN_JOB_QUEUE, WN_JOB_DISPATCH, WN_JOB_COMPLETE};
+    struct wn_err err = {0};
+
+    for (size_t i = 0; i < 3; i++) (void)!wn_job_apply(&life, on[i], &err); /* those before its state are refused */
+    return life.state == WN_JOB_DONE;
+}
+
+static void walk(struct wn_job_life life, struct history h)
+{
+    const bool runs = life.state == WN_JOB_RUNNING;
+
+    orders++;
+    assert_int_equal(wn_job_ended(&life), h.ends == 1);
+    assert_int_equal(life.attempt, h.dispatches);
+    assert_true(life.attempt <= h.attempts_max);
+    if (!h.ends) assert_true(can_be_answered(life));
+    /* answers of this attempt count while it runs, of all others never */
+    for (uint32_t a = 0; a <= h.attempts_max + 1; a++) assert_int_equal(wn_job_takes(&life, a), runs && a == life.attempt);
+    if (h.n == DEPTH) return;
+    for (int e = 0; e < WN_JOB_EVENTS; e++) {
+        struct wn_job_life then = life;
+        struct history with = h;
+        struct wn_err err = {0};
+        if (wn_job_apply(&then, (wn_job_event)e, &err) != WN_OK) {
+            assert_memory_equal(&then, &life, sizeof(life)); /* refused: as it was */
+            continue;
+        }
+        assert_int_equal(h.ends, 0); /* nothing moves what has ended: one answer */
+        with.n++;
+        with.dispatches += e == WN_JOB_DISPATCH;
+        with.losses += e == WN_JOB_LOSE;
+        with.ends += wn_job_ended(&then);
+        if (e == WN_JOB_COMPLETE) assert_true(runs && then.state == WN_JOB_DONE);
+        if (e == WN_JOB_CANCEL) assert_int_equal(then.state, WN_JOB_CANCELLED);
+        /* a loss ends a job when its tries are used up, and only then */
+        if (e == WN_JOB_LOSE) assert_int_equal(wn_job_ended(&then), with.losses == h.attempts_max);
+        walk(then, with);
+    }
+}
+
+static void every_order(void **state)
+{
+    (void)state;
+    for (uint32_t max = 1; max <= 4; max++)
+        walk((struct wn_job_life){WN_JOB_ACCEPTED, 0, max}, (struct history){.attempts_max = max});
+    print_message("%lu orders of up to %d events\n", orders, DEPTH);
 }
 
 static void a_life_with_two_losses(void **state)
@@ -144,6 +208,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_event_in_every_state),
+        cmocka_unit_test(every_order),
         cmocka_unit_test(a_life_with_two_losses),
         cmocka_unit_test(ids),
         cmocka_unit_test(answer_grows),
