@@ -94,7 +94,8 @@ static void walk(struct wn_job_life life, struct history h)
     assert_true(life.attempt <= h.attempts_max);
     if (!h.ends) assert_true(can_be_answered(life));
     /* answers of this attempt count while it runs, of all others never */
-    for (uint32_t a = 0; a <= h.attempts_max + 1; a++) assert_int_equal(wn_job_takes(&life, a), runs && a == life.attempt);
+    for (uint32_t a = 0; a <= h.attempts_max + 1; a++)
+        assert_int_equal(wn_job_takes(&life, a), runs && a == life.attempt);
     if (h.n == DEPTH) return;
     for (int e = 0; e < WN_JOB_EVENTS; e++) {
         struct wn_job_life then = life;
