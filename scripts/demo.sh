@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # scripts/demo.sh - from a bare Debian 12 or Ubuntu to right answers about a picture: installs what is missing, builds,
-# serves models/tiny-llava with one vision worker and a replica of 2 stages x 2 tensor ranks on the CPU, asks, and stops.
+# serves models/tiny-llava with one vision worker and a replica of 2 stages x 2 tensor ranks on the CPU, asks with and
+# without pruning, and stops.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -42,19 +43,29 @@ export WINNOW_ENDPOINT
 
 # Question, then the right answer: what scripts/train/scenes.py drew.
 right=0 asked=0
-while IFS='|' read -r question expected; do
-    [ -n "$question" ] || continue
-    asked=$((asked + 1))
-    answer=$(winnow ask --image $model/demo.jpg "$question" --usage 2>"$out/usage")
-    if [ "$answer" = "$expected" ]; then
-        verdict=right
-        right=$((right + 1))
-    else
-        verdict="WRONG, expected: $expected"
-    fi
-    printf '\nQ: %s\nA: %s   [%s]\n' "$question" "$answer" "$verdict"
-    sed 's/^/   /' "$out/usage"
-done <$model/demo.txt
+ask_all() { # PRUNING
+    local question expected answer verdict
+    while IFS='|' read -r question expected; do
+        [ -n "$question" ] || continue
+        asked=$((asked + 1))
+        answer=$(winnow ask --image $model/demo.jpg "$question" --pruning "$1" --usage 2>"$out/usage")
+        if [ "$answer" = "$expected" ]; then
+            verdict=right
+            right=$((right + 1))
+        else
+            verdict="WRONG, expected: $expected"
+        fi
+        printf '\nQ: %s\nA: %s   [%s]\n' "$question" "$answer" "$verdict"
+        sed 's/^/   /' "$out/usage"
+    done <$model/demo.txt
+}
+ask_all none
+echo
+echo "The same with 64 of the 576 visual tokens, chosen on the vision worker:"
+ask_all cls-topk:64
+echo
+winnow prune $model --image $model/demo.jpg --method cls-topk --keep 64 -o $build/kept.png
+echo "$build/kept.png shows them."
 
 echo
 winnow status
