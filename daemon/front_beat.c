@@ -174,6 +174,7 @@ static bool hear_scheduler(struct wn_front *f, const struct wn_front_msg *m)
     f->heard_us = wn_now_us();
     if (e->body_case == WN__ENVELOPE__BODY_WELCOME) {
         f->welcome = true;
+        f->refused = false;
         f->beat_us = within_us(e->welcome->heartbeat_ms, DEFAULT_BEAT_MS, 10, 60000);
         f->lease_us = within_us(e->welcome->lease_ms, DEFAULT_LEASE_MS, 50, 600000);
         f->next_beat_us = 0;
@@ -184,6 +185,11 @@ static bool hear_scheduler(struct wn_front *f, const struct wn_front_msg *m)
     }
     if (e->body_case == WN__ENVELOPE__BODY_ERROR && e->error->code == WN_ENOENT && !e->error->job) {
         if (f->welcome) miss_scheduler(f, "the scheduler was started again");
+        return true;
+    }
+    if (e->body_case == WN__ENVELOPE__BODY_ERROR && !e->error->job && !f->welcome) {
+        if (!f->refused) wn_error("front", "the scheduler refuses this worker: %s", e->error->text);
+        f->refused = true; /* it says hello again: what is in its way may leave */
         return true;
     }
     if (e->body_case == WN__ENVELOPE__BODY_GENERATE) wn_ledger_order(f->ledger, e->generate->job);

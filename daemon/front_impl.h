@@ -42,6 +42,7 @@ struct wn_front {
     atomic_size_t unclaimed_bytes;
     int64_t beat_us, next_beat_us, lease_us, heard_us;
     bool welcome;      /* the scheduler knows this worker */
+    bool refused;      /* it does not want it */
     int64_t away_us;   /* when it was missed; 0: it was not, or its jobs were given up */
     struct wn_ledger *ledger;
     struct wn_roll roll; /* leader: when its ranks were heard */

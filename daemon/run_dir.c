@@ -18,7 +18,7 @@
 #define OWNER     "owner"
 #define TREE_MAX  8   /* folders inside each other that are removed */
 #define HOST_MAX  64
-#define OWNER_MAX 128 /* "HOST PID\n" */
+#define OWNER_MAX 128 /* "process PID on HOST\n" */
 
 /* ---- removing ---- */
 
@@ -75,7 +75,7 @@ static void clear(const char *path, const char *part)
 
 static void owner_text(char out[OWNER_MAX], const char *host)
 {
-    snprintf(out, OWNER_MAX, "%.*s %d\n", HOST_MAX, host, (int)getpid());
+    snprintf(out, OWNER_MAX, "process %d on %.*s\n", (int)getpid(), HOST_MAX, host);
 }
 
 static void host_name(char out[HOST_MAX])
@@ -158,8 +158,7 @@ static bool is_our_name(const char *name)
 static void sweep_one(const char *path, const char *host)
 {
     const int dir = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    const size_t n = strlen(host);
-    char text[OWNER_MAX];
+    char text[OWNER_MAX], *on;
     struct stat st;
     int fd = -1;
 
@@ -167,7 +166,8 @@ static void sweep_one(const char *path, const char *host)
     fd = openat(dir, OWNER, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0) goto out;
     owner_read(fd, text);
-    if (strncmp(text, host, n) != 0 || text[n] != ' ') goto out; /* or not written yet */
+    on = strstr(text, " on ");
+    if (!on || strcmp(on + strlen(" on "), host) != 0) goto out; /* or not written yet */
     if (flock(fd, LOCK_EX | LOCK_NB) != 0 || !still_there(dir, fd)) goto out;
     wn_info("run", "%s: its service (%s) is dead; removed", path, text);
     remove_folder(path);

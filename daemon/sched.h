@@ -32,6 +32,7 @@ struct wn_scheduler {
     struct wn_endpoint *clients, *workers;
     struct wn_sched_worker worker[WN_SCHED_WORKERS_MAX];
     int workers_n;                    /* places in use, from the first on */
+    int64_t mixed_us;                 /* when a worker of another model said hello */
     uint64_t cuts;                    /* workers' connections that were lost */
     int64_t call_until_us;            /* how long to look whose */
     int64_t adopt_until_us;           /* how long orphaned jobs wait for their leaders */

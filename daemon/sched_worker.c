@@ -8,6 +8,7 @@
 
 #define ENCODE_ORDERS_MAX 2 /* of one image in one attempt */
 #define FULL_PAUSE_US     100000ll /* before a worker without room is asked again */
+#define MIXED_US          10000000ll /* between two records about a worker of another model */
 #define ROLL_CALL_US      500000ll /* until ZeroMQ has taken down a connection that it says is lost */
 
 static bool is_leader(const struct wn_sched_worker *w)
@@ -217,8 +218,9 @@ static wn_status check_model(const struct wn_scheduler *s, const Wn__Hello *h, i
     for (int i = 0; i < s->workers_n; i++) {
         const struct wn_sched_worker *w = &s->worker[i];
         if (i != place && w->up && strcmp(w->model_id, h->model_id) != 0)
-            return wn_fail(err, WN_EINVAL, "%s serves model %.12s, but %s serves %.12s: they do not mix", h->name,
-                           h->model_id, w->name, w->model_id);
+            return wn_fail(err, WN_EINVAL,
+                           "%s serves model %.12s, but %s serves %.12s: they do not mix (were files replaced?)",
+                           h->name, h->model_id, w->name, w->model_id);
     }
     return WN_OK;
 }
@@ -288,7 +290,8 @@ static void on_hello(struct wn_scheduler *s, const struct wn_peer_id *peer, cons
         return;
     }
     if (check_model(s, h, i, &err) != WN_OK) { /* first: it must not push out the worker whose name it has */
-        wn_warn("scheduler", "%s", err.text);
+        if (wn_now_us() - s->mixed_us > MIXED_US) wn_warn("scheduler", "%s", err.text); /* it asks again and again */
+        s->mixed_us = wn_now_us();
         wn_sched_refuse(s->workers, peer, NULL, &err);
         return;
     }

@@ -51,10 +51,11 @@ struct shard {
     Wn__RankInfo *infos, **info_list;
 };
 
-/* Where a rank runs, as it travels to the leader at the start. */
+/* Where a rank runs, and with which checkpoint, as it travels to the leader at the start. */
 struct identity {
     char host[64];
     uint32_t pid, reserved;
+    char model_id[WN_MODEL_ID_LEN];
 };
 
 static volatile sig_atomic_t drain_asked;
@@ -144,6 +145,7 @@ static wn_status open_replica(struct shard *s, struct wn_err *err)
     if ((rc = wn_worker_model(&s->cfg, &s->model, s->model_id, err)) != WN_OK) return rc;
     if ((rc = wn_worker_plan(&s->cfg, &s->model, &s->plan, err)) != WN_OK) return rc;
     if ((rc = wn_weights_open(&s->weights, s->cfg.model, err)) != WN_OK) return rc;
+    wn_worker_identify(s->model_id, s->weights);
     if ((rc = wn_worker_device(&s->cfg, (uint32_t)s->rank, (uint32_t)s->size, &device, err)) != WN_OK) return rc;
     if ((rc = wn_backend_open(&s->be, s->cfg.backend, device, err)) != WN_OK) return rc;
     if ((rc = attach_gpus(s, device, err)) != WN_OK) return rc; /* before memory is counted: NCCL takes some */
@@ -176,7 +178,17 @@ static void features_address(const struct shard *s, char out[WN_ADDRESS_MAX])
                  s->cfg.name[0] ? s->cfg.name : "replica", (int)getpid());
 }
 
-/* Every rank tells the leader where it is, for `winnow status`. */
+/* Nodes may have copies of their own, and files may be replaced while ranks load. */
+static wn_status same_model(const struct shard *s, struct wn_err *err)
+{
+    for (int i = 1; i < s->size; i++)
+        if (memcmp(s->ids[i].model_id, s->model_id, WN_MODEL_ID_LEN) != 0)
+            return wn_fail(err, WN_EINVAL, "%s: rank %d on %s has other files there than rank 0 on %s", s->cfg.model, i,
+                           s->ids[i].host, s->ids[0].host);
+    return WN_OK;
+}
+
+/* Every rank tells the leader where it is, for `winnow status`, and that it has the same checkpoint. */
 static wn_status exchange_identities(struct shard *s, struct wn_err *err)
 {
     struct identity mine = {.pid = (uint32_t)getpid()};
@@ -184,6 +196,7 @@ static wn_status exchange_identities(struct shard *s, struct wn_err *err)
     size_t *bytes = calloc((size_t)s->size, sizeof(*bytes));
     wn_status rc = WN_OK;
 
+    memcpy(mine.model_id, s->model_id, sizeof(mine.model_id));
     if (gethostname(mine.host, sizeof(mine.host) - 1) != 0) snprintf(mine.host, sizeof(mine.host), "?");
     s->ids = calloc((size_t)s->size, sizeof(*s->ids));
     s->infos = calloc((size_t)s->size, sizeof(*s->infos));
@@ -211,6 +224,7 @@ static wn_status exchange_identities(struct shard *s, struct wn_err *err)
         s->infos[i].pid = s->ids[i].pid;
         s->info_list[i] = &s->infos[i];
     }
+    if (rc == WN_OK && s->rank == 0) rc = same_model(s, err);
 out:
     free(ranks);
     free(bytes);

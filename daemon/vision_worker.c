@@ -413,9 +413,12 @@ static void send_outbox(struct vision_worker *v)
 static wn_status open_worker(struct vision_worker *v, struct wn_err *err)
 {
     struct wn_encoder_opts eo = {.cfg = &v->cfg, .model = &v->model, .limits = WN_IMAGE_LIMITS_DEFAULT};
+    struct wn_weights *weights = NULL;
     wn_status rc = wn_worker_model(&v->cfg, &v->model, v->model_id, err);
 
-    if (rc != WN_OK) return rc;
+    if (rc != WN_OK || (rc = wn_weights_open(&weights, v->cfg.model, err)) != WN_OK) return rc;
+    wn_worker_identify(v->model_id, weights);
+    wn_weights_close(weights);
     eo.dtype = v->dtype = wn_worker_dtype(&v->cfg, &v->model);
     eo.limits.bytes_max = v->cfg.image_bytes_max;
     eo.limits.pixels_max = v->cfg.image_pixels_max;

@@ -74,6 +74,18 @@ wn_status wn_worker_plan(const struct wn_config *cfg, const struct wn_model *mod
     return rc;
 }
 
+void wn_worker_identify(char id[WN_MODEL_ID_LEN], const struct wn_weights *weights)
+{
+    uint8_t hash[WN_SHA256_BYTES];
+    struct wn_sha256 s;
+
+    wn_sha256_init(&s);
+    wn_sha256_update(&s, id, WN_MODEL_ID_LEN);
+    wn_weights_digest(weights, &s);
+    wn_sha256_final(&s, hash);
+    sodium_bin2hex(id, WN_MODEL_ID_LEN, hash, sizeof(hash));
+}
+
 wn_status wn_worker_tensors(const struct wn_config *cfg, const struct wn_plan *plan, struct wn_err *err)
 {
     struct wn_weights *weights = NULL;

@@ -11,9 +11,10 @@
 #include "shard/backend.h"
 #include "shard/model.h"
 #include "shard/plan.h"
+#include "shard/weights.h"
 #include "transport/endpoint.h"
 
-#define WN_MODEL_ID_LEN 65 /* SHA-256 of config.json in hex, and its NUL */
+#define WN_MODEL_ID_LEN 65 /* SHA-256 of config.json (and of some of the weights) in hex, and its NUL */
 
 /* Reads config.json of cfg->model (a folder, or such a file) into *model, and what identifies it into id. */
 WN_NODISCARD wn_status wn_worker_model(const struct wn_config *cfg, struct wn_model *model, char id[WN_MODEL_ID_LEN],
@@ -26,6 +27,9 @@ wn_dtype wn_worker_dtype(const struct wn_config *cfg, const struct wn_model *mod
 /* The replica's plan as the options say. WN_EUNSUPP: the backend has not the weights of --quantization. */
 WN_NODISCARD wn_status wn_worker_plan(const struct wn_config *cfg, const struct wn_model *model, struct wn_plan *plan,
                                       struct wn_err *err);
+
+/* Puts the weights into that id, too: workers of two versions of a checkpoint must not mix. */
+void wn_worker_identify(char id[WN_MODEL_ID_LEN], const struct wn_weights *weights);
 
 /* Do the checkpoint's files have every tensor that the plan's ranks and the vision workers load, in its shape? Only
  * their headers are read. The error names tensor and file. */

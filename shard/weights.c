@@ -18,6 +18,7 @@
 #define SHARDS_MAX       1024u
 #define NAME_ROOM        640u /* a name after its prefix has been exchanged */
 
+#define DIGEST_BYTES 64 /* of a tensor */
 #define SINGLE_FILE "model.safetensors"
 #define INDEX_FILE  "model.safetensors.index.json"
 
@@ -230,6 +231,18 @@ static wn_status open_single(struct wn_weights *w, struct wn_err *err)
     if ((rc = open_shard(w, &w->shards[0], NULL, err)) != WN_OK) return rc;
     if (w->entries_n) qsort(w->entries, w->entries_n, sizeof(*w->entries), entry_order);
     return WN_OK;
+}
+
+void wn_weights_digest(const struct wn_weights *w, struct wn_sha256 *s)
+{
+    for (size_t i = 0; i < w->entries_n; i++) {
+        const struct entry *e = &w->entries[i];
+        const uint64_t n = e->tensor.bytes < DIGEST_BYTES ? e->tensor.bytes : DIGEST_BYTES;
+        wn_sha256_update(s, e->name, strlen(e->name) + 1);
+        wn_sha256_update(s, e->type, strlen(e->type) + 1);
+        wn_sha256_update(s, e->tensor.dims, sizeof(e->tensor.dims));
+        wn_sha256_update(s, (const uint8_t *)e->tensor.data + (e->tensor.bytes - n) / 2, n);
+    }
 }
 
 bool wn_weights_exist(const char *dir)

@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "base/dtype.h"
+#include "base/sha256.h"
 #include "base/status.h"
 
 #define WN_DIMS_MAX 4 /* of a tensor that can be read; others are kept out */
@@ -45,6 +46,10 @@ bool wn_weights_exist(const char *dir);
  * dimensions cannot be read, or its data is not aligned to its type. */
 WN_NODISCARD wn_status wn_weights_find(const struct wn_weights *w, const char *name,
                                        struct wn_tensor *out, struct wn_err *err);
+
+/* Adds what tells these weights from others to a hash: each tensor's name, type and shape, and bytes of its middle; to
+ * read them all would take as long as to load them. */
+void wn_weights_digest(const struct wn_weights *w, struct wn_sha256 *s);
 
 /* Checks one safetensors header (the JSON after the 8-byte length) against a data area of
  * data_bytes; for fuzzing and for wn_weights_open. The tensors must cover the data area without

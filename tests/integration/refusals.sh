@@ -131,6 +131,25 @@ refuse 1 "model-00002-of-00002.safetensors: tensor 'language_model.model.layers.
 tensor '\(layers.1.mlp.up_proj[^:]*:[^:]*:\)"BF16"' '\1"I16" '
 refuse 1 "up_proj.weight' has type I16" "$winnowd" serve "$dir/model" -pp 2
 
+# ranks with different weights under the same name, as copies on nodes may have
+copy
+rm "$dir/model/model-00002-of-00002.safetensors"
+{ head -c -200000 $model/model-00002-of-00002.safetensors; head -c 200000 /dev/zero; } \
+    >"$dir/model/model-00002-of-00002.safetensors"
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+mkdir -p "$dir/run"
+timeout 60 mpirun --oversubscribe --bind-to none --mca btl self,vader \
+    -np 1 "$winnowd" shard $model -tp 2 --run-dir "$dir/run" : \
+    -np 1 "$winnowd" shard "$dir/model" -tp 2 --run-dir "$dir/run" >"$dir/out" 2>&1
+code=$?
+if [ $code -eq 3 ] && grep -q "rank 1 on .* has other files there than rank 0" "$dir/out"; then
+    passed=$((passed + 1))
+else
+    failed=$((failed + 1))
+    echo "FAILED: ranks of two checkpoints: exit code $code (expected 3)"
+    cat "$dir/out"
+fi
+
 # a port in use, held by a service of ours, whose host is a name
 "$winnowd" serve $model --port 0 --host localhost >"$dir/ready" 2>/dev/null &
 holder=$!

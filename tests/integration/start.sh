@@ -66,7 +66,7 @@ serve() { # leaves pid, memory: its folder in shared memory
     "$winnowd" serve models/tiny-llava -tp 2 --port 0 --log-level info >"$dir/out" 2>"$dir/err" &
     pid=$!
     holds "it is ready ($1)" within 20 grep -q 'ready at' "$dir/out"
-    memory=$(dirname "$(grep -l " $pid\$" /dev/shm/winnow-??????/owner)")
+    memory=$(dirname "$(grep -l "^process $pid on " /dev/shm/winnow-??????/owner)")
 }
 export XDG_RUNTIME_DIR=$dir/xdg
 mkdir "$XDG_RUNTIME_DIR"

@@ -132,7 +132,7 @@ static void a_service_that_was_killed(void **state)
     assert_true(exists(was[0], "replica-0/ompi.host.0/pid.1/0/contact"));
 
     assert_true(scratch_text(files_base, "winnow-abcdef/file", "x"));            /* nobody's */
-    assert_true(scratch_text(files_base, "winnow-ABCDEF/owner", "elsewhere 1\n")); /* of another machine */
+    assert_true(scratch_text(files_base, "winnow-ABCDEF/owner", "process 1 on elsewhere\n")); /* of another machine */
     assert_true(scratch_text(files_base, "winnow-chaos-abcdef/owner", "x"));     /* not a name of ours */
     open_dir(&d, "");
     assert_false(exists(was[0], ""));

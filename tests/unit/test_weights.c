@@ -14,6 +14,7 @@
 #include "tests/scratch.h"
 
 static char dir[64];
+static size_t data_first; /* of the bytes that are written as data */
 
 static const char *in_dir(const char *file)
 {
@@ -45,7 +46,7 @@ static void write_tensors_claiming(const char *file, const char *header, uint64_
     assert_true(8 + n + data_bytes <= sizeof(bytes));
     for (int i = 0; i < 8; i++) bytes[i] = (uint8_t)(claimed >> (8 * i));
     memcpy(bytes + 8, header, n);
-    for (size_t i = 0; i < data_bytes; i++) bytes[8 + n + i] = (uint8_t)i;
+    for (size_t i = 0; i < data_bytes; i++) bytes[8 + n + i] = (uint8_t)(data_first + i);
     assert_true(scratch_write(dir, file, bytes, 8 + n + data_bytes));
 }
 
@@ -319,6 +320,46 @@ static void test_both_name_layouts(void **state)
     }
 }
 
+static void digest(const char *header, size_t data_bytes, uint8_t out[WN_SHA256_BYTES])
+{
+    struct wn_weights *w = NULL;
+    struct wn_sha256 s;
+
+    write_tensors("model.safetensors", header, data_bytes);
+    assert_int_equal(wn_weights_open(&w, dir, NULL), WN_OK);
+    wn_sha256_init(&s);
+    wn_weights_digest(w, &s);
+    wn_sha256_final(&s, out);
+    wn_weights_close(w);
+}
+
+/* A tensor of other values, another name, shape or type: not the same weights. */
+static void test_digest(void **state)
+{
+    static const char *const others[] = {
+        "{\"b\": {\"dtype\": \"F32\", \"shape\": [2, 30], \"data_offsets\": [0, 240]}}",
+        "{\"a\": {\"dtype\": \"F32\", \"shape\": [30, 2], \"data_offsets\": [0, 240]}}",
+        "{\"a\": {\"dtype\": \"I32\", \"shape\": [2, 30], \"data_offsets\": [0, 240]}}",
+        "{\"z\": {\"dtype\": \"F32\", \"shape\": [2], \"data_offsets\": [0, 8]}, "
+        "\"a\": {\"dtype\": \"F32\", \"shape\": [2, 30], \"data_offsets\": [8, 248]}}",
+    };
+    const char *one = "{\"a\": {\"dtype\": \"F32\", \"shape\": [2, 30], \"data_offsets\": [0, 240]}}";
+    uint8_t first[WN_SHA256_BYTES], other[WN_SHA256_BYTES];
+
+    (void)state;
+    digest(one, 240, first);
+    digest(one, 240, other);
+    assert_memory_equal(first, other, sizeof(first));
+    for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++) {
+        digest(others[i], i == 3 ? 248 : 240, other);
+        assert_memory_not_equal(first, other, sizeof(first));
+    }
+    data_first = 1; /* other values */
+    digest(one, 240, other);
+    data_first = 0;
+    assert_memory_not_equal(first, other, sizeof(first));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -330,6 +371,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_shards, setup, teardown),
         cmocka_unit_test_setup_teardown(test_index, setup, teardown),
         cmocka_unit_test_setup_teardown(test_both_name_layouts, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_digest, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
