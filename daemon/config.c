@@ -187,7 +187,8 @@ const char *wn_config_unknown_env(size_t *at)
     /* of clients, of parts below this table, of bench wire for its own command */
     static const char *const others[] = {"WINNOW_ENDPOINT",     "WINNOW_KEY",         "WINNOW_CONFIG",
                                          "WINNOW_CPU_ISA",      "WINNOW_CUDA_GRAPHS", "WINNOW_CUDA_KERNELS",
-                                         "WINNOW_NCCL",         "WINNOW_BENCH_MODEL", "WINNOW_BENCH_SELF"};
+                                         "WINNOW_CUDA_OVERLAP", "WINNOW_CUBLASLT",    "WINNOW_NCCL",
+                                         "WINNOW_BENCH_MODEL",  "WINNOW_BENCH_SELF"};
 
     for (; environ[*at]; (*at)++) {
         const char *var = environ[*at];

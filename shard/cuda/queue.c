@@ -208,11 +208,9 @@ wn_status wn_cuda_step_end(struct wn_backend *be)
     return rc;
 }
 
-/* *on, which is what holds without the variable, becomes what it says. */
-static wn_status read_switch(const char *name, bool *on, struct wn_err *err)
+/* *on, which is what holds without the variable, becomes what its text says. */
+static wn_status read_switch(const char *name, const char *wish, bool *on, struct wn_err *err)
 {
-    const char *wish = getenv(name);
-
     if (!wish) return WN_OK;
     if (strcmp(wish, "0") != 0 && strcmp(wish, "1") != 0)
         return wn_fail(err, WN_EINVAL, "%s=%s: 0 or 1", name, wish);
@@ -226,8 +224,9 @@ wn_status wn_cuda_queue_open(struct wn_cuda *c, struct wn_err *err)
     bool graphs = true;
     wn_status rc = wn_cuda_check(cudaEventCreateWithFlags(&q->step.copied, cudaEventDisableTiming), "event", err);
 
-    if (rc == WN_OK) rc = read_switch("WINNOW_CUDA_GRAPHS", &graphs, err);
-    if (rc == WN_OK) rc = read_switch("WINNOW_CUDA_OVERLAP", &q->overlap, err);
+    if (rc == WN_OK) rc = read_switch("WINNOW_CUDA_GRAPHS", getenv("WINNOW_CUDA_GRAPHS"), &graphs, err);
+    if (rc == WN_OK)
+        rc = read_switch("WINNOW_CUDA_OVERLAP", getenv("WINNOW_CUDA_OVERLAP"), &q->overlap, err);
     q->off = !graphs;
     for (uint32_t i = 0; rc == WN_OK && i < WN_CUDA_METAS; i++)
         rc = wn_cuda_check(cudaEventCreateWithFlags(&q->metas[i].copied, cudaEventDisableTiming), "event", err);
