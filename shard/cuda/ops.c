@@ -47,7 +47,7 @@ static wn_status matmul_as(struct wn_cuda *c, const struct wn_matmul *a, struct 
     if (kind == WN_CUDA_MATMUL_LT) { /* not for the rows of a step, so never kept */
         m.slices = 1;
         if ((rc = wn_cuda_flush(c)) != WN_OK) return rc;
-        rc = wn_cuda_lt_run(c->lt, &m, c->stream);
+        rc = wn_cuda_lt_run(c->lt, &m, &(struct wn_cuda_same){.n = 1}, c->stream);
         return rc == WN_OK && parts ? launched(wn_cuda_run_matmul_finish(&m, wn_cuda_now(c)), "matmul") : rc;
     }
     l.op = kind == WN_CUDA_MATMUL_MMA ? WN_CUDA_OP_MATMUL_MMA : WN_CUDA_OP_MATMUL_PLAIN;
@@ -97,12 +97,50 @@ static bool joins(const struct wn_cuda *c, const struct wn_matmul *a, const stru
            b->act == WN_ACT_NONE && b->w->n > 0 && choose(c, b) == WN_CUDA_MATMUL_MMA;
 }
 
+/* Are they products of one shape, whose weights and results lie in equal steps? */
+static bool in_steps(const struct wn_cuda *c, const struct wn_matmul *a, uint32_t n, struct wn_cuda_same *of)
+{
+    const intptr_t e = (intptr_t)sizeof(wn_bf16);
+
+    if (n < 2 || a->out.dtype != WN_BF16 || a->x.rows == 0) return false;
+    *of = (struct wn_cuda_same){.n = n};
+    for (uint32_t i = 0; i < n; i++) {
+        const struct wn_matmul *b = &a[i];
+        const intptr_t w = (intptr_t)b->w->ptr - (intptr_t)a->w->ptr, out = (intptr_t)b->out.ptr - (intptr_t)a->out.ptr;
+        if (b->x.ptr != a->x.ptr || b->x.stride != a->x.stride || b->x.rows != a->x.rows || b->bias ||
+            b->act != WN_ACT_NONE || b->out.dtype != a->out.dtype || b->out.stride != a->out.stride ||
+            b->w->n != a->w->n || b->w->k != a->w->k || b->w->stride != a->w->stride ||
+            choose(c, b) != WN_CUDA_MATMUL_LT)
+            return false;
+        if (i == 1) {
+            of->w_step = w / e;
+            of->out_step = out / e;
+        }
+        if (w < 0 || out < 0 || w != of->w_step * e * i || out != of->out_step * e * i) return false;
+    }
+    return of->w_step % 8 == 0 && of->out_step % 8 == 0;
+}
+
+/* One call of cuBLASLt, whose tiles fill the device together: those of gate, and then those of up, leave a third of it
+ * idle at the end. WN_EUNSUPP: it has no algorithm for that. */
+static wn_status matmuls_in_steps(struct wn_cuda *c, const struct wn_matmul *a, const struct wn_cuda_same *of)
+{
+    const struct wn_cuda_matmul m = {
+        .out = view(&a->out), .x = view(&a->x), .w = weight_view(a->w), .slices = 1};
+    wn_status rc;
+
+    for (uint32_t i = 0; i < of->n; i++) wn_check_matmul(&a[i], a[i].w->n, a[i].w->k);
+    rc = wn_cuda_flush(c);
+    return rc == WN_OK ? wn_cuda_lt_run(c->lt, &m, of, c->stream) : rc;
+}
+
 /* Several launches read several matrices one after the other, and each ends with a part of the device idle. */
 wn_status wn_cuda_matmuls(struct wn_backend *be, const struct wn_matmul *a, uint32_t n)
 {
     struct wn_cuda *c = cuda(be);
     struct wn_cuda_launch l = {.op = WN_CUDA_OP_MATMUL_GROUP, .as.group = {.x = view(&a->x), .n = n}};
     bool together = n <= WN_CUDA_GROUP && a->x.rows > 0;
+    struct wn_cuda_same of;
     wn_status rc = WN_OK;
 
     for (uint32_t i = 0; together && i < n; i++) {
@@ -112,6 +150,8 @@ wn_status wn_cuda_matmuls(struct wn_backend *be, const struct wn_matmul *a, uint
         l.as.group.w[i] = weight_view(a[i].w);
     }
     if (together) return wn_cuda_launch(c, &l);
+    if (in_steps(c, a, n, &of) && (rc = matmuls_in_steps(c, a, &of)) != WN_EUNSUPP) return rc;
+    rc = WN_OK;
     for (uint32_t i = 0; rc == WN_OK && i < n; i++) rc = wn_cuda_matmul(be, &a[i]);
     return rc;
 }

@@ -84,6 +84,7 @@ struct sim_counts {
     unsigned long launches, captures, graph_launches; /* launches: of kernels, outside of graphs */
     unsigned long allocations, copies, waits;         /* device and pinned memory; to and fro; for a stream */
     unsigned long bytes_back;                         /* copied to the host */
+    unsigned long pushed;                             /* work of the simulated libraries */
 };
 extern struct sim_counts sim_counts;
 

@@ -207,6 +207,7 @@ void sim_kernel(cudaStream_t st, std::function<bool()> fn)
 
 void sim_stream_push(cudaStream_t st, bool (*step)(void *ctx), void *ctx)
 {
+    sim_counts.pushed++;
     sim_push(st, [=] { return step(ctx); });
 }
 

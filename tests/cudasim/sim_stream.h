@@ -1,5 +1,5 @@
-/* tests/cudasim/sim_stream.h - what the simulated NCCL asks of the simulated device. A program that lets the library be
- * opened exports these. */
+/* tests/cudasim/sim_stream.h - what the simulated NCCL and cuBLASLt ask of the simulated device. A program that lets
+ * them be opened exports these. */
 #ifndef WN_TESTS_CUDASIM_SIM_STREAM_H
 #define WN_TESTS_CUDASIM_SIM_STREAM_H
 
