@@ -42,10 +42,15 @@ __device__ __forceinline__ void wn_follow(void)
 
 #define WN_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 
-/* More than 48 KiB of dynamic shared memory has to be asked for, once a kernel. */
+/* More than 48 KiB of dynamic shared memory has to be asked for, once a kernel. Such a kernel wants all of a
+ * multiprocessor's memory as that, for a second block; what it reads is there, and does not come by way of L1. */
 template <typename K> static inline int wn_allow_shared(K kernel, size_t bytes)
 {
-    return (int)cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+    const int rc = (int)cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+
+    if (rc != 0) return rc;
+    return (int)cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                     (int)cudaSharedmemCarveoutMaxShared);
 }
 
 /* Is there code for the device of this thread? */

@@ -186,10 +186,20 @@ template <typename S> __global__ void __launch_bounds__(THREADS) group_kernel(st
     mma_block<S>(a, tile);
 }
 
-/* May kernels have this shape's shared memory on the device? */
-template <typename S> static bool fits(void)
+template <typename S> static auto kernel_of(const struct wn_cuda_matmul *)
 {
-    if (wn_allow_shared(mma_kernel<S>, S::bytes) == 0 && wn_allow_shared(group_kernel<S>, S::bytes) == 0) return true;
+    return mma_kernel<S>;
+}
+
+template <typename S> static auto kernel_of(const struct wn_cuda_matmul_group *)
+{
+    return group_kernel<S>;
+}
+
+/* May the kernel have this shape's shared memory on the device? */
+template <typename S, typename A> static bool fits(const A *a)
+{
+    if (wn_allow_shared(kernel_of<S>(a), S::bytes) == 0) return true;
     (void)cudaGetLastError();
     return false;
 }
@@ -218,10 +228,10 @@ template <typename S> static int run(const struct wn_cuda_matmul_group *a, wn_cu
 /* One product, or several. Smaller tiles give the same bits. */
 template <typename A> static int run_rows(const A *a, uint32_t rows, wn_cuda_stream st)
 {
-    if (rows <= 8 && fits<tile_8>()) return run<tile_8>(a, st);
-    if (rows <= WN_CUDA_WALK_ROWS && fits<tile_16>()) return run<tile_16>(a, st);
-    if (rows > 32 && fits<tile_64>()) return run<tile_64>(a, st);
-    return fits<tile_32>() ? run<tile_32>(a, st) : (int)cudaErrorInvalidValue;
+    if (rows <= 8 && fits<tile_8>(a)) return run<tile_8>(a, st);
+    if (rows <= WN_CUDA_WALK_ROWS && fits<tile_16>(a)) return run<tile_16>(a, st);
+    if (rows > 32 && fits<tile_64>(a)) return run<tile_64>(a, st);
+    return fits<tile_32>(a) ? run<tile_32>(a, st) : (int)cudaErrorInvalidValue;
 }
 
 int wn_cuda_run_matmul_mma(const struct wn_cuda_matmul *a, wn_cuda_stream st)
