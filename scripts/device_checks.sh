@@ -155,11 +155,11 @@ step() {
     esac
     {
         echo "==== ${summary[-1]}"
-        tail -c 1500000 "$logs/$name.txt"
+        tail -c 800000 "$logs/$name.txt"
     } >>"$out/log.txt"
 }
 
-# Few files come back from there, so what steps print is gathered in one.
+# Few files come back from there, and none larger than 16 MiB, so what steps print is gathered in one.
 open_logs() {
     mkdir -p "$out"
     unpack >"$out/log.txt" 2>&1

@@ -140,6 +140,7 @@ wn_status wn_cuda_matmuls(struct wn_backend *be, const struct wn_matmul *a, uint
     struct wn_cuda *c = cuda(be);
     struct wn_cuda_launch l = {.op = WN_CUDA_OP_MATMUL_GROUP, .as.group = {.x = view(&a->x), .n = n}};
     bool together = n <= WN_CUDA_GROUP && a->x.rows > 0;
+    struct wn_matmul back[4];
     struct wn_cuda_same of;
     wn_status rc = WN_OK;
 
@@ -150,7 +151,11 @@ wn_status wn_cuda_matmuls(struct wn_backend *be, const struct wn_matmul *a, uint
         l.as.group.w[i] = weight_view(a[i].w);
     }
     if (together) return wn_cuda_launch(c, &l);
-    if (in_steps(c, a, n, &of) && (rc = matmuls_in_steps(c, a, &of)) != WN_EUNSUPP) return rc;
+    for (uint32_t i = 0; n <= 4 && i < n; i++) back[i] = a[n - 1 - i];
+    if (in_steps(c, a, n, &of)) rc = matmuls_in_steps(c, a, &of);
+    else if (n <= 4 && in_steps(c, back, n, &of)) rc = matmuls_in_steps(c, back, &of); /* memory from above */
+    else rc = WN_EUNSUPP;
+    if (rc != WN_EUNSUPP) return rc;
     rc = WN_OK;
     for (uint32_t i = 0; rc == WN_OK && i < n; i++) rc = wn_cuda_matmul(be, &a[i]);
     return rc;

@@ -1,10 +1,10 @@
 /* libcublasltsim.so: cuBLASLt on the simulated device of tests/cudasim, so that shard/cuda/lt.c runs as it is where
- * there is no GPU: column-major layouts with leading dimensions and batches, algorithms that are good for what they were
- * asked for, and refusals. Its sums run backwards: an order that is not ours. It knows nothing of Winnow.
+ * there is no GPU: column-major layouts with leading dimensions and batches, algorithms that are good for what they
+ * were asked for, and refusals. Its sums run backwards: an order that is not ours. It knows nothing of Winnow.
  *
  * What it refuses: memory that is less aligned than its algorithm was asked for, dimensions that do not fit, batches
- * that differ. Of one output width (72) there is no algorithm; an algorithm for a depth that is no multiple of eight does
- * only the number of columns that it was asked for.
+ * that differ. Of one output width (72) there is no algorithm; an algorithm for a depth that is no multiple of eight
+ * does only the number of columns that it was asked for.
  *
  * What it cannot show: speed, workspaces, and whether cuBLASLt itself does what its documentation says. */
 #include "tests/cudasim/cublasLt.h"

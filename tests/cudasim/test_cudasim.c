@@ -38,8 +38,7 @@ static struct wn_weight *weight_of(struct wn_backend *be, uint32_t seed)
     return w;
 }
 
-/* Two products of one shape are one call of cuBLASLt, if the second's weights lie behind the first's; with the bits of
- * two. */
+/* Two products of one shape are one call of cuBLASLt, if weights and results lie in one order; with the bits of two. */
 static void matmul_two_in_one(void **state)
 {
     static wn_bf16 x[ROWS * DEPTH], got[ROWS * 2 * COLS], want[ROWS * 2 * COLS];
@@ -54,16 +53,16 @@ static void matmul_two_in_one(void **state)
     for (uint32_t i = 0; i < ROWS * DEPTH; i++) x[i] = wn_f32_to_bf16((float)(i % 17) - 8.0f);
     assert_int_equal(be->ops->upload(be, xb.ptr, x, sizeof(x)), WN_OK);
     const struct wn_mat out = {ob.ptr, WN_BF16, ROWS, 2 * COLS, 2 * COLS};
-    for (int turned = 0; turned < 2; turned++) {
+    for (int turned = 0; turned < 3; turned++) { /* up, across, down */
         struct wn_matmul a[2];
         unsigned long before = sim_counts.pushed;
         for (uint32_t i = 0; i < 2; i++)
-            a[i] = (struct wn_matmul){.out = wn_mat_cols(out, i * COLS, COLS),
-                                      .x = {xb.ptr, WN_BF16, ROWS, DEPTH, DEPTH},
-                                      .w = w[(int)i ^ low ^ turned],
-                                      .slices = 1};
+            a[turned == 2 ? 1 - i : i] = (struct wn_matmul){.out = wn_mat_cols(out, i * COLS, COLS),
+                                                            .x = {xb.ptr, WN_BF16, ROWS, DEPTH, DEPTH},
+                                                            .w = w[(int)i ^ low ^ (turned == 1)],
+                                                            .slices = 1};
         assert_int_equal(wn_be_matmuls(be, a, 2), WN_OK);
-        assert_int_equal(sim_counts.pushed - before, turned ? 2 : 1);
+        assert_int_equal(sim_counts.pushed - before, turned == 1 ? 2 : 1);
         assert_int_equal(be->ops->download(be, got, ob.ptr, sizeof(got)), WN_OK);
         for (uint32_t i = 0; i < 2; i++) assert_int_equal(wn_be_matmul(be, &a[i]), WN_OK);
         assert_int_equal(be->ops->download(be, want, ob.ptr, sizeof(want)), WN_OK);
