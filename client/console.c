@@ -3,6 +3,8 @@
 
 #include <inttypes.h>
 
+#include "base/bytes.h"
+
 #define STALLED_MS 1000 /* in the middle of a product of large matrices that may be so */
 
 static const char *role_text(Wn__Role role)
@@ -10,14 +12,11 @@ static const char *role_text(Wn__Role role)
     return role == WN__ROLE__ROLE_VISION ? "vision" : role == WN__ROLE__ROLE_LEADER ? "replica" : "unknown";
 }
 
-/* "1.5 MiB" */
 static void print_bytes(FILE *f, double bytes)
 {
-    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
-    int u = 0;
+    char text[WN_BYTES_TEXT];
 
-    for (; bytes >= 1024 && u < 4; u++) bytes /= 1024;
-    fprintf(f, u == 0 ? "%.0f %s" : "%.1f %s", bytes, units[u]);
+    fputs(wn_bytes_text(text, bytes, 1), f);
 }
 
 void console_bytes(const Wn__Status *st, Wn__LinkBytes *sum)

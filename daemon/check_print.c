@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/bytes.h"
 #include "daemon/check.h"
 
 #define COLUMNS  7
@@ -66,6 +67,7 @@ static void latency_text(char *out, double us)
         snprintf(out, CELL_LEN, "%.2f ms", us / 1000);
 }
 
+/* Of messages and disks: networks count in thousands. */
 static void bytes_text(char *out, double bytes)
 {
     const char *unit = bytes >= 1e9 ? "GB" : bytes >= 1e6 ? "MB" : bytes >= 1e3 ? "kB" : "B";
@@ -111,15 +113,14 @@ static void print_hosts(const struct wn_check *c, FILE *f)
     add_titles(&t, titles);
     for (uint32_t i = 0; i < c->hosts_n; i++) {
         const struct wn_check_host *h = &c->hosts[i];
-        char(*row)[CELL_LEN] = add_row(&t), need[CELL_LEN], there[CELL_LEN];
+        char(*row)[CELL_LEN] = add_row(&t), need[WN_BYTES_TEXT], there[WN_BYTES_TEXT];
         static const char *const keys[] = {"winnow", "mpi", "zmq", "kernel"};
         if (!row) continue;
         snprintf(row[0], CELL_LEN, "%s", h->name);
         places_text(c, h->name, row[1]);
         for (int k = 0; k < 4; k++) snprintf(row[2 + k], CELL_LEN, "%.90s", wn_check_text(h->line, keys[k]));
-        bytes_text(need, (double)h->need_bytes);
-        bytes_text(there, (double)h->free_bytes);
-        snprintf(row[6], CELL_LEN, "%.40s, %.40s", need, there);
+        snprintf(row[6], CELL_LEN, "%s, %s", wn_bytes_text(need, (double)h->need_bytes, 1),
+                 wn_bytes_text(there, (double)h->free_bytes, 1));
     }
     print_table(&t, f);
 }

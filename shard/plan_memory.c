@@ -1,6 +1,8 @@
 /* shard/plan_memory.c - see plan_memory.h. */
 #include "shard/plan_memory.h"
 
+#include "base/bytes.h"
+
 /* Scratch of a stage, as decoder.c allocates it. */
 static uint64_t step_bytes(const struct wn_plan *p, uint32_t rank, const struct wn_memory_limits *l)
 {
@@ -34,8 +36,8 @@ static void measure(struct wn_memory_plan *out, const struct wn_plan *p, const u
         m.step_bytes += copies * step_bytes(p, ranks[i], l);
         m.page_bytes += copies * wn_plan_kv_bytes_per_token(p, ranks[i]) * l->page_tokens;
         if (ranks[i] < p->tensors)
-            m.feature_bytes +=
-                copies * l->slots * p->model.vision.patches * p->model.vision.hidden * wn_dtype_bytes(p->dtype);
+            m.feature_bytes += copies * l->slots * (p->model.vision.patches + 1) * p->model.vision.hidden *
+                               wn_dtype_bytes(p->dtype);
     }
     fixed = m.weight_bytes + m.step_bytes + m.feature_bytes + l->reserve_bytes;
     if (fixed < l->device_bytes && m.page_bytes > 0) m.pages = (l->device_bytes - fixed) / m.page_bytes;
@@ -69,16 +71,9 @@ static void propose(char out[96], const struct wn_plan *p, const struct wn_memor
         }
 }
 
-/* "26.3 GB", "49.2 kB" */
-static const char *amount(char out[24], uint64_t bytes)
+static const char *amount(char out[WN_BYTES_TEXT], uint64_t bytes)
 {
-    static const char *const units[] = {"B", "kB", "MB", "GB", "TB", "PB"};
-    double v = (double)bytes;
-    int u = 0;
-
-    for (; v >= 999.95 && u < 5; u++) v /= 1000.0;
-    snprintf(out, 24, u ? "%.1f %s" : "%.0f %s", v, units[u]);
-    return out;
+    return wn_bytes_text(out, (double)bytes, 1);
 }
 
 wn_status wn_plan_memory_shared(struct wn_memory_plan *out, const struct wn_plan *p, const uint32_t *ranks, uint32_t n,
@@ -86,7 +81,7 @@ wn_status wn_plan_memory_shared(struct wn_memory_plan *out, const struct wn_plan
 {
     const uint64_t copies = l->replicas > 1 ? l->replicas : 1;
     const uint64_t usable = l->device_bytes - (l->reserve_bytes < l->device_bytes ? l->reserve_bytes : l->device_bytes);
-    char who[64], layout[96], a[24], b[24], c[24], d[24], e[24];
+    char who[64], layout[96], a[WN_BYTES_TEXT], b[WN_BYTES_TEXT], c[WN_BYTES_TEXT], d[WN_BYTES_TEXT], e[WN_BYTES_TEXT];
 
     measure(out, p, ranks, n, l);
     if (out->pages >= l->pages_min) return WN_OK;

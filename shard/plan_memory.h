@@ -2,8 +2,8 @@
  * limits of a step and the device's free memory, to be asked before weights load. `winnow plan`, `winnow serve` and
  * every rank ask it, so what is printed is what is refused.
  *
- * Weights, the scratch of a step and KV pages are counted to the byte as decoder.c allocates them (the CPU's packed
- * matrices come to a little more), features as full pictures in every slot. Not counted: vision towers.
+ * Weights, the scratch of a step, KV pages and features (a whole picture in every slot) are counted to the byte as
+ * decoder.c allocates them (the CPU's packed matrices come to a little more). Not counted: vision towers.
  * Owns: nothing. Threads: any. Fails: WN_ENOMEM, and the text names a layout that would fit. */
 #ifndef WN_SHARD_PLAN_MEMORY_H
 #define WN_SHARD_PLAN_MEMORY_H

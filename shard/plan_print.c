@@ -3,6 +3,7 @@
 #include <jansson.h>
 #include <stdlib.h>
 
+#include "base/bytes.h"
 #include "shard/plan_memory.h"
 
 /* Everything that can cross a link of the replica. */
@@ -16,19 +17,9 @@ struct totals {
     uint64_t links[KINDS_N];
 };
 
-/* "6.12 GiB", "512 B" */
-static const char *human(char out[24], uint64_t bytes)
+static const char *human(char out[WN_BYTES_TEXT], uint64_t bytes)
 {
-    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB"};
-    double v = (double)bytes;
-    size_t u = 0;
-
-    while (v >= 1024.0 && u + 1 < sizeof(units) / sizeof(units[0])) {
-        v /= 1024.0;
-        u++;
-    }
-    snprintf(out, 24, u ? "%.2f %s" : "%.0f %s", v, units[u]);
-    return out;
+    return wn_bytes_text(out, (double)bytes, 2);
 }
 
 static uint32_t ranks_of(const struct wn_plan *p)

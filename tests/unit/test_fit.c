@@ -253,7 +253,7 @@ static void stages_take_what_was_counted(void **state)
             assert_int_equal(wn_stage_open(&stage, &o, NULL), WN_OK);
             assert_int_equal(wn_plan_memory(&need, &plan, (uint32_t)r, &limits, NULL), WN_OK);
             assert_int_equal(counts[r].bufs + counts[r].weights,
-                             need.weight_bytes + need.step_bytes + 40 * need.page_bytes);
+                             need.weight_bytes + need.step_bytes + need.feature_bytes + 40 * need.page_bytes);
             wn_stage_close(stage);
             close_counted(o.be);
         }
