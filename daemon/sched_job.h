@@ -81,7 +81,7 @@ struct wn_job {
     Wn__FinishReason reason;
     struct wn_err error;              /* of a failed job; or why the last attempt was lost */
     bool retriable, news;             /* news: followers have not been sent its last tokens */
-    Wn__Usage usage, leader_usage;    /* the parts we measure; what the leader said, by value, without pointers */
+    Wn__Usage usage;                  /* what is known so far, by value, without pointers */
     Wn__LinkBytes link;
     int64_t submitted_us, queued_us, dispatched_us, first_token_us, ended_us, deadline_us;
     struct wn_ticket ticket;          /* of the client that brought it, until it ends */

@@ -183,7 +183,7 @@ wn_status wn_sched_job_create(struct wn_scheduler *s, struct wn_job **out, Wn__E
     job->request = request;
     job->leader = WN_NO_WORKER;
     job->list = WN_LISTS;
-    job->usage = job->leader_usage = (Wn__Usage)WN__USAGE__INIT;
+    job->usage = (Wn__Usage)WN__USAGE__INIT;
     job->link = (Wn__LinkBytes)WN__LINK_BYTES__INIT;
     bucket = &s->by_id[bucket_of(job->id)];
     job->by_id = *bucket;

@@ -41,8 +41,6 @@ struct wn_group {
 struct wn_link;
 struct wn_link_device; /* transport/device.h */
 
-#define WN_LINK_CAP_PROCESS 1u /* ranks are processes (not threads of one) */
-
 /* A message's address. All of it must match between sender and receiver. */
 struct wn_route {
     int peer; /* the other rank; not this one */
@@ -52,7 +50,6 @@ struct wn_route {
 
 struct wn_link_ops {
     const char *name; /* "local", "mpi" */
-    uint32_t caps;
     wn_status (*open)(struct wn_link **out, const struct wn_group *group, struct wn_err *err);
     void (*close)(struct wn_link *link);
     wn_status (*send)(struct wn_link *link, struct wn_route to, const void *data, size_t bytes,

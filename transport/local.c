@@ -405,7 +405,6 @@ static wn_status local_withdraw(struct wn_link *link, wn_op handle, int64_t dead
 
 const struct wn_link_ops wn_link_local = {
     .name = "local",
-    .caps = 0,
     .open = local_open,
     .close = local_close,
     .send = local_send,

@@ -269,7 +269,6 @@ void wn_link_mpi_abort(int code)
 
 const struct wn_link_ops wn_link_mpi = {
     .name = "mpi",
-    .caps = WN_LINK_CAP_PROCESS,
     .open = mpi_open,
     .close = mpi_close,
     .send = mpi_send,
