@@ -23,7 +23,8 @@ void wn_pruning_complete(Wn__Pruning *out, const Wn__Pruning *asked, const struc
 {
     static const Wn__Pruning nothing = WN__PRUNING__INIT;
     const Wn__Pruning *a = asked ? asked : &nothing;
-    const bool budget = a->keep > 0 || a->rate > 0, original = cfg->image_pruning_position == WN_CONFIG_ORIGINAL;
+    const bool budget = a->keep > 0 || a->rate > 0;
+    const bool original = cfg->image_pruning_position == WN_CONFIG_POSITION_ORIGINAL;
     const struct wn_prune_method *m;
 
     *out = nothing;

@@ -1,4 +1,4 @@
-/* daemon/restarts.c */
+/* daemon/restarts.c - see restarts.h. */
 #include "daemon/restarts.h"
 
 int64_t wn_restarts_pause(struct wn_restarts *r, int64_t now_us, int64_t lived_us)

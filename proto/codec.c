@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/dtype.h"
+#include "base/sha256.h"
 #include "proto/scan.h"
 
 /* protobuf-c allocates through this while it parses; whatever the bytes say, it gets no more than `left`. Memory
@@ -102,8 +104,8 @@ static wn_status check_features(const Wn__Features *f, struct wn_err *err)
         return wn_fail(err, WN_EPROTO, "Features: %u rows, %zu indices", f->rows, f->n_index);
     if (f->flags.len != 0 && f->flags.len != f->rows)
         return wn_fail(err, WN_EPROTO, "Features: %u rows, %zu flags", f->rows, f->flags.len);
-    if (f->sha256.len != 32) return wn_fail(err, WN_EPROTO, "Features: no SHA-256 of the payload");
-    if (f->dtype > 2) return wn_fail(err, WN_EPROTO, "Features: dtype %u is not known", f->dtype);
+    if (f->sha256.len != WN_SHA256_BYTES) return wn_fail(err, WN_EPROTO, "Features: no SHA-256 of the payload");
+    if (f->dtype > WN_F16) return wn_fail(err, WN_EPROTO, "Features: dtype %u is not known", f->dtype);
     if ((unsigned)f->space > WN__FEATURE_SPACE__SPACE_PROJECTED)
         return wn_fail(err, WN_EPROTO, "Features: space %d is not known", (int)f->space);
     if (f->image >= WN_IMAGES_MAX) return wn_fail(err, WN_EPROTO, "Features: image %u", f->image);

@@ -10,7 +10,7 @@
  * Owns:    nothing; all memory is the caller's but for a result's recipe, scratch lives for one call.
  * Threads: any; with a worker its own.
  * Fails:   WN_ENOENT (no such method: the known ones are named), WN_EINVAL (numbers that make no
- *          sense, a tap that was not given), WN_EUNSUPP (a method that can not do what is asked of
+ *          sense, a tap that was not given), WN_EUNSUPP (a method that cannot do what is asked of
  *          this model), WN_ENOMEM. */
 #ifndef WN_PRUNING_PRUNE_H
 #define WN_PRUNING_PRUNE_H

@@ -1,5 +1,5 @@
 /* pruning/rank.c - who comes first. A score and an index make one integer, so that the order is
- * total, ties included, and NaN (a broken tower) can not upset a sort. */
+ * total, ties included, and NaN (a broken tower) cannot upset a sort. */
 #include <stdlib.h>
 #include <string.h>
 

@@ -57,5 +57,11 @@ while read -r name; do
 done < <(git ls-files 'base/*.c' 'proto/*.c' 'pruning/*.c' 'transport/*.c' 'shard/*' 'daemon/*.c' 'client/*.c' |
     xargs -r grep -hoE 'getenv\("WINNOW_[A-Z_]+' | cut -d'"' -f2 | sort -u)
 
+# 6. A file begins with its path and what it is for.
+while read -r file; do
+    head -2 "$file" | grep -qF "$file - " || say "$file:1: its first lines do not say \"$file - what it is for\""
+done < <(git ls-files 'base/*.[ch]' 'proto/*.[ch]' 'pruning/*.[ch]' 'transport/*.[ch]' 'shard/*.h' 'daemon/*.[ch]' \
+    'client/*.[ch]' ':!client/winnow.h')
+
 [ $bad -eq 0 ] && echo "lint: clean"
 exit $bad

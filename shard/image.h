@@ -33,9 +33,9 @@ struct wn_image_limits {
     uint32_t side_max;   /* the longer of width and height */
 };
 
-#define WN_IMAGE_LIMITS_DEFAULT                                                                    \
-    {                                                                                              \
-        .bytes_max = (size_t)32 << 20, .pixels_max = 33554432, .side_max = 32768,                  \
+#define WN_IMAGE_LIMITS_DEFAULT                                                                                       \
+    {                                                                                                                 \
+        .bytes_max = (size_t)32 << 20, .pixels_max = (uint64_t)32 << 20, .side_max = 32768,                           \
     }
 
 /* Decodes a whole file in memory; the format is told by its first bytes, never by a name.

@@ -242,8 +242,7 @@ static void png_take(png_structp png, png_bytep out, size_t n)
     job->at += n;
 }
 
-/* Widens rows that were read as one index or one 16-bit grey a pixel, in place and from the right.
- * */
+/* Widens rows that were read as one index or one 16-bit grey a pixel, in place and from the right. */
 static void png_widen(struct decode *d, const png_color *palette, int colors)
 {
     for (uint32_t y = 0; y < d->img.height; y++) {

@@ -198,8 +198,7 @@ static wn_status derive(struct wn_preprocess *pp, struct wn_err *err)
     }
     for (int c = 0; c < 3; c++)
         for (int v = 0; v < 256; v++) {
-            /* the processor multiplies in double and normalises in float: so do we, to the last bit
-             * */
+            /* the processor multiplies in double and normalises in float: so do we, to the last bit */
             float x = pp->do_rescale ? (float)(v * pp->rescale_factor) : (float)v;
             pp->value[c][v] = pp->do_normalize ? (x - pp->mean[c]) / pp->std[c] : x;
         }

@@ -50,8 +50,7 @@ WN_NODISCARD wn_status wn_preprocess_parse(struct wn_preprocess *out, const char
 WN_NODISCARD wn_status wn_preprocess_load(struct wn_preprocess *out, const char *path,
                                           struct wn_err *err);
 
-/* The resized and cropped picture before rescaling: rgb [height, width, 3], as it would be shown.
- * */
+/* The resized and cropped picture before rescaling: rgb [height, width, 3], as it would be shown. */
 WN_NODISCARD wn_status wn_preprocess_rgb(const struct wn_preprocess *pp, const struct wn_image *img,
                                          uint8_t *rgb, struct wn_err *err);
 

@@ -38,8 +38,7 @@ struct wn_resample {
     bool plain; /* portable code only; the result is the same */
 };
 
-/* out: [window.height, window.width, 3] with out_stride bytes from row to row, not overlapping src.
- * */
+/* out: [window.height, window.width, 3] with out_stride bytes from row to row; it does not overlap src. */
 WN_NODISCARD wn_status wn_resample_run(const struct wn_resample *rs, const struct wn_image *src,
                                        uint8_t *out, size_t out_stride, struct wn_err *err);
 

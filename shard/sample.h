@@ -23,21 +23,15 @@ struct wn_sample_opts {
     float temperature; /* 0: greedy, top_k, top_p and seed are not used */
     uint32_t top_k;    /* 0: off */
     float top_p;       /* (0, 1]; 1: off */
-    float
-        repetition_penalty; /* > 0; 1: off. Over the ids of `context`: prompt and emitted tokens */
+    float repetition_penalty; /* > 0; 1: off. Over the ids of `context`: prompt and emitted tokens */
     uint64_t seed;
 };
 
-#define WN_SAMPLE_GREEDY                                                                           \
-    (struct wn_sample_opts)                                                                        \
-    {                                                                                              \
-        .temperature = 0.0f, .top_p = 1.0f, .repetition_penalty = 1.0f                             \
-    }
+#define WN_SAMPLE_GREEDY ((struct wn_sample_opts){.top_p = 1.0f, .repetition_penalty = 1.0f})
 
 struct wn_sampled {
     uint32_t token;
-    float
-        logprob; /* log-softmax of the logits as they came, before any processor; only if asked for, else 0 */
+    float logprob; /* log-softmax of the logits as they came, before any processor; only if asked for, else 0 */
 };
 
 struct wn_sampler; /* opaque */

@@ -11,11 +11,11 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "transport/endpoint.h"
 
 #define DOMAINS_MAX 32
 #define KEYS_MAX    4096
 #define KEY_BYTES   32
-#define KEY_CHARS   41 /* as text */
 #define FIELDS      7 /* of a request: version, id, domain, address, identity, mechanism, key */
 #define FIELD_BYTES 256
 
@@ -103,7 +103,7 @@ static void note_refusal(struct wn_auth *auth, const struct field *from)
 static void answer(struct wn_auth *auth)
 {
     struct field fields[FIELDS];
-    char key[KEY_CHARS] = "";
+    char key[WN_CURVE_KEY_CHARS] = "";
     bool good = request_recv(auth->socket, fields);
     bool yes = good && allowed(auth, fields) && zmq_z85_encode(key, fields[6].data, KEY_BYTES);
     const char *code = yes ? "200" : "400";

@@ -1,3 +1,4 @@
+/* tests/conform/backend_suite.c - see backend_suite.h. */
 #include "tests/conform/backend_suite_parts.h"
 
 #include <math.h>

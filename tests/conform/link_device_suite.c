@@ -1,3 +1,4 @@
+/* tests/conform/link_device_suite.c - see link_device_suite.h. */
 #include "tests/conform/link_device_suite.h"
 
 #include <math.h>

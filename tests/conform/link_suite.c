@@ -1,3 +1,4 @@
+/* tests/conform/link_suite.c - see link_suite.h. */
 #include "tests/conform/link_parts.h"
 
 #include <pthread.h>

@@ -1,3 +1,4 @@
+/* tests/integration/golden.c - see golden.h. */
 #include "tests/integration/golden.h"
 
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* tests/integration/golden_rank.c - see golden_rank.h. */
 #include "tests/integration/golden_rank.h"
 
 #include <stdarg.h>

@@ -1,3 +1,4 @@
+/* tests/unit/test_kvpool.c - which pages are lent, in order and at random. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
