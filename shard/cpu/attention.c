@@ -15,6 +15,7 @@
 #define ROWS       192u    /* query rows of a task (a row: one token, one head) */
 #define FULL_ROWS  24u     /* query rows whose scores over all keys are held at once */
 #define TOGETHER   24u     /* query rows of sequences that read the same pages in one task */
+#define TASKS      8u      /* of sequences that decode, for each thread */
 #define KEYS       256u    /* values swept while a panel of them is in the first-level cache */
 #define SMALL_WORK 400000u /* multiply-adds that are not worth waking threads for: 40 microseconds */
 
@@ -256,12 +257,21 @@ static bool decodes(const struct paged *p, const struct wn_seq *seq)
     return p->in_place && seq->rows == 1;
 }
 
+/* How many from order[i] on begin with the same page, as many as a task takes. */
+static uint32_t neighbours(const struct paged *p, uint32_t i, uint32_t order_n)
+{
+    uint32_t n = 1;
+
+    while (i + n < order_n && n < p->seqs_max && p->order[i + n] >> 32 == p->order[i] >> 32) n++;
+    return n;
+}
+
 /* Chunks first, late tokens, which see most keys, before others; then sequences that decode, neighbours in the order of
  * their first pages together. `threads` want a few tasks each. */
 static void make_tasks(struct paged *p, uint32_t threads)
 {
     const struct wn_attn_paged *a = p->a;
-    uint32_t order_n = 0, heads;
+    uint32_t order_n = 0, groups = 0, heads;
 
     for (uint32_t s = a->seqs_n; s-- > 0;) {
         const struct wn_seq *seq = &a->seqs[s];
@@ -277,11 +287,12 @@ static void make_tasks(struct paged *p, uint32_t threads)
         }
     }
     sort(p->order, order_n);
-    /* all heads of a sequence in one task, unless there are too few sequences */
-    heads = order_n >= 4 * threads || threads == 1 ? a->kv_heads : a->kv_heads * order_n / (4 * threads);
+    for (uint32_t i = 0; i < order_n; i += neighbours(p, i, order_n)) groups++;
+    /* all heads of a group in one task, unless there are too few groups: who is done first waits for the other */
+    heads = groups >= TASKS * threads || threads == 1 ? a->kv_heads : a->kv_heads * groups / (TASKS * threads);
     if (heads == 0) heads = 1;
     for (uint32_t i = 0, n; i < order_n; i += n) {
-        for (n = 1; i + n < order_n && n < p->seqs_max && p->order[i + n] >> 32 == p->order[i] >> 32; n++) {}
+        n = neighbours(p, i, order_n);
         for (uint32_t h = 0; h < a->kv_heads; h += heads)
             p->tasks[p->tasks_n++] =
                 (struct paged_task){.first = i, .seqs = n, .head = h, .heads = wn_cpu_min(heads, a->kv_heads - h)};
