@@ -118,6 +118,28 @@ static uint32_t largest(const float *score, uint32_t n)
     return best;
 }
 
+/* The same, in loops that the compiler makes vectors of: floats compare as integers do once those below zero are turned
+ * round. false: one is not a finite number. */
+static bool largest_finite(const float *score, uint32_t n, uint32_t *best)
+{
+    int32_t top = INT32_MIN, odd = 0;
+    float max;
+
+    for (uint32_t i = 0; i < n; i++) {
+        int32_t bits;
+        memcpy(&bits, &score[i], sizeof(bits));
+        odd |= (bits & 0x7f800000) == 0x7f800000;
+        bits ^= (bits >> 31) & 0x7fffffff;
+        top = bits > top ? bits : top;
+    }
+    if (odd) return false;
+    top ^= (top >> 31) & 0x7fffffff;
+    memcpy(&max, &top, sizeof(max));
+    *best = 0;
+    while (score[*best] < max) ++*best; /* the first of its value: both zeros are one */
+    return true;
+}
+
 static bool before(const struct wn_sampler *s, uint32_t a, uint32_t b)
 {
     return s->score[a] > s->score[b] || (s->score[a] == s->score[b] && a < b);
@@ -235,27 +257,31 @@ uint32_t wn_sampler_logprobs(const struct wn_sampler *s, const float *logits, ui
     return have;
 }
 
+/* Above temperature 0: max is the largest score. */
+static uint32_t draw(struct wn_sampler *s, const struct wn_sample_opts *o, float max, uint64_t position)
+{
+    const double u = wn_draw_uniform(o->seed, position);
+    double before = 0.0;
+    uint32_t n;
+
+    if ((o->top_k == 0 || o->top_k >= s->vocab) && o->top_p >= 1.0f) return draw_all(s, weigh(s, o, max), u);
+    n = filter(s, o, max);
+    return s->kept[wn_draw_find(s->weight, n, u * wn_draw_sum(s->weight, n), &before)];
+}
+
 wn_status wn_sampler_pick(struct wn_sampler *s, const struct wn_sample_opts *o, const float *logits,
                           const uint32_t *context, uint32_t context_n, uint64_t position,
                           bool logprob, struct wn_sampled *out, struct wn_err *err)
 {
+    const bool plain = o->repetition_penalty == 1.0f && !(o->temperature > 0.0f);
     struct wn_sampled picked = {0};
     wn_status rc = wn_sample_opts_check(o, err);
 
-    if (rc == WN_OK) rc = scores_make(s, o, logits, context, context_n, err);
     if (rc != WN_OK) return rc;
-    picked.token = largest(s->score, s->vocab);
-    if (o->temperature > 0.0f) {
-        const float max = s->score[picked.token];
-        const double u = wn_draw_uniform(o->seed, position);
-        bool all = (o->top_k == 0 || o->top_k >= s->vocab) && o->top_p >= 1.0f;
-        if (all) {
-            picked.token = draw_all(s, weigh(s, o, max), u);
-        } else {
-            const uint32_t n = filter(s, o, max);
-            double before = 0.0;
-            picked.token = s->kept[wn_draw_find(s->weight, n, u * wn_draw_sum(s->weight, n), &before)];
-        }
+    if (!plain || !largest_finite(logits, s->vocab, &picked.token)) {
+        if ((rc = scores_make(s, o, logits, context, context_n, err)) != WN_OK) return rc;
+        picked.token = largest(s->score, s->vocab);
+        if (o->temperature > 0.0f) picked.token = draw(s, o, s->score[picked.token], position);
     }
     if (logprob) picked.logprob = logprob_of(logits, s->vocab, picked.token);
     *out = picked;

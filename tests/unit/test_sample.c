@@ -155,6 +155,30 @@ static void test_greedy_and_ties(void **state)
     wn_sampler_destroy(s);
 }
 
+/* The id of the largest logit, the lowest of equals, of few values of both signs and both zeros, in any number. */
+static void test_greedy_is_the_first_largest(void **state)
+{
+    static const float values[] = {-3.4e38f, -2.0f, -1e-40f, -0.0f, 0.0f, 1e-40f, 0.5f, 2.0f, 3.4e38f};
+    const struct wn_sample_opts o = WN_SAMPLE_GREEDY;
+    float logits[40];
+    (void)state;
+
+    srand(5);
+    for (uint32_t n = 1; n <= 40; n++) {
+        struct wn_sampler *s = NULL;
+        assert_int_equal(wn_sampler_create(&s, n, NULL), WN_OK);
+        for (int round = 0; round < 50; round++) {
+            const int below = 1 + rand() % 9;
+            uint32_t want = 0;
+            for (uint32_t i = 0; i < n; i++) logits[i] = values[rand() % below];
+            for (uint32_t i = 1; i < n; i++)
+                if (logits[i] > logits[want]) want = i;
+            assert_int_equal(pick(s, &o, logits, 0), want);
+        }
+        wn_sampler_destroy(s);
+    }
+}
+
 /* The penalty is applied once to an id, however often it was seen, and turns round below zero. */
 static void test_penalty_once(void **state)
 {
@@ -329,6 +353,7 @@ int main(void)
         cmocka_unit_test(test_philox),
         cmocka_unit_test(test_distribution_is_that_of_transformers),
         cmocka_unit_test(test_greedy_and_ties),
+        cmocka_unit_test(test_greedy_is_the_first_largest),
         cmocka_unit_test(test_penalty_once),
         cmocka_unit_test(test_whole_vocabulary),
         cmocka_unit_test(test_draws_depend_on_seed_and_position),
