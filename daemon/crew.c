@@ -115,8 +115,12 @@ static wn_status make_run_dir(struct wn_crew *c, struct wn_err *err)
 {
     const char *base = getenv("XDG_RUNTIME_DIR");
     char *dir = c->cfg->run_dir;
-    wn_status rc = wn_run_dir_open(&c->run, dir, base && access(base, W_OK) == 0 ? base : "/tmp", "/dev/shm", err);
+    const unsigned ranks = c->plan->stages * c->plan->tensors;
+    size_t shared = 0;
+    wn_status rc;
 
+    if (ranks > 1 && c->launcher == &wn_launcher_local) shared = wn_launcher_memory(c->cfg->replicas * ranks);
+    rc = wn_run_dir_open(&c->run, dir, base && access(base, W_OK) == 0 ? base : "/tmp", "/dev/shm", shared, err);
     if (rc == WN_OK) snprintf(dir, sizeof(c->cfg->run_dir), "%s", c->run.files.path);
     return rc;
 }

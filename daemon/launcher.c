@@ -9,6 +9,9 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
+#define SEGMENT_BYTES "16777216"
+#define BESIDE_BYTES  ((size_t)1 << 20) /* of a rank: PMIx and what else is shared */
+
 /* For what is started: the processes of a service share the cores, and one that spins keeps the one it waits for from
  * running. Threads at a barrier sleep after some microseconds, idle ranks yield. Rows of up to 64 KiB go at once
  * between ranks of a host: larger messages move only while both ends are in a call, so that a stage which computes
@@ -18,8 +21,16 @@ static const char *const settings[][2] = {
     {"OMPI_MCA_mpi_yield_when_idle", "1"},
     {"OMPI_MCA_btl_vader_eager_limit", "65536"},
     {"OMPI_MCA_btl_vader_max_send_size", "65536"},
-    {"OMPI_MCA_btl_vader_segment_size", "16777216"},
+    {"OMPI_MCA_btl_vader_segment_size", SEGMENT_BYTES},
 };
+
+size_t wn_launcher_memory(unsigned ranks)
+{
+    const char *text = getenv("OMPI_MCA_btl_vader_segment_size");
+
+    if (!text) text = SEGMENT_BYTES;
+    return ranks * ((size_t)strtoull(text, NULL, 10) + BESIDE_BYTES);
+}
 
 /* In the child; does not return. */
 static void child(char **argv, pid_t parent, int end_signal, int out_fd)

@@ -7,6 +7,7 @@
 #ifndef WN_DAEMON_LAUNCHER_H
 #define WN_DAEMON_LAUNCHER_H
 
+#include <stddef.h>
 #include <sys/types.h>
 
 #include "daemon/config.h"
@@ -28,6 +29,9 @@ struct wn_launcher_ops {
     wn_status (*start)(const struct wn_launch *l, pid_t *pid, struct wn_err *err);
     void (*signal)(pid_t pid, int sig); /* to the whole component: SIGTERM or SIGKILL */
 };
+
+/* Bytes of shared memory that so many ranks on one machine may come to use. */
+size_t wn_launcher_memory(unsigned ranks);
 
 extern const struct wn_launcher_ops wn_launcher_local; /* fork and exec here; mpirun for several ranks */
 extern const struct wn_launcher_ops wn_launcher_slurm; /* a job step for each component */

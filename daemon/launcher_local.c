@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/log.h"
 #include "daemon/launcher.h"
 
 #define ARGS_MAX 160
@@ -13,7 +14,6 @@
  * killed at once, and not two seconds after they were asked. */
 static const char *const mpirun_args[] = {
     "mpirun",
-    "--quiet",
     "--oversubscribe",
     "--bind-to",
     "none",
@@ -53,6 +53,7 @@ static wn_status local_start(const struct wn_launch *l, pid_t *pid, struct wn_er
     if (l->ranks > 1) {
         snprintf(count, sizeof(count), "%u", l->ranks);
         for (size_t i = 0; i < extra; i++) argv[n++] = (char *)(uintptr_t)mpirun_args[i];
+        if (wn_log_max < WN_LOG_INFO) argv[n++] = (char *)(uintptr_t) "--quiet"; /* most of its words say nothing new */
         n = add_folder(argv, n, "orte_tmpdir_base", l->files);
         n = add_folder(argv, n, "btl_vader_backing_directory", l->memory);
         argv[n++] = (char *)(uintptr_t) "-np";

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "base/log.h"
@@ -128,9 +129,14 @@ static wn_status lock_folder(struct wn_run_folder *f, struct wn_err *err)
     if (ftruncate(fd, 0) != 0 || pwrite(fd, text, strlen(text), 0) < 0)
         rc = wn_fail(err, WN_EIO, "%s/" OWNER ": %s", f->path, strerror(errno));
 out:
+    if (rc == WN_OK) {
+        (void)!flock(dir, LOCK_SH | LOCK_NB); /* systemd-tmpfiles leaves such a folder alone, however old it is */
+        f->lock = fd;
+        f->dir = dir;
+        return WN_OK;
+    }
     if (dir >= 0) close(dir);
-    if (rc == WN_OK) f->lock = fd;
-    else if (fd >= 0) close(fd);
+    if (fd >= 0) close(fd);
     return rc;
 }
 
@@ -227,39 +233,6 @@ static wn_status use_folder(struct wn_run_folder *f, const char *path, struct wn
     return wn_err_prefix(err, "--run-dir");
 }
 
-wn_status wn_run_dir_open(struct wn_run_dir *d, const char *named, const char *base, const char *memory_base,
-                          struct wn_err *err)
-{
-    struct wn_err memory = {0};
-    wn_status rc;
-
-    *d = (struct wn_run_dir){.files.lock = -1, .memory.lock = -1};
-    rc = named[0] ? use_folder(&d->files, named, err) : make_folder(&d->files, base, err);
-    if (rc == WN_OK && make_folder(&d->memory, memory_base, &memory) != WN_OK)
-        wn_info("run", "no folder for shared memory: %s", memory.text);
-    return rc;
-}
-
-static void make_part(const struct wn_run_folder *f, const char *part, char out[WN_RUN_PATH])
-{
-    out[0] = '\0';
-    if (!f->path[0] || snprintf(out, WN_RUN_PATH, "%s/%s", f->path, part) >= WN_RUN_PATH ||
-        (mkdir(out, 0700) != 0 && errno != EEXIST))
-        out[0] = '\0';
-}
-
-void wn_run_dir_part(const struct wn_run_dir *d, const char *part, char files[WN_RUN_PATH], char memory[WN_RUN_PATH])
-{
-    make_part(&d->files, part, files);
-    make_part(&d->memory, part, memory);
-}
-
-void wn_run_dir_part_ended(const struct wn_run_dir *d, const char *part)
-{
-    clear(d->files.path, part);
-    clear(d->memory.path, part);
-}
-
 static void close_folder(struct wn_run_folder *f)
 {
     char owner[WN_RUN_PATH + sizeof(OWNER)];
@@ -273,7 +246,49 @@ static void close_folder(struct wn_run_folder *f)
         remove_folder(f->path);
     }
     close(f->lock);
+    close(f->dir);
     f->path[0] = '\0';
+}
+
+wn_status wn_run_dir_open(struct wn_run_dir *d, const char *named, const char *base, const char *memory_base,
+                          size_t memory_bytes, struct wn_err *err)
+{
+    struct wn_err memory = {0};
+    struct statvfs room;
+    wn_status rc;
+
+    *d = (struct wn_run_dir){.files.lock = -1, .memory.lock = -1};
+    rc = named[0] ? use_folder(&d->files, named, err) : make_folder(&d->files, base, err);
+    if (rc != WN_OK || memory_bytes == 0) return rc;
+    if (make_folder(&d->memory, memory_base, &memory) != WN_OK) {
+        wn_warn("run", "shared memory is in %s: %s", d->files.path, memory.text);
+    } else if (statvfs(d->memory.path, &room) == 0 && room.f_bavail * room.f_frsize < memory_bytes) {
+        wn_warn("run", "%s has %llu MiB free and ranks may need %zu: their shared memory is in %s, which is slower",
+                memory_base, (unsigned long long)(room.f_bavail * room.f_frsize >> 20), memory_bytes >> 20,
+                d->files.path);
+        close_folder(&d->memory);
+    }
+    return WN_OK;
+}
+
+static void make_part(const struct wn_run_folder *f, const char *part, char out[WN_RUN_PATH])
+{
+    out[0] = '\0';
+    if (!f->path[0] || snprintf(out, WN_RUN_PATH, "%s/%s", f->path, part) >= WN_RUN_PATH ||
+        (mkdir(out, 0700) != 0 && errno != EEXIST))
+        out[0] = '\0';
+}
+
+void wn_run_dir_part(const struct wn_run_dir *d, const char *part, char files[WN_RUN_PATH], char memory[WN_RUN_PATH])
+{
+    make_part(&d->files, part, files);
+    make_part(d->memory.path[0] ? &d->memory : &d->files, part, memory);
+}
+
+void wn_run_dir_part_ended(const struct wn_run_dir *d, const char *part)
+{
+    clear(d->files.path, part);
+    clear(d->memory.path, part);
 }
 
 void wn_run_dir_close(struct wn_run_dir *d)

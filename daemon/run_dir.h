@@ -20,7 +20,7 @@
 
 struct wn_run_folder {
     char path[WN_RUN_PATH]; /* "": there is none */
-    int lock;
+    int lock, dir;
     bool named;             /* by the user */
 };
 
@@ -28,13 +28,14 @@ struct wn_run_dir {
     struct wn_run_folder files, memory;
 };
 
-/* named: a folder that is there or can be made; "": a new one under `base`. memory_base (/dev/shm) may be missing: then
- * there is no folder for shared memory. What dead services have left under both is removed first. */
+/* named: a folder that is there or can be made; "": a new one under `base`. memory_base (/dev/shm) may be missing, or
+ * have less than memory_bytes free, as in containers: then shared memory is in files. What dead services have left
+ * under both is removed first. */
 WN_NODISCARD wn_status wn_run_dir_open(struct wn_run_dir *d, const char *named, const char *base,
-                                       const char *memory_base, struct wn_err *err);
+                                       const char *memory_base, size_t memory_bytes, struct wn_err *err);
 
 /* A place for one part of the service ("replica-0") in each of the two, as paths of WN_RUN_PATH bytes; "" where none
- * could be made. */
+ * could be made. Without a folder for shared memory both are the same. */
 void wn_run_dir_part(const struct wn_run_dir *d, const char *part, char files[WN_RUN_PATH], char memory[WN_RUN_PATH]);
 
 /* The part's processes have ended: removes those places, and its sockets. */

@@ -251,7 +251,8 @@ static void plan_restart(struct supervisor *s, struct component *c, int status)
     else
         snprintf(why, sizeof(why), "%s ended with exit code %d", c->name, WEXITSTATUS(status));
     if (!s->ready && !was_ended(status) && status != 0) {
-        snprintf(why + strlen(why), sizeof(why) - strlen(why), " before the service was ready");
+        snprintf(why + strlen(why), sizeof(why) - strlen(why), " before the service was ready%s",
+                 s->crew.parts[c - s->parts].ranks > 1 ? " (--log-level info shows what MPI has to say)" : "");
         fail_service(s, why);
         return;
     }

@@ -38,7 +38,7 @@ static void open_dir(struct wn_run_dir *d, const char *named)
 {
     struct wn_err err = {0};
 
-    if (wn_run_dir_open(d, named, files_base, memory_base, &err) != WN_OK) fail_msg("%s", err.text);
+    if (wn_run_dir_open(d, named, files_base, memory_base, 1, &err) != WN_OK) fail_msg("%s", err.text);
 }
 
 static bool exists(const char *folder, const char *name)
@@ -157,7 +157,7 @@ static void a_named_folder(void **state)
     open_dir(&one, path);
     assert_false(exists(path, "scheduler.sock"));
     fill(&one);
-    assert_int_equal(wn_run_dir_open(&two, path, files_base, memory_base, &err), WN_EBUSY);
+    assert_int_equal(wn_run_dir_open(&two, path, files_base, memory_base, 1, &err), WN_EBUSY);
     assert_non_null(strstr(err.text, path));
     assert_true(exists(path, "scheduler.sock"));
     wn_run_dir_close(&two);
@@ -171,7 +171,7 @@ static void a_named_folder(void **state)
     wn_run_dir_close(&two);
 }
 
-/* Without /dev/shm Open MPI takes its own folder. */
+/* Without /dev/shm, or with one that is too small for what may come, it is all in files. */
 static void no_shared_memory(void **state)
 {
     struct wn_run_dir d;
@@ -179,12 +179,18 @@ static void no_shared_memory(void **state)
     char files[WN_RUN_PATH], memory[WN_RUN_PATH];
 
     (void)state;
-    assert_int_equal(wn_run_dir_open(&d, "", files_base, "/nowhere", &err), WN_OK);
-    wn_run_dir_part(&d, "replica-0", files, memory);
-    assert_true(files[0] != '\0');
-    assert_true(memory[0] == '\0');
-    wn_run_dir_close(&d);
-    assert_int_equal(wn_run_dir_open(&d, "", "/nowhere", memory_base, &err), WN_EIO);
+    for (int small = 0; small < 2; small++) {
+        assert_int_equal(wn_run_dir_open(&d, "", files_base, small ? memory_base : "/nowhere",
+                                         small ? SIZE_MAX : 1, &err), WN_OK);
+        wn_run_dir_part(&d, "replica-0", files, memory);
+        assert_true(files[0] != '\0');
+        assert_string_equal(files, memory);
+        wn_run_dir_close(&d);
+        assert_false(exists(files, ""));
+        assert_int_equal(rmdir(memory_base), 0); /* nothing is left in it */
+        assert_int_equal(mkdir(memory_base, 0700), 0);
+    }
+    assert_int_equal(wn_run_dir_open(&d, "", "/nowhere", memory_base, 1, &err), WN_EIO);
     wn_run_dir_close(&d);
 }
 
