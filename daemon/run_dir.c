@@ -271,6 +271,14 @@ wn_status wn_run_dir_open(struct wn_run_dir *d, const char *named, const char *b
     return WN_OK;
 }
 
+bool wn_run_dir_there(const struct wn_run_dir *d)
+{
+    struct stat mine, now;
+
+    return fstat(d->files.dir, &mine) == 0 && stat(d->files.path, &now) == 0 && mine.st_ino == now.st_ino &&
+           mine.st_dev == now.st_dev;
+}
+
 static void make_part(const struct wn_run_folder *f, const char *part, char out[WN_RUN_PATH])
 {
     out[0] = '\0';

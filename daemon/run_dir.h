@@ -34,6 +34,9 @@ struct wn_run_dir {
 WN_NODISCARD wn_status wn_run_dir_open(struct wn_run_dir *d, const char *named, const char *base,
                                        const char *memory_base, size_t memory_bytes, struct wn_err *err);
 
+/* Is the folder for files still where it was made? */
+bool wn_run_dir_there(const struct wn_run_dir *d);
+
 /* A place for one part of the service ("replica-0") in each of the two, as paths of WN_RUN_PATH bytes; "" where none
  * could be made. Without a folder for shared memory both are the same. */
 void wn_run_dir_part(const struct wn_run_dir *d, const char *part, char files[WN_RUN_PATH], char memory[WN_RUN_PATH]);

@@ -25,10 +25,12 @@ static int64_t real_us(void)
     return (int64_t)ts.tv_sec * 1000000 + ts.tv_nsec / 1000;
 }
 
-/* The monotonic time that was so at this real time, and back; a clock that is set moves only what is shown. */
+/* The monotonic time that was so at this real time, and back; a clock that is set moves only what is shown. What is on
+ * record is past, also where the clock was set back since. */
 static int64_t from_real(int64_t us)
 {
-    return us + wn_now_us() - real_us();
+    const int64_t real = real_us();
+    return (us < real ? us : real) + wn_now_us() - real;
 }
 
 static int64_t to_real(int64_t us)

@@ -61,7 +61,7 @@ struct supervisor {
     int64_t began_us, asked_us, stop_us; /* stop_us: when the draining ends; 0: not draining */
     int64_t patience_us;                 /* when to say again why it is not ready */
     char missing[WN_ERR_TEXT_MAX];
-    bool ready, failed;
+    bool ready, failed, broken; /* broken: it fails once it has drained */
 };
 
 /* ---- before anything starts ---- */
@@ -372,6 +372,15 @@ static bool stopped(const struct supervisor *s)
     return !any_running(s) || wn_deadline_passed(s->stop_us);
 }
 
+/* Somebody has cleaned up: whoever starts or connects from now on does not find the others. What runs may end. */
+static void miss_run_dir(struct supervisor *s)
+{
+    if (s->stop_us || wn_run_dir_there(&s->crew.run)) return;
+    fprintf(stderr, "winnow: the run folder %s was removed: the service ends\n", s->cfg.run_dir);
+    s->broken = true;
+    begin_stop(s);
+}
+
 static void run(struct supervisor *s)
 {
     while (!s->failed && !stopped(s)) {
@@ -388,6 +397,7 @@ static void run(struct supervisor *s)
         (void)!wn_endpoint_poll(items, s->ask ? 2 : 1, until);
         take_signals(s);
         kill_stopped(s);
+        miss_run_dir(s);
         read_status(s);
         say_missing(s);
     }
@@ -451,5 +461,5 @@ int wn_role_serve(int argc, char **argv)
 out:
     if (rc != WN_OK) fail_service(&s, err.text);
     close_supervisor(&s);
-    return rc == WN_OK && !s.failed ? 0 : 1;
+    return rc == WN_OK && !s.failed && !s.broken ? 0 : 1;
 }

@@ -61,6 +61,16 @@ holds "an interrupted start ends soon" within 2 sh -c "! kill -0 $pid"
 wait $pid
 pid=
 
+# a run folder that somebody removes: said, and the service ends
+"$winnowd" serve models/tiny-llava --port 0 --run-dir "$dir/run" >"$dir/out" 2>"$dir/err" &
+pid=$!
+within 20 grep -q 'ready at' "$dir/out"
+rm -rf "$dir/run"
+holds "a removed run folder is said" within 10 grep -q "the run folder $dir/run was removed" "$dir/err"
+wait $pid
+holds "a removed run folder is a failure" [ $? -eq 1 ]
+pid=
+
 # what killed processes leave: an mpirun its files and shared memory, a supervisor its run folder
 serve() { # leaves pid, memory: its folder in shared memory
     "$winnowd" serve models/tiny-llava -tp 2 --port 0 --log-level info >"$dir/out" 2>"$dir/err" &

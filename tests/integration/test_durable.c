@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
+#include <sqlite3.h>
 #include <signal.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
@@ -276,6 +277,34 @@ static void acknowledged_while_full(void **state)
     end_expect_error(b->client, WN_ENOENT, "not known");
 }
 
+/* The clock was an hour ahead when the job was taken, and is right now: no time is negative, or an age of the world. */
+static void the_clock_was_set_back(void **state)
+{
+    struct bed *b = *state;
+    char path[128], id[32];
+    sqlite3 *sql = NULL;
+    Wn__Envelope *done;
+    struct order o;
+
+    bed_start_with(b, 0, 0);
+    submit_new(b->client, "one", NULL, id);
+    bed_stop(b);
+    snprintf(path, sizeof(path), "%s/journal.db", b->cfg.journal);
+    assert_int_equal(sqlite3_open(path, &sql), SQLITE_OK);
+    assert_int_equal(sqlite3_exec(sql, "UPDATE jobs SET submitted_us = submitted_us + 3600000000", NULL, NULL, NULL),
+                     SQLITE_OK);
+    sqlite3_close(sql);
+    bed_start_with(b, 4, 0);
+    o = take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
+    attach(b->client, id, 0);
+    expect_accepted(b->client, true, id);
+    give_done(b->leader, &o, 5);
+    done = expect_done(b->client, WN__FINISH_REASON__FINISH_STOP, "");
+    assert_in_range(done->done->usage->queue_us, 0, 60000000);
+    assert_in_range(done->done->usage->total_us, 0, 60000000);
+    wn_codec_free(done);
+}
+
 static void no_file_grows(void **state)
 {
     disk_fills_up(*state, limit_files, unlimit_files);
@@ -355,6 +384,7 @@ int main(int argc, char **argv)
         JOURNAL_TEST(read_only_file_system),
         JOURNAL_TEST(read_only),
         JOURNAL_TEST(torn_image),
+        JOURNAL_TEST(the_clock_was_set_back),
     };
     int rc;
 

@@ -84,6 +84,11 @@ static void a_life_in_order(void **state)
     assert_true(scratch_text(dir, "precious/file", "x"));
     open_dir(&one, "");
     fill(&one);
+    assert_true(wn_run_dir_there(&one));
+    snprintf(path, sizeof(path), "%s-moved", one.files.path);
+    assert_int_equal(rename(one.files.path, path), 0);
+    assert_false(wn_run_dir_there(&one));
+    assert_int_equal(rename(path, one.files.path), 0);
     open_dir(&two, ""); /* one is alive */
     assert_true(exists(one.files.path, "scheduler.sock"));
     assert_true(exists(one.memory.path, "replica-0"));
