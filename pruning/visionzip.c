@@ -37,7 +37,7 @@ struct cluster {
 static void split(const struct wn_prune_ctx *c, const uint8_t *dominant, uint32_t left_n,
                   uint32_t contextual, struct cluster *k)
 {
-    const uint32_t step = contextual && left_n / contextual ? left_n / contextual : 1;
+    const uint32_t step = contextual ? left_n / contextual : 1; /* left_n > contextual */
     uint32_t at = 0;
 
     for (uint32_t i = 0; i < c->n; i++) {
