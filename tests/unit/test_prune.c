@@ -16,6 +16,18 @@ static const struct wn_prune_shape clip = {
 
 static void table(void **state)
 {
+    static const struct {
+        bool grid, paper, adaptive, all;
+        unsigned spaces;
+    } said[11] = {
+        {.spaces = 3, .all = true}, {.spaces = 3},                  /* none, random */
+        {.spaces = 3, .grid = true}, {.spaces = 3},                 /* uniform, cls-topk */
+        {.spaces = WN_PRUNE_TOWER, .paper = true, .adaptive = true}, /* prumerge, prumerge+ */
+        {.spaces = WN_PRUNE_TOWER, .paper = true, .adaptive = true},
+        {.spaces = WN_PRUNE_TOWER}, {.spaces = 3},                  /* visionzip, vispruner */
+        {.spaces = 3}, {.spaces = 3, .grid = true},                 /* divprune, hiprune */
+        {.spaces = WN_PRUNE_PROJECTED, .grid = true},               /* matryoshka */
+    };
     struct wn_err err = {0};
     size_t n = 0;
 
@@ -34,7 +46,10 @@ static void table(void **state)
         const struct wn_prune_method *m = wn_prune_methods[n];
         assert_non_null(m->run);
         assert_non_null(m->help);
-        assert_true(m->spaces != 0);
+        assert_true(n < 11);
+        assert_int_equal(m->spaces, said[n].spaces);
+        assert_true(m->grid == said[n].grid && m->paper == said[n].paper);
+        assert_true(m->adaptive == said[n].adaptive && m->all == said[n].all);
         assert_ptr_equal(wn_prune_find(m->name, &err), m);
     }
     assert_int_equal(n, 11);
@@ -106,7 +121,8 @@ static wn_status checked(const char *name, struct wn_prune_ask ask, struct wn_pr
 /* What can not be done is refused before any work, and the text names it. */
 static void refusals(void **state)
 {
-    struct wn_prune_shape cls = clip, line = clip, odd = clip, deep = clip, none = clip;
+    static const double shares[] = {-0.1, 1, 1.5, NAN};
+    struct wn_prune_shape cls = clip, line = clip, odd = clip, deep = clip, none = clip, clip_of = clip;
     struct wn_prune_ask ask = {0};
     struct wn_err err;
 
@@ -148,8 +164,18 @@ static void refusals(void **state)
     ask = (struct wn_prune_ask){.budget = {.keep = 10}, .projected = true};
     assert_int_equal(checked("matryoshka", ask, odd, &err), WN_EUNSUPP);
     assert_non_null(strstr(err.text, "a grid of 5 x 7 into 10 rows"));
-    ask = (struct wn_prune_ask){.options = {.important = 1.5}};
-    assert_int_equal(checked("vispruner", ask, clip, &err), WN_EINVAL);
+    for (size_t i = 0; i < sizeof(shares) / sizeof(shares[0]); i++) {
+        ask = (struct wn_prune_ask){.options = {.important = shares[i]}};
+        assert_int_equal(checked("vispruner", ask, clip, &err), shares[i] == 1 ? WN_OK : WN_EINVAL);
+        ask = (struct wn_prune_ask){.options = {.anchors = shares[i]}};
+        assert_int_equal(checked("hiprune", ask, clip, &err), shares[i] == 1 ? WN_OK : WN_EINVAL);
+    }
+    ask = (struct wn_prune_ask){0};
+    clip_of.heads = 0;
+    assert_int_equal(checked("visionzip", ask, clip_of, &err), WN_EUNSUPP);
+    clip_of.heads = 15; /* 1024 is no multiple of it */
+    assert_int_equal(checked("visionzip", ask, clip_of, &err), WN_EUNSUPP);
+    assert_non_null(strstr(err.text, "15 heads in a width of 1024"));
 }
 
 static struct wn_prune_wants wants_of(const char *name, wn_prune_setting setting, uint32_t layer)
@@ -182,6 +208,7 @@ static void wants(void **state)
         {"divprune", WN_PRUNE_FAITHFUL, 22, {0, 0, 0, false, true}},
         {"hiprune", WN_PRUNE_FAITHFUL, 22, {0, 1u << 22 | 1u << 8, 0, false, false}},
         {"hiprune", WN_PRUNE_FAITHFUL, 5, {0, 1u << 5 | 1u << 2, 0, false, false}},
+        {"hiprune", WN_PRUNE_FAITHFUL, 4, {0, 1u << 4 | 1u << 1, 0, false, false}},
         {"matryoshka", WN_PRUNE_FAITHFUL, 22, {0, 0, 0, false, true}},
     };
     static const char *const joined[] = {"prumerge", "hiprune", "visionzip", "cls-topk"};
@@ -237,19 +264,19 @@ static void none_keeps_all(void **state)
 
 static void gather_converts(void **state)
 {
-    const float made[3] = {1.0f, -2.5f, 1.00390625f};
-    const uint32_t index[2] = {WN_PRUNE_NO_INDEX, 1};
-    const uint8_t flags[2] = {WN_PRUNE_EXTRA, 0};
-    uint32_t first[3] = {0, 2, 3};
-    struct wn_row_term terms[3] = {{0, 0.5f}, {0, 1.5f}, {1, 1}};
-    float div[2] = {2, 1};
-    uint16_t rows[2 * 3] = {0x3f80, 0xc020, 0x3f81, 0xffff, 5, 6}, half[2 * 3];
-    float wide[2 * 3] = {1.0f, -2.5f, 1.00390625f, 7, 8, 9}, same[2 * 3];
+    const float made[3] = {1.0f, -2.5f, 1.00390625f}, quarter[3] = {0.25f, -0.625f, 0.2509765625f};
+    const uint32_t index[3] = {WN_PRUNE_NO_INDEX, 1, 0};
+    const uint8_t flags[3] = {WN_PRUNE_EXTRA, 0, WN_PRUNE_MERGED};
+    uint32_t first[4] = {0, 2, 3, 4};
+    struct wn_row_term terms[4] = {{0, 0.5f}, {0, 1.5f}, {1, 1}, {0, 2}};
+    float div[3] = {2, 1, 8};
+    uint16_t rows[2 * 3] = {0x3f80, 0xc020, 0x3f81, 0xffff, 5, 6}, half[3 * 3];
+    float wide[2 * 3] = {1.0f, -2.5f, 1.00390625f, 7, 8, 9}, same[3 * 3];
     struct wn_prune_in in = {.shape = {.rows = 2, .width = 3}, .features = rows, .dtype = WN_BF16};
     struct wn_prune_out out = {.index = (uint32_t *)(uintptr_t)index,
                                .flags = (uint8_t *)(uintptr_t)flags,
                                .recipe = {.first = first, .terms = terms, .div = div},
-                               .rows = 2};
+                               .rows = 3};
     struct wn_err err = {0};
 
     (void)state;
@@ -263,6 +290,7 @@ static void gather_converts(void **state)
     assert_int_equal(wn_prune_gather(&in, &out, same, &err), WN_OK);
     assert_memory_equal(same, made, 12);
     assert_memory_equal(same + 3, wide + 3, 12);
+    assert_memory_equal(same + 6, quarter, 12);
     in.dtype = WN_F16;
     in.features = rows;
     assert_int_equal(wn_prune_gather(&in, &out, half, &err), WN_EUNSUPP);
@@ -277,6 +305,7 @@ static void taps_missing(void **state)
                  {"vispruner", "CLS att"},      {"divprune", "features"}, {"hiprune", "mean att"}};
     uint32_t index[577];
     uint8_t flags[577];
+    const float tap = 0;
     struct wn_prune_in in = {.shape = clip};
     struct wn_prune_out out = {.index = index, .flags = flags};
     struct wn_err err = {0};
@@ -287,6 +316,56 @@ static void taps_missing(void **state)
                          WN_EINVAL);
         assert_non_null(strstr(err.text, cases[i].lacks));
     }
+    in.features = index; /* never read */
+    in.taps = (struct wn_prune_taps){.keys_layers = 1u << 23, .keys = &tap};
+    assert_int_equal(wn_prune_run(&wn_prune_prumerge, &in, &out, &err), WN_EINVAL); /* keys without the query */
+    assert_non_null(strstr(err.text, "keys"));
+    in.taps = (struct wn_prune_taps){.keys_layers = 1u << 22, .keys = &tap, .cls_query = &tap};
+    assert_int_equal(wn_prune_run(&wn_prune_prumerge, &in, &out, &err), WN_EINVAL); /* another layer's */
+    assert_non_null(strstr(err.text, "keys"));
+    in.taps = (struct wn_prune_taps){.cls_layers = 1u << 21, .cls_attention = &tap};
+    assert_int_equal(wn_prune_run(&wn_prune_cls_topk, &in, &out, &err), WN_EINVAL);
+    assert_non_null(strstr(err.text, "CLS attention"));
+    in.taps = (struct wn_prune_taps){.mean_layers = 1u << 22, .mean_attention = &tap};
+    assert_int_equal(wn_prune_run(&wn_prune_hiprune, &in, &out, &err), WN_EINVAL);
+    assert_non_null(strstr(err.text, "mean attention"));
+}
+
+/* Every number of tokens of every small grid: exactly as many, no token twice. */
+static void uniform_small_grids(void **state)
+{
+    uint32_t index[81];
+    uint8_t flags[81];
+    struct wn_err err = {0};
+
+    (void)state;
+    for (uint32_t w = 1; w <= 9; w++)
+        for (uint32_t h = 1; h <= 9; h++)
+            for (uint32_t k = 1; k <= w * h; k++) {
+                const struct wn_prune_in in = {.ask = {.budget = {.keep = k}},
+                                               .shape = {.rows = w * h, .width = 1, .grid_w = w, .grid_h = h}};
+                struct wn_prune_out out = {.index = index, .flags = flags};
+                assert_int_equal(wn_prune_run(&wn_prune_uniform, &in, &out, &err), WN_OK);
+                assert_int_equal(out.rows, k);
+                assert_true(index[k - 1] < w * h);
+                for (uint32_t i = 1; i < k; i++) assert_true(index[i - 1] < index[i]);
+                wn_prune_out_fini(&out);
+            }
+}
+
+static void options(void **state)
+{
+    struct wn_prune_options o;
+    struct wn_err err = {0};
+
+    (void)state;
+    assert_int_equal(wn_prune_options_parse(&o, "neighbours=3,contextual=5,important=0.25,anchors=0.75,object-layer=7",
+                                            &err),
+                     WN_OK);
+    assert_true(o.neighbours == 3 && o.contextual == 5 && o.object_layer == 7);
+    assert_true(o.important == 0.25 && o.anchors == 0.75);
+    assert_int_equal(wn_prune_options_parse(&o, "anchors=1", &err), WN_OK);
+    assert_true(o.anchors == 1 && o.important == 0 && o.neighbours == 0);
 }
 
 /* The golden prompt whose image rows keep their positions (scripts/golden/original.py). */
@@ -324,7 +403,8 @@ int main(void)
         cmocka_unit_test(budget),         cmocka_unit_test(rows_max),
         cmocka_unit_test(refusals),       cmocka_unit_test(wants),
         cmocka_unit_test(none_keeps_all), cmocka_unit_test(gather_converts),
-        cmocka_unit_test(taps_missing),   cmocka_unit_test(positions),
+        cmocka_unit_test(taps_missing),   cmocka_unit_test(uniform_small_grids),
+        cmocka_unit_test(options),        cmocka_unit_test(positions),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
