@@ -312,7 +312,121 @@ static void test_repeated_prompt_computes_one_row(void **state)
     bed_close(&d);
 }
 
+/* One that must compute every row itself (a repetition penalty: it needs its prompt's ids) neither finds nor copies. */
+static void uncached(uint32_t rows)
+{
+    struct bed d;
+    bed_open(&d, 40, 1, SEQS_MAX, 64);
+    d.asks_n = 2;
+    for (uint32_t i = 0; i < 2; i++) {
+        struct ask *a = &d.asks[i];
+        *a = (struct ask){.text_n = rows, .max_new = 1};
+        for (uint32_t k = 0; k < a->text_n; k++) a->text[k] = k;
+        bed_order(&d, a);
+        a->job->uncached = i == 1;
+        bed_features(&d, a);
+        bed_begin(&d);
+        assert_int_equal(d.rec.rows_n, rows);
+        assert_int_equal(d.rec.copies_n, 0);
+        bed_land(&d);
+        assert_true(a->ended);
+    }
+    bed_close(&d);
+}
+
+static void test_uncached_computes_all_rows(void **state)
+{
+    (void)state;
+    uncached(11); /* whole pages are there ... */
+    uncached(3);  /* ... or a page to copy */
+}
+
+/* What ranks are told of a job's sampling: that of the request, and the defaults of what it does not say. */
+static void test_opens_say_how_to_sample(void **state)
+{
+    struct bed d;
+    (void)state;
+    bed_open(&d, 40, 1, SEQS_MAX, 64);
+    d.asks_n = 3;
+    for (uint32_t i = 0; i < 3; i++) {
+        struct ask *a = &d.asks[i];
+        *a = (struct ask){.text = {10 * i + 1, 2}, .text_n = 2, .max_new = 1};
+        bed_order(&d, a);
+        a->s.top_logprobs = 3;
+        a->s.logprobs = i == 1;
+        if (i == 1) {
+            a->s.temperature = 0.5f;
+            a->s.top_k = 7;
+            a->s.top_p = 0.25f;
+            a->s.repetition_penalty = 1.5f;
+        }
+        if (i == 2) a->g.sampling = NULL;
+        bed_features(&d, a);
+    }
+    bed_begin(&d);
+    assert_int_equal(d.rec.opens_n, 3);
+    for (uint32_t i = 0; i < 3; i++) {
+        const struct wn_step_open *o = &d.rec.opens[i];
+        assert_int_equal(o->logprobs, i == 1 ? 4 : 0);
+        assert_int_equal(o->top_k, i == 1 ? 7 : 0);
+        assert_true(o->temperature == (i == 1 ? 0.5f : 0) && o->top_p == (i == 1 ? 0.25f : 1));
+        assert_true(o->repetition_penalty == (i == 1 ? 1.5f : 1));
+    }
+    bed_land(&d);
+    bed_close(&d);
+}
+
+/* Features go as soon as a step that reads their last row has begun. */
+static void test_read_features_make_room(void **state)
+{
+    struct wn_batcher_load load;
+    struct bed d;
+    (void)state;
+    bed_open(&d, 40, 1, SEQS_MAX, 10);
+    d.asks_n = 1;
+    d.asks[0] = (struct ask){.text = {1, 2, IMAGE, 3}, .text_n = 4, .image_n = 1, .image_rows = 8, .max_new = 1};
+    bed_order(&d, &d.asks[0]);
+    bed_features(&d, &d.asks[0]);
+    bed_begin(&d); /* ten of eleven rows: the last one of the image is the last one of them */
+    assert_int_equal(d.rec.rows_n, 10);
+    wn_batcher_load(d.b, &load);
+    assert_int_equal(load.feature_slots_used, 0);
+    bed_land(&d);
+    bed_begin(&d);
+    assert_int_equal(d.rec.drops_n, 1);
+    bed_land(&d);
+    assert_true(d.asks[0].ended);
+    bed_close(&d);
+}
+
 /* ---- chunks for stages ---- */
+
+/* Every stage has a step to work on: sequences are dealt over the steps in flight. */
+static void test_decodes_are_dealt(void **state)
+{
+    struct bed d;
+    (void)state;
+    bed_open(&d, 40, 2, SEQS_MAX, 64);
+    d.asks_n = 4;
+    for (uint32_t i = 0; i < 4; i++) {
+        struct ask *a = &d.asks[i];
+        *a = (struct ask){.text = {10 * i + 1, 2, 3}, .text_n = 3, .max_new = 5};
+        bed_order(&d, a);
+        bed_features(&d, a);
+    }
+    bed_begin(&d);
+    assert_int_equal(d.rec.seqs_n, 4);
+    bed_land(&d);
+    for (int k = 0; k < 2; k++) {
+        bed_begin(&d);
+        assert_int_equal(d.rec.seqs_n, 2);
+    }
+    for (int k = 0; k < 20; k++) {
+        bed_land(&d);
+        bed_begin(&d);
+    }
+    bed_close(&d);
+}
 
 static void test_chunk_sizes(void **state)
 {
@@ -398,6 +512,10 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_jobs_that_come_together_share),
         cmocka_unit_test(test_repeated_prompt_copies_its_last_page),
         cmocka_unit_test(test_repeated_prompt_computes_one_row),
+        cmocka_unit_test(test_uncached_computes_all_rows),
+        cmocka_unit_test(test_opens_say_how_to_sample),
+        cmocka_unit_test(test_read_features_make_room),
+        cmocka_unit_test(test_decodes_are_dealt),
         cmocka_unit_test(test_every_order_from_the_start),
         cmocka_unit_test(test_every_order_under_pressure),
         cmocka_unit_test(test_random),
