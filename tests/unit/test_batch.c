@@ -93,6 +93,21 @@ static void test_all_fields(void **state)
     batch_request_fini(&r);
 }
 
+static void test_least_fields(void **state)
+{
+    static const char line[] = HEAD "{" MESSAGES ",\"temperature\":0,\"max_tokens\":65536,\"stop\":null}}";
+    struct batch_request r;
+    struct wn_err err = {0};
+    (void)state;
+
+    if (batch_line_parse(&r, line, strlen(line), &err) != WN_OK) fail_msg("%s", err.text);
+    assert_true(r.request.temperature == 0);
+    assert_int_equal(r.request.max_tokens, 65536);
+    assert_int_equal(r.request.stop_n, 0);
+    assert_true(r.request.quiet); /* the file wants the end, not each token */
+    batch_request_fini(&r);
+}
+
 static void refused(const char *line, wn_status code, const char *word)
 {
     struct batch_request r;
@@ -114,6 +129,7 @@ static void test_bad_lines_are_refused_by_name(void **state)
     refused("{\"custom_id\":7}", WN_EINVAL, "custom_id");
     refused("{\"method\":\"POST\"}", WN_EINVAL, "custom_id");
     refused("{\"custom_id\":\"a\",\"method\":\"GET\"}", WN_EUNSUPP, "GET");
+    refused("{\"custom_id\":\"a\",\"method\":null}", WN_EUNSUPP, "method ''");
     refused("{\"custom_id\":\"a\",\"method\":\"POST\",\"url\":\"/v1/embeddings\"}", WN_EUNSUPP, "/v1/embeddings");
     refused(HEAD "7}", WN_EINVAL, "body");
     refused(HEAD "{}}", WN_EINVAL, "messages");
@@ -511,6 +527,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_all_fields),
+        cmocka_unit_test(test_least_fields),
         cmocka_unit_test(test_bad_lines_are_refused_by_name),
         cmocka_unit_test(test_a_bad_line_keeps_its_custom_id),
         cmocka_unit_test(test_limits),

@@ -95,6 +95,13 @@ static void order_of_sources(void **state)
     setenv("WINNOW_MAX_QUEUE", "many", 1);
     refused("", WN_EINVAL, "WINNOW_MAX_QUEUE: 'many'");
     unsetenv("WINNOW_MAX_QUEUE");
+    setenv("WINNOW_CONFIG", path, 1);
+    assert_int_equal(parse(&c, "", &err), WN_OK);
+    assert_int_equal(c.port, 1111);
+    refused("--config /tmp/winnow-no-such-file", WN_EIO, "/tmp/winnow-no-such-file");
+    setenv("WINNOW_CONFIG", "", 1);
+    refused("", WN_EINVAL, "--config: no file is named");
+    unsetenv("WINNOW_CONFIG");
     unlink(path);
     refused(line, WN_EIO, path);
 }
@@ -123,6 +130,7 @@ static void flags(void **state)
     refused("--port 12x", WN_EINVAL, "not a whole number");
     refused("--port 99999999999999999999", WN_EINVAL, "not a whole number");
     refused("--image-bytes-max 99999999999G", WN_ELIMIT, "not between");
+    refused("--image-bytes-max 18014398509481985K", WN_ELIMIT, "not between"); /* 2^64 + 1024 */
     refused("--image-pruning-rate nan", WN_EINVAL, "not a number");
     refused("--image-pruning-rate 1.5", WN_ELIMIT, "not between");
     refused("--dtype float64", WN_EINVAL, "none of auto|float32|bfloat16");
@@ -130,7 +138,12 @@ static void flags(void **state)
     refused("--json=perhaps", WN_EINVAL, "--json: 'perhaps' is neither true nor false");
     refused("--keep=many", WN_EINVAL, "--keep: 'many'");
     refused("a b", WN_EINVAL, "unexpected argument 'b'");
-    refused("--lease-ms 100 --heartbeat-ms 100", WN_EINVAL, "at least twice");
+    refused("--lease-ms 199 --heartbeat-ms 100", WN_EINVAL, "at least twice");
+    assert_int_equal(parse(&c, "--lease-ms 200 --heartbeat-ms 100", &err), WN_OK);
+    refused("--host 0.0.0.0", WN_EINVAL, "--host 0.0.0.0 is not on this machine");
+    refused("--features-endpoint tcp://*:0", WN_EINVAL, "--features-endpoint tcp://*:0 is not on this machine");
+    assert_int_equal(parse(&c, "--host 0.0.0.0 --insecure", &err), WN_OK);
+    assert_int_equal(parse(&c, "--host 0.0.0.0 --keys k", &err), WN_OK);
     refused("--image-keep-tokens 64 --image-pruning-rate 0.5", WN_EINVAL, "exclude each other");
 }
 

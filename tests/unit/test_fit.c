@@ -159,6 +159,7 @@ static void one_device_for_two(void **state)
                                       {.free_bytes = 24 * GB, .id = "b"}};
     struct rank ranks[RANKS];
     struct wn_config cfg;
+    uint32_t one, two;
     (void)state;
 
     wn_config_defaults(&cfg);
@@ -166,6 +167,20 @@ static void one_device_for_two(void **state)
     for (int i = 0; i < RANKS; i++) assert_int_equal(ranks[i].rc, WN_OK);
     /* 13 of 21.6 GB are weights, and a page of two ranks is 6.6 MB */
     assert_true(ranks[3].step.pages_max > 1150 && ranks[3].step.pages_max < 1300);
+    one = ranks[3].step.pages_max;
+    memory[2].free_bytes = 22 * GB; /* as the first of two found it, and as the other did: the less counts */
+    agree(ranks, &cfg, memory);
+    assert_true(ranks[0].rc == WN_OK && ranks[0].step.pages_max < one - 200);
+    two = ranks[0].step.pages_max;
+    memory[2].free_bytes = 24 * GB;
+    memory[3].free_bytes = 22 * GB;
+    agree(ranks, &cfg, memory);
+    assert_true(ranks[0].rc == WN_OK && ranks[0].step.pages_max == two);
+    memory[3].free_bytes = 24 * GB;
+    memory[0].free_bytes = 20 * GB; /* rank 0's device is one of them */
+    agree(ranks, &cfg, memory);
+    assert_true(ranks[0].rc == WN_OK && ranks[0].step.pages_max < two - 200);
+    memory[0].free_bytes = 24 * GB;
     cfg.kv_pages = 2000; /* so many were asked for: fewer are a refusal, and everybody's */
     agree(ranks, &cfg, memory);
     for (int i = 0; i < RANKS; i++) {
@@ -199,6 +214,35 @@ static void types_differ(void **state)
         assert_true(ranks[i].refused);
         assert_non_null(strstr(ranks[i].err.text, "rank 2 has another --dtype or --quantization than rank 0"));
     }
+}
+
+/* What the options make of the model's positions. */
+static void step_limits(void **state)
+{
+    struct wn_model model;
+    struct wn_step_limits step;
+    struct wn_config cfg;
+    struct wn_err err = {0};
+    uint32_t tokens_max = 0;
+    (void)state;
+
+    wn_config_defaults(&cfg);
+    assert_int_equal(wn_model_open(&model, "tests/golden/config/llava-1.5-13b.json", NULL), WN_OK);
+    cfg.max_num_seqs = 10;
+    cfg.block_size = 16;
+    cfg.max_model_len = 1000;
+    assert_int_equal(wn_fit_step(&step, &tokens_max, &cfg, &model, &err), WN_OK);
+    assert_int_equal(tokens_max, 1000);
+    assert_int_equal(step.pages_max, 10 * 63);
+    assert_int_equal(step.table_max, 10 * 63);
+    assert_int_equal(step.positions_max, 4096);
+    cfg.max_num_batched_tokens = 4; /* a step has no more jobs than rows */
+    assert_int_equal(wn_fit_step(&step, &tokens_max, &cfg, &model, &err), WN_OK);
+    assert_int_equal(step.seqs_max, 4);
+    assert_int_equal(step.table_max, 4 * 63);
+    cfg.max_model_len = 4097;
+    assert_int_equal(wn_fit_step(&step, &tokens_max, &cfg, &model, &err), WN_ELIMIT);
+    assert_non_null(strstr(err.text, "--max-model-len 4097: the model has positions for 4096 tokens"));
 }
 
 /* A machine that does not hold the model says so before anything starts. */
@@ -267,6 +311,7 @@ int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(devices_of_their_own), cmocka_unit_test(one_device_for_two), cmocka_unit_test(types_differ),
-        cmocka_unit_test(host),                 cmocka_unit_test(stages_take_what_was_counted)};
+        cmocka_unit_test(step_limits),          cmocka_unit_test(host),
+        cmocka_unit_test(stages_take_what_was_counted)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -172,6 +172,12 @@ static void files(void **state)
     wn_nodelist_fini(&nodes);
     file_refused("vision: n1 n9\nreplica: n1*4", WN_ENOENT, "f:1: the allocation of 3 nodes has no node 'n9'");
     file_refused("vision: n1 %3", WN_ENOENT, "'%3'");
+    file_refused("vision: %1x", WN_ENOENT, "'%1x'");
+    file_refused("vision: %", WN_ENOENT, "'%'");
+    file_refused("vision: n1*10", WN_EINVAL, "f:1: 10 nodes, and there are 2 vision workers");
+    file_refused("vision: n1*4097", WN_EFORMAT, "count from 1 to 4096");
+    file_refused("vision: abcdefghijabcdefghijabcdefghijabcdefghijabcdefghijabcdefghijabcd", WN_EFORMAT,
+                 "a name is too long");
     file_refused("vision: n1\n", WN_EINVAL, "f:1: 1 nodes, and there are 2 vision workers");
     file_refused("replica: n1*4", WN_EINVAL, "no line 'vision:'");
     file_refused("vision: n1*2", WN_EINVAL, "0 lines 'replica:'");

@@ -296,6 +296,7 @@ static void test_13b_by_hand(void **state)
     assert_int_equal(wn_plan_link_bytes(&p, &load, 3, 2, WN_TRAFFIC_ALLREDUCE),
                      40 * rows * 5120 * 4);
     assert_int_equal(wn_plan_link_bytes(&p, &load, 0, 1, WN_TRAFFIC_CONTROL), 0);
+    assert_int_equal(wn_plan_link_bytes(&p, &load, 2, 4, WN_TRAFFIC_ACTIVATION), 0); /* there is no rank 4 */
 }
 
 /* One rank of a replica that sends what the decoder sends, without computing anything. */

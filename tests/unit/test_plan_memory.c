@@ -62,6 +62,8 @@ static void too_small(void **state)
     assert_int_equal(wn_plan_memory(&m, &p, 0, &l, &err), WN_ENOMEM);
     assert_int_equal(m.pages, 0);
     assert_non_null(strstr(err.text, "-tp 2 -pp 1 would fit"));
+    assert_non_null(strstr(err.text, "rank 0 needs"));
+    assert_non_null(strstr(err.text, "128 KV pages of 12.5 MiB (1.6 GiB)"));
     p = plan_of(1, 2); /* and it does */
     for (uint32_t r = 0; r < 2; r++) assert_int_equal(wn_plan_memory(&m, &p, r, &l, NULL), WN_OK);
     l.reserve_bytes = l.device_bytes; /* a device that no layout fits */
@@ -104,6 +106,7 @@ static void shared_device(void **state)
         sum.step_bytes += one.step_bytes;
         sum.feature_bytes += one.feature_bytes;
         sum.page_bytes += one.page_bytes;
+        assert_int_equal(one.feature_bytes, r < 2 ? 8ull * 577 * 1024 * 2 : 0); /* the first stage holds them */
     }
     assert_int_equal(wn_plan_memory_shared(&m, &p, all, 4, &l, NULL), WN_OK);
     assert_int_equal(m.weight_bytes, sum.weight_bytes);
@@ -114,6 +117,7 @@ static void shared_device(void **state)
     l.replicas = 3;
     assert_int_equal(wn_plan_memory_shared(&m, &p, all, 4, &l, &err), WN_ENOMEM); /* 3 x 27 GB of weights */
     assert_non_null(strstr(err.text, "12 ranks on one device need"));
+    assert_non_null(strstr(err.text, "128 KV pages of 3.1 MiB each"));
     assert_int_equal(m.weight_bytes, 3 * sum.weight_bytes);
 }
 
