@@ -38,6 +38,7 @@ struct wn_job_image {
     bool encoded;
     uint32_t orders;                  /* to encode it, in this attempt */
     int avoid;                        /* the worker that had the last order and did not do it, or WN_NO_WORKER */
+    bool waiting;                             /* encoded; its features wait at the worker for the leader's credit */
     int64_t ordered_us, full_us, order_at_us; /* the last; since when workers lack room for it, or 0; the next try */
 };
 

@@ -274,6 +274,7 @@ static bool send_encode(struct wn_scheduler *s, struct wn_job *job, uint32_t ima
     e.leader_name = (char *)(uintptr_t)leader->name;
     im->orders++;
     im->ordered_us = wn_now_us();
+    im->waiting = false;
     im->worker = worker; /* before the send: if that fails, this job is among the worker's */
     s->worker[worker].outstanding++;
     s->worker[worker].dispatched++;

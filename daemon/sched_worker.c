@@ -123,7 +123,7 @@ void wn_sched_slow_encodes(struct wn_scheduler *s, int64_t now_us)
         for (uint32_t i = 0; i < job->images_n; i++) {
             const struct wn_job_image *im = &job->images[i];
             const int worker = im->worker;
-            if (worker == WN_NO_WORKER || im->encoded || now_us - im->ordered_us <= wait_us) continue;
+            if (worker == WN_NO_WORKER || im->encoded || im->waiting || now_us - im->ordered_us <= wait_us) continue;
             snprintf(why, sizeof(why), "%s had image %u for %u ms", s->worker[worker].name, i,
                      s->cfg.encode_timeout_ms);
             wn_warn("scheduler", "job %s: %s", job->id, why);
@@ -407,6 +407,8 @@ static void on_encoded(struct wn_scheduler *s, int worker, const Wn__Encoded *e,
     if (!job || e->image >= job->images_n) return;
     im = &job->images[e->image];
     if (im->worker != worker || im->encoded) return;
+    im->waiting = e->waiting; /* for a leader that is busy: nobody else could be faster */
+    if (e->waiting) return;
     im->encoded = true;
     if (s->worker[worker].outstanding) s->worker[worker].outstanding--;
     job->link.control += bytes;

@@ -11,7 +11,8 @@ struct wn_vision_work {
     struct wn_front_msg *order;
     const Wn__Encode *e; /* inside order */
     struct wn_encode_item item;
-    int64_t until_us; /* when features are given up */
+    int64_t until_us; /* when features are given up that are for a leader which has never answered */
+    bool told;        /* the scheduler knows that they wait for credit */
     bool cancelled;   /* sent, and only its credit is still waited for */
 };
 

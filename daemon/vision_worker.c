@@ -17,13 +17,14 @@
 #include "winnow_version.h"
 
 #define CREDIT_MAX     64         /* images on their way to one leader, whatever it says */
-#define CREDIT_WAIT_US 60000000ll /* features that a leader does not want are given up */
+#define CREDIT_WAIT_US 60000000ll /* for a leader that says nothing; one that is slow is waited for */
 #define IDLE_WAIT_US   500000ll   /* a look at the drain flag, at least this often */
 #define STOP_FLUSH_MS  200        /* for the last messages to leave */
 
 struct leader {
     char address[WN_ADDRESS_MAX]; /* "": free */
     uint32_t credit;
+    bool met; /* it has answered on this connection */
     int64_t used_us, lost_us; /* lost_us: since when its connection is lost; 0: it is not */
 };
 
@@ -130,6 +131,7 @@ static void lose_link(struct vision_worker *v, struct leader *l)
 {
     WN_LOG(v->draining ? WN_LOG_INFO : WN_LOG_WARN, "vision", "the connection to %s was lost", l->address);
     l->credit = 0;
+    l->met = false;
     l->lost_us = wn_now_us();
     greet(v, l->address);
 }
@@ -137,6 +139,7 @@ static void lose_link(struct vision_worker *v, struct leader *l)
 static void take_credit(struct vision_worker *v, struct leader *l, uint32_t images)
 {
     l->credit = images < CREDIT_MAX ? images : CREDIT_MAX; /* the first word of a connection: nothing is on its way */
+    l->met = true;
     if (l->lost_us) end_sent(v, l->address, NULL);
     l->lost_us = 0;
 }
@@ -312,6 +315,7 @@ static void encode_batch(struct vision_worker *v)
         items[n] = w->item;
         batch[n++] = w;
     }
+    wn_debug("vision", "%u images in one encode", n);
     wn_encoder_run(v->encoder, items, n);
     for (uint32_t i = 0; i < n; i++) {
         batch[i]->item = items[i];
@@ -335,15 +339,41 @@ static void free_rows(void *data, void *hint)
     free(data);
 }
 
+static size_t features_bytes(const struct vision_worker *v, const struct wn_encode_item *item)
+{
+    return (size_t)item->rows_n * item->width * wn_dtype_bytes(v->dtype);
+}
+
+/* What the picture cost. `waiting`: its features are here still, so that the scheduler does not take us for slow. */
+static void tell_encoded(struct vision_worker *v, const struct wn_vision_work *w, bool waiting)
+{
+    const struct wn_encode_item *item = &w->item;
+    Wn__Encoded done = WN__ENCODED__INIT;
+    Wn__Pruning in_force = WN__PRUNING__INIT;
+
+    done.job = w->e->job;
+    done.image = w->e->image;
+    done.rows_before = item->rows_before;
+    done.rows = item->rows_n;
+    done.preprocess_us = item->preprocess_us;
+    done.encode_us = item->encode_us;
+    done.prune_us = item->prune_us;
+    done.bytes = features_bytes(v, item);
+    done.waiting = waiting;
+    wn_pruning_in_force(&in_force, item->method, &item->ask, item->rows_before, item->projected);
+    if (w->e->pruning) in_force.position = w->e->pruning->position;
+    done.pruning = &in_force;
+    wn_front_send(v->front, &w->order->party, WN__ENVELOPE__BODY_ENCODED, &done, WN_TRAFFIC_CONTROL, NULL, 0, NULL,
+                  NULL);
+}
+
 static void send_features(struct vision_worker *v, struct wn_vision_work *w)
 {
     struct wn_encode_item *item = &w->item;
-    const size_t bytes = (size_t)item->rows_n * item->width * wn_dtype_bytes(v->dtype);
+    const size_t bytes = features_bytes(v, item);
     uint8_t hash[WN_SHA256_BYTES];
     struct wn_party to = {.side = WN_SIDE_LEADER};
     Wn__Features f = WN__FEATURES__INIT;
-    Wn__Encoded done = WN__ENCODED__INIT;
-    Wn__Pruning in_force = WN__PRUNING__INIT;
 
     wn_sha256(hash, item->rows, bytes);
     f.job = w->e->job;
@@ -363,20 +393,8 @@ static void send_features(struct vision_worker *v, struct wn_vision_work *w)
     f.prune_us = item->prune_us;
     f.cache_hit = item->cached;
     f.sent_us = (uint64_t)wn_now_us();
-    done.job = w->e->job;
-    done.image = w->e->image;
-    done.rows_before = f.rows_before;
-    done.rows = f.rows;
-    done.preprocess_us = f.preprocess_us;
-    done.encode_us = f.encode_us;
-    done.prune_us = f.prune_us;
-    done.bytes = bytes;
-    wn_pruning_in_force(&in_force, item->method, &item->ask, item->rows_before, item->projected);
-    if (w->e->pruning) in_force.position = w->e->pruning->position;
-    done.pruning = &in_force;
     /* before the features, or a short job could be over before the scheduler hears what its image cost */
-    wn_front_send(v->front, &w->order->party, WN__ENVELOPE__BODY_ENCODED, &done, WN_TRAFFIC_CONTROL, NULL, 0, NULL,
-                  NULL);
+    tell_encoded(v, w, false);
     memcpy(to.address, w->e->leader_endpoint, strlen(w->e->leader_endpoint) + 1);
     wn_front_send(v->front, &to, WN__ENVELOPE__BODY_FEATURES, &f, WN_TRAFFIC_EMBEDDING, item->rows, bytes, free_rows,
                   NULL);
@@ -398,11 +416,13 @@ static void send_outbox(struct vision_worker *v)
             l->credit--;
             l->used_us = wn_now_us();
             send_features(v, wn_vision_list_take(&v->outbox, at));
-        } else if (wn_deadline_passed((*at)->until_us)) {
+        } else if (!(l && l->met) && wn_deadline_passed((*at)->until_us)) {
             wn_fail(&err, WN_ETIME, "leader %s took no features for %lld s", (*at)->e->leader_name,
                     CREDIT_WAIT_US / 1000000);
             fail_work(v, wn_vision_list_take(&v->outbox, at), &err, true);
         } else {
+            if (!(*at)->told) tell_encoded(v, *at, true);
+            (*at)->told = true;
             at = &(*at)->next;
         }
     }

@@ -338,17 +338,28 @@ void give_done(struct end *e, const struct order *o, uint32_t prompt_tokens)
     end_send(e, WN__ENVELOPE__BODY_DONE, &d, NULL, 0);
 }
 
-void give_encoded(struct end *e, const struct order *o)
+static void say_encoded(struct end *e, const struct order *o, bool waiting)
 {
     Wn__JobRef ref = ref_of(o);
     Wn__Encoded d = WN__ENCODED__INIT;
 
+    d.waiting = waiting;
     d.job = &ref;
     d.image = o->image;
     d.rows = d.rows_before = 576;
     d.encode_us = 500;
     d.bytes = 576 * 64;
     end_send(e, WN__ENVELOPE__BODY_ENCODED, &d, NULL, 0);
+}
+
+void give_encoded(struct end *e, const struct order *o)
+{
+    say_encoded(e, o, false);
+}
+
+void give_waiting(struct end *e, const struct order *o)
+{
+    say_encoded(e, o, true);
 }
 
 void give_error(struct end *e, const struct order *o, wn_status code, bool retriable, const char *text)

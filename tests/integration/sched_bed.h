@@ -90,6 +90,7 @@ void give_tokens(struct end *e, const struct order *o, uint32_t first, uint32_t 
 void give_token_with_logprobs(struct end *e, const struct order *o, uint32_t first, uint32_t id, const char *text);
 void give_done(struct end *e, const struct order *o, uint32_t prompt_tokens);
 void give_encoded(struct end *e, const struct order *o);
+void give_waiting(struct end *e, const struct order *o); /* encoded, and not sent: the leader gives no credit */
 void give_error(struct end *e, const struct order *o, wn_status code, bool retriable, const char *text);
 
 /* Send only; image and key may be NULL and "". submit_new has no key, and takes the answer: a new job. */

@@ -298,6 +298,28 @@ static void slow_vision_worker(void **state)
     assert_int_equal(take_order(workers[slow], WN__ENVELOPE__BODY_CANCEL).attempt, 1);
 }
 
+/* It has encoded in time, and the leader is busy: that is waited for, and costs no attempt. */
+static void slow_leader(void **state)
+{
+    struct bed *b = *state;
+    struct order gen, enc;
+    Wn__Envelope *env;
+
+    b->cfg.encode_timeout_ms = 100;
+    bed_start_with(b, 1, 1);
+    submit_new(b->client, "q", "image", NULL);
+    gen = take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
+    enc = take_order(b->vision, WN__ENVELOPE__BODY_ENCODE);
+    give_waiting(b->vision, &enc);
+    assert_null(end_recv(b->vision, 500));
+    give_encoded(b->vision, &enc);
+    give_done(b->leader, &gen, 600);
+    env = expect_done(b->client, WN__FINISH_REASON__FINISH_STOP, "");
+    assert_int_equal(env->done->usage->attempts, 1);
+    assert_int_equal(env->done->usage->image_tokens, 576); /* counted once */
+    wn_codec_free(env);
+}
+
 /* Garbage, wrong bodies, other versions, frames over the limit: answered or dropped, and the next client is served. */
 static void malformed_frames(void **state)
 {
@@ -499,6 +521,7 @@ int main(int argc, char **argv)
         BED_TEST(no_worker),
         BED_TEST(refused_submits),
         BED_TEST(slow_vision_worker),
+        BED_TEST(slow_leader),
         BED_TEST(malformed_frames),
         BED_TEST(status_is_honest),
         BED_TEST(image_affinity),
