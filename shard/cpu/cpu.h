@@ -41,6 +41,9 @@ struct wn_cpu_isa {
                       size_t ldc, bool first);
     void (*tile_i8)(uint32_t m, size_t k, const float *a, size_t lda, const int8_t *b, const void *ahead, float *c,
                     size_t ldc, bool first);
+    /* the same for two panels, m <= 2: they and what is read after them are `panel` bytes apart, c is dense */
+    void (*pair_i8)(uint32_t m, size_t k, const float *a, size_t lda, const int8_t *b, size_t panel, const void *ahead,
+                    float *c, bool first);
     /* k rows of 16 as a bfloat16 panel, in the order of WN_CPU_BF16_AT */
     void (*pack_bf16)(wn_bf16 *out, const float *in, size_t k);
     void (*pack_i8)(int8_t *out, float *scale, const float *in, size_t k); /* the same as int8: 16 scales */

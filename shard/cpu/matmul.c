@@ -16,6 +16,7 @@
 #define MB         768u        /* most rows of a task */
 #define STRIP      8u          /* panels of a task with many rows */
 #define FEW_ROWS   WN_CPU_ROWS /* up to here a panel is read once, top to bottom */
+#define PAIR_ROWS  2u          /* up to here int8 panels go two by two: the sums of one do not hide their latency */
 #define SMALL_MACS 300000u     /* less work than this is not worth waking threads for */
 #define SMALL_COPY 32768u      /* floats of x that each thread copies for itself, into its own cache */
 #define TOGETHER   4u          /* products of the same x in one call */
@@ -27,6 +28,7 @@ struct mm {
     size_t x_ld, block_stride;
     uint32_t m, rows, strip, slice_len, kc, blocks_per_slice;
     uint32_t levels, row_blocks;
+    uint32_t side; /* panels that a tile takes side by side, 1 or 2 */
     size_t area; /* floats of one level of sums */
 };
 
@@ -124,11 +126,17 @@ static void slice_sums(const struct mm *p, uint32_t slice, uint32_t p0, uint32_t
         if (p->block_stride == 0) x = p->x + k0;
         for (uint32_t m0 = r0; m0 < r1; m0 += MC) {
             uint32_t m1 = wn_cpu_min(m0 + MC, r1);
-            for (uint32_t j = p0; j < p1; j++) {
+            for (uint32_t j = p0, side; j < p1; j += side) {
                 const char *after = next;
-                if (j + 1 < p1) after = panel_at(p, j + 1, k0);
+                side = wn_cpu_min(p->side, p1 - j);
+                if (j + side < p1) after = panel_at(p, j + side, k0);
                 else if (b + 1 < p->blocks_per_slice) after = panel_at(p, p0, k0 + n);
                 if (m1 < r1) after = NULL; /* the strip again */
+                if (side == 2) { /* of a strip of two, all rows */
+                    p->isa->pair_i8(p->m, n, x, p->x_ld, (const int8_t *)panel_at(p, j, k0),
+                                    (size_t)p->a->w->k * WN_CPU_COLS, after ? after : panel_at(p, j, k0), sums, b == 0);
+                    continue;
+                }
                 sweep(p, panel_at(p, j, k0), after, n, x + (size_t)m0 * p->x_ld, m0, m1,
                       sums + ((size_t)(j - p0) * p->rows + m0 - r0) * WN_CPU_COLS, b == 0);
             }
@@ -262,6 +270,8 @@ static void plan_work(struct work *w, const struct wn_cpu_isa *isa, const struct
         *p = w->p[0];
         p->a = &a[i];
         p->strip = p->m <= FEW_ROWS || panels == 0 ? 1 : wn_cpu_min(STRIP, div_up(panels, 4 * (uint32_t)threads));
+        p->side = a[i].w->dtype == WN_I8 && p->m <= PAIR_ROWS && panels >= 8 * (uint32_t)threads ? 2 : 1;
+        if (p->side == 2) p->strip = 2;
         p->area = (size_t)p->strip * p->rows * WN_CPU_COLS;
         if (w->task_floats < p->levels * p->area) w->task_floats = p->levels * p->area;
         w->tasks[i] = div_up(panels, p->strip) * p->row_blocks;

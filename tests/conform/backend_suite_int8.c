@@ -116,6 +116,7 @@ static const struct case_matmul cases[] = {
     {1, 2048, 1536, 4, WN_ACT_NONE, false, WN_F32, WN_F32, WN_F32, 0},
     {5, 33, 1048, 8, WN_ACT_SILU, false, WN_BF16, WN_F32, WN_F32, 1},
     {32, 48, 516, 1, WN_ACT_NONE, false, WN_F32, WN_F32, WN_F32, 2},
+    {33, 545, 1040, 4, WN_ACT_NONE, false, WN_BF16, WN_F32, WN_F32, 0}, /* panels in pairs, and one alone */
     {65, 200, 768, 8, WN_ACT_NONE, false, WN_BF16, WN_F32, WN_BF16, 0},
     {129, 81, 1200, 4, WN_ACT_GELU, false, WN_BF16, WN_F32, WN_BF16, 3},
 };
