@@ -123,6 +123,22 @@ static wn_status upload_rows(struct wn_loader *l, struct entry *e, const struct 
     return WN_OK;
 }
 
+static wn_status upload_matrix(struct wn_loader *l, struct entry *e, const struct wn_mat *host, uint32_t int8_slices,
+                               struct wn_err *err)
+{
+    const struct wn_backend_ops *ops = l->be->ops;
+    const size_t element = wn_dtype_bytes(int8_slices ? WN_I8 : l->dtype);
+    wn_status rc;
+
+    if (int8_slices == 0)
+        rc = ops->weight_create(l->be, &e->weight, host, l->dtype);
+    else
+        rc = ops->weight_i8 ? ops->weight_i8(l->be, &e->weight, host, int8_slices) : WN_EUNSUPP;
+    if (rc != WN_OK) return wn_fail(err, rc, "tensor '%s': %s", e->name, wn_status_name(rc));
+    l->bytes += (uint64_t)host->rows * (host->cols * element + int8_slices * sizeof(float));
+    return WN_OK;
+}
+
 static wn_status check_shape(const struct wn_load *want, const struct wn_tensor *t,
                              struct wn_err *err)
 {
@@ -156,18 +172,10 @@ static wn_status load_as(struct wn_loader *l, const struct wn_weights *w,
         (struct wn_mat){.dtype = t.dtype, .rows = rows.n, .cols = cols.n, .stride = want->cols_all};
     host.ptr = (char *)(uintptr_t)t.data +
                ((size_t)rows.first * want->cols_all + cols.first) * wn_dtype_bytes(t.dtype);
-    if (want->kind == WN_LOAD_VECTOR) return upload_rows(l, e, &host, WN_F32, err);
-    if (want->kind == WN_LOAD_TABLE) return upload_rows(l, e, &host, l->dtype, err);
-    if (want->int8_slices == 0)
-        rc = l->be->ops->weight_create(l->be, &e->weight, &host, l->dtype);
-    else if (l->be->ops->weight_i8)
-        rc = l->be->ops->weight_i8(l->be, &e->weight, &host, want->int8_slices);
-    else
-        rc = WN_EUNSUPP;
-    if (rc != WN_OK) return wn_fail(err, rc, "tensor '%s': %s", want->name, wn_status_name(rc));
-    l->bytes += (uint64_t)rows.n * cols.n * wn_dtype_bytes(want->int8_slices ? WN_I8 : l->dtype) +
-                (uint64_t)rows.n * want->int8_slices * sizeof(float);
-    return WN_OK;
+    if (want->kind == WN_LOAD_MATRIX) rc = upload_matrix(l, e, &host, want->int8_slices, err);
+    else rc = upload_rows(l, e, &host, want->kind == WN_LOAD_VECTOR ? WN_F32 : l->dtype, err);
+    wn_weights_release(&t);
+    return rc;
 }
 
 wn_status wn_loader_load(struct wn_loader *l, const struct wn_weights *w,

@@ -340,3 +340,12 @@ wn_status wn_weights_find(const struct wn_weights *w, const char *name, struct w
     *out = e->tensor;
     return WN_OK;
 }
+
+/* Whole pages of it: its neighbours may have begun on the first and the last. */
+void wn_weights_release(const struct wn_tensor *t)
+{
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), data = (uintptr_t)t->data;
+    const uintptr_t first = (data + page - 1) / page * page, end = (data + t->bytes) / page * page;
+
+    if (first < end) (void)madvise((void *)first, end - first, MADV_DONTNEED);
+}

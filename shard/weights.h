@@ -51,6 +51,9 @@ WN_NODISCARD wn_status wn_weights_find(const struct wn_weights *w, const char *n
  * read them all would take as long as to load them. */
 void wn_weights_digest(const struct wn_weights *w, struct wn_sha256 *s);
 
+/* Its data has been read, and this process need not keep it in memory; it is still there to be read again. */
+void wn_weights_release(const struct wn_tensor *t);
+
 /* Checks one safetensors header (the JSON after the 8-byte length) against a data area of
  * data_bytes; for fuzzing and for wn_weights_open. The tensors must cover the data area without
  * gaps or overlaps. Calls `each` (NULL is fine) once a tensor, with data NULL; `type` is the

@@ -40,7 +40,7 @@ static int teardown(void **state)
 static void write_tensors_claiming(const char *file, const char *header, uint64_t claimed,
                                    size_t data_bytes)
 {
-    static uint8_t bytes[8192];
+    static uint8_t bytes[(8 << 20) + 8192];
     size_t n = strlen(header);
 
     assert_true(8 + n + data_bytes <= sizeof(bytes));
@@ -111,6 +111,48 @@ static void test_single_file(void **state)
     assert_non_null(strstr(err.text, "5 dimensions"));
     assert_int_equal(wn_weights_find(w, "c", &t, &err), WN_ENOENT);
     assert_non_null(strstr(err.text, "tensor 'c' is not in"));
+    wn_weights_close(w);
+}
+
+/* Pages of files that this process has in memory. */
+static long pages_mapped(void)
+{
+    long all = 0, resident = 0, shared = 0;
+    FILE *f = fopen("/proc/self/statm", "r");
+
+    assert_non_null(f);
+    assert_int_equal(fscanf(f, "%ld %ld %ld", &all, &resident, &shared), 3);
+    fclose(f);
+    return shared;
+}
+
+/* What was loaded leaves the process's memory, and is there when it is asked for. */
+static void test_release(void **state)
+{
+    const long pages = (8 << 20) / sysconf(_SC_PAGESIZE);
+    struct wn_weights *w = NULL;
+    struct wn_tensor t;
+    struct wn_err err = {0};
+    unsigned sum[2] = {0};
+    long before, read;
+    (void)state;
+
+    write_tensors("model.safetensors",
+                  "{\"a\":{\"dtype\":\"BF16\",\"shape\":[3],\"data_offsets\":[0,6]},"
+                  "\"b\":{\"dtype\":\"BF16\",\"shape\":[2048,2048],\"data_offsets\":[6,8388614]}}",
+                  8388614);
+    assert_int_equal(wn_weights_open(&w, dir, &err), WN_OK);
+    assert_int_equal(wn_weights_find(w, "b", &t, &err), WN_OK);
+    wn_weights_release(&t); /* what came with the header */
+    before = pages_mapped();
+    for (int i = 0; i < 2; i++) {
+        for (uint64_t at = 0; at < t.bytes; at++) sum[i] += ((const uint8_t *)t.data)[at];
+        read = pages_mapped();
+        wn_weights_release(&t);
+        assert_true(read - before > pages * 9 / 10);
+        assert_true(pages_mapped() - before < pages / 10);
+    }
+    assert_true(sum[0] > 0 && sum[0] == sum[1]);
     wn_weights_close(w);
 }
 
@@ -365,6 +407,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_single_file, setup, teardown),
         cmocka_unit_test_setup_teardown(test_unaligned, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_release, setup, teardown),
         cmocka_unit_test_setup_teardown(test_malformed_headers, setup, teardown),
         cmocka_unit_test_setup_teardown(test_malformed_files, setup, teardown),
         cmocka_unit_test_setup_teardown(test_huge_header, setup, teardown),
