@@ -104,7 +104,7 @@ static void print_worker(FILE *f, const Wn__WorkerStatus *w)
 void console_status(FILE *f, const char *endpoint, const Wn__Status *now, const Wn__Status *before, double seconds)
 {
     fprintf(f, "%s: %s%s\n", endpoint, now->ready ? "ready" : "not ready: ", now->ready ? "" : now->not_ready_because);
-    if (now->model[0]) fprintf(f, "model %s, ", now->model);
+    if (now->model[0]) fprintf(f, "model %s%s%s, ", now->model, now->quantization[0] ? " in " : "", now->quantization);
     fprintf(f, "version %s, up for %.1f s\n", now->version, (double)now->uptime_ms / 1e3);
     fprintf(f, "jobs: %u queued of at most %u", now->queued, now->queue_max);
     if (now->queued) fprintf(f, " (the first for %.1f s)", now->queue_wait_ms / 1e3);

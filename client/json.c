@@ -69,6 +69,8 @@ char *status_json(const Wn__Status *st)
     put_text(f, "model", st->model);
     fputs(", ", f);
     put_text(f, "version", st->version);
+    fputs(", ", f);
+    put_text(f, "quantization", st->quantization);
     fprintf(f, ", \"queued\": %u, \"running\": %u", st->queued, st->running);
     fprintf(f,
             ", \"accepted\": %" PRIu64 ", \"answered\": %" PRIu64 ", \"failed\": %" PRIu64 ", \"cancelled\": %" PRIu64

@@ -98,6 +98,7 @@ void wn_sched_status_send(struct wn_scheduler *s, const struct wn_peer_id *to, c
     if (!ws || !list) goto out;
     readiness(s, &st, why, sizeof(why));
     st.model = s->cfg.model;
+    if (s->cfg.quantization == WN_CONFIG_QUANTIZATION_INT8) st.quantization = "int8";
     st.version = WN_VERSION " (" WN_COMMIT ")";
     st.queued = (uint32_t)s->list[WN_LIST_QUEUED].n;
     st.running = (uint32_t)(s->list[WN_LIST_RUNNING].n + s->list[WN_LIST_ORPHANED].n);

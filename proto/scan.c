@@ -60,6 +60,7 @@ static const struct wn_field_limit limits[] = {
     {"WorkerStatus", "host", 1, 256},
     {"Status", "model", 1, 256},
     {"Status", "version", 1, 128},
+    {"Status", "quantization", 1, 32},
     {"Status", "workers", 1024, 0},
     {"Status", "not_ready_because", 1, 4096},
 };

@@ -141,6 +141,14 @@ int service_stages(struct winnow *w, struct stage_time *out, int max)
     return n;
 }
 
+void service_says(struct winnow *w, const char *text)
+{
+    char *json = winnow_status_json(w, 10000);
+
+    if (!json || !strstr(json, text)) fail_msg("the status has no '%s': %s", text, json ? json : winnow_error(w));
+    free(json);
+}
+
 enum winnow_event_type ask(struct winnow *w, const void *image, size_t image_bytes,
                            const char *question, char **answer, struct winnow_usage *usage)
 {

@@ -34,6 +34,8 @@ struct stage_time {
 /* Returns how many stages have reported. */
 int service_stages(struct winnow *w, struct stage_time *out, int max);
 
+void service_says(struct winnow *w, const char *text); /* in its status, as JSON */
+
 /* Seconds of a clock that only goes on. */
 double now_s(void);
 

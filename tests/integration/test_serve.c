@@ -220,6 +220,7 @@ static void test_answers(void **state)
     assert_int_equal(winnow_connect(&w, s.endpoint, NULL), WINNOW_OK);
     ask_all(w);
     check_stages(w);
+    service_says(w, int8 ? "\"quantization\": \"int8\"" : "\"quantization\": \"\"");
     winnow_close(w);
     assert_int_equal(service_stop(&s), 0);
     for (int i = 0; i < questions_n; i++) {
