@@ -307,12 +307,12 @@ static wn_status check_together(const struct wn_config *c, struct wn_err *err)
     wn_status rc;
 
     if (c->lease_ms < 2 * c->heartbeat_ms)
-        return wn_fail(err, WN_EINVAL, "lease-ms (%u) must be at least twice heartbeat-ms (%u)", c->lease_ms,
+        return wn_fail(err, WN_EINVAL, "--lease-ms (%u) must be at least twice --heartbeat-ms (%u)", c->lease_ms,
                        c->heartbeat_ms);
     if (!c->host[0]) return wn_fail(err, WN_EINVAL, "--host: no address is named");
     if ((rc = wn_config_check_reach(c, err)) != WN_OK) return rc;
     if (c->image_keep_tokens && c->image_pruning_rate > 0)
-        return wn_fail(err, WN_EINVAL, "image-keep-tokens and image-pruning-rate exclude each other");
+        return wn_fail(err, WN_EINVAL, "--image-keep-tokens and --image-pruning-rate exclude each other");
     return WN_OK;
 }
 

@@ -140,7 +140,7 @@ static bool largest_finite(const float *score, uint32_t n, uint32_t *best)
     return true;
 }
 
-static bool before(const struct wn_sampler *s, uint32_t a, uint32_t b)
+static bool comes_before(const struct wn_sampler *s, uint32_t a, uint32_t b)
 {
     return s->score[a] > s->score[b] || (s->score[a] == s->score[b] && a < b);
 }
@@ -151,8 +151,8 @@ static void sift_down(struct wn_sampler *s, uint32_t at, uint32_t n)
     for (;;) {
         uint32_t child = 2 * at + 1;
         if (child >= n) break;
-        if (child + 1 < n && before(s, s->heap[child + 1], s->heap[child])) child++;
-        if (!before(s, s->heap[child], id)) break;
+        if (child + 1 < n && comes_before(s, s->heap[child + 1], s->heap[child])) child++;
+        if (!comes_before(s, s->heap[child], id)) break;
         s->heap[at] = s->heap[child];
         at = child;
     }
