@@ -439,6 +439,36 @@ static void image_affinity(void **state)
     }
 }
 
+/* Two pictures in one prompt, two workers with room for one each: both encode. */
+static void pictures_of_one_prompt(void **state)
+{
+    struct bed *b = *state;
+    struct end *vision[2];
+    Wn__Submit r = WN__SUBMIT__INIT;
+    uint64_t bytes[] = {3, 5};
+    struct order gen;
+
+    bed_start(b);
+    b->leader = worker_open(b, WN__ROLE__ROLE_LEADER, "replica-0", 4);
+    vision[0] = worker_open(b, WN__ROLE__ROLE_VISION, "vision-0", 1);
+    vision[1] = worker_open(b, WN__ROLE__ROLE_VISION, "vision-1", 1);
+    b->client = end_open(b, false);
+    r.prompt = "which is larger?";
+    r.idempotency_key = r.client_tag = "";
+    r.image_bytes = bytes;
+    r.n_image_bytes = 2;
+    end_send(b->client, WN__ENVELOPE__BODY_SUBMIT, &r, "onetwos", 8);
+    expect_accepted(b->client, false, NULL);
+    gen = take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
+    for (int i = 0; i < 2; i++) {
+        const struct order enc = take_order(vision[i], WN__ENVELOPE__BODY_ENCODE);
+        assert_int_equal(vision[i]->payload_bytes, bytes[enc.image]);
+        give_encoded(vision[i], &enc);
+    }
+    give_done(b->leader, &gen, 3);
+    expect_answer(b->client, "");
+}
+
 static void models_do_not_mix(void **state)
 {
     struct bed *b = *state;
@@ -525,6 +555,7 @@ int main(int argc, char **argv)
         BED_TEST(malformed_frames),
         BED_TEST(status_is_honest),
         BED_TEST(image_affinity),
+        BED_TEST(pictures_of_one_prompt),
         BED_TEST(models_do_not_mix),
         BED_TEST(shutdown_tells_clients),
         BED_TEST(port_in_use),
