@@ -9,6 +9,7 @@
 #define ENCODE_ORDERS_MAX 2 /* of one image in one attempt */
 #define FULL_PAUSE_US     100000ll /* before a worker without room is asked again */
 #define MIXED_US          10000000ll /* between two records about a worker of another model */
+#define CONNECT_US        500000ll /* for a worker that was cut off to connect again */
 #define ROLL_CALL_US      500000ll /* until ZeroMQ has taken down a connection that it says is lost */
 
 static bool is_leader(const struct wn_sched_worker *w)
@@ -190,12 +191,12 @@ void wn_sched_leases(struct wn_scheduler *s, int64_t now_us)
 }
 
 /* A process that dies takes its connection along, and is missed at once: on this machine a connection breaks with its
- * process only. One to another machine may come back, and the worker with it, which says hello again: it has two
- * heartbeats for that. */
+ * process only. One to another machine may come back, and the worker with it, which says hello again: it has the time
+ * to connect and two heartbeats for that. */
 void wn_sched_roll_call(struct wn_scheduler *s, int64_t now_us)
 {
     const bool here = strncmp(wn_endpoint_address(s->workers), "ipc://", 6) == 0;
-    const int64_t back_us = here ? 0 : 2000ll * s->cfg.heartbeat_ms;
+    const int64_t back_us = here ? 0 : CONNECT_US + 2000ll * s->cfg.heartbeat_ms;
     Wn__Heartbeat beat = WN__HEARTBEAT__INIT;
     struct wn_endpoint_stats stats;
 
