@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "base/sha256.h"
 
 #define RING_SLOTS 4096
 #define RETRY_MS   10 /* how soon a send that found a full queue is tried again */
@@ -71,6 +72,16 @@ static bool hold_payload(struct wn_front *f, struct wn_front_msg *m)
     return true;
 }
 
+/* Asked here, so that no step waits for it. The codec has checked the hash's length. */
+static bool is_damaged(const struct wn_front_msg *m)
+{
+    uint8_t hash[WN_SHA256_BYTES];
+
+    if (m->env->body_case != WN__ENVELOPE__BODY_FEATURES) return false;
+    wn_sha256(hash, m->payload, m->payload_bytes);
+    return memcmp(hash, m->env->features->sha256.data, sizeof(hash)) != 0;
+}
+
 static void receive(struct wn_front *f, struct wn_endpoint *ep, const struct wn_party *from)
 {
     for (int i = 0; i < RECV_BURST; i++) {
@@ -105,11 +116,16 @@ static void receive(struct wn_front *f, struct wn_endpoint *ep, const struct wn_
         } else {
             wn_endpoint_received(ep, WN_TRAFFIC_CONTROL, wn_msg_bytes(&m->msg));
         }
-        if (wn_front_hear(f, m))
+        if (wn_front_hear(f, m)) {
             wn_front_msg_free(m);
-        else if (!hold_payload(f, m))
+            continue;
+        }
+        if (!hold_payload(f, m)) {
             refuse_features(f, m);
-        else if (!wn_ring_put(f->inbound, m))
+            continue;
+        }
+        m->damaged = is_damaged(m);
+        if (!wn_ring_put(f->inbound, m))
             answer_busy(f, m);
     }
 }

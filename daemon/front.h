@@ -57,6 +57,7 @@ struct wn_front_msg {
     Wn__Envelope *env;    /* inbound only; NULL: see the flags below */
     const void *payload;  /* inbound: the payload frame, inside msg; NULL if there is none */
     size_t payload_bytes;
+    bool damaged;         /* features whose payload is not what their hash says */
     bool link_lost;       /* without env: the connection to this leader was lost, and what was on its way with it */
     bool unreachable;     /* without env: this leader was not connected for two leases; what was for it was dropped */
     bool lease_lost;      /* from WN_SIDE_SELF: the scheduler was away too long, what it ordered is given up */

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "base/sha256.h"
 #include "daemon/front.h"
 #include "tests/scratch.h"
 
@@ -67,12 +68,15 @@ static void vision_say(struct wn_endpoint *ep, Wn__Envelope__BodyCase kind, cons
     free(data);
 }
 
-static void say_features(struct wn_endpoint *ep, uint32_t image)
+static void say_features_with(struct wn_endpoint *ep, uint32_t image, uint8_t damage)
 {
+    static const uint8_t rows[FEATURES_BYTES];
     Wn__JobRef ref = WN__JOB_REF__INIT;
     Wn__Features f = WN__FEATURES__INIT;
-    static uint8_t hash[32]; /* the front does not look at it */
+    uint8_t hash[WN_SHA256_BYTES];
 
+    wn_sha256(hash, rows, sizeof(rows));
+    hash[31] ^= damage;
     ref.job_id = "01ARZ3NDEKTSV4RRFFQ69G5FAV";
     ref.attempt = 1;
     f.job = &ref;
@@ -80,6 +84,11 @@ static void say_features(struct wn_endpoint *ep, uint32_t image)
     f.method = "none";
     f.sha256 = (ProtobufCBinaryData){.len = sizeof(hash), .data = hash};
     vision_say(ep, WN__ENVELOPE__BODY_FEATURES, &f, FEATURES_BYTES);
+}
+
+static void say_features(struct wn_endpoint *ep, uint32_t image)
+{
+    say_features_with(ep, image, 0);
 }
 
 /* The next message for this worker; NULL: none in time. */
@@ -138,6 +147,23 @@ static void features_without_credit(void **state)
     for (int i = 0; i < ROOM; i++) wn_front_msg_free(take(f));
     assert_null(wn_front_take(f));
     wn_front_msg_free(kept);
+    wn_endpoint_close(vision);
+    wn_front_stop(f, 0);
+}
+
+/* Features that are not what their hash says reach the main thread with a mark. */
+static void damaged_features(void **state)
+{
+    struct wn_front *f = front_open(WN__ROLE__ROLE_LEADER);
+    struct wn_endpoint *vision = vision_open();
+
+    (void)state;
+    for (uint32_t i = 0; i < 3; i++) say_features_with(vision, i, i == 1);
+    for (uint32_t i = 0; i < 3; i++) {
+        struct wn_front_msg *m = take(f);
+        assert_int_equal(m->damaged, i == 1);
+        wn_front_msg_free(m);
+    }
     wn_endpoint_close(vision);
     wn_front_stop(f, 0);
 }
@@ -261,6 +287,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(features_without_credit),
+        cmocka_unit_test(damaged_features),
         cmocka_unit_test(a_worker_that_does_not_read),
         cmocka_unit_test(a_leader_that_is_not_there),
         cmocka_unit_test(a_group_that_ends),
