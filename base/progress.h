@@ -1,4 +1,4 @@
-/* base/progress.h - whether the main thread of this process gets on: it counts what it does, and another thread looks.
+/* base/progress.h - whether the main thread of this process makes progress: it counts its work, another thread looks.
  *
  * The main thread notes every piece of work, some in each layer of a step, and every look at a link that it waits for:
  * whom it waits for is watched where that one runs. One that notes nothing for long hangs, in a device, a disk or a
