@@ -245,6 +245,8 @@ static void not_decoded(const char *url, wn_status code, const char *word)
 
 static void test_data_urls(void **state)
 {
+    uint8_t *data;
+    size_t n;
     (void)state;
     decoded("data:image/png;base64,Zg==", "f");
     decoded("data:image/png;base64,Zm8=", "fo");
@@ -261,6 +263,9 @@ static void test_data_urls(void **state)
     not_decoded("data:text/plain;base64,Zg==", WN_EUNSUPP, "no image");
     not_decoded("data:image/png;base64", WN_EFORMAT, "comma");
     not_decoded("data:image/png;base64,Zm9vYmFyZm9v", WN_ELIMIT, "more than 8 bytes"); /* 9 */
+    assert_int_equal(batch_image_read("data:image/png;base64,Zm9vYmFyZm9v", NULL, 9, &data, &n, NULL), WN_OK);
+    assert_int_equal(n, 9);
+    free(data);
 }
 
 static void test_files(void **state)
@@ -276,6 +281,9 @@ static void test_files(void **state)
     decoded(in_folder("a b"), "12345678");
     snprintf(url, sizeof(url), "file://%s/a%%20b", folder);
     decoded(url, "12345678");
+    assert_true(scratch_text(folder, "k~~k", "tilde"));
+    snprintf(url, sizeof(url), "file://%s/%%6B%%7e%%7E%%6b", folder);
+    decoded(url, "tilde");
     snprintf(url, sizeof(url), "file://localhost%s/a%%20b", folder);
     decoded(url, "12345678");
     assert_int_equal(batch_image_read("a b", folder, 8, &data, &n, NULL), WN_OK); /* relative to the root */
@@ -290,6 +298,9 @@ static void test_files(void **state)
     not_decoded("file://other/a.jpg", WN_EUNSUPP, "host");
     not_decoded("file:///a%00b", WN_EFORMAT, "%00");
     not_decoded("file:///a%2", WN_EFORMAT, "hex");
+    not_decoded("file:///a%2g", WN_EFORMAT, "hex");
+    not_decoded("file:///a%G2", WN_EFORMAT, "hex");
+    not_decoded("file:///a%`2", WN_EFORMAT, "hex");
 }
 
 /* ---- output lines ---- */

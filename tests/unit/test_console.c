@@ -6,7 +6,9 @@
 #include <string.h>
 
 #include <cmocka.h>
+#include <jansson.h>
 
+#include "client/conn.h"
 #include "client/console.h"
 
 /* A replica of two ranks and a lost vision worker. */
@@ -56,6 +58,10 @@ static void build(struct service *s)
     s->worker[1].last_seen_ms = 4500;
     s->st = (Wn__Status)WN__STATUS__INIT;
     s->st.model = "m";
+    s->st.version = "9.8";
+    s->st.uptime_ms = 12500;
+    s->st.prompt_tokens = 4321;
+    s->st.clients = 6;
     s->st.not_ready_because = "0 of 1 vision workers are connected";
     s->st.queued = 2;
     s->st.queue_max = 1024;
@@ -95,6 +101,9 @@ static void table(void **state)
     build(&now);
     text = print(&now.st, NULL, 0);
     has(text, "not ready: 0 of 1 vision workers");
+    has(text, "model m, version 9.8, up for 12.5 s\n");
+    has(text, "4321 of prompts; 11.1 % of visual tokens kept\n");
+    has(text, ", 6 clients");
     has(text, "2 queued of at most 1024 (the first for 1.5 s)");
     has(text, "4 replayed");
     has(text, "tokens: 500 generated");
@@ -130,6 +139,9 @@ static void metrics(void **state)
     build(&now);
     text = print(&now.st, NULL, -1);
     has(text, "winnow:ready{model_name=\"m\"} 0\n");
+    has(text, "winnow:prompt_tokens_total{model_name=\"m\"} 4321\n");
+    has(text, "winnow:num_clients{model_name=\"m\"} 6\n");
+    has(text, "winnow:rank_up{model_name=\"m\",replica=\"replica-0\",rank=\"0\"} 1\n");
     has(text, "winnow:queue_wait_seconds{model_name=\"m\"} 1.5\n");
     has(text, "winnow:kv_cache_usage_perc{model_name=\"m\",role=\"replica\",name=\"replica-0\"} 0.25\n");
     has(text, "winnow:rank_last_seen_seconds{model_name=\"m\",replica=\"replica-0\",rank=\"1\"} 0.4\n");
@@ -148,9 +160,51 @@ static void metrics(void **state)
     free(text);
 }
 
+/* A program reads it again: JSON, whatever characters names have. */
+static void json(void **state)
+{
+    struct service now;
+    Wn__StageLoad stage[2] = {WN__STAGE_LOAD__INIT, WN__STAGE_LOAD__INIT}, *stages[2] = {&stage[0], &stage[1]};
+    const json_t *workers, *replica, *rank;
+    char *text;
+    json_t *root;
+
+    (void)state;
+    build(&now);
+    stage[1].busy_us = 70;
+    stage[1].link_us = 30;
+    now.beat.stages = stages;
+    now.beat.n_stages = 2;
+    assert_non_null(text = status_json(&now.st));
+    assert_non_null(root = json_loads(text, 0, NULL));
+    free(text);
+    assert_true(json_is_false(json_object_get(root, "ready")));
+    assert_string_equal(json_string_value(json_object_get(root, "model")), "m");
+    assert_int_equal(json_integer_value(json_object_get(root, "prompt_tokens")), 4321);
+    assert_int_equal(json_integer_value(json_object_get(root, "clients")), 6);
+    assert_int_equal(json_integer_value(json_object_get(json_object_get(root, "sent_bytes"), "control")), 77);
+    workers = json_object_get(root, "workers");
+    assert_int_equal(json_array_size(workers), 2);
+    replica = json_array_get(workers, 0);
+    assert_string_equal(json_string_value(json_object_get(replica, "role")), "replica");
+    assert_true(json_is_true(json_object_get(replica, "up")));
+    assert_int_equal(json_integer_value(json_object_get(replica, "kv_pages")), 200);
+    assert_int_equal(json_integer_value(json_object_get(json_object_get(replica, "sent_bytes"), "activation")), 10000);
+    assert_int_equal(json_array_size(json_object_get(replica, "ranks")), 2);
+    rank = json_array_get(json_object_get(replica, "ranks"), 0);
+    assert_int_equal(json_integer_value(json_object_get(rank, "pid")), 40);
+    assert_int_equal(json_integer_value(json_object_get(rank, "stalled_ms")), 2500);
+    assert_int_equal(json_array_size(json_object_get(replica, "stages")), 2);
+    assert_int_equal(
+        json_integer_value(json_object_get(json_array_get(json_object_get(replica, "stages"), 1), "link_us")), 30);
+    assert_string_equal(json_string_value(json_object_get(json_array_get(workers, 1), "role")), "vision");
+    assert_string_equal(json_string_value(json_object_get(json_array_get(workers, 1), "name")), "vision \"0\"\n");
+    json_decref(root);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(table), cmocka_unit_test(metrics)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(table), cmocka_unit_test(metrics), cmocka_unit_test(json)};
 
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -3,6 +3,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -178,6 +179,7 @@ static void answer_grows(void **state)
     assert_string_equal(a.text, "a red dot");
     assert_int_equal(a.ids_n, 3);
     assert_int_equal(wn_transcript_text_at(&a, 0), 0);
+    assert_int_equal(wn_transcript_text_at(&a, 1), 0); /* a text belongs to the last of its tokens */
     assert_int_equal(wn_transcript_text_at(&a, 2), 5);
     assert_int_equal(wn_transcript_text_at(&a, 3), 9);
     assert_int_equal(wn_transcript_text_at(&a, 99), 9);
@@ -205,6 +207,40 @@ static void answer_is_bounded(void **state)
     wn_transcript_fini(&a);
 }
 
+/* What a journal says of an answer is kept, or refused whole where its parts do not fit together. */
+static void answer_is_restored(void **state)
+{
+    const uint32_t ids[3] = {1, 2, 3}, ends[3] = {0, 2, 5}, back[3] = {3, 2, 5}, far[3] = {0, 2, 6};
+    struct wn_transcript a = {0};
+    struct wn_err err = {0};
+    uint32_t *many = calloc(WN_EMITTED_MAX + 1, sizeof(*many));
+    char *text = malloc(WN_ANSWER_BYTES_MAX + 1);
+
+    (void)state;
+    assert_true(many && text);
+    memset(text, 't', WN_ANSWER_BYTES_MAX + 1);
+    assert_int_equal(wn_transcript_restore(&a, ids, back, 3, "abcde", 5, &err), WN_EFORMAT);
+    assert_int_equal(wn_transcript_restore(&a, ids, far, 3, "abcde", 5, &err), WN_EFORMAT);
+    assert_int_equal(wn_transcript_restore(&a, ids, ends, 3, "abcd\xff", 5, &err), WN_EFORMAT);
+    assert_int_equal(wn_transcript_restore(&a, many, many, WN_EMITTED_MAX + 1, "", 0, &err), WN_EFORMAT);
+    assert_int_equal(wn_transcript_restore(&a, ids, ends, 3, text, WN_ANSWER_BYTES_MAX + 1, &err), WN_EFORMAT);
+    assert_int_equal(a.ids_n + a.text_bytes, 0);
+    assert_int_equal(wn_transcript_restore(&a, NULL, NULL, 0, NULL, 0, &err), WN_OK);
+    assert_null(a.text);
+    assert_int_equal(wn_transcript_restore(&a, ids, ends, 3, "", 0, &err), WN_EFORMAT);
+    assert_int_equal(wn_transcript_restore(&a, many, many, WN_EMITTED_MAX, "", 0, &err), WN_OK); /* no text yet */
+    assert_int_equal(a.ids_n, WN_EMITTED_MAX);
+    assert_string_equal(a.text, "");
+    wn_transcript_fini(&a);
+    assert_int_equal(wn_transcript_restore(&a, ids, ends, 3, "abcde", 5, &err), WN_OK);
+    assert_memory_equal(a.ids, ids, sizeof(ids));
+    assert_string_equal(a.text, "abcde");
+    assert_int_equal(wn_transcript_text_at(&a, 2), 2);
+    wn_transcript_fini(&a);
+    free(many);
+    free(text);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -214,6 +250,7 @@ int main(void)
         cmocka_unit_test(ids),
         cmocka_unit_test(answer_grows),
         cmocka_unit_test(answer_is_bounded),
+        cmocka_unit_test(answer_is_restored),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

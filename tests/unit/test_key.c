@@ -93,11 +93,77 @@ static void file_stays_private(void **state)
     back = NULL;
     assert_int_equal(chmod(path, 0604), 0);
     assert_int_equal(wn_key_open(&back, path, &err), WN_EAUTH);
+    assert_int_equal(chmod(path, 0640), 0);
+    assert_int_equal(wn_key_open(&back, path, &err), WN_EAUTH);
     assert_null(back);
     unlink(path);
     assert_int_equal(wn_key_open(&back, path, &err), WN_EIO);
     assert_int_equal(wn_key_open(&back, "/tmp", &err), WN_EIO);
     wn_key_close(key);
+}
+
+/* What the server opens in DIR of --keys: its own key, and who may come. */
+static void server_folder(void **state)
+{
+    static const char server[] = "role: server\nname: s\npublic: " K1 "\nsecret: " K2 "\nserver: " K1 "\n";
+    char dir[64], key_file[96], list_file[96];
+    struct wn_access *a = NULL;
+    struct wn_key *key = NULL;
+    struct wn_err err = {0};
+    FILE *f;
+
+    (void)state;
+    snprintf(dir, sizeof(dir), "/tmp/wn-test-keys-%d", (int)getpid());
+    snprintf(key_file, sizeof(key_file), "%s/server.key", dir);
+    snprintf(list_file, sizeof(list_file), "%s/authorized", dir);
+    assert_int_equal(mkdir(dir, 0700), 0);
+    assert_int_equal(wn_key_create(&key, &err), WN_OK);
+    assert_int_equal(wn_key_parse(key, "f", server, strlen(server), &err), WN_OK);
+    assert_int_equal(wn_key_write(key, key_file, &err), WN_OK);
+    assert_int_equal(wn_access_open(&a, dir, &err), WN_EIO); /* no list */
+    assert_non_null(strstr(err.text, "authorized"));
+    assert_non_null(f = fopen(list_file, "w"));
+    fputs("client " K2 " alice\n", f);
+    fclose(f);
+    assert_int_equal(chmod(list_file, 0644), 0);
+    assert_int_equal(wn_access_open(&a, dir, &err), WN_OK);
+    assert_string_equal(wn_access_find(a, K2)->name, "alice");
+    wn_access_close(a);
+    a = NULL;
+    for (unsigned who = 020; who >= 02; who /= 8) { /* its group, or others, may write it */
+        assert_int_equal(chmod(list_file, 0600 | who), 0);
+        assert_int_equal(wn_access_open(&a, dir, &err), WN_EAUTH);
+    }
+    assert_int_equal(chmod(list_file, 0600), 0);
+    assert_int_equal(truncate(list_file, (off_t)WN_ACCESS_FILE_MAX + 1), 0);
+    assert_int_equal(wn_access_open(&a, dir, &err), WN_ELIMIT);
+    assert_int_equal(truncate(key_file, (off_t)WN_KEY_FILE_MAX + 1), 0);
+    assert_int_equal(wn_access_open(&a, dir, &err), WN_ELIMIT);
+    unlink(key_file);
+    /* a client's key in the server's place */
+    assert_int_equal(wn_key_parse(key, "f", GOOD, strlen(GOOD), &err), WN_OK);
+    assert_int_equal(wn_key_write(key, key_file, &err), WN_OK);
+    assert_int_equal(wn_access_open(&a, dir, &err), WN_EAUTH);
+    assert_non_null(strstr(err.text, "has the role client, not server"));
+    assert_null(a);
+    wn_key_close(key);
+    unlink(key_file);
+    unlink(list_file);
+    rmdir(dir);
+}
+
+static void names(void **state)
+{
+    char longest[WN_KEY_NAME_LEN + 1];
+
+    (void)state;
+    memset(longest, 'n', sizeof(longest));
+    assert_true(wn_key_name_valid(longest, WN_KEY_NAME_LEN - 1));
+    assert_false(wn_key_name_valid(longest, WN_KEY_NAME_LEN));
+    assert_false(wn_key_name_valid(longest, 0));
+    assert_true(wn_key_name_valid("a.b_c-9", 7));
+    assert_false(wn_key_name_valid(".a", 2));
+    assert_false(wn_key_name_valid("-a", 2));
 }
 
 static wn_status list(struct wn_access *a, const char *text, struct wn_err *err)
@@ -189,6 +255,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(file_reads), cmocka_unit_test(file_refuses), cmocka_unit_test(file_stays_private),
+        cmocka_unit_test(server_folder), cmocka_unit_test(names),
         cmocka_unit_test(list_reads), cmocka_unit_test(list_refuses), cmocka_unit_test(roles),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -151,6 +151,40 @@ static void test_what_is_refused(void **state)
     f->r.seqs_n = 1, refuse(f, "no sequence has");
 }
 
+/* Numbers in the header that are over the limits, in their order there. */
+static void test_counts_over_limits(void **state)
+{
+    const struct {
+        uint32_t max;
+        const char *words;
+    } counts[] = {
+        {step_limits.seqs_max, "more than 4 sequences"},    {step_limits.seqs_max, "more than 4 sequences"},
+        {step_limits.features_max, "more than 3 features"}, {step_limits.features_max, "more than 3 features"},
+        {step_limits.seqs_max, "more than 4 sequences"},    {step_limits.rows_max, "more than 32 rows"},
+        {step_limits.table_max, "more than 64 pages"},      {step_limits.seqs_max, "more than 4 copies"},
+    };
+    struct fixture *f = *state;
+
+    for (size_t i = 0; i < 8; i++) {
+        uint8_t *at = f->wire + 20 + 4 * i;
+        struct wn_err err = {0};
+        f->n = wn_step_encode(&f->r, f->wire);
+        at[0] = (uint8_t)(counts[i].max + 1);
+        assert_int_equal(wn_step_decode(&f->back, &step_limits, f->wire, f->n, &err), WN_EPROTO);
+        assert_non_null(strstr(err.text, counts[i].words));
+        at[0] = (uint8_t)counts[i].max; /* is allowed, and gives another length */
+        assert_int_equal(wn_step_decode(&f->back, &step_limits, f->wire, f->n, &err), WN_EPROTO);
+        assert_null(strstr(err.text, "more than"));
+        at[3] = 0xff;
+        assert_int_equal(wn_step_decode(&f->back, &step_limits, f->wire, f->n, &err), WN_EPROTO);
+        assert_non_null(strstr(err.text, counts[i].words));
+    }
+    f->r.features[0].projected = 1;
+    f->n = wn_step_encode(&f->r, f->wire);
+    assert_int_equal(wn_step_decode(&f->back, &step_limits, f->wire, f->n, NULL), WN_OK);
+    assert_int_equal(f->back.features[0].projected, 1);
+}
+
 static void test_magic_and_version(void **state)
 {
     struct fixture *f = *state;
@@ -198,6 +232,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(test_empty, setup, teardown),
         cmocka_unit_test_setup_teardown(test_every_length_but_one_is_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(test_what_is_refused, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_counts_over_limits, setup, teardown),
         cmocka_unit_test_setup_teardown(test_magic_and_version, setup, teardown),
     };
     if (argc > 1) return write_corpus(argv[1]);

@@ -27,7 +27,9 @@ static bool near(double a, double b)
 
 static void test_counters(void **state)
 {
+    static char many[64 * WIRE_STAGES_MAX];
     struct wire_counters c;
+    char *at;
     (void)state;
 
     assert_true(wire_counters_parse(status_json, &c));
@@ -38,6 +40,18 @@ static void test_counters(void **state)
         const double sum[WIRE_KINDS_N] = {5000, 7000, 90000, 0, 0, 12, 111};
         if (!near(c.bytes[k], sum[k])) fail_msg("%s: %f", wire_kinds[k], c.bytes[k]);
     }
+    /* of several replicas the first says how long links took; a server of more stages than we know is no harm */
+    assert_true(wire_counters_parse("{\"workers\": [{\"stages\": [{\"link_us\": 1000}]},"
+                                    " {\"stages\": [{\"link_us\": 7}, {\"link_us\": 8}]}]}",
+                                    &c));
+    assert_int_equal(c.stages_n, 1);
+    assert_true(near(c.link_ms[0], 1));
+    at = many + snprintf(many, sizeof(many), "{\"workers\": [{\"stages\": [{}");
+    for (int i = 1; i < 3 * WIRE_STAGES_MAX; i++)
+        at += snprintf(at, (size_t)(many + sizeof(many) - at), ", {\"link_us\": 1}");
+    snprintf(at, (size_t)(many + sizeof(many) - at), "]}]}");
+    assert_true(wire_counters_parse(many, &c));
+    assert_int_equal(c.stages_n, WIRE_STAGES_MAX);
     assert_false(wire_counters_parse("[]", &c));
     assert_false(wire_counters_parse("not JSON", &c));
 }
@@ -56,7 +70,8 @@ static void fill(struct wire_cell *cell)
                                              .prune_us = 1000,
                                              .transfer_us = 2000,
                                              .prefill_us = 40000,
-                                             .time_to_first_token_us = 53000 + 2000 * (uint64_t)i};
+                                             .time_to_first_token_us = 53000 + 2000 * (uint64_t)i,
+                                             .vision_cache_hit = i};
     assert_true(wire_counters_parse(status_json, &before));
     after = before;
     after.bytes[1] += 3000;
@@ -73,6 +88,7 @@ static void test_cell(void **state)
     fill(&c);
     assert_int_equal(c.answered, 2);
     assert_int_equal(c.failed, 1);
+    assert_int_equal(c.cache_hits, 1);
     assert_true(near(c.ttft_ms, 54) && near(c.ttft_p50_ms, 53) && near(c.ttft_p95_ms, 55));
     assert_true(near(c.part_ms[WIRE_ENCODE], 10));
     assert_true(near(c.part_ms[WIRE_WIRE], 2 + 8));
