@@ -9,7 +9,7 @@
 #   scripts/device_checks.sh links OUT     the same for what ranks say to each other: NCCL between two and four ranks that
 #                                          share the GPU as hosts would share a network (NCCL_HOSTID), services on them, a
 #                                          rank killed, bench link, and the 13B shape cut in two; less than eight minutes
-#   scripts/device_checks.sh dry-run       here: says what run would do, and whether all that it needs is there
+#   scripts/device_checks.sh dry-run       here: says what run and links would do, and whether all that they need is there
 #   scripts/device_checks.sh keep OUT      here, with what came back: the tables go to tests/bench/results
 #
 # The machine with the GPU needs a driver and cuBLASLt, and no network. It runs what was packed; if that does not start
@@ -130,7 +130,9 @@ roomy() {
 
 # What a step says of its failure: the first line that names an error, or the last one.
 why() {
-    { grep -m1 -iE 'error|failed:|cuda:|nccl:|mismatch|no such file|bug:' "$1" || tail -1 "$1"; } | cut -c1-160
+    local said
+    said=$(grep -vE 'errorcode|MPI_ABORT|NCCL INFO' "$1" | grep -m1 -iE 'error|failed:|cuda:|nccl:|mismatch|no such file|bug:')
+    echo "${said:-$(tail -1 "$1")}" | cut -c1-160
 }
 
 # step NAME SECONDS command...: output to $logs/NAME.txt and, when the step is over, to OUT/log.txt
@@ -143,20 +145,33 @@ step() {
         needs "$@"
         return
     fi
-    [ "$left" -ge 5 ] || { summary+=("NO TIME  $name"); failed=$((failed + 1)); return; }
+    [ "$left" -ge 5 ] || { summary+=("NO TIME  $name"); failed=$((failed + 1)); tell; return; }
     [ "$limit" -le "$left" ] || limit=$left
     timeout -k 5 "$limit" "$@" >"$logs/$name.txt" 2>&1
     rc=$?
     case $rc in
     0) summary+=("ok       $name, $((SECONDS - start)) s") ;;
     77) summary+=("skipped  $name: $(grep -m1 skipped "$logs/$name.txt")") ;;
-    124 | 137) summary+=("TIMEOUT  $name after $limit s") failed=$((failed + 1)) ;;
+    124 | 137) summary+=("TIMEOUT  $name after $limit s: $(tail -1 "$logs/$name.txt" | cut -c1-160)") failed=$((failed + 1)) ;;
     *) summary+=("FAILED   $name ($rc), $((SECONDS - start)) s: $(why "$logs/$name.txt")") failed=$((failed + 1)) ;;
     esac
+    [ "$rc" -eq 0 ] || sweep
+    tell
     {
         echo "==== ${summary[-1]}"
-        tail -c 800000 "$logs/$name.txt"
+        tail -c 700000 "$logs/$name.txt"
     } >>"$out/log.txt"
+}
+
+# So far, should this script be ended from outside.
+tell() { printf '%s\n' "${summary[@]}" >"$out/summary.txt"; }
+
+# Ranks whose mpirun was ended may be left, and spin on the GPU.
+sweep() {
+    local p
+    for p in /proc/[0-9]*; do
+        case $(readlink "$p/exe") in "$packed"/*) kill -9 "${p#/proc/}" ;; esac
+    done 2>/dev/null
 }
 
 # Few files come back from there, and none larger than 16 MiB, so what steps print is gathered in one.
@@ -166,15 +181,21 @@ open_logs() {
     logs=$(mktemp -d /tmp/winnow-device-XXXXXX)
 }
 
+# The folder of a library: where CUDA is, or in a Python package.
+folder_of() { # PATTERN
+    local found
+    found=$(for d in "$cuda/lib64" "$cuda/lib" "$cuda"/targets/*/lib /usr/lib/x86_64-linux-gnu; do
+        compgen -G "$d/$1" >/dev/null && echo "$d"
+    done | head -1)
+    [ -n "$found" ] || found=$(python3 -c 'import nvidia, glob, sys; print(next(glob.iglob(list(nvidia.__path__)[0] + "/*/lib/" + sys.argv[1])).rsplit("/", 1)[0])' "$1" 2>/dev/null)
+    echo "$found"
+}
+
 run() {
     out=$1
     [ -n "$dry" ] || open_logs
     cuda=${CUDA_HOME:-/usr/local/cuda}
-    # cuBLASLt is where CUDA is, or in a Python package
-    local lt
-    lt=$(ls -d "$cuda/lib64" "$cuda"/targets/*/lib /usr/lib/x86_64-linux-gnu 2>/dev/null |
-        while read -r d; do ls "$d"/libcublasLt.so.1[23] >/dev/null 2>&1 && echo "$d"; done | head -1)
-    [ -n "$lt" ] || lt=$(python3 -c 'import nvidia, glob; print(next(glob.iglob(list(nvidia.__path__)[0] + "/*/lib/libcublasLt.so.*")).rsplit("/", 1)[0])' 2>/dev/null)
+    local lt; lt=$(folder_of 'libcublasLt.so.1[23]')
     local theirs=${LD_LIBRARY_PATH:-} # Python keeps to the machine's own libraries
     export LD_LIBRARY_PATH="$packed/lib${lt:+:$lt}${theirs:+:$theirs}"
     export OMP_NUM_THREADS=8 PATH="$PATH:$cuda/bin:$cuda/compute-sanitizer"
@@ -262,58 +283,110 @@ keep() {
 # What ranks say to each other: everything runs on one card, so times are those of processes that share it.
 links() {
     out=$1
-    open_logs
-    local cuda=${CUDA_HOME:-/usr/local/cuda} nccl bin=$packed/bin ranks
-    nccl=$(ls "$cuda"/lib*/libnccl.so.2 "$cuda"/targets/*/lib/libnccl.so.2 /usr/lib/x86_64-linux-gnu/libnccl.so.2 2>/dev/null | head -1)
-    [ -n "$nccl" ] || nccl=$(python3 -c 'import nvidia, glob; print(next(glob.iglob(list(nvidia.__path__)[0] + "/nccl/lib/libnccl.so.2")))' 2>/dev/null)
-    [ -n "$nccl" ] && export WINNOW_NCCL=$nccl
-    export LD_LIBRARY_PATH="$packed/lib:$cuda/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
-    export WINNOW_LOG_LEVEL=info OMP_NUM_THREADS=4 WINNOW_CUDA_KERNELS=exact NCCL_SOCKET_IFNAME=lo
-    use_mpi
-    {
-        nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
-        echo "NCCL: ${nccl:-not found}; packed at $(cat "$packed/commit" 2>/dev/null)"
-    } >"$out/machine.txt" 2>&1
+    cuda=${CUDA_HOME:-/usr/local/cuda}
+    local bin=$packed/bin nccl lt folder
     local run="mpirun --oversubscribe --bind-to none --mca plm isolated --mca btl self,vader"
     run+=" --mca btl_vader_single_copy_mechanism none -np"
-    for ranks in 2 4; do # the conformance suite, and golden logits of every plan of so many ranks
-        step "link_np$ranks" 45 $run $ranks "$bin/test_link_device" mpi
-        step "golden_np$ranks" 30 $run $ranks "$bin/test_golden" mpi gpus
-    done
-    step link_death 20 tests/conform/link_mpi_lost.sh death 10 3 $run 3 "$bin/test_link_device"
-    step bench_nccl 30 $run 2 "$bin/winnowd" bench-link --link nccl --backend cuda:0 --bytes-max 5M
-    step bench_mpi 15 $run 2 "$bin/winnowd" bench-link --link mpi --bytes-max 5M
-    # services: the vision worker on the CPU, the language model's ranks on the card; answers, then a rank killed
-    export WN_TEST_WINNOWD="$bin/winnowd" WINNOW_BACKEND=cuda:0 WINNOW_VISION_BACKEND=cpu WINNOW_LINK=nccl
-    for ranks in "2 1" "1 2" "2 2"; do
-        step "serve_${ranks/ /x}" 25 "$bin/test_serve" answers $ranks 10
-    done
-    step deaths 45 "$bin/test_serve" deaths
-    unset WINNOW_BACKEND WINNOW_VISION_BACKEND WINNOW_LINK WINNOW_CUDA_KERNELS
-    # LLaVA-1.5-13B's shapes with random weights, by tensor and by stage: logits, bytes, times
-    local folder; folder=$(roomy)/winnow-bench
+    folder=$(roomy)/winnow-bench
+    [ -n "$dry" ] && { link_steps; return; }
+    open_logs
+    nccl=$(folder_of libnccl.so.2)
+    lt=$(folder_of 'libcublasLt.so.1[23]')
+    [ -n "$nccl" ] && export WINNOW_NCCL=$nccl/libnccl.so.2
+    {
+        nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
+        echo "NCCL: ${nccl:-not found}; cuBLASLt: ${lt:-not found}; packed at $(cat "$packed/commit" 2>/dev/null)"
+        df -h /dev/shm /tmp
+        free -g
+        ip -brief address
+    } >"$out/machine.txt" 2>&1
+    export LD_LIBRARY_PATH="$packed/lib${lt:+:$lt}${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+    export WINNOW_LOG_LEVEL=info OMP_NUM_THREADS=4 NCCL_SOCKET_IFNAME=lo NCCL_DEBUG=WARN
+    use_mpi
+    timeout -k 5 60 "$bin/test_backend_cuda" refusals >"$logs/start.txt" 2>&1
+    case $? in
+    0) ;;
+    77) { cat "$out/machine.txt" "$logs/start.txt" && echo "nothing was checked"; } | tee "$out/summary.txt"; return 1 ;;
+    *) summary+=("note     test_backend_cuda: $(tail -1 "$logs/start.txt" | cut -c1-160)") ;;
+    esac
     mkdir -p "$folder"
-    step write_13b 45 "$bin/random_model" "$CONFIG" "$folder"
-    for kernels in exact fast; do
-        step "13b_tp2_$kernels" 25 env WINNOW_CUDA_KERNELS=$kernels $run 2 "$bin/bench_gpu_ranks" "$folder" 1 2
-        step "13b_pp2_$kernels" 25 env WINNOW_CUDA_KERNELS=$kernels $run 2 "$bin/bench_gpu_ranks" "$folder" 2 1
-    done
+    link_steps
     rm -rf "$folder"
+    tail -qc 100000 "$logs"/nccl-*.txt >"$out/nccl.txt" 2>/dev/null
     {
         cat "$out/machine.txt"
         printf '%s\n' "${summary[@]}"
-        grep -hE '^[0-9a-f]+,|^(ranks|bytes),' "$logs"/bench_*.txt "$logs"/13b_*.txt 2>/dev/null
+        grep -h '^commit,' "$logs"/bench_*.txt | head -1
+        grep -hE '^[0-9a-f]+,|^(ranks|bytes),' "$logs"/bench_*.txt "$logs"/13b_*.txt
         echo "$SECONDS s in all, $failed failed"
-    } | tee "$out/summary.txt"
+    } 2>/dev/null | tee "$out/summary.txt"
     return "$failed"
+}
+
+# The first half has one check of everything; the second, the larger groups and what compares times.
+link_steps() {
+    export WINNOW_CUDA_KERNELS=exact
+    step link_np2 50 env NCCL_DEBUG=INFO NCCL_DEBUG_SUBSYS=INIT,ENV,NET NCCL_DEBUG_FILE="${logs:-}/nccl-%p.txt" \
+        $run 2 "$bin/test_link_device" mpi
+    step golden_np2 40 $run 2 "$bin/test_golden" mpi gpus
+    step death 30 tests/conform/link_mpi_lost.sh death 5 3 $run 3 "$bin/test_link_device"
+    step leave 30 tests/conform/link_mpi_lost.sh leave 5 17 $run 3 "$bin/test_link_device"
+    step bench_nccl 45 $run 2 "$bin/winnowd" bench-link --link nccl --backend cuda:0 --bytes-max 5M
+    serve 2 1
+    # LLaVA-1.5-13B's shapes with random weights, by tensor and by stage: logits, bytes, times
+    step write_13b 60 "$bin/random_model" "$CONFIG" "$folder"
+    split_13b 1 2 exact
+    split_13b 2 1 exact
+    # a rank killed under load: nothing is lost
+    serve deaths
+    step link_np4 70 $run 4 "$bin/test_link_device" mpi
+    step golden_np4 60 $run 4 "$bin/test_golden" mpi gpus
+    serve 1 2
+    serve 2 2
+    split_13b 1 2 fast
+    split_13b 2 1 fast
+    step bench_mpi 25 $run 2 "$bin/winnowd" bench-link --link mpi --bytes-max 5M
+    step bench_fast 30 $run 2 "$bin/winnowd" bench-link --link nccl --backend cuda:0 --allreduce fast --bytes-max 5M
+    # what a thread for each call costs, and what it costs that processes take turns on the GPU
+    step bench_blocking 30 env NCCL_COMM_BLOCKING=1 $run 2 "$bin/winnowd" bench-link --link nccl --backend cuda:0 --bytes-max 5M
+    step bench_mps 40 scripts/device_checks.sh mps "${logs:-}" $run 2 "$bin/winnowd" bench-link --link nccl \
+        --backend cuda:0 --bytes-max 5M
+}
+
+# A service: the vision worker on the CPU, the language model's ranks on the card.
+serve() { # TENSORS STAGES | deaths
+    local name=serve_$1${2:+x$2} limit=40 what=("$1")
+    [ "$1" = deaths ] && limit=110 || what=(answers "$1" "$2" 10)
+    step "$name" "$limit" env WN_TEST_WINNOWD="$bin/winnowd" WINNOW_BACKEND=cuda:0 WINNOW_VISION_BACKEND=cpu \
+        WINNOW_LINK=nccl "$bin/test_serve" "${what[@]}"
+}
+
+split_13b() { # STAGES TENSORS KERNELS
+    step "13b_P$1_T$2_$3" 45 env WINNOW_CUDA_KERNELS="$3" $run 2 "$bin/bench_gpu_ranks" "$folder" "$1" "$2"
+}
+
+# Ranks compute at the same time, where the machine has MPS. A process beside them, and no setting of the GPU.
+mps() { # FOLDER COMMAND...
+    local rc
+    export CUDA_MPS_PIPE_DIRECTORY=$1/mps CUDA_MPS_LOG_DIRECTORY=$1/mps
+    shift
+    mkdir -p "$CUDA_MPS_PIPE_DIRECTORY"
+    nvidia-cuda-mps-control -d || { echo "skipped: no MPS here"; return 77; }
+    timeout -k 5 30 "$@"
+    rc=$?
+    echo quit | timeout 5 nvidia-cuda-mps-control
+    [ "$rc" -eq 0 ] || { echo "skipped: MPS does not work here ($rc)"; return 77; }
 }
 
 case ${1:-}${2:+ OUT} in
 pack) pack ;;
-"run OUT" | "links OUT" | "keep OUT") "$@" ;;
+"run OUT" | "links OUT" | "keep OUT" | "mps OUT") "$@" ;;
 dry-run)
     dry=1
     run /nowhere
+    echo "$total s at most, and $DEADLINE s in all; links:"
+    total=0
+    links /nowhere
     echo "$total s at most, and $DEADLINE s in all; $failed missing"
     [ "$failed" -eq 0 ]
     ;;

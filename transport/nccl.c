@@ -196,20 +196,23 @@ static void destroy(struct wn_nccl *n)
     free(n);
 }
 
+/* Aborts what is left, and frees it all unless the device may still use it. */
+static void give_up(const struct wn_link *l, struct wn_nccl *n)
+{
+    if (atomic_load(&n->aborter_runs)) pthread_join(n->aborter, NULL);
+    abort_all(n);
+    if (!n->stuck) destroy(n);
+    else wn_error("nccl", "rank %d: the GPU does not let go of aborted messages: this process must end", l->rank);
+}
+
 void wn_nccl_close(struct wn_link *l)
 {
     struct wn_nccl *n = wn_nccl_of(l);
+    const bool broken = n->failed || l->broken || atomic_load(&l->cancelled);
 
-    if (atomic_load(&n->aborter_runs)) pthread_join(n->aborter, NULL);
-    if (n->failed || l->broken || atomic_load(&l->cancelled)) {
-        abort_all(n);
-    } else if (!leave(l)) {
-        wn_warn("nccl", "rank %d: the other ranks did not leave their communicators", l->rank);
-        abort_all(n);
-    }
+    if (!broken && !leave(l)) wn_warn("nccl", "rank %d: the other ranks did not leave their communicators", l->rank);
     l->device = NULL;
-    if (!n->stuck) destroy(n);
-    else wn_error("nccl", "rank %d: the GPU does not let go of aborted messages: this process must end", l->rank);
+    give_up(l, n);
 }
 
 void wn_nccl_detach(struct wn_link *l)
@@ -400,10 +403,12 @@ static wn_status join(struct wn_link *l, struct wn_nccl *n, const struct id *ids
                 return wn_fail(err, WN_ETIME, "NCCL: the other GPUs did not join in time");
             wn_backoff_pause(&backoff, n->o.deadline_us, true);
         }
-        if (code != ncclSuccess)
-            return wn_fail(err, wn_nccl_status(code),
-                           "NCCL: communicator: %s: %.160s (two ranks on one GPU need an NCCL_HOSTID each)",
-                           n->lib->ncclGetErrorString(code), n->lib->ncclGetLastError(n->comms[i]));
+        if (code != ncclSuccess) {
+            const char *last = n->lib->ncclGetLastError(n->comms[i]);
+            return wn_fail(err, wn_nccl_status(code), "NCCL: communicator: %s: %.160s%s",
+                           n->lib->ncclGetErrorString(code), last,
+                           strstr(last, "Duplicate GPU") ? " (ranks that share a GPU need an NCCL_HOSTID each)" : "");
+        }
     }
     return WN_OK;
 }
@@ -455,8 +460,7 @@ wn_status wn_nccl_attach(struct wn_link *l, const struct wn_nccl_opts *o, struct
     if (rc == WN_OK) rc = connect_all(l, n, err);
     if (rc == WN_OK) rc = agree(l, WN_OK, o->deadline_us, err); /* nobody goes on before all can */
     if (rc != WN_OK) {
-        if (n) abort_all(n);
-        if (n && !n->stuck) destroy(n);
+        if (n) give_up(l, n);
         return rc;
     }
     n->o.group = NULL;

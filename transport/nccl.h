@@ -1,8 +1,11 @@
 /* transport/nccl.h - NCCL between the GPUs of a replica, attached to the link that its host messages take (mpi).
  *
  * One communicator for the tensor ranks of a stage, one for each pair of neighbours. They are non-blocking: every call
- * that NCCL has not finished is polled under a deadline, and so is NCCL's asynchronous error while the host waits.
- * wn_link_cancel aborts them from a thread of its own, so that kernels which wait for a lost peer end.
+ * that NCCL has not finished is polled under a deadline, and so is NCCL's asynchronous error while the host waits. Each
+ * such call costs NCCL a thread; NCCL_COMM_BLOCKING=1 saves it, and then only wn_link_cancel ends one that hangs.
+ * wn_link_cancel aborts them from threads of its own, so that kernels which wait for a lost peer end. A device that
+ * does not let go of an abort within 5 s is left as it is, with all that it may still use: the process must end then.
+ * Ranks are connected by a first message of each kind when they attach, which no counter knows of.
  *
  * libnccl is opened at run time: WINNOW_NCCL names the file, else libnccl.so.2 is searched for where libraries are.
  * NCCL refuses two ranks on one device, unless each has an NCCL_HOSTID of its own.
