@@ -119,16 +119,9 @@ static wn_status agree_memory(struct shard *s, struct wn_err *err)
 static wn_status attach_gpus(struct shard *s, int device, struct wn_err *err)
 {
     const bool gpu = s->be->ops->device_memory, fast = s->cfg.allreduce == WN_CONFIG_ALLREDUCE_FAST;
-    char host[64], id[96];
     wn_status rc;
 
     if (!s->link || !gpu || s->cfg.link == WN_CONFIG_LINK_MPI) return WN_OK;
-    if (strchr(s->cfg.backend, ':')) { /* all ranks of a host on one GPU, as was asked: NCCL takes them for hosts */
-        if (gethostname(host, sizeof(host) - 1) != 0) host[0] = '\0';
-        host[sizeof(host) - 1] = '\0';
-        snprintf(id, sizeof(id), "%s-rank%d", host, s->rank);
-        setenv("NCCL_HOSTID", id, 0);
-    }
     rc = wn_stage_attach(s->link, s->be, &s->plan, (uint32_t)s->rank, device, fast,
                          wn_deadline_in_us(STEP_TIMEOUT_US), err);
     if (rc != WN_EUNSUPP || s->cfg.link == WN_CONFIG_LINK_NCCL) return rc;

@@ -175,6 +175,16 @@ void wn_worker_place(const struct wn_config *cfg, uint32_t rank, uint32_t size)
         wn_worker_threads(cfg, size);
 }
 
+/* NCCL refuses two ranks of one host on one GPU: let each be a host of its own. */
+static void share_gpu(uint32_t rank)
+{
+    char host[64] = "", id[96];
+
+    (void)!gethostname(host, sizeof(host) - 1);
+    snprintf(id, sizeof(id), "%s-rank%u", host, rank);
+    setenv("NCCL_HOSTID", id, 0);
+}
+
 wn_status wn_worker_device(const struct wn_config *cfg, uint32_t rank, uint32_t size, int *device, struct wn_err *err)
 {
     struct wn_gpu_place p = {.replica = replica_number(cfg),
@@ -186,6 +196,7 @@ wn_status wn_worker_device(const struct wn_config *cfg, uint32_t rank, uint32_t 
     *device = 0;
     if (rc != WN_OK || p.visible == 0) return rc;
     if ((rc = wn_gpu_choose(&p, device, err)) != WN_OK) return rc;
+    if (p.asked >= 0 && p.ranks > 1) share_gpu(rank);
     wn_info("worker", "GPU %d of %d visible (CUDA_VISIBLE_DEVICES: %s); rank %u of %u on this host, replica %u",
             *device, p.visible, p.visible_env ? p.visible_env : "not set", p.rank, p.ranks, p.replica);
     return WN_OK;

@@ -51,7 +51,8 @@ WN_NODISCARD wn_status wn_worker_netif(const struct wn_config *cfg, struct wn_ne
  * stays. Before the link opens. */
 void wn_worker_use_netif(const struct wn_config *cfg, const struct wn_netif *net);
 
-/* The device of --backend that this rank takes (daemon/gpu_choice.h); 0 where there is nothing to choose. */
+/* The device of --backend that this rank takes (daemon/gpu_choice.h); 0 where there is nothing to choose. Ranks of a
+ * host that share one by name (cuda:0) get an NCCL_HOSTID each, unless it is set: NCCL then takes them for hosts. */
 WN_NODISCARD wn_status wn_worker_device(const struct wn_config *cfg, uint32_t rank, uint32_t size, int *device,
                                         struct wn_err *err);
 
