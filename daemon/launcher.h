@@ -19,7 +19,7 @@ struct wn_launch {
     const char *name;             /* "replica-0" */
     const char *const *nodes;     /* [ranks] where each runs; slurm only */
     const struct wn_config *cfg;
-    const char *files, *memory;   /* folders of the component's own, for MPI; "": there is none */
+    const char *files, *memory;   /* folders of the component's own, for MPI; NULL or "": there is none */
     int out_fd; /* standard output and error of what is started; 0: those of this process */
 };
 

@@ -37,7 +37,7 @@ static const char *const mpirun_args[] = {
 /* What mpirun leaves when it is killed is ours to remove. */
 static size_t add_folder(char **argv, size_t n, const char *parameter, const char *path)
 {
-    if (!path[0]) return n;
+    if (!path || !path[0]) return n;
     argv[n++] = (char *)(uintptr_t) "--mca";
     argv[n++] = (char *)(uintptr_t)parameter;
     argv[n++] = (char *)(uintptr_t)path;
