@@ -25,7 +25,7 @@ static Wn__Envelope *ask(const char *endpoint, uint32_t timeout_ms, char *error,
     Wn__Envelope *env = NULL;
 
     if (winnow_connect(&w, endpoint, &options) != WINNOW_OK ||
-        conn_status(w, &env, wn_deadline_in_us((int64_t)timeout_ms * 1000)) != WINNOW_OK)
+        wn_conn_status(w, &env, wn_deadline_in_us((int64_t)timeout_ms * 1000)) != WINNOW_OK)
         snprintf(error, error_size, "%s", winnow_error(w));
     winnow_close(w);
     return env;
@@ -66,7 +66,7 @@ int cmd_status(int argc, char **argv)
         return CLI_FAILED;
     }
     if (json) {
-        char *text = status_json(env->status);
+        char *text = wn_status_json(env->status);
         if (text) puts(text);
         free(text);
     } else if (metrics) {

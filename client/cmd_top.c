@@ -34,7 +34,7 @@ static bool look(struct view *v, const char *endpoint, uint32_t timeout_ms)
 
     v->env = NULL;
     if ((v->w || winnow_connect(&v->w, endpoint, &options) == WINNOW_OK) &&
-        conn_status(v->w, &v->env, wn_deadline_in_us((int64_t)timeout_ms * 1000)) == WINNOW_OK) {
+        wn_conn_status(v->w, &v->env, wn_deadline_in_us((int64_t)timeout_ms * 1000)) == WINNOW_OK) {
         v->at_us = wn_now_us();
         return true;
     }

@@ -28,7 +28,7 @@ struct conn_request {
     zmq_msg_t part[]; /* the envelope, and the pieces of the payload (base/chunk.h) */
 };
 
-int conn_result(wn_status code)
+int wn_conn_result(wn_status code)
 {
     switch (code) {
     case WN_OK: return WINNOW_OK;
@@ -48,7 +48,7 @@ int conn_result(wn_status code)
 
 static int fail(struct winnow *w, wn_status code, const char *what)
 {
-    return conn_result(wn_fail(&w->error, code, "%s: %s", what, zmq_strerror(errno)));
+    return wn_conn_result(wn_fail(&w->error, code, "%s: %s", what, zmq_strerror(errno)));
 }
 
 static bool set_option(struct winnow *w, int option, int value)
@@ -80,12 +80,13 @@ static int open_sockets(struct winnow *w, const char *endpoint)
         zmq_setsockopt(w->socket, ZMQ_MAXMSGSIZE, &frame_max, sizeof(frame_max)) != 0)
         return fail(w, WN_EINVAL, "ZeroMQ options");
     if (w->key && !set_keys(w))
-        return conn_result(wn_fail(&w->error, WN_EINVAL, "the key file does not hold a key pair"));
+        return wn_conn_result(wn_fail(&w->error, WN_EINVAL, "the key file does not hold a key pair"));
     if (zmq_socket_monitor(w->socket, inside, EVENTS) != 0 ||
         zmq_connect(w->monitor, inside) != 0)
         return fail(w, WN_EIO, "ZeroMQ monitor");
     if (zmq_connect(w->socket, endpoint) != 0)
-        return conn_result(wn_fail(&w->error, WN_EINVAL, "'%.200s' is no address: %s", endpoint, zmq_strerror(errno)));
+        return wn_conn_result(
+            wn_fail(&w->error, WN_EINVAL, "'%.200s' is no address: %s", endpoint, zmq_strerror(errno)));
     return WINNOW_OK;
 }
 
@@ -110,7 +111,7 @@ static void close_sockets(struct winnow *w)
     w->ctx = w->socket = w->monitor = NULL;
 }
 
-int conn_open(struct winnow *w, const char *endpoint, int timeout_ms)
+int wn_conn_open(struct winnow *w, const char *endpoint, int timeout_ms)
 {
     const int64_t deadline_us = wn_deadline_in_us((int64_t)timeout_ms * 1000);
     Wn__Envelope *status = NULL;
@@ -119,21 +120,21 @@ int conn_open(struct winnow *w, const char *endpoint, int timeout_ms)
 
     w->end = &w->first;
     snprintf(w->endpoint, sizeof(w->endpoint), "%s", endpoint);
-    if ((located = conn_locate(endpoint, &w->place, &w->error)) != WN_OK) return conn_result(located);
+    if ((located = wn_conn_locate(endpoint, &w->place, &w->error)) != WN_OK) return wn_conn_result(located);
     if ((rc = open_sockets(w, w->place.address)) != WINNOW_OK) return rc;
-    rc = conn_status(w, &status, deadline_us);
+    rc = wn_conn_status(w, &status, deadline_us);
     wn_codec_free(status);
     if (rc != WINNOW_OK) (void)set_option(w, ZMQ_LINGER, 0); /* nobody is there to say the rest to */
-    if (rc != WINNOW_OK && w->refused && !w->greeted && conn_is_zeromq(w->place.address, PEEK_MS)) {
-        rc = conn_result(wn_fail(&w->error, WN_EAUTH, "%s lets nobody in %s", endpoint,
-                                 w->key ? "with this key: it is not in its list, is for another server, or the server "
-                                          "has no keys"
-                                        : "without a key: name the key file by --key FILE or WINNOW_KEY"));
+    if (rc != WINNOW_OK && w->refused && !w->greeted && wn_conn_is_zeromq(w->place.address, PEEK_MS)) {
+        rc = wn_conn_result(wn_fail(&w->error, WN_EAUTH, "%s lets nobody in %s", endpoint,
+                                    w->key ? "with this key: it is not in its list, is for another server, or the "
+                                             "server has no keys"
+                                           : "without a key: name the key file by --key FILE or WINNOW_KEY"));
     } else if (rc != WINNOW_OK && w->refused && !w->greeted) {
-        rc = conn_result(
+        rc = wn_conn_result(
             wn_fail(&w->error, WN_EPEER, "no server at %s: what is there does not speak ZeroMQ", endpoint));
     } else if (rc == WINNOW_TIMEOUT || rc == WINNOW_ECONNECT) {
-        rc = conn_result(wn_fail(&w->error, WN_EPEER, w->reached ? "the server at %s does not answer"
+        rc = wn_conn_result(wn_fail(&w->error, WN_EPEER, w->reached ? "the server at %s does not answer"
                                                                  : "no server at %s", endpoint));
     } else if (rc != WINNOW_OK) {
         wn_err_prefix(&w->error, "%s is no server of this version", endpoint);
@@ -141,7 +142,7 @@ int conn_open(struct winnow *w, const char *endpoint, int timeout_ms)
     return rc;
 }
 
-void conn_close(struct winnow *w)
+void wn_conn_close(struct winnow *w)
 {
     drop_pending(w);
     close_sockets(w);
@@ -152,7 +153,7 @@ static bool has_moved(struct winnow *w)
 {
     struct conn_place now = {0};
 
-    if (conn_locate(w->endpoint, &now, NULL) != WN_OK || strcmp(now.address, w->place.address) == 0) return false;
+    if (wn_conn_locate(w->endpoint, &now, NULL) != WN_OK || strcmp(now.address, w->place.address) == 0) return false;
     w->place = now;
     return true;
 }
@@ -165,7 +166,7 @@ static int recover(struct winnow *w)
 
     if (!w->lost_us) w->lost_us = now;
     if (w->jobs_n > 0 && now - w->lost_us > (int64_t)w->reconnect_timeout_ms * 1000) w->dead = true;
-    if (w->dead) return conn_result(wn_fail(&w->error, WN_EPEER, "the connection to %s was lost", w->endpoint));
+    if (w->dead) return wn_conn_result(wn_fail(&w->error, WN_EPEER, "the connection to %s was lost", w->endpoint));
     if (now - w->reopened_us < REOPEN_US) return WINNOW_OK;
     if (has_moved(w)) w->lost = true;
     if (!w->lost) return WINNOW_OK;
@@ -218,13 +219,13 @@ static int gather(struct winnow *w, struct conn_request *r, const struct winnow_
     return WINNOW_OK;
 }
 
-struct conn_request *conn_request_share(struct conn_request *r)
+struct conn_request *wn_conn_request_share(struct conn_request *r)
 {
     r->owners++;
     return r;
 }
 
-void conn_request_free(struct conn_request *r)
+void wn_conn_request_free(struct conn_request *r)
 {
     if (!r || r->owners-- > 0) return;
     for (size_t i = 0; i < r->parts; i++) zmq_msg_close(&r->part[i]);
@@ -232,7 +233,7 @@ void conn_request_free(struct conn_request *r)
 }
 
 /* A copy of a large part shares its bytes. */
-int conn_resend(struct winnow *w, struct conn_request *r)
+int wn_conn_resend(struct winnow *w, struct conn_request *r)
 {
     for (size_t i = 0; i < r->parts; i++) {
         zmq_msg_t copy;
@@ -241,14 +242,14 @@ int conn_resend(struct winnow *w, struct conn_request *r)
         zmq_msg_init(&copy);
         if (zmq_msg_copy(&copy, &r->part[i]) == 0 && zmq_msg_send(&copy, w->socket, flags) >= 0) continue;
         zmq_msg_close(&copy);
-        return errno == EAGAIN ? conn_result(wn_fail(&w->error, WN_EBUSY, "too many requests are on their way"))
+        return errno == EAGAIN ? wn_conn_result(wn_fail(&w->error, WN_EBUSY, "too many requests are on their way"))
                                : fail(w, WN_EIO, "send");
     }
     return WINNOW_OK;
 }
 
-int conn_send(struct winnow *w, Wn__Envelope__BodyCase kind, const void *body, const struct winnow_image *images,
-              size_t images_n, struct conn_request **keep)
+int wn_conn_send(struct winnow *w, Wn__Envelope__BodyCase kind, const void *body, const struct winnow_image *images,
+                 size_t images_n, struct conn_request **keep)
 {
     struct conn_request *r;
     uint8_t *data = NULL;
@@ -258,18 +259,18 @@ int conn_send(struct winnow *w, Wn__Envelope__BodyCase kind, const void *body, c
 
     if ((w->lost || w->dead) && (rc = recover(w)) != WINNOW_OK) return rc;
     code = wn_codec_pack_body(&data, &bytes, kind, body, &w->error);
-    if (code != WN_OK) return conn_result(code);
+    if (code != WN_OK) return wn_conn_result(code);
     r = calloc(1, sizeof(*r) + (1 + wn_chunks_of(payload_of(images, images_n))) * sizeof(r->part[0]));
     if (!r || zmq_msg_init_data(&r->part[0], data, bytes, free_bytes, NULL) != 0) {
         free(r);
         free(data);
-        return conn_result(wn_fail(&w->error, WN_ENOMEM, "message"));
+        return wn_conn_result(wn_fail(&w->error, WN_ENOMEM, "message"));
     }
     r->parts = 1;
     rc = images_n > 0 ? gather(w, r, images, images_n) : WINNOW_OK;
-    if (rc == WINNOW_OK) rc = conn_resend(w, r);
+    if (rc == WINNOW_OK) rc = wn_conn_resend(w, r);
     if (rc == WINNOW_OK && keep) *keep = r;
-    else conn_request_free(r);
+    else wn_conn_request_free(r);
     return rc;
 }
 
@@ -337,20 +338,21 @@ static int receive(struct winnow *w, Wn__Envelope **out, int64_t deadline_us)
         if (w->lost && (rc = take(w, out)) != WINNOW_TIMEOUT) return rc; /* what it said before it went */
         if ((w->lost || w->lost_us || w->dead) && (rc = recover(w)) != WINNOW_OK) return rc;
         if (w->lost_us && w->jobs_n == 0) /* nothing to wait for */
-            return conn_result(wn_fail(&w->error, WN_EPEER, "the connection to %s was lost", w->endpoint));
-        if (w->stale && w->connected) jobs_resume(w);
-        retry_us = w->connected && !w->stale ? jobs_retry(w) : WN_NEVER;
+            return wn_conn_result(wn_fail(&w->error, WN_EPEER, "the connection to %s was lost", w->endpoint));
+        if (w->stale && w->connected) wn_jobs_resume(w);
+        retry_us = w->connected && !w->stale ? wn_jobs_retry(w) : WN_NEVER;
         items[0].socket = w->socket; /* they may be new */
         items[1].socket = w->monitor;
         left_us = deadline_us == WN_NEVER ? 3600000000 : deadline_us - wn_now_us();
-        if (left_us <= 0) return conn_result(wn_fail(&w->error, WN_ETIME, "nothing came from %s in time", w->endpoint));
+        if (left_us <= 0)
+            return wn_conn_result(wn_fail(&w->error, WN_ETIME, "nothing came from %s in time", w->endpoint));
         if (retry_us - wn_now_us() < left_us) left_us = retry_us > wn_now_us() ? retry_us - wn_now_us() : 0;
         if ((w->lost_us || w->stale) && left_us > AWAY_POLL_MS * 1000) left_us = AWAY_POLL_MS * 1000;
         if (zmq_poll(items, 2, (long)(left_us / 1000 + 1)) < 0 && errno != EINTR) return fail(w, WN_EIO, "wait");
     }
 }
 
-int conn_recv(struct winnow *w, Wn__Envelope **out, int64_t deadline_us)
+int wn_conn_recv(struct winnow *w, Wn__Envelope **out, int64_t deadline_us)
 {
     struct pending *p = w->first;
 
@@ -363,12 +365,12 @@ int conn_recv(struct winnow *w, Wn__Envelope **out, int64_t deadline_us)
     return WINNOW_OK;
 }
 
-int conn_status(struct winnow *w, Wn__Envelope **out, int64_t deadline_us)
+int wn_conn_status(struct winnow *w, Wn__Envelope **out, int64_t deadline_us)
 {
     Wn__StatusRequest q = WN__STATUS_REQUEST__INIT;
     int rc;
 
-    if ((rc = conn_send(w, WN__ENVELOPE__BODY_STATUS_REQUEST, &q, NULL, 0, NULL)) != WINNOW_OK) return rc;
+    if ((rc = wn_conn_send(w, WN__ENVELOPE__BODY_STATUS_REQUEST, &q, NULL, 0, NULL)) != WINNOW_OK) return rc;
     for (;;) {
         Wn__Envelope *env = NULL;
         struct pending *p;
@@ -380,7 +382,7 @@ int conn_status(struct winnow *w, Wn__Envelope **out, int64_t deadline_us)
         p = w->pending_n < WN_CLIENT_PENDING_MAX ? calloc(1, sizeof(*p)) : NULL;
         if (!p) {
             wn_codec_free(env);
-            return conn_result(wn_fail(&w->error, WN_ENOMEM, "too many events are waiting: take them first"));
+            return wn_conn_result(wn_fail(&w->error, WN_ENOMEM, "too many events are waiting: take them first"));
         }
         p->env = env;
         *w->end = p;

@@ -65,53 +65,53 @@ struct winnow {
 };
 
 /* The functions return an enum winnow_result and fill w->error on failure. */
-int conn_open(struct winnow *w, const char *endpoint, int timeout_ms);
-void conn_close(struct winnow *w);
+int wn_conn_open(struct winnow *w, const char *endpoint, int timeout_ms);
+void wn_conn_close(struct winnow *w);
 
 /* payload is gathered from `images`. *keep (NULL is fine): the request, to be sent again; owned by the caller. */
-int conn_send(struct winnow *w, Wn__Envelope__BodyCase kind, const void *body, const struct winnow_image *images,
-              size_t images_n, struct conn_request **keep);
-int conn_resend(struct winnow *w, struct conn_request *r);
-struct conn_request *conn_request_share(struct conn_request *r); /* one more owner */
-void conn_request_free(struct conn_request *r); /* NULL is fine */
+int wn_conn_send(struct winnow *w, Wn__Envelope__BodyCase kind, const void *body, const struct winnow_image *images,
+                 size_t images_n, struct conn_request **keep);
+int wn_conn_resend(struct winnow *w, struct conn_request *r);
+struct conn_request *wn_conn_request_share(struct conn_request *r); /* one more owner */
+void wn_conn_request_free(struct conn_request *r); /* NULL is fine */
 
-/* jobs.c. Entries move when one is added or dropped. jobs_add: NULL without memory. */
-struct winnow_job *jobs_add(struct winnow *w);
-bool jobs_add_choices(struct winnow *w, uint32_t n); /* the other answers of the request that the last entry is for */
-struct winnow_job *jobs_by_id(struct winnow *w, const char *id);
-struct winnow_job *jobs_by_number(struct winnow *w, uint64_t number); /* its first choice */
-struct winnow_job *jobs_by_tag(struct winnow *w, const char *tag, uint32_t choice);
-void jobs_drop_one(struct winnow *w, struct winnow_job *job);
-void jobs_drop(struct winnow *w, uint64_t number); /* all choices */
-int jobs_send_cancel(struct winnow *w, const struct winnow_job *job);
-void jobs_resume(struct winnow *w); /* asks a server that came back for the jobs that are stale */
+/* jobs.c. Entries move when one is added or dropped. wn_jobs_add: NULL without memory. */
+struct winnow_job *wn_jobs_add(struct winnow *w);
+bool wn_jobs_add_choices(struct winnow *w, uint32_t n); /* the request's other answers, after its first in the table */
+struct winnow_job *wn_jobs_by_id(struct winnow *w, const char *id);
+struct winnow_job *wn_jobs_by_number(struct winnow *w, uint64_t number); /* its first choice */
+struct winnow_job *wn_jobs_by_tag(struct winnow *w, const char *tag, uint32_t choice);
+void wn_jobs_drop_one(struct winnow *w, struct winnow_job *job);
+void wn_jobs_drop(struct winnow *w, uint64_t number); /* all choices */
+int wn_jobs_send_cancel(struct winnow *w, const struct winnow_job *job);
+void wn_jobs_resume(struct winnow *w); /* asks a server that came back for the jobs that are stale */
 /* Sends again what the server was too busy for, if it is time; returns when the next is due (WN_NEVER). */
-int64_t jobs_retry(struct winnow *w);
+int64_t wn_jobs_retry(struct winnow *w);
 
 /* events.c: fills ev from w->current; false: nothing for the user. *job: whose it is; NULL: none of ours. */
-bool event_fill(struct winnow *w, struct winnow_event *ev, struct winnow_job **job);
+bool wn_event_fill(struct winnow *w, struct winnow_event *ev, struct winnow_job **job);
 
 /* The next message, from the queue first; *out is owned by the caller. */
-int conn_recv(struct winnow *w, Wn__Envelope **out, int64_t deadline_us);
+int wn_conn_recv(struct winnow *w, Wn__Envelope **out, int64_t deadline_us);
 
-/* The next Status, whatever comes before it; other messages are kept for conn_recv. */
-int conn_status(struct winnow *w, Wn__Envelope **out, int64_t deadline_us);
+/* The next Status, whatever comes before it; other messages are kept for wn_conn_recv. */
+int wn_conn_status(struct winnow *w, Wn__Envelope **out, int64_t deadline_us);
 
 /* Our result code for a status of the codec or the server. */
-int conn_result(wn_status code);
+int wn_conn_result(wn_status code);
 
 /* peek.c: does ZeroMQ listen at "tcp://HOST:PORT"? Waits twice as long at most. "ipc://PATH": as far as one can see. */
-bool conn_is_zeromq(const char *address, int timeout_ms);
+bool wn_conn_is_zeromq(const char *address, int timeout_ms);
 
 /* locate.c: "slurm:JOBID" is looked up, any other endpoint is an address. */
-wn_status conn_locate(const char *endpoint, struct conn_place *out, struct wn_err *err);
+wn_status wn_conn_locate(const char *endpoint, struct conn_place *out, struct wn_err *err);
 
 /* logprobs.c: *out [n] of n packed values; *keep is behind it, to be freed. WINNOW_EPROTO: they make no sense. */
-int chances_unpack(struct winnow *w, const ProtobufCBinaryData *values, size_t n, const struct winnow_logprobs **out,
-                   struct chances **keep);
-void chances_free(struct chances *c); /* NULL is fine */
+int wn_chances_unpack(struct winnow *w, const ProtobufCBinaryData *values, size_t n, const struct winnow_logprobs **out,
+                      struct chances **keep);
+void wn_chances_free(struct chances *c); /* NULL is fine */
 
 /* json.c: the Status as JSON text, to be freed; NULL without memory. */
-char *status_json(const Wn__Status *st);
+char *wn_status_json(const Wn__Status *st);
 
 #endif

@@ -66,13 +66,14 @@ static void fill_usage(struct winnow_usage *out, const Wn__Usage *u)
 
 static struct winnow_job *on_accepted(struct winnow *w, const Wn__Accepted *a, struct winnow_event *ev)
 {
-    struct winnow_job *job = a->client_tag[0] ? jobs_by_tag(w, a->client_tag, a->choice) : jobs_by_id(w, a->job_id);
+    struct winnow_job *job =
+        a->client_tag[0] ? wn_jobs_by_tag(w, a->client_tag, a->choice) : wn_jobs_by_id(w, a->job_id);
 
     if (!job || !wn_job_id_valid(a->job_id)) return NULL;
     ev->type = WINNOW_EVENT_ACCEPTED;
     snprintf(job->id, sizeof(job->id), "%s", a->job_id);
-    if (job->cancel && job->submit) (void)!jobs_send_cancel(w, job);
-    conn_request_free(job->submit);
+    if (job->cancel && job->submit) (void)!wn_jobs_send_cancel(w, job);
+    wn_conn_request_free(job->submit);
     job->submit = NULL;
     if (job->accepted) return NULL; /* the user knows */
     job->accepted = true;
@@ -82,18 +83,18 @@ static struct winnow_job *on_accepted(struct winnow *w, const Wn__Accepted *a, s
 /* An Error is about a job, about a request that became none, or (job 0) about the connection. */
 static struct winnow_job *on_error(struct winnow *w, const Wn__Error *e, struct winnow_event *ev)
 {
-    struct winnow_job *job = e->job ? jobs_by_id(w, e->job->job_id) : NULL;
+    struct winnow_job *job = e->job ? wn_jobs_by_id(w, e->job->job_id) : NULL;
 
     ev->type = WINNOW_EVENT_ERROR;
     ev->text = e->text;
     ev->error_code = e->code;
-    return job ? job : jobs_by_tag(w, e->client_tag, 0);
+    return job ? job : wn_jobs_by_tag(w, e->client_tag, 0);
 }
 
 /* false: the request is sent again later, and the user need not know. */
 static bool on_busy(struct winnow *w, const Wn__Busy *b, struct winnow_event *ev, struct winnow_job **out)
 {
-    struct winnow_job *job = *out = jobs_by_tag(w, b->client_tag, 0);
+    struct winnow_job *job = *out = wn_jobs_by_tag(w, b->client_tag, 0);
     const int64_t now = wn_now_us();
     int64_t wait_us;
     uint32_t random = 0;
@@ -130,24 +131,24 @@ static bool on_tokens(struct winnow *w, struct winnow_job *job, const Wn__Tokens
     ev->token_ids_n = t->n_ids - skip;
     ev->first_token = t->first + (uint32_t)skip;
     if (t->n_logprobs > skip && /* what makes no sense is left out: the answer counts */
-        chances_unpack(w, t->logprobs + skip, t->n_logprobs - skip, &ev->logprobs, &w->chances) != WINNOW_OK)
+        wn_chances_unpack(w, t->logprobs + skip, t->n_logprobs - skip, &ev->logprobs, &w->chances) != WINNOW_OK)
         ev->logprobs = NULL;
     if (job->tokens < t->first + t->n_ids) job->tokens = t->first + (uint32_t)t->n_ids;
     if (job->text < job->stream_text) job->text = job->stream_text;
     return true;
 }
 
-bool event_fill(struct winnow *w, struct winnow_event *ev, struct winnow_job **job)
+bool wn_event_fill(struct winnow *w, struct winnow_event *ev, struct winnow_job **job)
 {
     const Wn__Envelope *env = w->current;
 
     switch (env->body_case) {
     case WN__ENVELOPE__BODY_ACCEPTED: *job = on_accepted(w, env->accepted, ev); return *job != NULL;
     case WN__ENVELOPE__BODY_TOKENS:
-        *job = jobs_by_id(w, env->tokens->job->job_id);
+        *job = wn_jobs_by_id(w, env->tokens->job->job_id);
         return *job && on_tokens(w, *job, env->tokens, ev);
     case WN__ENVELOPE__BODY_DONE:
-        *job = jobs_by_id(w, env->done->job->job_id);
+        *job = wn_jobs_by_id(w, env->done->job->job_id);
         ev->type = WINNOW_EVENT_DONE;
         ev->text = env->done->text;
         ev->finish_reason = reason_text(env->done->reason);

@@ -55,7 +55,7 @@ static void put_heartbeat(FILE *f, const Wn__Heartbeat *h)
     put_bytes(f, h->sent);
 }
 
-char *status_json(const Wn__Status *st)
+char *wn_status_json(const Wn__Status *st)
 {
     char *text = NULL;
     size_t bytes = 0;

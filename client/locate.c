@@ -56,7 +56,7 @@ static bool has_port(const char *endpoint)
     return n > 0 && n <= 5 && strspn(port, "0123456789") == n && strtoul(port, NULL, 10) - 1 < 65535;
 }
 
-wn_status conn_locate(const char *endpoint, struct conn_place *out, struct wn_err *err)
+wn_status wn_conn_locate(const char *endpoint, struct conn_place *out, struct wn_err *err)
 {
     const char *job = endpoint + 6, *home = getenv("HOME");
     char path[512], text[FILE_MAX], only[256], here[256] = "";

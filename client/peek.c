@@ -46,7 +46,7 @@ static int first_byte(const struct addrinfo *a, int timeout_ms)
     return got;
 }
 
-bool conn_is_zeromq(const char *address, int timeout_ms)
+bool wn_conn_is_zeromq(const char *address, int timeout_ms)
 {
     const struct addrinfo hints = {.ai_socktype = SOCK_STREAM};
     struct addrinfo *found = NULL;

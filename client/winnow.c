@@ -38,17 +38,17 @@ static int open_key(struct winnow *w, const char *endpoint, const struct winnow_
     wn_status rc;
 
     if (!file || !file[0]) {
-        if ((rc = conn_locate(endpoint, &place, &w->error)) != WN_OK) return conn_result(rc);
+        if ((rc = wn_conn_locate(endpoint, &place, &w->error)) != WN_OK) return wn_conn_result(rc);
         file = place.key_file;
     }
     if (!file[0]) {
         if (!server) return WINNOW_OK;
-        return conn_result(wn_fail(&w->error, WN_EINVAL, "a server's key was given, and no key file"));
+        return wn_conn_result(wn_fail(&w->error, WN_EINVAL, "a server's key was given, and no key file"));
     }
     if ((rc = wn_key_open(&w->key, file, &w->error)) != WN_OK) return rc == WN_ENOMEM ? WINNOW_ENOMEM : WINNOW_EINVAL;
     if (!server) return WINNOW_OK;
     if (!wn_key_text_valid(server, strlen(server)))
-        return conn_result(wn_fail(&w->error, WN_EINVAL, "the server's key is not a key (40 characters of Z85)"));
+        return wn_conn_result(wn_fail(&w->error, WN_EINVAL, "the server's key is not a key (40 characters of Z85)"));
     memcpy(w->key->server_key, server, WN_KEY_CHARS);
     return WINNOW_OK;
 }
@@ -61,10 +61,10 @@ int winnow_connect(struct winnow **out, const char *endpoint, const struct winno
 
     if (!out || !endpoint) {
         free(w);
-        return conn_result(wn_fail(&connect_error, WN_EINVAL, "no endpoint was given"));
+        return wn_conn_result(wn_fail(&connect_error, WN_EINVAL, "no endpoint was given"));
     }
     *out = NULL;
-    if (!w) return conn_result(wn_fail(&connect_error, WN_ENOMEM, "connection"));
+    if (!w) return wn_conn_result(wn_fail(&connect_error, WN_ENOMEM, "connection"));
     w->reconnect_timeout_ms = options && options->reconnect_timeout_ms ? options->reconnect_timeout_ms
                                                                         : RECONNECT_TIMEOUT_MS;
     w->busy_timeout_ms = options ? options->busy_timeout_ms : 0;
@@ -72,9 +72,9 @@ int winnow_connect(struct winnow **out, const char *endpoint, const struct winno
     rc = open_key(w, endpoint, options);
     if (rc == WINNOW_OK && strncmp(endpoint, "tcp://", 6) != 0 && strncmp(endpoint, "ipc://", 6) != 0 &&
         strncmp(endpoint, "slurm:", 6) != 0)
-        rc = conn_result(wn_fail(&w->error, WN_EINVAL,
-                                 "'%.200s' is neither tcp://HOST:PORT nor ipc://PATH nor slurm:JOBID", endpoint));
-    if (rc == WINNOW_OK) rc = conn_open(w, endpoint, (int)(timeout_ms < 86400000 ? timeout_ms : 86400000));
+        rc = wn_conn_result(wn_fail(&w->error, WN_EINVAL,
+                                    "'%.200s' is neither tcp://HOST:PORT nor ipc://PATH nor slurm:JOBID", endpoint));
+    if (rc == WINNOW_OK) rc = wn_conn_open(w, endpoint, (int)(timeout_ms < 86400000 ? timeout_ms : 86400000));
     if (rc != WINNOW_OK) {
         connect_error = w->error;
         winnow_close(w);
@@ -89,9 +89,9 @@ int winnow_acknowledge(struct winnow *w, const char *job_id)
     Wn__Acknowledge ack = WN__ACKNOWLEDGE__INIT;
 
     if (!wn_job_id_valid(job_id))
-        return conn_result(wn_fail(&w->error, WN_EINVAL, "'%.60s' is no job id", job_id ? job_id : ""));
+        return wn_conn_result(wn_fail(&w->error, WN_EINVAL, "'%.60s' is no job id", job_id ? job_id : ""));
     ack.job_id = (char *)(uintptr_t)job_id;
-    return conn_send(w, WN__ENVELOPE__BODY_ACKNOWLEDGE, &ack, NULL, 0, NULL);
+    return wn_conn_send(w, WN__ENVELOPE__BODY_ACKNOWLEDGE, &ack, NULL, 0, NULL);
 }
 
 /* The program has come back: it has what it was given last. If this does not get through, the result expires. */
@@ -105,11 +105,11 @@ void winnow_close(struct winnow *w)
 {
     if (!w) return;
     if (w->socket && !w->lost) acknowledge_delivered(w);
-    conn_close(w);
+    wn_conn_close(w);
     wn_key_close(w->key);
     wn_codec_free(w->current);
-    chances_free(w->chances);
-    for (size_t i = 0; i < w->jobs_n; i++) conn_request_free(w->jobs[i].submit);
+    wn_chances_free(w->chances);
+    for (size_t i = 0; i < w->jobs_n; i++) wn_conn_request_free(w->jobs[i].submit);
     free(w->jobs);
     free(w);
 }
@@ -118,21 +118,21 @@ static int check_request(struct winnow *w, const struct winnow_request *r, uint6
 {
     uint64_t sum = 0;
 
-    if (!r->prompt) return conn_result(wn_fail(&w->error, WN_EINVAL, "the request has no prompt"));
+    if (!r->prompt) return wn_conn_result(wn_fail(&w->error, WN_EINVAL, "the request has no prompt"));
     if (strlen(r->prompt) > WN_PROMPT_BYTES_MAX)
-        return conn_result(wn_fail(&w->error, WN_ELIMIT, "the prompt has %zu bytes; at most %zu are allowed",
-                                   strlen(r->prompt), WN_PROMPT_BYTES_MAX));
+        return wn_conn_result(wn_fail(&w->error, WN_ELIMIT, "the prompt has %zu bytes; at most %zu are allowed",
+                                      strlen(r->prompt), WN_PROMPT_BYTES_MAX));
     if (!wn_utf8_valid(r->prompt, strlen(r->prompt)))
-        return conn_result(wn_fail(&w->error, WN_EINVAL, "the prompt is not valid UTF-8"));
+        return wn_conn_result(wn_fail(&w->error, WN_EINVAL, "the prompt is not valid UTF-8"));
     if (r->n > WN_CHOICES_MAX)
-        return conn_result(wn_fail(&w->error, WN_ELIMIT, "n is %u; at most %d are allowed", r->n, WN_CHOICES_MAX));
+        return wn_conn_result(wn_fail(&w->error, WN_ELIMIT, "n is %u; at most %d are allowed", r->n, WN_CHOICES_MAX));
     if (r->images_n > WN_IMAGES_MAX || (r->images_n && !r->images))
-        return conn_result(wn_fail(&w->error, WN_ELIMIT, "at most %d images are allowed", WN_IMAGES_MAX));
+        return wn_conn_result(wn_fail(&w->error, WN_ELIMIT, "at most %d images are allowed", WN_IMAGES_MAX));
     for (size_t i = 0; i < r->images_n; i++) {
         if (!r->images[i].data || r->images[i].bytes == 0)
-            return conn_result(wn_fail(&w->error, WN_EINVAL, "image %zu is empty", i + 1));
+            return wn_conn_result(wn_fail(&w->error, WN_EINVAL, "image %zu is empty", i + 1));
         if (r->images[i].bytes > PAYLOAD_MAX - sum)
-            return conn_result(wn_fail(&w->error, WN_ELIMIT, "the images have more than %zu bytes", PAYLOAD_MAX));
+            return wn_conn_result(wn_fail(&w->error, WN_ELIMIT, "the images have more than %zu bytes", PAYLOAD_MAX));
         image_bytes[i] = r->images[i].bytes;
         sum += r->images[i].bytes;
     }
@@ -190,8 +190,8 @@ int winnow_submit(struct winnow *w, const struct winnow_request *request, uint64
     pruning.projected = request->pruning_projected != 0;
     if (request->pruning_options) pruning.options = (char *)(uintptr_t)request->pruning_options;
     if (wn_sampling_check(&sampling, &w->error) != WN_OK || wn_pruning_check(&pruning, &w->error) != WN_OK)
-        return conn_result(w->error.code);
-    if (!(entry = jobs_add(w))) return conn_result(wn_fail(&w->error, WN_ENOMEM, "job"));
+        return wn_conn_result(w->error.code);
+    if (!(entry = wn_jobs_add(w))) return wn_conn_result(wn_fail(&w->error, WN_ENOMEM, "job"));
     fresh_key(key);
     snprintf(tag, sizeof(tag), "%" PRIu64, entry->number);
     submit.idempotency_key = (char *)(uintptr_t)(request->idempotency_key ? request->idempotency_key : key);
@@ -206,10 +206,11 @@ int winnow_submit(struct winnow *w, const struct winnow_request *request, uint64
     submit.deadline_ms = request->deadline_ms;
     entry->own = true;
     number = entry->number;
-    rc = conn_send(w, WN__ENVELOPE__BODY_SUBMIT, &submit, request->images, request->images_n, &entry->submit);
-    if (rc == WINNOW_OK && !jobs_add_choices(w, request->n)) rc = conn_result(wn_fail(&w->error, WN_ENOMEM, "job"));
+    rc = wn_conn_send(w, WN__ENVELOPE__BODY_SUBMIT, &submit, request->images, request->images_n, &entry->submit);
+    if (rc == WINNOW_OK && !wn_jobs_add_choices(w, request->n))
+        rc = wn_conn_result(wn_fail(&w->error, WN_ENOMEM, "job"));
     if (rc == WINNOW_OK) *job = number;
-    else jobs_drop(w, number);
+    else wn_jobs_drop(w, number);
     return rc;
 }
 
@@ -220,30 +221,30 @@ int winnow_attach(struct winnow *w, const char *job_id, uint32_t from_token, uin
     int rc;
 
     if (!wn_job_id_valid(job_id))
-        return conn_result(wn_fail(&w->error, WN_EINVAL, "'%.60s' is no job id", job_id ? job_id : ""));
-    if (!(entry = jobs_add(w))) return conn_result(wn_fail(&w->error, WN_ENOMEM, "job"));
+        return wn_conn_result(wn_fail(&w->error, WN_EINVAL, "'%.60s' is no job id", job_id ? job_id : ""));
+    if (!(entry = wn_jobs_add(w))) return wn_conn_result(wn_fail(&w->error, WN_ENOMEM, "job"));
     snprintf(entry->id, sizeof(entry->id), "%s", job_id);
     entry->from = entry->tokens = from_token;
     attach.job_id = entry->id;
     attach.from_token = from_token;
-    rc = conn_send(w, WN__ENVELOPE__BODY_ATTACH, &attach, NULL, 0, NULL);
+    rc = wn_conn_send(w, WN__ENVELOPE__BODY_ATTACH, &attach, NULL, 0, NULL);
     if (rc == WINNOW_OK)
         *job = entry->number;
     else
-        jobs_drop_one(w, entry);
+        wn_jobs_drop_one(w, entry);
     return rc;
 }
 
 int winnow_cancel(struct winnow *w, uint64_t job)
 {
-    struct winnow_job *entry = jobs_by_number(w, job);
+    struct winnow_job *entry = wn_jobs_by_number(w, job);
 
-    if (!entry) return conn_result(wn_fail(&w->error, WN_EINVAL, "job %" PRIu64 " has ended or never was", job));
+    if (!entry) return wn_conn_result(wn_fail(&w->error, WN_EINVAL, "job %" PRIu64 " has ended or never was", job));
     for (size_t i = 0; i < w->jobs_n; i++) {
         int rc;
         if (w->jobs[i].number != job) continue;
         w->jobs[i].cancel = true; /* goes out when the server has named the job, and again when it comes back */
-        if (w->jobs[i].id[0] && (rc = jobs_send_cancel(w, &w->jobs[i])) != WINNOW_OK) return rc;
+        if (w->jobs[i].id[0] && (rc = wn_jobs_send_cancel(w, &w->jobs[i])) != WINNOW_OK) return rc;
     }
     return WINNOW_OK;
 }
@@ -260,21 +261,21 @@ int winnow_next(struct winnow *w, struct winnow_event *event, int timeout_ms)
     do {
         int rc;
         wn_codec_free(w->current);
-        chances_free(w->chances);
+        wn_chances_free(w->chances);
         w->current = NULL;
         w->chances = NULL;
-        if ((rc = conn_recv(w, &w->current, deadline_us)) != WINNOW_OK) return rc;
-    } while (!event_fill(w, event, &job));
+        if ((rc = wn_conn_recv(w, &w->current, deadline_us)) != WINNOW_OK) return rc;
+    } while (!wn_event_fill(w, event, &job));
     if (!job) return WINNOW_OK;
     event->job = job->number;
     event->choice = job->choice;
     memcpy(event->job_id, job->id, sizeof(event->job_id));
     if (event->type == WINNOW_EVENT_DONE || event->type == WINNOW_EVENT_ERROR) {
         if (job->own && !w->keep_results) memcpy(w->delivered, job->id, sizeof(w->delivered));
-        if (job->id[0]) jobs_drop_one(w, job);
-        else jobs_drop(w, job->number); /* the request became no job at all */
+        if (job->id[0]) wn_jobs_drop_one(w, job);
+        else wn_jobs_drop(w, job->number); /* the request became no job at all */
     } else if (event->type == WINNOW_EVENT_BUSY) {
-        jobs_drop(w, job->number);
+        wn_jobs_drop(w, job->number);
     }
     return WINNOW_OK;
 }
@@ -285,8 +286,8 @@ char *winnow_status_json(struct winnow *w, int timeout_ms)
     Wn__Envelope *env = NULL;
     char *text;
 
-    if (conn_status(w, &env, deadline_us) != WINNOW_OK) return NULL;
-    text = status_json(env->status);
+    if (wn_conn_status(w, &env, deadline_us) != WINNOW_OK) return NULL;
+    text = wn_status_json(env->status);
     if (!text) wn_fail(&w->error, WN_ENOMEM, "status");
     wn_codec_free(env);
     return text;

@@ -175,7 +175,7 @@ static void json(void **state)
     stage[1].link_us = 30;
     now.beat.stages = stages;
     now.beat.n_stages = 2;
-    assert_non_null(text = status_json(&now.st));
+    assert_non_null(text = wn_status_json(&now.st));
     assert_non_null(root = json_loads(text, 0, NULL));
     free(text);
     assert_true(json_is_false(json_object_get(root, "ready")));

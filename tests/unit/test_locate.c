@@ -34,7 +34,7 @@ static void refused(const char *endpoint, wn_status want, const char *words)
     struct conn_place place = {.address = "?"};
     struct wn_err err = {0};
 
-    assert_int_equal(conn_locate(endpoint, &place, &err), want);
+    assert_int_equal(wn_conn_locate(endpoint, &place, &err), want);
     if (!strstr(err.text, words)) fail_msg("'%s' is not in '%s'", words, err.text);
     assert_string_equal(place.address, "");
 }
@@ -45,14 +45,14 @@ static void addresses(void **state)
     char text[400], host[256] = "";
 
     (void)state;
-    assert_int_equal(conn_locate("tcp://h:1", &place, NULL), WN_OK);
+    assert_int_equal(wn_conn_locate("tcp://h:1", &place, NULL), WN_OK);
     assert_string_equal(place.address, "tcp://h:1");
     assert_string_equal(place.key_file, "");
     write_place("12", "endpoint: tcp://10.0.0.1:99\nkey: /k\n", 0600);
-    assert_int_equal(conn_locate("slurm:12", &place, NULL), WN_OK);
+    assert_int_equal(wn_conn_locate("slurm:12", &place, NULL), WN_OK);
     assert_string_equal(place.address, "tcp://10.0.0.1:99");
     assert_string_equal(place.key_file, "/k");
-    assert_int_equal(conn_locate("tcp://[::1]:65535", &place, NULL), WN_OK);
+    assert_int_equal(wn_conn_locate("tcp://[::1]:65535", &place, NULL), WN_OK);
     refused("tcp://", WN_EINVAL, "is not tcp://HOST:PORT");
     refused("tcp://h", WN_EINVAL, "is not tcp://HOST:PORT");
     refused("tcp://h:", WN_EINVAL, "is not tcp://HOST:PORT");
@@ -66,7 +66,7 @@ static void addresses(void **state)
     gethostname(host, sizeof(host) - 1);
     snprintf(text, sizeof(text), "endpoint: tcp://127.0.0.1:99\nonly on: %s\n", host);
     write_place("17", text, 0600);
-    assert_int_equal(conn_locate("slurm:17", &place, NULL), WN_OK);
+    assert_int_equal(wn_conn_locate("slurm:17", &place, NULL), WN_OK);
     write_place("18", "endpoint: tcp://127.0.0.1:99\nonly on: elsewhere.site\n", 0600);
     refused("slurm:18", WN_EPEER, "service on elsewhere.site for clients there only (tcp://127.0.0.1:99)");
     write_place("14", "endpoint: tcp://10.0.0.1:99\n", 0644);
@@ -107,18 +107,18 @@ static void who_listens(void **state)
     for (int i = 0; i < 2; i++) {
         int status = -1;
         snprintf(address, sizeof(address), "tcp://127.0.0.1:%u", other_program(greetings[i], &child));
-        assert_false(conn_is_zeromq(address, 5000));
+        assert_false(wn_conn_is_zeromq(address, 5000));
         assert_int_equal(waitpid(child, &status, 0), child);
         assert_int_equal(status, 0);
-        assert_false(conn_is_zeromq(address, 5000)); /* nobody is there any more */
+        assert_false(wn_conn_is_zeromq(address, 5000)); /* nobody is there any more */
     }
     assert_int_equal(zmq_bind(socket, "tcp://127.0.0.1:*"), 0);
     assert_int_equal(zmq_getsockopt(socket, ZMQ_LAST_ENDPOINT, address, &n), 0);
-    assert_true(conn_is_zeromq(address, 5000));
+    assert_true(wn_conn_is_zeromq(address, 5000));
     zmq_close(socket);
     zmq_ctx_term(ctx);
-    assert_true(conn_is_zeromq("ipc:///tmp/x", 5000)); /* who else would listen there */
-    assert_false(conn_is_zeromq("tcp://127.0.0.1", 5000));
+    assert_true(wn_conn_is_zeromq("ipc:///tmp/x", 5000)); /* who else would listen there */
+    assert_false(wn_conn_is_zeromq("tcp://127.0.0.1", 5000));
 }
 
 int main(void)

@@ -13,7 +13,7 @@
 #include "client/wire.h"
 #include "tests/file_read.h"
 
-static const char status_json[] =
+static const char wn_status_json[] =
     "{\"model\": \"/of/a/site/some model\", \"sent_bytes\": {\"control\": 100, \"image\": 5000},"
     " \"workers\": [{\"role\": \"vision\", \"sent_bytes\": {\"embedding\": 7000, \"control\": 1}},"
     "  {\"role\": \"replica\", \"stages\": [{\"busy_us\": 1, \"wait_us\": 2, \"link_us\": 3000},"
@@ -32,7 +32,7 @@ static void test_counters(void **state)
     char *at;
     (void)state;
 
-    assert_true(wire_counters_parse(status_json, &c));
+    assert_true(wire_counters_parse(wn_status_json, &c));
     assert_string_equal(c.model, "some model");
     assert_int_equal(c.stages_n, 2);
     assert_true(near(c.link_ms[0], 3) && near(c.link_ms[1], 45));
@@ -72,7 +72,7 @@ static void fill(struct wire_cell *cell)
                                              .prefill_us = 40000,
                                              .time_to_first_token_us = 53000 + 2000 * (uint64_t)i,
                                              .vision_cache_hit = i};
-    assert_true(wire_counters_parse(status_json, &before));
+    assert_true(wire_counters_parse(wn_status_json, &before));
     after = before;
     after.bytes[1] += 3000;
     after.link_ms[0] += 1;
