@@ -312,6 +312,45 @@ static void test_repeated_prompt_computes_one_row(void **state)
     bed_close(&d);
 }
 
+/* A page is found by all that is before it, too: of a prompt whose first page is one prompt's and whose second page is
+ * another's, the first is found and the second is not. Features that differ in the same place are no hit, either. */
+static void found_by_what_is_before(bool images)
+{
+    static const uint32_t first[] = {1, 2, 1}, second[] = {10, 20, 20}, rows[] = {2 * PAGE + 1, 2 * PAGE + 1, PAGE + 1};
+    struct bed d;
+
+    bed_open(&d, 40, 1, SEQS_MAX, 64);
+    d.asks_n = 3;
+    for (uint32_t i = 0; i < 3; i++) {
+        struct ask *a = &d.asks[i];
+        *a = (struct ask){.max_new = 1};
+        for (uint32_t k = 0; k < PAGE && !images; k++) a->text[a->text_n++] = first[i];
+        if (images) {
+            a->text[a->text_n++] = IMAGE;
+            for (uint32_t k = 0; k < PAGE; k++) a->image[k] = first[i];
+            a->image_n = 1;
+            a->image_rows = PAGE;
+        }
+        for (uint32_t k = 0; k < PAGE; k++) a->text[a->text_n++] = second[i];
+        a->text[a->text_n++] = 5;
+        bed_order(&d, a);
+        bed_features(&d, a);
+        bed_begin(&d);
+        assert_int_equal(d.rec.rows_n, rows[i]);
+        assert_int_equal(d.rec.copies_n, 0);
+        bed_land(&d);
+        assert_true(a->ended);
+    }
+    bed_close(&d);
+}
+
+static void test_page_is_found_by_what_is_before(void **state)
+{
+    (void)state;
+    found_by_what_is_before(false);
+    found_by_what_is_before(true);
+}
+
 /* One that must compute every row itself (a repetition penalty: it needs its prompt's ids) neither finds nor copies. */
 static void uncached(uint32_t rows)
 {
@@ -510,6 +549,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_long_prompt_does_not_starve),
         cmocka_unit_test(test_preempted_job_finds_its_pages),
         cmocka_unit_test(test_jobs_that_come_together_share),
+        cmocka_unit_test(test_page_is_found_by_what_is_before),
         cmocka_unit_test(test_repeated_prompt_copies_its_last_page),
         cmocka_unit_test(test_repeated_prompt_computes_one_row),
         cmocka_unit_test(test_uncached_computes_all_rows),
