@@ -257,7 +257,8 @@ static void plan_restart(struct supervisor *s, struct component *c, int status)
         return;
     }
     if ((pause = wn_restarts_pause(&c->restarts, now, now - c->started_us)) < 0) {
-        snprintf(why + strlen(why), sizeof(why) - strlen(why), ", for the %uth time in a minute", c->restarts.n);
+        snprintf(why + strlen(why), sizeof(why) - strlen(why), ", for the %uth time in a minute soon after it began",
+                 c->restarts.n);
         fail_service(s, why);
         return;
     }

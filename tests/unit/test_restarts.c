@@ -38,11 +38,22 @@ static void too_many_in_a_minute(void **state)
     struct wn_restarts r = {0};
 
     (void)state;
-    for (int i = 0; i < WN_RESTARTS_MAX; i++) assert_true(wn_restarts_pause(&r, up + 5 * S * i, 4 * S) > 0);
-    assert_int_equal(wn_restarts_pause(&r, up + 59 * S, 4 * S), -1);
-    assert_true(wn_restarts_pause(&r, up + 61 * S, 4 * S) > 0);
+    for (int i = 0; i < WN_RESTARTS_MAX; i++) assert_true(wn_restarts_pause(&r, up + 5 * S * i, 2 * S) > 0);
+    assert_int_equal(wn_restarts_pause(&r, up + 59 * S, 2 * S), -1);
+    assert_true(wn_restarts_pause(&r, up + 61 * S, 2 * S) > 0);
     r = (struct wn_restarts){0};
-    for (int i = 0; i < 5 * WN_RESTARTS_MAX; i++) assert_true(wn_restarts_pause(&r, 7 * S * i, 6 * S) > 0);
+    for (int i = 0; i < 5 * WN_RESTARTS_MAX; i++) assert_true(wn_restarts_pause(&r, 7 * S * i, 2 * S) > 0);
+}
+
+/* Killed all the time, but not because it cannot run. */
+static void long_lives_are_not_counted(void **state)
+{
+    struct wn_restarts r = {0};
+
+    (void)state;
+    for (int i = 0; i < 5 * WN_RESTARTS_MAX; i++)
+        assert_int_equal(wn_restarts_pause(&r, 3 * S * i, WN_RESTART_YOUNG_US), WN_RESTART_PAUSE_US);
+    assert_int_equal(wn_restarts_pause(&r, 151 * S, S), WN_RESTART_PAUSE_US);
 }
 
 int main(void)
@@ -51,6 +62,7 @@ int main(void)
         cmocka_unit_test(pauses_double_while_it_dies_young),
         cmocka_unit_test(a_long_life_forgives),
         cmocka_unit_test(too_many_in_a_minute),
+        cmocka_unit_test(long_lives_are_not_counted),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
