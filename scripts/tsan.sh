@@ -5,9 +5,9 @@
 # cores; CI does not run it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-tests=(test_ring test_log test_traffic test_endpoint test_endpoint_wire test_journal test_preprocess test_tokenizer
-    test_plan test_plan_links test_link test_front test_client test_scheduler test_scheduler_clients test_access
-    test_vision_link)
+tests=(test_ring test_log test_traffic test_endpoint test_endpoint_wire test_journal test_preprocess test_threadpool
+    test_tokenizer test_plan test_plan_links test_link test_front test_client test_scheduler test_scheduler_clients
+    test_access test_vision_link)
 cmake --preset tsan >/dev/null
 cmake --build --preset tsan -j "$(nproc)" --target winnow winnowd winnow_shared "${tests[@]}" -- --quiet
 build=$PWD/build/tsan

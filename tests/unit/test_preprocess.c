@@ -1,10 +1,8 @@
 /* tests/unit/test_preprocess.c - preprocessor_config.json: what is read and what is refused by
  * name; pictures in parallel. The values themselves are compared with Transformers in test_image.c.
  * */
-#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
-#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -124,72 +122,6 @@ static void loads_files(void **state)
     free(big);
 }
 
-/* ---- thread pool ---- */
-
-struct count {
-    struct wn_pool *pool;
-    atomic_uint turns[100];
-    atomic_uint inner;
-};
-
-static void turn(void *ctx, size_t i)
-{
-    atomic_fetch_add(&((struct count *)ctx)->turns[i], 1);
-}
-
-static void inner_turn(void *ctx, size_t i)
-{
-    (void)i;
-    atomic_fetch_add(&((struct count *)ctx)->inner, 1);
-}
-
-static void nested_turn(void *ctx, size_t i)
-{
-    turn(ctx, i);
-    wn_pool_run(((struct count *)ctx)->pool, inner_turn, ctx, 7);
-}
-
-static void run_checked(struct wn_pool *pool, wn_pool_fn fn, size_t n)
-{
-    struct count *c = calloc(1, sizeof(*c));
-
-    assert_non_null(c);
-    c->pool = pool;
-    wn_pool_run(pool, fn, c, n);
-    for (size_t i = 0; i < 100; i++)
-        if (c->turns[i] != (i < n)) abort(); /* not cmocka's: this runs on other threads too */
-    if (fn == nested_turn && c->inner != 7 * n) abort();
-    free(c);
-}
-
-static void *caller(void *arg)
-{
-    for (int k = 0; k < 200; k++) run_checked(arg, k % 2 ? nested_turn : turn, (size_t)(k % 100));
-    return NULL;
-}
-
-static void pool_runs_each_turn_once(void **state)
-{
-    static const struct wn_pool_opts shapes[] = {{0, 1}, {1, 1}, {3, 2}, {4, 16}};
-    struct wn_pool *pool = NULL;
-    struct wn_err err = {0};
-    pthread_t callers[4];
-
-    (void)state;
-    run_checked(NULL, turn, 100);
-    for (size_t s = 0; s < sizeof(shapes) / sizeof(shapes[0]); s++) {
-        assert_int_equal(wn_pool_start(&pool, &shapes[s], &err), WN_OK);
-        for (int i = 0; i < 4; i++)
-            assert_int_equal(pthread_create(&callers[i], NULL, caller, pool), 0);
-        for (int i = 0; i < 4; i++) pthread_join(callers[i], NULL);
-        wn_pool_stop(pool);
-    }
-    assert_int_equal(wn_pool_start(&pool, &(struct wn_pool_opts){1, 0}, &err), WN_EINVAL);
-    assert_int_equal(wn_pool_start(&pool, &(struct wn_pool_opts){WN_POOL_THREADS_MAX + 1, 1}, &err),
-                     WN_EINVAL);
-    wn_pool_stop(NULL);
-}
-
 /* ---- several pictures ---- */
 
 static void a_bad_picture_harms_no_other(void **state)
@@ -241,7 +173,6 @@ int main(void)
         cmocka_unit_test(reads_options),
         cmocka_unit_test(refuses_by_name),
         cmocka_unit_test(loads_files),
-        cmocka_unit_test(pool_runs_each_turn_once),
         cmocka_unit_test(a_bad_picture_harms_no_other),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
