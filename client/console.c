@@ -89,6 +89,7 @@ static void print_worker(FILE *f, const Wn__WorkerStatus *w)
 
     fprintf(f, "  %-7s %-12s %-16s %-4s seen %.1f s ago", role_text(w->role), w->name, w->host, w->up ? "up" : "LOST",
             (double)w->last_seen_ms / 1e3);
+    if (w->build[0]) fprintf(f, ", OF BUILD %s", w->build);
     if (h) fprintf(f, ", %u running, %u waiting", h->running, h->waiting);
     if (h && w->role == WN__ROLE__ROLE_LEADER) {
         fprintf(f, ", %u of %u KV pages (%.0f %%), %" PRIu64 " steps, %" PRIu64 " preemptions\n", h->pages_used,
@@ -99,6 +100,13 @@ static void print_worker(FILE *f, const Wn__WorkerStatus *w)
     }
     if (h) fprintf(f, ", %" PRIu64 " images so far", h->images);
     fputc('\n', f);
+}
+
+/* Who wants to work here and may not. */
+static void print_turned_away(FILE *f, const Wn__TurnedAway *t)
+{
+    fprintf(f, "  %-7s %-12s %-16s TURNED AWAY for %.1f s, %" PRIu64 " times, %.1f s ago: %s\n", role_text(t->role),
+            t->name, t->host, (double)t->since_ms / 1e3, t->times, (double)t->last_ms / 1e3, t->why);
 }
 
 void console_status(FILE *f, const char *endpoint, const Wn__Status *now, const Wn__Status *before, double seconds)
@@ -125,4 +133,5 @@ void console_status(FILE *f, const char *endpoint, const Wn__Status *now, const 
     fputc('\n', f);
     print_links(f, now, before, seconds);
     for (size_t i = 0; i < now->n_workers; i++) print_worker(f, now->workers[i]);
+    for (size_t i = 0; i < now->n_turned_away; i++) print_turned_away(f, now->turned_away[i]);
 }

@@ -147,6 +147,10 @@ void console_metrics(FILE *f, const Wn__Status *st)
     requests(f, st);
     workers(f, st, "worker_up", "gauge", "1: heard of within the lease", WORKER_UP);
     workers(f, st, "worker_last_seen_seconds", "gauge", "Since its last message", WORKER_SEEN);
+    single(f, st, "workers_turned_away", "gauge", "Workers that want to work here and may not",
+           (double)st->n_turned_away);
+    single(f, st, "workers_turned_away_total", "counter", "Times that such a worker asked",
+           (double)st->turned_away_total);
     workers(f, st, "kv_cache_usage_perc", "gauge", "Share of KV pages in use, 1 is all", KV_USED);
     workers(f, st, "iterations_total", "counter", "Steps of a replica", ITERATIONS);
     workers(f, st, "num_preemptions_total", "counter", "Times that a job lost its pages to an older one", PREEMPTIONS);

@@ -55,6 +55,22 @@ static void put_heartbeat(FILE *f, const Wn__Heartbeat *h)
     put_bytes(f, h->sent);
 }
 
+static void put_turned_away(FILE *f, const Wn__Status *st)
+{
+    fprintf(f, "], \"turned_away_total\": %" PRIu64 ", \"turned_away\": [", st->turned_away_total);
+    for (size_t i = 0; i < st->n_turned_away; i++) {
+        const Wn__TurnedAway *t = st->turned_away[i];
+        fprintf(f, "%s{\"role\": \"%s\", ", i ? ", " : "", role_text(t->role));
+        put_text(f, "name", t->name);
+        fputs(", ", f);
+        put_text(f, "host", t->host);
+        fputs(", ", f);
+        put_text(f, "why", t->why);
+        fprintf(f, ", \"since_ms\": %" PRIu64 ", \"last_ms\": %" PRIu64 ", \"times\": %" PRIu64 "}", t->since_ms,
+                t->last_ms, t->times);
+    }
+}
+
 char *wn_status_json(const Wn__Status *st)
 {
     char *text = NULL;
@@ -93,10 +109,15 @@ char *wn_status_json(const Wn__Status *st)
         put_text(f, "name", w->name);
         fputs(", ", f);
         put_text(f, "host", w->host);
+        if (w->build[0]) {
+            fputs(", ", f);
+            put_text(f, "build", w->build);
+        }
         fprintf(f, ", \"up\": %s, \"last_seen_ms\": %" PRIu64, w->up ? "true" : "false", w->last_seen_ms);
         if (w->heartbeat) put_heartbeat(f, w->heartbeat);
         fputc('}', f);
     }
+    put_turned_away(f, st);
     fputs("]}", f);
     bad = ferror(f) != 0;
     if (fclose(f) != 0 || bad) {

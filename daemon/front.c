@@ -100,6 +100,11 @@ static void receive(struct wn_front *f, struct wn_endpoint *ep, const struct wn_
         if (rc == WN_OK && m->msg.frames_n > 1 && !wn_codec_has_payload(m->env->body_case))
             rc = wn_fail(&err, WN_EPROTO, "%s has no payload",
                          wn_codec_body_name(m->env->body_case));
+        if (rc == WN_EUNSUPP && from->side == WN_SIDE_SCHEDULER) {
+            wn_front_hear_strange(f, err.text);
+            wn_front_msg_free(m);
+            continue;
+        }
         if (rc != WN_OK) {
             wn_warn("front", "message dropped: %s", err.text[0] ? err.text : wn_status_name(rc));
             wn_front_msg_free(m);

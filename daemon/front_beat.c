@@ -112,6 +112,25 @@ static void send_heartbeat(struct wn_front *f)
     wn_front_put(f, wn_front_msg_pack(&to, WN__ENVELOPE__BODY_HEARTBEAT, &h, NULL, 0, NULL, NULL));
 }
 
+static void note_refusal(struct wn_front *f, const char *why)
+{
+    if (!f->refused) wn_error("front", "the scheduler at %s refuses this worker: %s", f->opts.scheduler, why);
+    f->refused = true; /* it asks again and again: what is in its way may leave */
+}
+
+/* ZeroMQ does not try again where the handshake was refused, but keys can be put right while this worker waits. */
+static void watch_handshake(struct wn_front *f)
+{
+    struct wn_endpoint_stats stats;
+
+    wn_endpoint_stats_get(f->scheduler, &stats);
+    if (stats.up || stats.keys_refused + stats.mismatched == 0) return;
+    note_refusal(f, stats.keys_refused ? "this worker's key is not in its list"
+                    : f->opts.key      ? "no handshake: it has no keys, or others than the file says"
+                                       : "no handshake: it wants a key (--keys), or is no scheduler");
+    wn_front_reopen_scheduler(f);
+}
+
 /* Its jobs need not wait until the lease ends: the group does. */
 static void leave(struct wn_front *f, int lost)
 {
@@ -153,6 +172,7 @@ void wn_front_beat(struct wn_front *f)
     if (f->away_us && now - f->away_us >= (int64_t)f->opts.grace_ms * 1000) give_up(f);
     if (f->welcome) wn_ledger_expire(f->ledger, now - 2 * f->lease_us);
     f->next_beat_us = now + f->beat_us;
+    if (!f->welcome) watch_handshake(f);
     if (f->to_scheduler.first || atomic_load(&f->leaving)) return; /* no use in piling up */
     if (f->welcome)
         send_heartbeat(f);
@@ -188,8 +208,7 @@ static bool hear_scheduler(struct wn_front *f, const struct wn_front_msg *m)
         return true;
     }
     if (e->body_case == WN__ENVELOPE__BODY_ERROR && !e->error->job && !f->welcome) {
-        if (!f->refused) wn_error("front", "the scheduler refuses this worker: %s", e->error->text);
-        f->refused = true; /* it says hello again: what is in its way may leave */
+        note_refusal(f, e->error->text);
         return true;
     }
     if (e->body_case == WN__ENVELOPE__BODY_GENERATE) wn_ledger_order(f->ledger, e->generate->job);
@@ -206,6 +225,11 @@ static bool hear_rank(struct wn_front *f, const struct wn_front_msg *m)
     if (wn_roll_heard(&f->roll, m->env->heartbeat, wn_now_us()))
         wn_front_put(f, wn_front_msg_pack(&m->party, WN__ENVELOPE__BODY_HEARTBEAT, &answer, NULL, 0, NULL, NULL));
     return true;
+}
+
+void wn_front_hear_strange(struct wn_front *f, const char *what)
+{
+    if (!f->welcome) note_refusal(f, what);
 }
 
 bool wn_front_hear(struct wn_front *f, const struct wn_front_msg *m)

@@ -42,7 +42,7 @@ struct wn_front {
     atomic_size_t unclaimed_bytes;
     int64_t beat_us, next_beat_us, lease_us, heard_us;
     bool welcome;      /* the scheduler knows this worker */
-    bool refused;      /* it does not want it */
+    bool refused;      /* it does not want it, and the log says why */
     int64_t away_us;   /* when it was missed; 0: it was not, or its jobs were given up */
     struct wn_ledger *ledger;
     struct wn_roll roll; /* leader: when its ranks were heard */
@@ -75,6 +75,9 @@ void wn_front_put(struct wn_front *f, struct wn_front_msg *m);
 /* Sends what there is room for. false: something waits. */
 bool wn_front_send_queued(struct wn_front *f);
 
+/* The scheduler's socket anew; what cannot be had is tried again. */
+void wn_front_reopen_scheduler(struct wn_front *f);
+
 /* Tells the worker when a connection to a leader is lost, for credit and features on their way are gone with it, and
  * when a leader cannot be reached: it is forgotten then. */
 void wn_front_watch_leaders(struct wn_front *f);
@@ -89,5 +92,8 @@ void wn_front_beat(struct wn_front *f);
 /* Takes down who was heard, and orders into the ledger. true: the message was for the front itself, and is still the
  * caller's. */
 bool wn_front_hear(struct wn_front *f, const struct wn_front_msg *m);
+
+/* The scheduler speaks another version. */
+void wn_front_hear_strange(struct wn_front *f, const char *what);
 
 #endif

@@ -154,23 +154,41 @@ bool wn_front_send_queued(struct wn_front *f)
 
 /* ---- sockets ---- */
 
+static wn_status open_scheduler(struct wn_front *f, struct wn_err *err)
+{
+    const struct wn_endpoint_opts eo = {.type = WN_ENDPOINT_DEALER,
+                                        .address = f->opts.scheduler,
+                                        .frame_max = {WN_CODEC_BYTES_MAX, f->opts.payload_max},
+                                        .reconnect_max_ms = RECONNECT_MAX_MS,
+                                        .linger_ms = 200,
+                                        .curve = wn_worker_curve(f->opts.key, true),
+                                        .insecure = f->opts.insecure};
+
+    return wn_endpoint_open(&f->scheduler, f->net, &eo, err);
+}
+
+void wn_front_reopen_scheduler(struct wn_front *f)
+{
+    struct wn_endpoint *old = f->scheduler;
+    struct wn_err err = {0};
+
+    if (open_scheduler(f, &err) == WN_OK) wn_endpoint_close(old);
+    else wn_warn("front", "the scheduler at %s: %s", f->opts.scheduler, err.text);
+}
+
 wn_status wn_front_open_sockets(struct wn_front *f, struct wn_err *err)
 {
-    struct wn_endpoint_opts eo = {.type = WN_ENDPOINT_DEALER,
-                                  .address = f->opts.scheduler,
+    struct wn_endpoint_opts eo = {.type = WN_ENDPOINT_ROUTER,
+                                  .bind = true,
+                                  .address = f->opts.features_bind,
                                   .frame_max = {WN_CODEC_BYTES_MAX, f->opts.payload_max},
-                                  .reconnect_max_ms = RECONNECT_MAX_MS,
+                                  .recv_queue_max = FEATURES_QUEUED, /* of each connection, in ZeroMQ */
                                   .linger_ms = 200,
-                                  .curve = wn_worker_curve(f->opts.key, true),
                                   .insecure = f->opts.insecure};
     const char *const workers[] = {f->opts.key ? f->opts.key->public_key : NULL};
-    wn_status rc = wn_endpoint_open(&f->scheduler, f->net, &eo, err);
+    wn_status rc = open_scheduler(f, err);
 
     if (rc != WN_OK || !f->opts.features_bind) return rc;
-    eo.type = WN_ENDPOINT_ROUTER;
-    eo.bind = true;
-    eo.recv_queue_max = FEATURES_QUEUED; /* of each connection, in ZeroMQ */
-    eo.address = f->opts.features_bind;
     if (f->opts.key)
         eo.curve = (struct wn_curve_opts){.server = true, .secret_key = f->opts.key->secret_key,
                                           .allowed = workers, .allowed_n = 1};

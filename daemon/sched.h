@@ -6,6 +6,7 @@
 #include "daemon/config.h"
 #include "daemon/journal.h"
 #include "daemon/sched_job.h"
+#include "daemon/turned_away.h"
 
 #define WN_SCHED_WORKERS_MAX  320
 #define WN_SCHED_GONE         1024
@@ -18,7 +19,8 @@ struct wn_sched_worker {
     struct wn_peer_id peer;
     Wn__Role role;
     char name[65], host[257], model_id[129], features_endpoint[513];
-    uint32_t pid, slots;
+    char build[129];                  /* "": the scheduler's own */
+    uint32_t pid, slots, tokens_max;
     uint32_t outstanding;             /* jobs of a leader, images of a vision worker */
     uint64_t dispatched;
     int64_t last_seen_us, cut_us;     /* cut_us: its connection is gone since then; 0: it is there */
@@ -32,7 +34,8 @@ struct wn_scheduler {
     struct wn_endpoint *clients, *workers;
     struct wn_sched_worker worker[WN_SCHED_WORKERS_MAX];
     int workers_n;                    /* places in use, from the first on */
-    int64_t mixed_us;                 /* when a worker of another model said hello */
+    struct wn_turned_away_list turned_away;
+    uint64_t mismatched;              /* of workers' connections, so far */
     uint64_t cuts;                    /* workers' connections that were lost */
     int64_t call_until_us;            /* how long to look whose */
     int64_t adopt_until_us;           /* how long orphaned jobs wait for their leaders */
@@ -114,6 +117,7 @@ void wn_sched_worker_message(struct wn_scheduler *s, struct wn_msg *msg);
 void wn_sched_slow_encodes(struct wn_scheduler *s, int64_t now_us);
 void wn_sched_leases(struct wn_scheduler *s, int64_t now_us);
 void wn_sched_roll_call(struct wn_scheduler *s, int64_t now_us); /* whose connection is gone? */
+void wn_sched_strangers(struct wn_scheduler *s, int64_t now_us); /* who could not even connect? */
 void wn_sched_worker_lost(struct wn_scheduler *s, int worker, const char *why);
 bool wn_sched_dismiss(struct wn_scheduler *s); /* asks every worker to leave, once; false: not all have */
 uint64_t wn_sched_stalled_ms(const struct wn_sched_worker *w, uint32_t *rank); /* 0: every rank gets on */

@@ -84,6 +84,26 @@ static void fill_refused(struct wn_scheduler *s, Wn__Status *st)
     st->refused_messages += s->refused_messages;
 }
 
+static void fill_turned_away(const struct wn_scheduler *s, Wn__Status *st, Wn__TurnedAway *room, Wn__TurnedAway **list,
+                             int64_t now)
+{
+    for (uint32_t i = 0; i < s->turned_away.n; i++) {
+        const struct wn_turned_away *t = &s->turned_away.of[i];
+        room[i] = (Wn__TurnedAway)WN__TURNED_AWAY__INIT;
+        room[i].role = t->role;
+        room[i].name = (char *)(uintptr_t)t->name;
+        room[i].host = (char *)(uintptr_t)t->host;
+        room[i].why = (char *)(uintptr_t)t->why;
+        room[i].since_ms = (uint64_t)(now - t->since_us) / 1000;
+        room[i].last_ms = (uint64_t)(now - t->last_us) / 1000;
+        room[i].times = t->times;
+        list[i] = &room[i];
+    }
+    st->turned_away = list;
+    st->n_turned_away = s->turned_away.n;
+    st->turned_away_total = s->turned_away.total;
+}
+
 /* A client's key sees whether it may send jobs; who works here, and who was turned away, is the admin's. */
 void wn_sched_status_send(struct wn_scheduler *s, const struct wn_peer_id *to, const struct wn_access_entry *who)
 {
@@ -91,6 +111,7 @@ void wn_sched_status_send(struct wn_scheduler *s, const struct wn_peer_id *to, c
     const int64_t now = wn_now_us();
     Wn__WorkerStatus *ws = calloc(WN_SCHED_WORKERS_MAX, sizeof(*ws)), **list;
     Wn__Status st = WN__STATUS__INIT;
+    Wn__TurnedAway away[WN_TURNED_AWAY_MAX], *away_list[WN_TURNED_AWAY_MAX];
     Wn__LinkBytes sent = WN__LINK_BYTES__INIT;
     char why[WN_ERR_TEXT_MAX];
 
@@ -99,7 +120,7 @@ void wn_sched_status_send(struct wn_scheduler *s, const struct wn_peer_id *to, c
     readiness(s, &st, why, sizeof(why));
     st.model = s->cfg.model;
     if (s->cfg.quantization == WN_CONFIG_QUANTIZATION_INT8) st.quantization = "int8";
-    st.version = WN_VERSION " (" WN_COMMIT ")";
+    st.version = WN_BUILD;
     st.queued = (uint32_t)s->list[WN_LIST_QUEUED].n;
     st.running = (uint32_t)(s->list[WN_LIST_RUNNING].n + s->list[WN_LIST_ORPHANED].n);
     st.accepted = s->accepted;
@@ -110,6 +131,7 @@ void wn_sched_status_send(struct wn_scheduler *s, const struct wn_peer_id *to, c
     fill_totals(s, &st, &sent, now);
     st.uptime_ms = (uint64_t)(now - s->started_us) / 1000;
     if (all) fill_refused(s, &st);
+    if (all) fill_turned_away(s, &st, away, away_list, now);
     for (int i = 0; all && i < s->workers_n; i++) {
         struct wn_sched_worker *w = &s->worker[i];
         Wn__WorkerStatus *one = &ws[st.n_workers];
@@ -118,6 +140,7 @@ void wn_sched_status_send(struct wn_scheduler *s, const struct wn_peer_id *to, c
         one->name = w->name;
         one->host = w->host;
         one->up = w->up;
+        one->build = w->build;
         one->last_seen_ms = (uint64_t)(now - w->last_seen_us) / 1000;
         one->heartbeat = w->heartbeat ? w->heartbeat->heartbeat : NULL;
         list[st.n_workers++] = one;

@@ -5,10 +5,10 @@
 #include "base/log.h"
 #include "daemon/pruning_ask.h"
 #include "daemon/sched.h"
+#include "winnow_version.h"
 
 #define ENCODE_ORDERS_MAX 2 /* of one image in one attempt */
 #define FULL_PAUSE_US     100000ll /* before a worker without room is asked again */
-#define MIXED_US          10000000ll /* between two records about a worker of another model */
 #define CONNECT_US        500000ll /* for a worker that was cut off to connect again */
 #define ROLL_CALL_US      500000ll /* until ZeroMQ has taken down a connection that it says is lost */
 
@@ -213,8 +213,35 @@ void wn_sched_roll_call(struct wn_scheduler *s, int64_t now_us)
     }
 }
 
+/* It asks again and again: the log has it once. */
+static void turn_away(struct wn_scheduler *s, Wn__Role role, const char *name, const char *host, const char *why)
+{
+    if (wn_turned_away_note(&s->turned_away, role, name, host, why, wn_now_us()))
+        wn_warn("scheduler", "turned away %s%s%s: %s", name, host[0] ? " on " : "", host, why);
+}
+
+/* Whose key is not in the list is known by that key; of other handshakes ZeroMQ says only that they failed. */
+void wn_sched_strangers(struct wn_scheduler *s, int64_t now_us)
+{
+    struct wn_endpoint_stats stats;
+    struct wn_stranger who;
+    char name[65];
+
+    while (wn_endpoint_stranger(s->workers, &who)) {
+        snprintf(name, sizeof(name), "key %s", who.key);
+        turn_away(s, WN__ROLE__ROLE_UNSET, name, who.address, "its key is not that of the workers");
+    }
+    wn_endpoint_stats_get(s->workers, &stats);
+    if (stats.mismatched != s->mismatched)
+        turn_away(s, WN__ROLE__ROLE_UNSET, "no name", "",
+                  s->access ? "no handshake: it has no key, or takes this for another service, or is no worker"
+                            : "no handshake: it has a key, and this service has none, or it is no worker");
+    s->mismatched = stats.mismatched;
+    wn_turned_away_expire(&s->turned_away, now_us);
+}
+
 /* Against all but the place that the worker had. */
-static wn_status check_model(const struct wn_scheduler *s, const Wn__Hello *h, int place, struct wn_err *err)
+static wn_status check_mates(const struct wn_scheduler *s, const Wn__Hello *h, int place, struct wn_err *err)
 {
     for (int i = 0; i < s->workers_n; i++) {
         const struct wn_sched_worker *w = &s->worker[i];
@@ -222,6 +249,10 @@ static wn_status check_model(const struct wn_scheduler *s, const Wn__Hello *h, i
             return wn_fail(err, WN_EINVAL,
                            "%s serves model %.12s, but %s serves %.12s: they do not mix (were files replaced?)",
                            h->name, h->model_id, w->name, w->model_id);
+        if (i != place && w->up && w->role == h->role && h->tokens_max != w->tokens_max)
+            return wn_fail(err, WN_EINVAL,
+                           "%s takes %u tokens a job, but %s takes %u: a job must fit either (--max-model-len)",
+                           h->name, h->tokens_max, w->name, w->tokens_max);
     }
     return WN_OK;
 }
@@ -259,9 +290,12 @@ static void fill_worker(struct wn_sched_worker *w, const Wn__Hello *h, const str
     w->role = h->role;
     w->pid = h->pid;
     w->slots = h->slots ? h->slots : 1;
+    w->tokens_max = h->tokens_max;
     snprintf(w->name, sizeof(w->name), "%s", h->name);
     snprintf(w->host, sizeof(w->host), "%s", h->host);
     snprintf(w->model_id, sizeof(w->model_id), "%s", h->model_id);
+    snprintf(w->build, sizeof(w->build), "%s", strcmp(h->build, WN_BUILD) == 0 ? "" : h->build);
+    if (w->build[0]) wn_warn("scheduler", "%s is of build %s, this is " WN_BUILD, w->name, w->build);
     snprintf(w->features_endpoint, sizeof(w->features_endpoint), "%s", h->features_endpoint);
     wn_codec_free(w->heartbeat);
     w->heartbeat = NULL;
@@ -290,9 +324,8 @@ static void on_hello(struct wn_scheduler *s, const struct wn_peer_id *peer, cons
         send_welcome(s, i, h);
         return;
     }
-    if (check_model(s, h, i, &err) != WN_OK) { /* first: it must not push out the worker whose name it has */
-        if (wn_now_us() - s->mixed_us > MIXED_US) wn_warn("scheduler", "%s", err.text); /* it asks again and again */
-        s->mixed_us = wn_now_us();
+    if (check_mates(s, h, i, &err) != WN_OK) { /* first: it must not push out the worker whose name it has */
+        turn_away(s, h->role, h->name, h->host, err.text);
         wn_sched_refuse(s->workers, peer, NULL, &err);
         return;
     }
@@ -305,6 +338,7 @@ static void on_hello(struct wn_scheduler *s, const struct wn_peer_id *peer, cons
     }
     if (i == WN_NO_WORKER && (i = find_place(s)) == WN_NO_WORKER) {
         wn_fail(&err, WN_ELIMIT, "more than %d workers", WN_SCHED_WORKERS_MAX);
+        turn_away(s, h->role, h->name, h->host, err.text);
         wn_sched_refuse(s->workers, peer, NULL, &err);
         return;
     }
@@ -319,6 +353,7 @@ static void on_hello(struct wn_scheduler *s, const struct wn_peer_id *peer, cons
             w->outstanding += job->images[k].worker == i && !job->images[k].encoded;
     }
     note_absence(s);
+    wn_turned_away_forget(&s->turned_away, w->role, w->name);
     wn_info("scheduler", "%s on %s is there, %u slots", w->name, w->host, w->slots);
     send_welcome(s, i, h);
     cancel_strange(s, i, h);
@@ -508,6 +543,9 @@ void wn_sched_worker_message(struct wn_scheduler *s, struct wn_msg *msg)
     wn_endpoint_received(s->workers, WN_TRAFFIC_CONTROL, bytes);
     if (wn_codec_unpack(&env, wn_msg_data(msg, 0), bytes, &err) != WN_OK) {
         s->refused_messages++;
+        if (err.code == WN_EUNSUPP && (env = wn_codec_unpack_strange_hello(wn_msg_data(msg, 0), bytes)) != NULL)
+            turn_away(s, env->hello->role, env->hello->name, env->hello->host, err.text);
+        wn_codec_free(env);
         wn_sched_refuse(s->workers, &msg->peer, NULL, &err);
         return;
     }

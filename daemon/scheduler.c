@@ -158,6 +158,7 @@ static void tick(struct wn_scheduler *s)
 
     wn_sched_leases(s, now);
     wn_sched_roll_call(s, now);
+    wn_sched_strangers(s, now);
     wn_sched_orphans(s, now);
     wn_sched_slow_encodes(s, now);
     wn_sched_deadlines(s, now);

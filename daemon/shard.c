@@ -259,7 +259,7 @@ static wn_status lead(struct shard *s, struct wn_err *err)
         .role = WN__ROLE__ROLE_LEADER,
         .name = s->cfg.name[0] ? s->cfg.name : "replica-0",
         .model_id = s->model_id,
-        .build = WN_VERSION,
+        .build = WN_BUILD,
         .scheduler = scheduler,
         .features_bind = bind,
         .slots = s->limits.seqs_max,

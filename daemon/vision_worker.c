@@ -487,7 +487,7 @@ int wn_role_vision(int argc, char **argv)
     char scheduler[WN_ADDRESS_MAX];
     struct wn_netif net;
     struct wn_front_opts fo = {
-        .role = WN__ROLE__ROLE_VISION, .build = WN_VERSION, .scheduler = scheduler};
+        .role = WN__ROLE__ROLE_VISION, .build = WN_BUILD, .scheduler = scheduler};
     struct sigaction sa = {.sa_handler = on_signal};
     int code = wn_config_start(&v.cfg, argc, argv, "winnowd vision MODEL [OPTION]...\nEncodes and prunes images.",
                                WN_OPTIONS_SERVICE);

@@ -213,20 +213,28 @@ static wn_status check_body(const Wn__Envelope *e, struct wn_err *err)
     }
 }
 
-wn_status wn_codec_unpack(Wn__Envelope **out, const void *data, size_t bytes, struct wn_err *err)
+static wn_status parse(Wn__Envelope **out, const void *data, size_t bytes, struct wn_err *err)
 {
     struct budget budget = {WN_CODEC_MEMORY_MAX};
     ProtobufCAllocator allocator = {budget_alloc, budget_free, &budget};
-    Wn__Envelope *env = NULL;
     wn_status rc;
 
     if (bytes > WN_CODEC_BYTES_MAX)
         return wn_fail(err, WN_ELIMIT, "message of %zu bytes, at most %zu are allowed", bytes, WN_CODEC_BYTES_MAX);
     if (bytes == 0) return wn_fail(err, WN_EPROTO, "empty message");
     if ((rc = wn_codec_scan(&wn__envelope__descriptor, data, bytes, err)) != WN_OK) return rc;
-    env = wn__envelope__unpack(&allocator, bytes, data);
-    if (!env) return wn_fail(err, WN_EPROTO, "message of %zu bytes does not parse within %zu bytes of memory", bytes,
-                             WN_CODEC_MEMORY_MAX);
+    *out = wn__envelope__unpack(&allocator, bytes, data);
+    if (*out) return WN_OK;
+    return wn_fail(err, WN_EPROTO, "message of %zu bytes does not parse within %zu bytes of memory", bytes,
+                   WN_CODEC_MEMORY_MAX);
+}
+
+wn_status wn_codec_unpack(Wn__Envelope **out, const void *data, size_t bytes, struct wn_err *err)
+{
+    Wn__Envelope *env = NULL;
+    wn_status rc = parse(&env, data, bytes, err);
+
+    if (rc != WN_OK) return rc;
     if (env->version != WN_PROTO_VERSION)
         rc = wn_fail(err, WN_EUNSUPP, "protocol version %u; this side speaks %d", env->version, WN_PROTO_VERSION);
     else
@@ -236,6 +244,16 @@ wn_status wn_codec_unpack(Wn__Envelope **out, const void *data, size_t bytes, st
     else
         wn_codec_free(env);
     return rc;
+}
+
+Wn__Envelope *wn_codec_unpack_strange_hello(const void *data, size_t bytes)
+{
+    Wn__Envelope *env = NULL;
+
+    if (parse(&env, data, bytes, NULL) != WN_OK) return NULL;
+    if (env->body_case == WN__ENVELOPE__BODY_HELLO && check_hello(env->hello, NULL) == WN_OK) return env;
+    wn_codec_free(env);
+    return NULL;
 }
 
 wn_status wn_codec_unpack_logprobs(Wn__TokenLogprobs **out, const void *data, size_t bytes, struct wn_err *err)

@@ -52,6 +52,10 @@ WN_NODISCARD wn_status wn_codec_pack_body(uint8_t **out, size_t *out_bytes, Wn__
 WN_NODISCARD wn_status wn_codec_unpack(Wn__Envelope **out, const void *data, size_t bytes, struct wn_err *err);
 void wn_codec_free(Wn__Envelope *env); /* NULL is fine */
 
+/* The Hello of a peer that speaks another version (wn_codec_unpack said WN_EUNSUPP): for what may be told of it. NULL:
+ * it is none, or not as we know it. The caller's: wn_codec_free(). */
+Wn__Envelope *wn_codec_unpack_strange_hello(const void *data, size_t bytes);
+
 /* What one value of Tokens.logprobs holds. *out is owned by the caller: wn__token_logprobs__free_unpacked(). */
 WN_NODISCARD wn_status wn_codec_unpack_logprobs(Wn__TokenLogprobs **out, const void *data, size_t bytes,
                                                 struct wn_err *err);

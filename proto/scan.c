@@ -58,10 +58,15 @@ static const struct wn_field_limit limits[] = {
     {"FeaturesAck", "text", 1, 4096},
     {"WorkerStatus", "name", 1, 64},
     {"WorkerStatus", "host", 1, 256},
+    {"WorkerStatus", "build", 1, 128},
+    {"TurnedAway", "name", 1, 64},
+    {"TurnedAway", "host", 1, 256},
+    {"TurnedAway", "why", 1, 4096},
     {"Status", "model", 1, 256},
     {"Status", "version", 1, 128},
     {"Status", "quantization", 1, 32},
     {"Status", "workers", 1024, 0},
+    {"Status", "turned_away", 256, 0},
     {"Status", "not_ready_because", 1, 4096},
 };
 

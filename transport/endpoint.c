@@ -7,6 +7,7 @@
 #include <zmq.h>
 
 #include "base/chunk.h"
+#include "transport/endpoint_auth.h"
 #include "transport/endpoint_chunk.h"
 #include "transport/endpoint_impl.h"
 #include "transport/endpoint_watch.h"
@@ -168,6 +169,7 @@ static void read_events(struct wn_endpoint *ep)
         } else if (what != ZMQ_EVENT_MONITOR_STOPPED) {
             ep->stats.handshake_failed++;
             ep->stats.keys_refused += what == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH;
+            ep->stats.mismatched += what == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL;
         }
     }
 }
@@ -177,6 +179,12 @@ void wn_endpoint_stats_get(struct wn_endpoint *ep, struct wn_endpoint_stats *sta
     WN_ASSERT(pthread_equal(ep->thread, pthread_self()));
     read_events(ep);
     *stats = ep->stats;
+}
+
+bool wn_endpoint_stranger(struct wn_endpoint *ep, struct wn_stranger *out)
+{
+    WN_ASSERT(pthread_equal(ep->thread, pthread_self()));
+    return ep->domain && wn_auth_stranger(ep->net->auth, ep->domain, out);
 }
 
 static long poll_ms(int64_t deadline_us)

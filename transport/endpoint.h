@@ -89,9 +89,16 @@ struct wn_endpoint_stats {
     uint64_t handshake_failed;        /* wrong key, wrong protocol, or gone before it was ready; a client with none
                                        * connected and some failed was refused, and may not be tried again */
     uint64_t keys_refused;            /* of those: a server turned away a key that is not in its list */
+    uint64_t mismatched;              /* and: one side has keys, or another server's; or it speaks something else */
     uint64_t refused;                 /* messages that broke the frame limits (WN_EPROTO), or did not end */
     uint64_t crowded;                 /* connections that were refused: too many files are open */
     uint64_t busy;                    /* sends that found a full queue, or nobody connected */
+};
+
+/* A client whose key is not in the list. */
+struct wn_stranger {
+    char key[WN_CURVE_KEY_CHARS];
+    char address[64]; /* that it came from; "": over ipc:// */
 };
 
 struct wn_poll_item {
@@ -133,6 +140,9 @@ WN_NODISCARD wn_status wn_endpoint_poll(struct wn_poll_item *items, size_t n, in
 void wn_endpoint_traffic(const struct wn_endpoint *ep, struct wn_traffic_table *table);
 /* The figures so far; they move during poll, recv and this call. */
 void wn_endpoint_stats_get(struct wn_endpoint *ep, struct wn_endpoint_stats *stats);
+
+/* Who was turned away since the last call, one at a time; of many the last few. false: nobody. */
+bool wn_endpoint_stranger(struct wn_endpoint *ep, struct wn_stranger *out);
 
 void wn_msg_init(struct wn_msg *msg);
 void wn_msg_clear(struct wn_msg *msg); /* frees the frames; the message can be filled again */

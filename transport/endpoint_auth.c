@@ -18,11 +18,14 @@
 #define KEY_BYTES   32
 #define FIELDS      7 /* of a request: version, id, domain, address, identity, mechanism, key */
 #define FIELD_BYTES 256
+#define STRANGERS   8 /* of a domain, until they are asked for */
 
 struct domain {
     unsigned number; /* 0: free */
     size_t keys_n;
     unsigned char (*keys)[KEY_BYTES];
+    struct wn_stranger strangers[STRANGERS]; /* a ring */
+    unsigned came, told;                     /* so many came; up to that one they were told of */
 };
 
 struct wn_auth {
@@ -87,6 +90,40 @@ static bool allowed(struct wn_auth *auth, const struct field fields[FIELDS])
     return found;
 }
 
+/* Keeps who it was, for wn_auth_stranger. */
+static void keep_stranger(struct wn_auth *auth, const struct field fields[FIELDS])
+{
+    struct wn_stranger one = {0};
+
+    if (!field_is(&fields[5], "CURVE") || fields[6].bytes != KEY_BYTES) return;
+    if (!zmq_z85_encode(one.key, fields[6].data, KEY_BYTES)) return;
+    snprintf(one.address, sizeof(one.address), "%.*s", (int)fields[3].bytes, (const char *)fields[3].data);
+    pthread_mutex_lock(&auth->lock);
+    for (int i = 0; i < DOMAINS_MAX; i++) {
+        struct domain *d = &auth->domains[i];
+        char name[WN_AUTH_DOMAIN_CHARS];
+        wn_auth_domain_name(d->number, name);
+        if (d->number != 0 && field_is(&fields[2], name)) d->strangers[d->came++ % STRANGERS] = one;
+    }
+    pthread_mutex_unlock(&auth->lock);
+}
+
+bool wn_auth_stranger(struct wn_auth *auth, unsigned domain, struct wn_stranger *out)
+{
+    bool found = false;
+
+    pthread_mutex_lock(&auth->lock);
+    for (int i = 0; i < DOMAINS_MAX && !found; i++) {
+        struct domain *d = &auth->domains[i];
+        if (d->number != domain || d->told == d->came) continue;
+        if (d->came - d->told > STRANGERS) d->told = d->came - STRANGERS;
+        *out = d->strangers[d->told++ % STRANGERS];
+        found = true;
+    }
+    pthread_mutex_unlock(&auth->lock);
+    return found;
+}
+
 /* At most one record a second: whoever is turned away may try again at once. */
 static void note_refusal(struct wn_auth *auth, const struct field *from)
 {
@@ -108,6 +145,7 @@ static void answer(struct wn_auth *auth)
     bool yes = good && allowed(auth, fields) && zmq_z85_encode(key, fields[6].data, KEY_BYTES);
     const char *code = yes ? "200" : "400";
 
+    if (!yes && good) keep_stranger(auth, fields);
     if (!yes && good) note_refusal(auth, &fields[3]);
     if (!good) fields[1].bytes = 0; /* REP must answer what it was asked, even nonsense */
     zmq_send(auth->socket, "1.0", 3, ZMQ_SNDMORE);

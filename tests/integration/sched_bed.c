@@ -9,7 +9,7 @@ static void *bed_main(void *arg)
 {
     struct bed *b = arg;
     struct wn_scheduler *s = NULL;
-    wn_status rc = wn_scheduler_open(&s, &b->cfg, "tcp://127.0.0.1:0", &b->err);
+    wn_status rc = wn_scheduler_open(&s, &b->cfg, b->workers_at ? b->workers_at : "tcp://127.0.0.1:0", &b->err);
 
     pthread_mutex_lock(&b->lock);
     b->rc = rc;

@@ -34,6 +34,7 @@ struct bed {
     pthread_cond_t cond;
     int stop_fd;
     char clients[WN_TEXT_LEN], workers[WN_TEXT_LEN];
+    const char *workers_at; /* where to wait for workers; NULL: any port */
     bool up;
     wn_status rc;
     struct wn_err err;

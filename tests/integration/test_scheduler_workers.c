@@ -171,6 +171,85 @@ static void a_connection_comes_back(void **state)
     expect_answer(b->client, "");
 }
 
+/* A Hello as it is, in a protocol of this version. */
+static struct end *say_hello(struct bed *b, uint32_t version, Wn__Hello *h)
+{
+    struct end *e = end_open(b, true);
+    Wn__Envelope env = WN__ENVELOPE__INIT;
+    uint8_t bytes[1024];
+
+    env.version = version;
+    env.body_case = WN__ENVELOPE__BODY_HELLO;
+    env.hello = h;
+    assert_true(wn__envelope__get_packed_size(&env) <= sizeof(bytes));
+    end_send_raw(e, bytes, wn__envelope__pack(&env, bytes), NULL, 0);
+    return e;
+}
+
+static const Wn__TurnedAway *turned_away(const Wn__Status *st, const char *name)
+{
+    for (size_t i = 0; i < st->n_turned_away; i++)
+        if (strcmp(st->turned_away[i]->name, name) == 0) return st->turned_away[i];
+    return NULL;
+}
+
+/* Workers that do not fit are named in the status with the reason, until they are let in; who works here with another
+ * build is let in, and the build shown. */
+static void workers_that_do_not_fit(void **state)
+{
+    struct bed *b = *state;
+    Wn__Hello h = WN__HELLO__INIT;
+    const Wn__TurnedAway *t;
+    Wn__Envelope *env;
+    struct end *e;
+
+    bed_start_with(b, 4, 1);
+    h.host = "node7";
+    h.model_id = "xyz";
+    h.role = WN__ROLE__ROLE_VISION;
+    h.name = "vision-1";
+    h.build = "0.0 (other)";
+    for (int i = 0; i < 2; i++) end_expect_error(say_hello(b, WN_PROTO_VERSION, &h), WN_EINVAL, "do not mix");
+    h.name = "vision-2";
+    e = say_hello(b, WN_PROTO_VERSION + 1, &h);
+    end_expect_error(e, WN_EUNSUPP, "protocol version 2");
+    h.role = WN__ROLE__ROLE_LEADER;
+    h.name = "replica-1";
+    h.model_id = "abc";
+    h.tokens_max = 512;
+    end_expect_error(say_hello(b, WN_PROTO_VERSION, &h), WN_EINVAL, "--max-model-len");
+    env = ask_status(b->client);
+    assert_int_equal(env->status->n_workers, 2);
+    assert_int_equal(env->status->n_turned_away, 3);
+    assert_int_equal(env->status->turned_away_total, 4);
+    t = turned_away(env->status, "vision-1");
+    assert_non_null(t);
+    assert_string_equal(t->host, "node7");
+    assert_int_equal(t->times, 2);
+    assert_non_null(strstr(t->why, "vision-1 serves model xyz, but "));
+    assert_true(t->since_ms >= t->last_ms && t->since_ms < 60000);
+    assert_non_null(t = turned_away(env->status, "vision-2"));
+    assert_non_null(strstr(t->why, "protocol version 2; this side speaks 1"));
+    assert_non_null(t = turned_away(env->status, "replica-1"));
+    assert_int_equal(t->role, WN__ROLE__ROLE_LEADER);
+    assert_non_null(strstr(t->why, "512 tokens"));
+    wn_codec_free(env);
+
+    h.role = WN__ROLE__ROLE_VISION;
+    h.name = "vision-1";
+    h.tokens_max = 0;
+    wn_codec_free(end_expect(say_hello(b, WN_PROTO_VERSION, &h), WN__ENVELOPE__BODY_WELCOME));
+    env = ask_status(b->client);
+    assert_null(turned_away(env->status, "vision-1"));
+    assert_int_equal(env->status->n_turned_away, 2);
+    assert_int_equal(env->status->turned_away_total, 4);
+    for (size_t i = 0; i < env->status->n_workers; i++) {
+        const Wn__WorkerStatus *w = env->status->workers[i];
+        assert_string_equal(w->build, strcmp(w->name, "vision-1") == 0 ? "0.0 (other)" : "");
+    }
+    wn_codec_free(env);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -179,6 +258,7 @@ int main(int argc, char **argv)
         BED_TEST(a_leader_leaves),
         BED_TEST(a_group_ends),
         BED_TEST(a_connection_comes_back),
+        BED_TEST(workers_that_do_not_fit),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     wn_log_max = WN_LOG_ERROR;

@@ -397,6 +397,33 @@ static void damaged_messages(void **state)
     free(data);
 }
 
+/* Of a peer that speaks another version no more is read than who it is. */
+static void a_strange_hello(void **state)
+{
+    Wn__Envelope env = WN__ENVELOPE__INIT, *out;
+    Wn__Hello h = WN__HELLO__INIT;
+    uint8_t bytes[256];
+    size_t n;
+
+    (void)state;
+    env.version = WN_PROTO_VERSION + 1;
+    env.body_case = WN__ENVELOPE__BODY_HELLO;
+    env.hello = &h;
+    h.role = WN__ROLE__ROLE_VISION;
+    h.name = "vision-3";
+    n = wn__envelope__pack(&env, bytes);
+    assert_int_equal(wn_codec_unpack(&out, bytes, n, NULL), WN_EUNSUPP);
+    assert_non_null(out = wn_codec_unpack_strange_hello(bytes, n));
+    assert_string_equal(out->hello->name, "vision-3");
+    wn_codec_free(out);
+    assert_null(wn_codec_unpack_strange_hello(bytes, n - 1));
+    h.name = "";
+    assert_null(wn_codec_unpack_strange_hello(bytes, wn__envelope__pack(&env, bytes)));
+    env.body_case = WN__ENVELOPE__BODY_STATUS_REQUEST;
+    env.status_request = &(Wn__StatusRequest)WN__STATUS_REQUEST__INIT;
+    assert_null(wn_codec_unpack_strange_hello(bytes, wn__envelope__pack(&env, bytes)));
+}
+
 static void names_and_helpers(void **state)
 {
     Wn__JobRef a = WN__JOB_REF__INIT, b = WN__JOB_REF__INIT;
@@ -445,6 +472,7 @@ int main(void)
         cmocka_unit_test(ranges), cmocka_unit_test(drain_has_an_end),
         cmocka_unit_test(features_must_agree),
         cmocka_unit_test(damaged_messages),
+        cmocka_unit_test(a_strange_hello),
         cmocka_unit_test(names_and_helpers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

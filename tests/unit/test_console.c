@@ -17,6 +17,7 @@ struct service {
     Wn__LinkBytes sent, own;
     Wn__Heartbeat beat;
     Wn__WorkerStatus worker[2], *worker_list[2];
+    Wn__TurnedAway away, *away_list[1];
     Wn__Status st;
 };
 
@@ -55,6 +56,7 @@ static void build(struct service *s)
     s->worker[1].role = WN__ROLE__ROLE_VISION;
     s->worker[1].name = "vision \"0\"\n";
     s->worker[1].host = "node2";
+    s->worker[1].build = "0.0 (x)";
     s->worker[1].last_seen_ms = 4500;
     s->st = (Wn__Status)WN__STATUS__INIT;
     s->st.model = "m";
@@ -73,6 +75,18 @@ static void build(struct service *s)
     s->st.sent = &s->own;
     s->st.workers = s->worker_list;
     s->st.n_workers = 2;
+    s->away = (Wn__TurnedAway)WN__TURNED_AWAY__INIT;
+    s->away.role = WN__ROLE__ROLE_VISION;
+    s->away.name = "vision-9";
+    s->away.host = "node9";
+    s->away.why = "another \"model\"";
+    s->away.since_ms = 12000;
+    s->away.last_ms = 400;
+    s->away.times = 24;
+    s->away_list[0] = &s->away;
+    s->st.turned_away = s->away_list;
+    s->st.n_turned_away = 1;
+    s->st.turned_away_total = 31;
 }
 
 static char *print(const Wn__Status *now, const Wn__Status *before, double seconds)
@@ -113,7 +127,8 @@ static void table(void **state)
     has(text, "50 of 200 KV pages (25 %)");
     has(text, "rank 0       node1            pid 40       seen 0.3 s ago, STALLED for 2.5 s, 3.0 MiB");
     has(text, "rank 1       node1            pid 41       seen 0.4 s ago, 3.0 MiB");
-    has(text, "LOST seen 4.5 s ago");
+    has(text, "LOST seen 4.5 s ago, OF BUILD 0.0 (x)\n");
+    has(text, "vision  vision-9     node9            TURNED AWAY for 12.0 s, 24 times, 0.4 s ago: another \"model\"\n");
     free(text);
     build(&before); /* two seconds ago */
     before.st.generated_tokens = 300;
@@ -140,6 +155,8 @@ static void metrics(void **state)
     text = print(&now.st, NULL, -1);
     has(text, "winnow:ready{model_name=\"m\"} 0\n");
     has(text, "winnow:prompt_tokens_total{model_name=\"m\"} 4321\n");
+    has(text, "winnow:workers_turned_away{model_name=\"m\"} 1\n");
+    has(text, "winnow:workers_turned_away_total{model_name=\"m\"} 31\n");
     has(text, "winnow:num_clients{model_name=\"m\"} 6\n");
     has(text, "winnow:rank_up{model_name=\"m\",replica=\"replica-0\",rank=\"0\"} 1\n");
     has(text, "winnow:queue_wait_seconds{model_name=\"m\"} 1.5\n");
@@ -165,7 +182,7 @@ static void json(void **state)
 {
     struct service now;
     Wn__StageLoad stage[2] = {WN__STAGE_LOAD__INIT, WN__STAGE_LOAD__INIT}, *stages[2] = {&stage[0], &stage[1]};
-    const json_t *workers, *replica, *rank;
+    const json_t *workers, *replica, *rank, *away;
     char *text;
     json_t *root;
 
@@ -199,6 +216,14 @@ static void json(void **state)
         json_integer_value(json_object_get(json_array_get(json_object_get(replica, "stages"), 1), "link_us")), 30);
     assert_string_equal(json_string_value(json_object_get(json_array_get(workers, 1), "role")), "vision");
     assert_string_equal(json_string_value(json_object_get(json_array_get(workers, 1), "name")), "vision \"0\"\n");
+    assert_string_equal(json_string_value(json_object_get(json_array_get(workers, 1), "build")), "0.0 (x)");
+    assert_null(json_object_get(replica, "build"));
+    assert_int_equal(json_integer_value(json_object_get(root, "turned_away_total")), 31);
+    assert_int_equal(json_array_size(json_object_get(root, "turned_away")), 1);
+    away = json_array_get(json_object_get(root, "turned_away"), 0);
+    assert_string_equal(json_string_value(json_object_get(away, "name")), "vision-9");
+    assert_string_equal(json_string_value(json_object_get(away, "why")), "another \"model\"");
+    assert_int_equal(json_integer_value(json_object_get(away, "last_ms")), 400);
     json_decref(root);
 }
 
