@@ -84,7 +84,7 @@ const struct wn_option wn_options[] = {
     TIME("lease-ms", lease_ms, "MS", "3000", 50, 600000, "silence after which a worker counts as lost"),
     TIME("heartbeat-ms", heartbeat_ms, "MS", "500", 10, 60000, "time between signs of life"),
     TIME("encode-timeout", encode_timeout_ms, "MS", "60000", 0, 86400000,
-         "how long an image may take before another vision worker is asked; 0: for ever"),
+         "how long a vision worker may get on with nothing before another is asked for its images; 0: for ever"),
     TIME("stall-timeout", stall_timeout_ms, "MS", "60000", 0, 86400000,
          "how long a rank may do nothing in the middle of its work before its replica is started again; 0: for ever"),
     TIME("reconnect-grace", reconnect_grace_ms, "MS", "30000", 0, 86400000,

@@ -24,6 +24,7 @@ struct wn_sched_worker {
     uint32_t outstanding;             /* jobs of a leader, images of a vision worker */
     uint64_t dispatched;
     int64_t last_seen_us, cut_us;     /* cut_us: its connection is gone since then; 0: it is there */
+    int64_t moved_us;                 /* when it last got on with any of its work */
     Wn__Envelope *heartbeat;          /* the last one, owned; or NULL */
 };
 

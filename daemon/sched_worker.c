@@ -93,19 +93,28 @@ static bool order_again(struct wn_scheduler *s, struct wn_job *job, int worker)
     return true;
 }
 
-/* The worker has no room for the job's images, as when features wait there for a leader whose link is down. That is no
- * attempt: they are ordered again before long, as often as --encode-timeout permits. false: that is over, or the worker
- * is the job's leader. */
+/* Whether a worker has not got on with anything for --encode-timeout, at least since `since_us`. */
+static bool stands_still(const struct wn_scheduler *s, int worker, int64_t since_us, int64_t now_us)
+{
+    const int64_t moved_us = s->worker[worker].moved_us, wait_us = (int64_t)s->cfg.encode_timeout_ms * 1000;
+
+    return wait_us && now_us - (since_us > moved_us ? since_us : moved_us) > wait_us;
+}
+
+/* The worker has no room for the job's images, as when features wait there for a leader that is busy. That is no
+ * attempt: they are ordered again before long, while the worker or the leader gets on. false: neither does for
+ * --encode-timeout, or the worker is the job's leader. */
 static bool order_later(struct wn_scheduler *s, struct wn_job *job, int worker)
 {
-    const int64_t now_us = wn_now_us(), wait_us = (int64_t)s->cfg.encode_timeout_ms * 1000;
+    const int64_t now_us = wn_now_us();
 
     if (job->leader == worker) return false;
     for (uint32_t i = 0; i < job->images_n; i++) {
         struct wn_job_image *im = &job->images[i];
         if (im->worker != worker) continue;
         if (!im->full_us) im->full_us = now_us;
-        if (wait_us && now_us - im->full_us > wait_us) return false;
+        if (stands_still(s, worker, im->full_us, now_us) && stands_still(s, job->leader, im->full_us, now_us))
+            return false;
         im->order_at_us = now_us + FULL_PAUSE_US;
         im->orders--;
         take_image(s, im);
@@ -113,7 +122,8 @@ static bool order_later(struct wn_scheduler *s, struct wn_job *job, int worker)
     return true;
 }
 
-/* A worker that is alive and does not get on: somebody else is asked, or the attempt is lost. */
+/* A worker that is alive and does not get on, or not with this image although all before it have had their time:
+ * somebody else is asked, or the attempt is lost. One that is only slow is waited for. */
 void wn_sched_slow_encodes(struct wn_scheduler *s, int64_t now_us)
 {
     const int64_t wait_us = (int64_t)s->cfg.encode_timeout_ms * 1000;
@@ -124,9 +134,12 @@ void wn_sched_slow_encodes(struct wn_scheduler *s, int64_t now_us)
         for (uint32_t i = 0; i < job->images_n; i++) {
             const struct wn_job_image *im = &job->images[i];
             const int worker = im->worker;
-            if (worker == WN_NO_WORKER || im->encoded || im->waiting || now_us - im->ordered_us <= wait_us) continue;
-            snprintf(why, sizeof(why), "%s had image %u for %u ms", s->worker[worker].name, i,
-                     s->cfg.encode_timeout_ms);
+            if (worker == WN_NO_WORKER || im->encoded || im->waiting) continue;
+            if (!stands_still(s, worker, im->ordered_us, now_us) &&
+                now_us - im->ordered_us <= wait_us * (s->worker[worker].slots + 1))
+                continue;
+            snprintf(why, sizeof(why), "%s had image %u for %lld ms", s->worker[worker].name, i,
+                     (long long)(now_us - im->ordered_us) / 1000);
             wn_warn("scheduler", "job %s: %s", job->id, why);
             wn_sched_tell_cancel(s, worker, job);
             if (!order_again(s, job, worker)) wn_sched_lose(s, job, why);
@@ -285,7 +298,7 @@ static void fill_worker(struct wn_sched_worker *w, const Wn__Hello *h, const str
 {
     w->up = true;
     w->confirmed = w->draining = w->hangs = false;
-    w->cut_us = 0;
+    w->cut_us = w->moved_us = 0;
     w->peer = *peer;
     w->role = h->role;
     w->pid = h->pid;
@@ -410,7 +423,9 @@ static void on_heartbeat(struct wn_scheduler *s, int worker, Wn__Envelope **env)
 {
     struct wn_sched_worker *w = &s->worker[worker];
     Wn__Heartbeat answer = WN__HEARTBEAT__INIT;
+    const Wn__Heartbeat *was = w->heartbeat ? w->heartbeat->heartbeat : NULL, *is = (*env)->heartbeat;
 
+    if (was && (is->images != was->images || is->steps != was->steps)) w->moved_us = wn_now_us();
     wn_codec_free(w->heartbeat);
     w->heartbeat = *env;
     *env = NULL;
@@ -440,6 +455,7 @@ static void on_encoded(struct wn_scheduler *s, int worker, const Wn__Encoded *e,
     struct wn_job *job = current(s, e->job, "Encoded");
     struct wn_job_image *im;
 
+    s->worker[worker].moved_us = wn_now_us(); /* whoever wanted that */
     if (!job || e->image >= job->images_n) return;
     im = &job->images[e->image];
     if (im->worker != worker || im->encoded) return;

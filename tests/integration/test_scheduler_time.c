@@ -233,6 +233,64 @@ static void vision_worker_stays_full(void **state)
     wn_codec_free(env);
 }
 
+static void beat(struct end *e, uint64_t images, uint64_t steps)
+{
+    Wn__Heartbeat h = WN__HEARTBEAT__INIT;
+
+    h.images = images;
+    h.steps = steps;
+    end_send(e, WN__ENVELOPE__BODY_HEARTBEAT, &h, NULL, 0);
+}
+
+/* A full worker that gets on with its images, or whose leader gets on, is no failure, however long that takes. */
+static void full_and_busy(void **state)
+{
+    struct bed *b = *state;
+
+    b->cfg.encode_timeout_ms = 300;
+    b->cfg.max_attempts = 1;
+    bed_start_with(b, 4, 1);
+    for (int leader = 0; leader < 2; leader++) {
+        struct order gen, enc;
+        submit_new(b->client, "q", "image", NULL);
+        gen = take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
+        for (uint64_t i = 0; i < 8; i++) { /* at least 100 ms each */
+            enc = take_order(b->vision, WN__ENVELOPE__BODY_ENCODE);
+            beat(b->vision, leader ? 8 : i, 0);
+            beat(b->leader, 0, leader ? i : 0);
+            give_error(b->vision, &enc, WN_EBUSY, true, "no room here");
+        }
+        enc = take_order(b->vision, WN__ENVELOPE__BODY_ENCODE);
+        give_encoded(b->vision, &enc);
+        give_done(b->leader, &gen, 9);
+        expect_answer(b->client, "");
+    }
+}
+
+/* A worker that gets on, but has not come to this image yet: that is waited for, until all before it must be done. */
+static void slow_and_busy(void **state)
+{
+    struct bed *b = *state;
+    const int64_t began_us = wn_now_us();
+    Wn__Envelope *env = NULL;
+    char id[32];
+
+    b->cfg.encode_timeout_ms = 300;
+    bed_start_with(b, 4, 2);
+    submit_new(b->client, "q", "image", id);
+    (void)take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
+    (void)take_order(b->vision, WN__ENVELOPE__BODY_ENCODE);
+    for (uint64_t i = 0; i < 100 && !env; i++) {
+        beat(b->vision, i, 0);
+        env = end_recv(b->vision, 50);
+    }
+    assert_non_null(env);
+    assert_int_equal(env->body_case, WN__ENVELOPE__BODY_CANCEL);
+    assert_string_equal(env->cancel->job->job_id, id);
+    assert_true(wn_now_us() - began_us >= 3 * 300000);
+    wn_codec_free(env);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -243,6 +301,8 @@ int main(int argc, char **argv)
         BED_TEST(results_are_bounded),
         BED_TEST(full_vision_worker),
         BED_TEST(vision_worker_stays_full),
+        BED_TEST(full_and_busy),
+        BED_TEST(slow_and_busy),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     wn_log_max = WN_LOG_ERROR;
