@@ -9,16 +9,9 @@
 #ifndef WN_CLIENT_BATCH_H
 #define WN_CLIENT_BATCH_H
 
-#include <jansson.h>
-#include <stdbool.h>
-#include <stdint.h>
-
-#include "base/status.h"
-#include "client/winnow.h"
-#include "proto/codec.h"
+#include "client/chat.h"
 
 #define BATCH_LINE_MAX      ((size_t)384 << 20) /* base64 of the most image bytes that a job may have, and some text */
-#define BATCH_IMAGE_MAX     ((size_t)256 << 20) /* all images of a request */
 #define BATCH_CUSTOM_ID_MAX 512
 #define BATCH_ITEMS_MAX     (UINT32_MAX / 4)
 #define BATCH_NAME_BYTES    16
@@ -27,14 +20,9 @@
 /* ---- one input line ---- */
 
 struct batch_request {
-    json_t *root;                  /* behind the strings below */
-    const char *custom_id, *model; /* NULL: the line has none */
-    char *prompt;                  /* owned */
-    const char *image_url[WN_IMAGES_MAX];
-    struct winnow_image image[WN_IMAGES_MAX]; /* data is owned; filled by batch_images_read */
-    const char *stop[WN_STOP_MAX];
-    bool pruned; /* the line says something about pruning */
-    struct winnow_request request;
+    json_t *root;          /* behind the strings below; owned */
+    const char *custom_id; /* NULL: the line has none */
+    struct chat_request chat;
 };
 
 /* Reads a line. *out is to be given to fini in any case; after a failure it may still have its custom_id. */
@@ -42,31 +30,13 @@ WN_NODISCARD wn_status batch_line_parse(struct batch_request *out, const char *l
                                         struct wn_err *err);
 void batch_request_fini(struct batch_request *r); /* a zeroed one is fine */
 
-/* Loads the pictures of r->image_url: paths (relative to root, if it is not NULL), file:// and data: URLs. */
-WN_NODISCARD wn_status batch_images_read(struct batch_request *r, const char *root, struct wn_err *err);
-
-/* One picture; *data is the caller's. More than `max` bytes: WN_ELIMIT. http(s): WN_EUNSUPP. */
-WN_NODISCARD wn_status batch_image_read(const char *url, const char *root, size_t max, uint8_t **data, size_t *bytes,
-                                        struct wn_err *err);
-
-/* Strict base64: padded, standard alphabet; nothing but its characters. */
-WN_NODISCARD wn_status batch_base64(const char *text, size_t n, size_t max, uint8_t **data, size_t *bytes,
-                                    struct wn_err *err);
-
 /* ---- one output line ---- */
 
-struct batch_choice {
-    const char *text, *finish_reason;
-    const char *logprobs; /* elements of logprobs.content; NULL: none were asked for */
-};
-
 struct batch_result {
-    const char *id, *custom_id; /* custom_id NULL: null */
-    const char *job_id, *model; /* of the first answer; job_id NULL: the server never named it */
-    struct batch_choice choice[WN_CHOICES_MAX];
-    uint32_t choices_n; /* 0: the request failed */
-    uint32_t prompt_tokens, completion_tokens, image_tokens, image_tokens_before; /* completion: of all choices */
-    const char *error_code; /* "invalid_request", ... */
+    const char *id, *custom_id, *model; /* custom_id NULL: null */
+    const struct chat_answer *answer;   /* NULL: the request failed */
+    const char *job_id;                 /* then, and the rest; NULL: the server never named it */
+    const char *error_code;             /* "invalid_request", ... */
     const char *error_text;
     int http_status; /* of the failure; 0: it never reached the server */
     int64_t created_s;

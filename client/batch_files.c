@@ -330,10 +330,10 @@ void batch_key(const struct batch_request *r, const char *line, size_t bytes, ch
 
     crypto_generichash_init(&h, NULL, 0, sizeof(sum));
     crypto_generichash_update(&h, (const uint8_t *)line, bytes); /* with the custom_id */
-    for (size_t i = 0; i < r->request.images_n; i++) {
-        const uint64_t n = r->image[i].bytes;
+    for (size_t i = 0; i < r->chat.request.images_n; i++) {
+        const uint64_t n = r->chat.image[i].bytes;
         crypto_generichash_update(&h, (const uint8_t *)&n, sizeof(n));
-        crypto_generichash_update(&h, r->image[i].data, n);
+        crypto_generichash_update(&h, r->chat.image[i].data, n);
     }
     crypto_generichash_final(&h, sum, sizeof(sum));
     sodium_bin2hex(out, 65, sum, sizeof(sum));

@@ -1,303 +1,94 @@
-/* client/batch_line.c - one line of OpenAI's batch input to a request; see batch.h. */
-#include <inttypes.h>
-#include <math.h>
+/* client/batch_line.c - a line of OpenAI's batch input to a request, an answer or a failure to a line of its output;
+ * see batch.h. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "client/batch.h"
 
-#define URL "/v1/chat/completions"
-
-/* What OpenAI's clients send and what changes nothing here. */
-static bool harmless(const char *key, const json_t *v)
-{
-    static const char *const notes[] = {"user", "metadata", "store", "service_tier", "safety_identifier"};
-
-    if (json_is_null(v)) return true;
-    for (size_t i = 0; i < sizeof(notes) / sizeof(notes[0]); i++)
-        if (strcmp(key, notes[i]) == 0) return true;
-    if (strcmp(key, "stream") == 0) return json_is_false(v);
-    if (strcmp(key, "presence_penalty") == 0 || strcmp(key, "frequency_penalty") == 0)
-        return json_is_number(v) && fpclassify(json_number_value(v)) == FP_ZERO;
-    return false;
-}
-
-static wn_status get_text(const json_t *o, const char *where, const char *key, const char **out, struct wn_err *err)
+static wn_status get_text(const json_t *o, const char *key, const char **out, struct wn_err *err)
 {
     const json_t *v = json_object_get(o, key);
 
     *out = NULL;
     if (!v || json_is_null(v)) return WN_OK;
-    if (!json_is_string(v)) return wn_fail(err, WN_EINVAL, "%s%s is no text", where, key);
+    if (!json_is_string(v)) return wn_fail(err, WN_EINVAL, "%s is no text", key);
     *out = json_string_value(v);
-    return WN_OK;
-}
-
-static wn_status get_whole(const json_t *v, const char *key, uint64_t max, uint64_t *out, struct wn_err *err)
-{
-    if (!json_is_integer(v) || json_integer_value(v) < 0 || (uint64_t)json_integer_value(v) > max)
-        return wn_fail(err, WN_EINVAL, "%s is no whole number from 0 to %" PRIu64, key, max);
-    *out = (uint64_t)json_integer_value(v);
-    return WN_OK;
-}
-
-static wn_status get_number(const json_t *v, const char *key, double max, float *out, struct wn_err *err)
-{
-    const double x = json_number_value(v);
-
-    if (!json_is_number(v) || !(x >= 0) || x > max)
-        return wn_fail(err, WN_EINVAL, "%s is no number from 0 to %g", key, max);
-    *out = (float)x;
-    return WN_OK;
-}
-
-static wn_status get_truth(const json_t *v, const char *key, int *out, struct wn_err *err)
-{
-    if (!json_is_boolean(v)) return wn_fail(err, WN_EINVAL, "%s is neither true nor false", key);
-    *out = json_is_true(v);
-    return WN_OK;
-}
-
-/* ---- messages ---- */
-
-static wn_status add_text(char **prompt, const char *text, struct wn_err *err)
-{
-    const size_t had = *prompt ? strlen(*prompt) : 0, n = strlen(text);
-    char *more;
-
-    if (n > WN_PROMPT_BYTES_MAX || had + n + 1 > WN_PROMPT_BYTES_MAX)
-        return wn_fail(err, WN_ELIMIT, "the prompt has more than %zu bytes", WN_PROMPT_BYTES_MAX);
-    if (!(more = realloc(*prompt, had + n + 2))) return wn_fail(err, WN_ENOMEM, "prompt");
-    if (had) more[had] = '\n';
-    memcpy(more + had + (had > 0), text, n + 1);
-    *prompt = more;
-    return WN_OK;
-}
-
-static wn_status add_image(struct batch_request *r, size_t i, const json_t *part, struct wn_err *err)
-{
-    const json_t *v = json_object_get(part, "image_url");
-    const char *url = json_is_string(v) ? json_string_value(v) : json_string_value(json_object_get(v, "url"));
-
-    if (!url || !url[0]) return wn_fail(err, WN_EINVAL, "messages: content[%zu] has no image_url.url", i);
-    if (r->request.images_n == WN_IMAGES_MAX)
-        return wn_fail(err, WN_ELIMIT, "messages: more than %d images", WN_IMAGES_MAX);
-    r->image_url[r->request.images_n++] = url;
-    return WN_OK;
-}
-
-static wn_status add_part(struct batch_request *r, size_t i, const json_t *part, struct wn_err *err)
-{
-    const char *type = json_string_value(json_object_get(part, "type"));
-    const char *text = json_string_value(json_object_get(part, "text"));
-
-    if (!type) return wn_fail(err, WN_EINVAL, "messages: content[%zu] has no type", i);
-    if (strcmp(type, "image_url") == 0) return add_image(r, i, part, err);
-    if (strcmp(type, "text") != 0)
-        return wn_fail(err, WN_EUNSUPP, "messages: content[%zu] of type '%.40s' is not supported", i, type);
-    if (!text) return wn_fail(err, WN_EINVAL, "messages: content[%zu] has no text", i);
-    return add_text(&r->prompt, text, err);
-}
-
-static wn_status parse_messages(struct batch_request *r, const json_t *all, struct wn_err *err)
-{
-    const json_t *message = json_array_get(all, 0), *content = json_object_get(message, "content"), *part;
-    const char *role = json_string_value(json_object_get(message, "role"));
-    wn_status rc = WN_OK;
-    size_t i;
-
-    if (!json_is_array(all) || json_array_size(all) == 0)
-        return wn_fail(err, WN_EINVAL, "body.messages is no list of messages");
-    if (!role) return wn_fail(err, WN_EINVAL, "messages[0] has no role");
-    if (strcmp(role, "user") != 0)
-        return wn_fail(err, WN_EUNSUPP, "messages[0]: role '%.40s' is not supported, only 'user'", role);
-    if (json_array_size(all) > 1)
-        return wn_fail(err, WN_EUNSUPP, "messages: %zu of them; only one is supported", json_array_size(all));
-    if (json_is_string(content)) {
-        rc = add_text(&r->prompt, json_string_value(content), err);
-    } else if (json_is_array(content)) {
-        json_array_foreach(content, i, part)
-        {
-            if ((rc = add_part(r, i, part, err)) != WN_OK) return rc;
-        }
-    } else {
-        rc = wn_fail(err, WN_EINVAL, "messages[0].content is neither text nor a list of parts");
-    }
-    if (rc == WN_OK && (!r->prompt || !r->prompt[0])) rc = wn_fail(err, WN_EINVAL, "messages[0] has no text");
-    return rc;
-}
-
-/* ---- the other fields of the body ---- */
-
-static wn_status parse_stop(struct batch_request *r, const json_t *v, struct wn_err *err)
-{
-    const size_t n = json_is_array(v) ? json_array_size(v) : 1;
-
-    if (n > WN_STOP_MAX) return wn_fail(err, WN_ELIMIT, "stop: %zu texts; at most %d are allowed", n, WN_STOP_MAX);
-    for (size_t i = 0; i < n; i++) {
-        const char *text = json_string_value(json_is_array(v) ? json_array_get(v, i) : v);
-        if (!text) return wn_fail(err, WN_EINVAL, "stop is neither a text nor a list of texts");
-        if (!text[0]) return wn_fail(err, WN_EINVAL, "stop: an empty text");
-        r->stop[r->request.stop_n++] = text;
-    }
-    return WN_OK;
-}
-
-static wn_status parse_position(const json_t *v, enum winnow_position *out, struct wn_err *err)
-{
-    const char *text = json_is_string(v) ? json_string_value(v) : "";
-
-    if (strcmp(text, "compact") == 0) *out = WINNOW_POSITION_COMPACT;
-    else if (strcmp(text, "original") == 0) *out = WINNOW_POSITION_ORIGINAL;
-    else return wn_fail(err, WN_EINVAL, "image_pruning.position is neither \"compact\" nor \"original\"");
-    return WN_OK;
-}
-
-static wn_status parse_pruning_field(struct winnow_request *q, const json_t *o, const char *key, const json_t *v,
-                                     struct wn_err *err)
-{
-    uint64_t whole = 0;
-    wn_status rc;
-
-    if (strcmp(key, "method") == 0) return get_text(o, "image_pruning.", key, &q->pruning_method, err);
-    if (strcmp(key, "setting") == 0) return get_text(o, "image_pruning.", key, &q->pruning_setting, err);
-    if (strcmp(key, "options") == 0) return get_text(o, "image_pruning.", key, &q->pruning_options, err);
-    if (strcmp(key, "position") == 0) return parse_position(v, &q->pruning_position, err);
-    if (strcmp(key, "seed") == 0) return get_whole(v, "image_pruning.seed", INT64_MAX, &q->pruning_seed, err);
-    if (strcmp(key, "keep") == 0) {
-        rc = get_whole(v, "image_pruning.keep", WN_FEATURE_ROWS_MAX, &whole, err);
-        if (rc == WN_OK && whole == 0) rc = wn_fail(err, WN_EINVAL, "image_pruning.keep is 0: at least 1 is kept");
-        q->pruning_keep = (uint32_t)whole;
-        return rc;
-    }
-    if (strcmp(key, "cap") == 0) {
-        rc = get_whole(v, "image_pruning.cap", WN_FEATURE_ROWS_MAX, &whole, err);
-        q->pruning_cap = (uint32_t)whole;
-        return rc;
-    }
-    if (strcmp(key, "rate") == 0) { /* of 0: nothing is removed, which a request says as a count */
-        rc = get_number(v, "image_pruning.rate", 1, &q->pruning_rate, err);
-        if (rc == WN_OK && !(q->pruning_rate > 0) && !q->pruning_keep) q->pruning_keep = WN_FEATURE_ROWS_MAX;
-        return rc;
-    }
-    if (strcmp(key, "projected") == 0) {
-        if (!json_is_boolean(v)) return wn_fail(err, WN_EINVAL, "image_pruning.projected is neither true nor false");
-        q->pruning_projected = json_is_true(v);
-        return WN_OK;
-    }
-    return wn_fail(err, WN_EUNSUPP, "image_pruning.%.40s is not supported", key);
-}
-
-static wn_status parse_pruning(struct batch_request *r, json_t *o, struct wn_err *err)
-{
-    const char *key;
-    json_t *v;
-
-    if (!json_is_object(o)) return wn_fail(err, WN_EINVAL, "image_pruning is no object");
-    r->pruned = true;
-    json_object_foreach(o, key, v)
-    {
-        wn_status rc = json_is_null(v) ? WN_OK : parse_pruning_field(&r->request, o, key, v, err);
-        if (rc != WN_OK) return rc;
-    }
-    return WN_OK;
-}
-
-static wn_status parse_field(struct batch_request *r, const char *key, json_t *v, struct wn_err *err)
-{
-    struct winnow_request *q = &r->request;
-    uint64_t whole = 0;
-    wn_status rc;
-
-    if (strcmp(key, "model") == 0) return get_text(json_object_get(r->root, "body"), "body.", key, &r->model, err);
-    if (strcmp(key, "messages") == 0) return parse_messages(r, v, err);
-    if (harmless(key, v)) return WN_OK;
-    if (strcmp(key, "max_tokens") == 0 || strcmp(key, "max_completion_tokens") == 0) {
-        rc = get_whole(v, key, WN_EMITTED_MAX, &whole, err);
-        if (rc == WN_OK && whole == 0) rc = wn_fail(err, WN_EINVAL, "%s is 0", key);
-        if (rc == WN_OK) q->max_tokens = (uint32_t)whole;
-        return rc;
-    }
-    if (strcmp(key, "temperature") == 0) return get_number(v, key, 100, &q->temperature, err);
-    if (strcmp(key, "top_p") == 0) return get_number(v, key, 1, &q->top_p, err);
-    if (strcmp(key, "repetition_penalty") == 0) return get_number(v, key, 10, &q->repetition_penalty, err);
-    if (strcmp(key, "seed") == 0) return get_whole(v, key, INT64_MAX, &q->seed, err);
-    if (strcmp(key, "stop") == 0) return parse_stop(r, v, err);
-    if (strcmp(key, "logprobs") == 0) {
-        rc = get_truth(v, key, &q->logprobs, err);
-        q->quiet = !q->logprobs;
-        return rc;
-    }
-    if (strcmp(key, "ignore_eos") == 0) return get_truth(v, key, &q->ignore_eos, err);
-    if (strcmp(key, "top_logprobs") == 0) {
-        if ((rc = get_whole(v, key, WN_LOGPROBS_MAX, &whole, err)) == WN_OK) q->top_logprobs = (uint32_t)whole;
-        return rc;
-    }
-    if (strcmp(key, "n") == 0) {
-        rc = get_whole(v, key, WN_CHOICES_MAX, &whole, err);
-        if (rc == WN_OK && whole == 0) rc = wn_fail(err, WN_EINVAL, "n is 0");
-        if (rc == WN_OK) q->n = (uint32_t)whole;
-        return rc;
-    }
-    if (strcmp(key, "image_pruning") == 0) return parse_pruning(r, v, err);
-    if (strcmp(key, "top_k") == 0) {
-        if (json_is_integer(v) && json_integer_value(v) == -1) return WN_OK; /* some say "off" so */
-        rc = get_whole(v, key, UINT32_MAX, &whole, err);
-        if (rc == WN_OK) q->top_k = (uint32_t)whole;
-        return rc;
-    }
-    return wn_fail(err, WN_EUNSUPP, "body.%.60s is not supported", key);
-}
-
-static wn_status parse_body(struct batch_request *r, json_t *body, struct wn_err *err)
-{
-    const char *key;
-    json_t *v;
-    wn_status rc;
-
-    if (!json_is_object(body)) return wn_fail(err, WN_EINVAL, "the line has no body");
-    if (!json_object_get(body, "messages")) return wn_fail(err, WN_EINVAL, "the body has no messages");
-    json_object_foreach(body, key, v)
-    {
-        if ((rc = parse_field(r, key, v, err)) != WN_OK) return rc;
-    }
     return WN_OK;
 }
 
 wn_status batch_line_parse(struct batch_request *out, const char *line, size_t bytes, struct wn_err *err)
 {
     const char *method, *url, *id;
-    json_error_t e;
+    json_t *body;
     wn_status rc;
 
     memset(out, 0, sizeof(*out));
-    out->request.images = out->image;
-    out->request.stop = out->stop;
-    out->request.quiet = 1;
     if (bytes > BATCH_LINE_MAX)
         return wn_fail(err, WN_ELIMIT, "the line has %zu bytes; at most %zu are allowed", bytes, BATCH_LINE_MAX);
-    out->root = json_loadb(line, bytes, JSON_REJECT_DUPLICATES, &e);
-    if (!out->root) return wn_fail(err, WN_EFORMAT, "no JSON: %s (column %d)", e.text, e.column);
-    if (!json_is_object(out->root)) return wn_fail(err, WN_EFORMAT, "no JSON object");
-    if ((rc = get_text(out->root, "", "custom_id", &id, err)) != WN_OK) return rc;
+    if ((rc = chat_json_load(&out->root, line, bytes, err)) != WN_OK) return rc;
+    if ((rc = get_text(out->root, "custom_id", &id, err)) != WN_OK) return rc;
     if (!id || !id[0]) return wn_fail(err, WN_EINVAL, "the line has no custom_id");
     if (strlen(id) > BATCH_CUSTOM_ID_MAX)
         return wn_fail(err, WN_ELIMIT, "custom_id has %zu bytes; at most %d are allowed", strlen(id),
                        BATCH_CUSTOM_ID_MAX);
     out->custom_id = id;
-    if ((rc = get_text(out->root, "", "method", &method, err)) != WN_OK) return rc;
+    if ((rc = get_text(out->root, "method", &method, err)) != WN_OK) return rc;
     if (!method || strcmp(method, "POST") != 0)
         return wn_fail(err, WN_EUNSUPP, "method '%.40s' is not supported, only POST", method ? method : "");
-    if ((rc = get_text(out->root, "", "url", &url, err)) != WN_OK) return rc;
-    if (!url || strcmp(url, URL) != 0)
-        return wn_fail(err, WN_EUNSUPP, "url '%.80s' is not supported, only " URL, url ? url : "");
-    return parse_body(out, json_object_get(out->root, "body"), err);
+    if ((rc = get_text(out->root, "url", &url, err)) != WN_OK) return rc;
+    if (!url || strcmp(url, CHAT_URL) != 0)
+        return wn_fail(err, WN_EUNSUPP, "url '%.80s' is not supported, only " CHAT_URL, url ? url : "");
+    body = json_object_get(out->root, "body");
+    if (!json_is_object(body)) return wn_fail(err, WN_EINVAL, "the line has no body");
+    if ((rc = chat_request_parse(&out->chat, body, err)) != WN_OK) return rc;
+    if (out->chat.stream) return wn_fail(err, WN_EUNSUPP, "body.stream is not supported");
+    return WN_OK;
 }
 
 void batch_request_fini(struct batch_request *r)
 {
-    for (size_t i = 0; i < WN_IMAGES_MAX; i++) free((void *)(uintptr_t)r->image[i].data);
-    free(r->prompt);
+    chat_request_fini(&r->chat);
     json_decref(r->root);
     memset(r, 0, sizeof(*r));
+}
+
+/* ---- output ---- */
+
+static json_t *error_json(const struct batch_result *r)
+{
+    return json_pack("{s:s, s:o}", "code", r->error_code, "message", chat_text_json(r->error_text));
+}
+
+static json_t *response_json(const struct batch_result *r)
+{
+    json_t *body;
+
+    if (!r->answer && !r->http_status) return json_null();
+    body = r->answer ? chat_answer_json(r->answer, r->model, r->created_s, false)
+                     : json_pack("{s:o}", "error", error_json(r));
+    return json_pack("{s:i, s:s, s:o}", "status_code", r->answer ? 200 : r->http_status, "request_id",
+                     r->answer   ? r->answer->choice[0].job_id
+                     : r->job_id ? r->job_id
+                                 : "",
+                     "body", body);
+}
+
+char *batch_result_line(const struct batch_result *r, size_t *bytes)
+{
+    json_t *o = json_pack("{s:s, s:o, s:o, s:o}", "id", r->id, "custom_id",
+                          r->custom_id ? chat_text_json(r->custom_id) : json_null(), "response", response_json(r),
+                          "error", r->answer ? json_null() : error_json(r));
+    char *text = o ? json_dumps(o, JSON_COMPACT) : NULL, *line;
+    size_t n = text ? strlen(text) : 0;
+
+    json_decref(o);
+    if (!text) return NULL;
+    if (!(line = realloc(text, n + 2))) {
+        free(text);
+        return NULL;
+    }
+    line[n] = '\n';
+    line[n + 1] = '\0';
+    *bytes = n + 1;
+    return line;
 }

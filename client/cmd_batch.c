@@ -41,16 +41,6 @@ static const struct cli_opt opts[] = {
 };
 enum { O_IN, O_OUT, O_CONCURRENCY, O_ROOT, O_PRUNING, O_CAP, O_RECONNECT = O_CAP + CLI_PRUNING_N, O_ENDPOINT };
 
-/* One of the answers to a request, as far as it has come. */
-struct choice {
-    char job_id[WINNOW_JOB_ID_MAX], finish_reason[16];
-    char *text;   /* NULL: it is not there yet */
-    FILE *scores; /* log-probabilities of its tokens: elements of the output's list; NULL: none */
-    char *scores_text;
-    size_t scores_bytes;
-    bool scores_any;
-};
-
 /* A request that was taken from the input and has no line in the output yet. */
 struct slot {
     bool used, sent;
@@ -58,9 +48,7 @@ struct slot {
     uint64_t job;
     int64_t due_us; /* not to be sent before */
     char *custom_id;
-    uint32_t choices_n, choices_done;
-    struct choice choice[WN_CHOICES_MAX];
-    uint32_t completion_tokens; /* of the choices that are done */
+    struct chat_answer answer; /* as far as it has come */
 };
 
 struct batch {
@@ -100,29 +88,9 @@ static wn_status sync_output(struct batch *b, bool now, struct wn_err *err)
     return WN_OK;
 }
 
-/* What has come of the answers. */
-static void drop_choices(struct slot *s)
-{
-    for (uint32_t i = 0; i < s->choices_n; i++) {
-        struct choice *c = &s->choice[i];
-        if (c->scores) fclose(c->scores);
-        free(c->scores_text);
-        free(c->text);
-        *c = (struct choice){0};
-    }
-    s->choices_done = s->completion_tokens = 0;
-}
-
-static void keep_scores(struct choice *c, const struct winnow_event *ev)
-{
-    if (!ev->logprobs || (!c->scores && !(c->scores = open_memstream(&c->scores_text, &c->scores_bytes)))) return;
-    cli_logprobs_json(c->scores, ev, &c->scores_any);
-    fflush(c->scores);
-}
-
 static void slot_clear(struct slot *s)
 {
-    drop_choices(s);
+    chat_answer_fini(&s->answer);
     free(s->custom_id);
     *s = (struct slot){0};
 }
@@ -152,10 +120,10 @@ static wn_status finish(struct batch *b, struct slot *s, struct batch_result *r,
     if (rc != WN_OK) return rc;
     b->files.item[s->item].done = true;
     b->unsynced++;
-    if (r->choices_n == 0) note_written(b, r->job_id);
-    for (uint32_t i = 0; i < r->choices_n; i++) note_written(b, s->choice[i].job_id);
+    if (!r->answer) note_written(b, r->job_id);
+    for (uint32_t i = 0; r->answer && i < r->answer->choices_n; i++) note_written(b, r->answer->choice[i].job_id);
     b->done++;
-    b->failed += r->choices_n == 0;
+    b->failed += !r->answer;
     slot_clear(s);
     b->used--;
     return WN_OK;
@@ -182,7 +150,7 @@ static wn_status finish_bad(struct batch *b, struct slot *s, wn_status code, con
 static wn_status fail_request(struct batch *b, struct slot *s, wn_status code, const char *why, int http_status,
                               const char *job_id, struct wn_err *err)
 {
-    if (s->choices_n > 1) (void)!winnow_cancel(b->w, s->job);
+    if (s->answer.choices_n > 1) (void)!winnow_cancel(b->w, s->job);
     return finish_bad(b, s, code, why, http_status, job_id, err);
 }
 
@@ -226,7 +194,7 @@ static wn_status submit(struct batch *b, struct slot *s, struct wn_err *err)
     code = batch_line_parse(&r, line, item->bytes, &bad);
     if (r.custom_id && !s->custom_id && !(s->custom_id = strdup(r.custom_id)))
         code = wn_fail(&bad, WN_ENOMEM, "line");
-    if (code == WN_OK) code = batch_images_read(&r, b->root, &bad);
+    if (code == WN_OK) code = chat_images_read(&r.chat, b->root, &bad);
     if (code == WN_ENOMEM) {
         rc = wn_fail(err, code, "%s", bad.text); /* ours, not the line's */
         goto out;
@@ -235,15 +203,14 @@ static wn_status submit(struct batch *b, struct slot *s, struct wn_err *err)
         rc = finish_bad(b, s, code, bad.text, 0, NULL, err);
         goto out;
     }
-    check_model(b, r.model, item->line);
+    check_model(b, r.chat.model, item->line);
     batch_key(&r, line, item->bytes, key);
-    if (!r.pruned) take_pruning(&r.request, &b->base);
-    r.request.prompt = r.prompt;
-    r.request.idempotency_key = key;
+    if (!r.chat.pruned) take_pruning(&r.chat.request, &b->base);
+    r.chat.request.idempotency_key = key;
     s->job = 0;
-    drop_choices(s);
-    s->choices_n = r.request.n ? r.request.n : 1;
-    sent = winnow_submit(b->w, &r.request, &s->job);
+    chat_answer_fini(&s->answer);
+    s->answer.choices_n = r.chat.request.n ? r.chat.request.n : 1;
+    sent = winnow_submit(b->w, &r.chat.request, &s->job);
     if (sent == WINNOW_EINVAL) {
         snprintf(bad.text, sizeof(bad.text), "%s", winnow_error(b->w));
         rc = finish_bad(b, s, WN_EINVAL, bad.text, 0, NULL, err);
@@ -291,28 +258,17 @@ static struct slot *slot_of(struct batch *b, uint64_t job)
 /* An answer has ended; with the last one the line is written. */
 static wn_status on_done(struct batch *b, struct slot *s, const struct winnow_event *ev, struct wn_err *err)
 {
-    const struct winnow_usage *u = &ev->usage;
-    struct choice *c = &s->choice[ev->choice];
-    struct batch_result r = {.job_id = s->choice[0].job_id, .choices_n = s->choices_n,
-                             .prompt_tokens = u->prompt_tokens, .image_tokens = u->image_tokens,
-                             .image_tokens_before = u->image_tokens_before_pruning};
+    const struct winnow_usage *u = &s->answer.usage;
+    struct batch_result r = {.answer = &s->answer};
+    wn_status rc;
 
-    if (strcmp(ev->finish_reason, "stop") != 0 && strcmp(ev->finish_reason, "length") != 0)
+    if (!chat_answered(ev))
         return fail_request(b, s, WN_ECANCEL, "the job was cancelled at the server", 499, ev->job_id, err);
-    if (!(c->text = strdup(ev->text))) return wn_fail(err, WN_ENOMEM, "an answer");
-    snprintf(c->job_id, sizeof(c->job_id), "%s", ev->job_id);
-    snprintf(c->finish_reason, sizeof(c->finish_reason), "%s", ev->finish_reason);
-    s->completion_tokens += u->completion_tokens;
-    if (++s->choices_done < s->choices_n) return WN_OK;
-    for (uint32_t i = 0; i < s->choices_n; i++) {
-        c = &s->choice[i];
-        r.choice[i] = (struct batch_choice){c->text, c->finish_reason, c->scores_text};
-    }
-    r.completion_tokens = s->completion_tokens;
-    b->prompt_tokens += r.prompt_tokens;
-    b->answer_tokens += r.completion_tokens;
-    b->visual += r.image_tokens;
-    b->visual_before += r.image_tokens_before;
+    if ((rc = chat_answer_take(&s->answer, ev, err)) != WN_OK || s->answer.done < s->answer.choices_n) return rc;
+    b->prompt_tokens += u->prompt_tokens;
+    b->answer_tokens += u->completion_tokens;
+    b->visual += u->image_tokens;
+    b->visual_before += u->image_tokens_before_pruning;
     return finish(b, s, &r, err);
 }
 
@@ -336,12 +292,11 @@ static wn_status on_event(struct batch *b, const struct winnow_event *ev, struct
         if (ev->type == WINNOW_EVENT_ERROR && !ev->job) fprintf(stderr, "winnow: the server says: %s\n", ev->text);
         return WN_OK;
     }
-    if (ev->choice >= s->choices_n) return WN_OK;
+    if (ev->choice >= s->answer.choices_n) return WN_OK;
     if (ev->type == WINNOW_EVENT_ACCEPTED || ev->type == WINNOW_EVENT_DONE) b->heard_us = wn_now_us();
     switch (ev->type) {
     case WINNOW_EVENT_TEXT:
-        keep_scores(&s->choice[ev->choice], ev);
-        return WN_OK;
+        return chat_answer_take(&s->answer, ev, err);
     case WINNOW_EVENT_DONE:
         return on_done(b, s, ev, err);
     case WINNOW_EVENT_BUSY:

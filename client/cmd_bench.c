@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
-#include "client/batch.h"
+#include "client/chat.h"
 #include "client/bench.h"
 #include "client/cli.h"
 #include "client/wire.h"
@@ -131,7 +131,7 @@ static wn_status load_dataset(struct bench *b, struct wn_err *err)
     char copy[PATH_MAX], *text = NULL, *at, *end, *folder;
     size_t bytes;
     unsigned line = 0;
-    wn_status rc = batch_image_read(b->dataset, NULL, DATASET_MAX, (uint8_t **)&text, &bytes, err);
+    wn_status rc = chat_image_read(b->dataset, NULL, DATASET_MAX, (uint8_t **)&text, &bytes, err);
 
     if (rc != WN_OK) return rc;
     snprintf(copy, sizeof(copy), "%s", b->dataset);
@@ -169,7 +169,7 @@ static wn_status prepare(struct bench *b, struct wn_err *err)
         struct prompt *p = &b->prompt[b->order[i]];
         uint8_t *data;
         if (!p->path) continue;
-        rc = batch_image_read(p->path, NULL, BATCH_IMAGE_MAX, &data, &p->image.bytes, err);
+        rc = chat_image_read(p->path, NULL, CHAT_IMAGE_MAX, &data, &p->image.bytes, err);
         if (rc != WN_OK) return rc;
         p->image.data = data;
     }

@@ -43,7 +43,7 @@ static int ask(struct winnow *w, const struct drain *d, int64_t *wait_us)
 
     body.deadline_ms = d->timeout_s * 1000;
     rc = wn_conn_send(w, WN__ENVELOPE__BODY_DRAIN, &body, NULL, 0, NULL);
-    if (rc == WINNOW_OK) rc = wn_conn_recv(w, &env, wn_deadline_in_us(ANSWER_US));
+    if (rc == WINNOW_OK) rc = wn_conn_recv(w, &env, -1, wn_deadline_in_us(ANSWER_US));
     if (rc != WINNOW_OK) {
         fprintf(stderr, "winnow: %s\n", winnow_error(w));
         return CLI_FAILED;
@@ -68,7 +68,7 @@ static int wait_for_end(struct winnow *w, int64_t deadline_us)
 
     while (rc == WINNOW_OK) {
         Wn__Envelope *env = NULL;
-        rc = wn_conn_recv(w, &env, deadline_us);
+        rc = wn_conn_recv(w, &env, -1, deadline_us);
         wn_codec_free(env);
     }
     if (rc == WINNOW_ECONNECT) return CLI_OK;

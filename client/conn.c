@@ -325,12 +325,11 @@ static int take(struct winnow *w, Wn__Envelope **out)
     return code == WN_ENOMEM ? WINNOW_ENOMEM : WINNOW_EPROTO;
 }
 
-/* Waits for the socket; not longer than the deadline. */
-static int receive(struct winnow *w, Wn__Envelope **out, int64_t deadline_us)
+/* Waits for the socket, or for fd; not longer than the deadline. */
+static int receive(struct winnow *w, Wn__Envelope **out, int fd, int64_t deadline_us)
 {
     for (;;) {
-        zmq_pollitem_t items[2] = {{.socket = w->socket, .events = ZMQ_POLLIN},
-                                   {.socket = w->monitor, .events = ZMQ_POLLIN}};
+        zmq_pollitem_t items[3] = {{.events = ZMQ_POLLIN}, {.events = ZMQ_POLLIN}, {.fd = fd, .events = ZMQ_POLLIN}};
         int64_t left_us, retry_us;
         int rc = take(w, out);
         if (rc != WINNOW_TIMEOUT) return rc;
@@ -348,15 +347,18 @@ static int receive(struct winnow *w, Wn__Envelope **out, int64_t deadline_us)
             return wn_conn_result(wn_fail(&w->error, WN_ETIME, "nothing came from %s in time", w->endpoint));
         if (retry_us - wn_now_us() < left_us) left_us = retry_us > wn_now_us() ? retry_us - wn_now_us() : 0;
         if ((w->lost_us || w->stale) && left_us > AWAY_POLL_MS * 1000) left_us = AWAY_POLL_MS * 1000;
-        if (zmq_poll(items, 2, (long)(left_us / 1000 + 1)) < 0 && errno != EINTR) return fail(w, WN_EIO, "wait");
+        if (zmq_poll(items, fd < 0 ? 2 : 3, (long)(left_us / 1000 + 1)) < 0 && errno != EINTR)
+            return fail(w, WN_EIO, "wait");
+        if (items[2].revents && !items[0].revents)
+            return wn_conn_result(wn_fail(&w->error, WN_ETIME, "something else came before %s", w->endpoint));
     }
 }
 
-int wn_conn_recv(struct winnow *w, Wn__Envelope **out, int64_t deadline_us)
+int wn_conn_recv(struct winnow *w, Wn__Envelope **out, int fd, int64_t deadline_us)
 {
     struct pending *p = w->first;
 
-    if (!p) return receive(w, out, deadline_us);
+    if (!p) return receive(w, out, fd, deadline_us);
     w->first = p->next;
     if (!w->first) w->end = &w->first;
     w->pending_n--;
@@ -374,7 +376,7 @@ int wn_conn_status(struct winnow *w, Wn__Envelope **out, int64_t deadline_us)
     for (;;) {
         Wn__Envelope *env = NULL;
         struct pending *p;
-        if ((rc = receive(w, &env, deadline_us)) != WINNOW_OK) return rc;
+        if ((rc = receive(w, &env, -1, deadline_us)) != WINNOW_OK) return rc;
         if (env->body_case == WN__ENVELOPE__BODY_STATUS) {
             *out = env;
             return WINNOW_OK;

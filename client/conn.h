@@ -91,8 +91,9 @@ int64_t wn_jobs_retry(struct winnow *w);
 /* events.c: fills ev from w->current; false: nothing for the user. *job: whose it is; NULL: none of ours. */
 bool wn_event_fill(struct winnow *w, struct winnow_event *ev, struct winnow_job **job);
 
-/* The next message, from the queue first; *out is owned by the caller. */
-int wn_conn_recv(struct winnow *w, Wn__Envelope **out, int64_t deadline_us);
+/* The next message, from the queue first; *out is owned by the caller. WINNOW_TIMEOUT also when `fd` (-1: none) can be
+ * read. */
+int wn_conn_recv(struct winnow *w, Wn__Envelope **out, int fd, int64_t deadline_us);
 
 /* The next Status, whatever comes before it; other messages are kept for wn_conn_recv. */
 int wn_conn_status(struct winnow *w, Wn__Envelope **out, int64_t deadline_us);

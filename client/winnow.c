@@ -251,6 +251,11 @@ int winnow_cancel(struct winnow *w, uint64_t job)
 
 int winnow_next(struct winnow *w, struct winnow_event *event, int timeout_ms)
 {
+    return winnow_next_or(w, event, -1, timeout_ms);
+}
+
+int winnow_next_or(struct winnow *w, struct winnow_event *event, int fd, int timeout_ms)
+{
     const int64_t deadline_us = timeout_ms < 0 ? WN_NEVER : wn_deadline_in_us((int64_t)timeout_ms * 1000);
     struct winnow_job *job = NULL;
 
@@ -264,7 +269,7 @@ int winnow_next(struct winnow *w, struct winnow_event *event, int timeout_ms)
         wn_chances_free(w->chances);
         w->current = NULL;
         w->chances = NULL;
-        if ((rc = wn_conn_recv(w, &w->current, deadline_us)) != WINNOW_OK) return rc;
+        if ((rc = wn_conn_recv(w, &w->current, fd, deadline_us)) != WINNOW_OK) return rc;
     } while (!wn_event_fill(w, event, &job));
     if (!job) return WINNOW_OK;
     event->job = job->number;

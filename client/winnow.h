@@ -173,8 +173,10 @@ WINNOW_API int winnow_submit(struct winnow *w, const struct winnow_request *requ
 /* Follows a job that another connection submitted, from its token `from_token` on. */
 WINNOW_API int winnow_attach(struct winnow *w, const char *job_id, uint32_t from_token, uint64_t *job);
 
-/* Waits up to timeout_ms (0: looks, -1: for ever) for the next event of any job. */
+/* Waits up to timeout_ms (0: looks, -1: for ever) for the next event of any job. winnow_next_or is for programs that
+ * wait for something else, too: WINNOW_TIMEOUT also when their descriptor `fd` can be read and no event is there. */
 WINNOW_API int winnow_next(struct winnow *w, struct winnow_event *event, int timeout_ms);
+WINNOW_API int winnow_next_or(struct winnow *w, struct winnow_event *event, int fd, int timeout_ms);
 
 /* Asks the server to stop a job, all its answers; its DONE event follows with finish_reason "cancelled". */
 WINNOW_API int winnow_cancel(struct winnow *w, uint64_t job);

@@ -86,6 +86,28 @@ static void ask_and_stream(void **state)
     assert_int_equal(winnow_cancel(f->w, job), WINNOW_EINVAL); /* it has ended */
 }
 
+/* A program that waits for its own descriptor, too: it comes back at once for that, and events go before it. */
+static void waits_for_more(void **state)
+{
+    struct fixture *f = *state;
+    const struct winnow_request r = {.prompt = "What?"};
+    struct winnow_event ev;
+    uint64_t job;
+    int fd[2];
+
+    assert_int_equal(pipe(fd), 0);
+    assert_int_equal(winnow_next_or(f->w, &ev, fd[0], 0), WINNOW_TIMEOUT);
+    assert_int_equal(write(fd[1], "x", 1), 1);
+    assert_int_equal(winnow_next_or(f->w, &ev, fd[0], -1), WINNOW_TIMEOUT); /* not for ever */
+    assert_int_equal(winnow_submit(f->w, &r, &job), WINNOW_OK);
+    (void)take_order(f->leader, WN__ENVELOPE__BODY_GENERATE); /* so the answer to the client is on its way, too */
+    for (int i = 0; i < 1000 && winnow_next_or(f->w, &ev, fd[0], 5000) == WINNOW_TIMEOUT; i++) usleep(1000);
+    assert_int_equal(ev.type, WINNOW_EVENT_ACCEPTED);
+    assert_int_equal(ev.job, job);
+    close(fd[0]);
+    close(fd[1]);
+}
+
 /* Pictures whose bytes travel in several pieces: one is longer than a piece, one ends where the second piece does. */
 static void large_pictures(void **state)
 {
@@ -588,13 +610,14 @@ static void exports(void **state)
         functions++;
     }
     pclose(p);
-    assert_int_equal(functions, 10);
+    assert_int_equal(functions, 11);
 }
 
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(ask_and_stream, start, stop),
+        cmocka_unit_test_setup_teardown(waits_for_more, start, stop),
         cmocka_unit_test_setup_teardown(large_pictures, start, stop),
         cmocka_unit_test_setup_teardown(side_by_side, start, stop),
         cmocka_unit_test_setup_teardown(refusals, start, stop),

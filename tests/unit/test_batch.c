@@ -69,27 +69,27 @@ static void test_all_fields(void **state)
 
     if (batch_line_parse(&r, line, strlen(line), &err) != WN_OK) fail_msg("%s", err.text);
     assert_string_equal(r.custom_id, "a");
-    assert_string_equal(r.model, "tiny");
-    assert_string_equal(r.prompt, "One\ntwo");
-    assert_int_equal(r.request.images_n, 2);
-    assert_string_equal(r.image_url[0], "a.jpg");
-    assert_string_equal(r.image_url[1], "b.png");
-    assert_int_equal(r.request.max_tokens, 17);
-    assert_true(r.request.temperature == 0.5f && r.request.top_p == 0.25f);
-    assert_int_equal(r.request.top_k, 9);
-    assert_int_equal(r.request.n, 3);
-    assert_true(r.request.ignore_eos);
-    assert_int_equal(r.request.seed, 123456789012);
-    assert_int_equal(r.request.stop_n, 2);
-    assert_string_equal(r.request.stop[1], "yy");
-    assert_string_equal(r.request.pruning_method, "cls-topk");
-    assert_int_equal(r.request.pruning_keep, 64);
-    assert_int_equal(r.request.pruning_cap, 99);
-    assert_int_equal(r.request.pruning_position, WINNOW_POSITION_ORIGINAL);
-    assert_true(r.request.pruning_projected && r.pruned);
-    assert_string_equal(r.request.pruning_setting, "paper");
-    assert_int_equal(r.request.pruning_seed, 3);
-    assert_string_equal(r.request.pruning_options, "neighbours=8");
+    assert_string_equal(r.chat.model, "tiny");
+    assert_string_equal(r.chat.prompt, "One\ntwo");
+    assert_int_equal(r.chat.request.images_n, 2);
+    assert_string_equal(r.chat.image_url[0], "a.jpg");
+    assert_string_equal(r.chat.image_url[1], "b.png");
+    assert_int_equal(r.chat.request.max_tokens, 17);
+    assert_true(r.chat.request.temperature == 0.5f && r.chat.request.top_p == 0.25f);
+    assert_int_equal(r.chat.request.top_k, 9);
+    assert_int_equal(r.chat.request.n, 3);
+    assert_true(r.chat.request.ignore_eos);
+    assert_int_equal(r.chat.request.seed, 123456789012);
+    assert_int_equal(r.chat.request.stop_n, 2);
+    assert_string_equal(r.chat.request.stop[1], "yy");
+    assert_string_equal(r.chat.request.pruning_method, "cls-topk");
+    assert_int_equal(r.chat.request.pruning_keep, 64);
+    assert_int_equal(r.chat.request.pruning_cap, 99);
+    assert_int_equal(r.chat.request.pruning_position, WINNOW_POSITION_ORIGINAL);
+    assert_true(r.chat.request.pruning_projected && r.chat.pruned);
+    assert_string_equal(r.chat.request.pruning_setting, "paper");
+    assert_int_equal(r.chat.request.pruning_seed, 3);
+    assert_string_equal(r.chat.request.pruning_options, "neighbours=8");
     batch_request_fini(&r);
 }
 
@@ -101,10 +101,10 @@ static void test_least_fields(void **state)
     (void)state;
 
     if (batch_line_parse(&r, line, strlen(line), &err) != WN_OK) fail_msg("%s", err.text);
-    assert_true(r.request.temperature == 0);
-    assert_int_equal(r.request.max_tokens, 65536);
-    assert_int_equal(r.request.stop_n, 0);
-    assert_true(r.request.quiet); /* the file wants the end, not each token */
+    assert_true(r.chat.request.temperature == 0);
+    assert_int_equal(r.chat.request.max_tokens, 65536);
+    assert_int_equal(r.chat.request.stop_n, 0);
+    assert_true(r.chat.request.quiet); /* the file wants the end, not each token */
     batch_request_fini(&r);
 }
 
@@ -226,7 +226,7 @@ static void decoded(const char *url, const char *want)
     size_t n;
     struct wn_err err = {0};
 
-    if (batch_image_read(url, NULL, 100, &data, &n, &err) != WN_OK) fail_msg("%s: %s", url, err.text);
+    if (chat_image_read(url, NULL, 100, &data, &n, &err) != WN_OK) fail_msg("%s: %s", url, err.text);
     assert_int_equal(n, strlen(want));
     assert_memory_equal(data, want, n);
     free(data);
@@ -238,7 +238,7 @@ static void not_decoded(const char *url, wn_status code, const char *word)
     size_t n;
     struct wn_err err = {0};
 
-    if (batch_image_read(url, folder, 8, &data, &n, &err) != code) fail_msg("%s: '%s'", url, err.text);
+    if (chat_image_read(url, folder, 8, &data, &n, &err) != code) fail_msg("%s: '%s'", url, err.text);
     if (!strstr(err.text, word)) fail_msg("%s: '%s' is not in '%s'", url, word, err.text);
     assert_null(data);
 }
@@ -263,7 +263,7 @@ static void test_data_urls(void **state)
     not_decoded("data:text/plain;base64,Zg==", WN_EUNSUPP, "no image");
     not_decoded("data:image/png;base64", WN_EFORMAT, "comma");
     not_decoded("data:image/png;base64,Zm9vYmFyZm9v", WN_ELIMIT, "more than 8 bytes"); /* 9 */
-    assert_int_equal(batch_image_read("data:image/png;base64,Zm9vYmFyZm9v", NULL, 9, &data, &n, NULL), WN_OK);
+    assert_int_equal(chat_image_read("data:image/png;base64,Zm9vYmFyZm9v", NULL, 9, &data, &n, NULL), WN_OK);
     assert_int_equal(n, 9);
     free(data);
 }
@@ -286,7 +286,7 @@ static void test_files(void **state)
     decoded(url, "tilde");
     snprintf(url, sizeof(url), "file://localhost%s/a%%20b", folder);
     decoded(url, "12345678");
-    assert_int_equal(batch_image_read("a b", folder, 8, &data, &n, NULL), WN_OK); /* relative to the root */
+    assert_int_equal(chat_image_read("a b", folder, 8, &data, &n, NULL), WN_OK); /* relative to the root */
     free(data);
     not_decoded("long", WN_ELIMIT, "9 bytes");
     not_decoded("empty", WN_EINVAL, "0 bytes");
@@ -307,10 +307,14 @@ static void test_files(void **state)
 
 static void test_answer_line(void **state)
 {
-    const struct batch_result r = {.id = "i", .custom_id = "c", .job_id = "J", .model = "m", .created_s = 7,
-                                   .choice = {{"a \"cat\"\n\xff\xc3\xa9", "stop", NULL}}, .choices_n = 1,
-                                   .prompt_tokens = 100, .completion_tokens = 5,
-                                   .image_tokens = 64, .image_tokens_before = 576};
+    const struct chat_answer a = {
+        .choice = {{.job_id = "J", .finish_reason = "stop", .text = (char *)"a \"cat\"\n\xff\xc3\xa9"}},
+        .choices_n = 1,
+        .usage = {.prompt_tokens = 100,
+                  .completion_tokens = 5,
+                  .image_tokens = 64,
+                  .image_tokens_before_pruning = 576}};
+    const struct batch_result r = {.id = "i", .custom_id = "c", .answer = &a, .model = "m", .created_s = 7};
     size_t n;
     char *line = batch_result_line(&r, &n);
     (void)state;
@@ -329,11 +333,13 @@ static void test_answer_line(void **state)
 
 static void test_logprobs_in_an_answer(void **state)
 {
-    const struct batch_result r = {.id = "i",
-                                   .job_id = "J",
-                                   .choice = {{"a", "stop", "{\"token\": \"a\", \"logprob\": -0.5, "
-                                                            "\"bytes\": [97], \"top_logprobs\": []}"}},
-                                   .choices_n = 1};
+    const struct chat_answer a = {
+        .choice = {{.finish_reason = "stop",
+                    .text = (char *)"a",
+                    .scores_text = (char *)"{\"token\": \"a\", \"logprob\": -0.5, \"bytes\": [97], "
+                                           "\"top_logprobs\": []}"}},
+        .choices_n = 1};
+    const struct batch_result r = {.id = "i", .answer = &a};
     size_t n;
     char *line = batch_result_line(&r, &n);
     (void)state;
@@ -346,8 +352,10 @@ static void test_logprobs_in_an_answer(void **state)
 
 static void test_several_choices(void **state)
 {
-    const struct batch_result r = {
-        .id = "i", .job_id = "J", .choice = {{"a", "stop", NULL}, {"b", "length", NULL}}, .choices_n = 2};
+    const struct chat_answer a = {.choice = {{.finish_reason = "stop", .text = (char *)"a"},
+                                             {.finish_reason = "length", .text = (char *)"b"}},
+                                  .choices_n = 2};
+    const struct batch_result r = {.id = "i", .answer = &a};
     size_t n;
     char *line = batch_result_line(&r, &n);
     (void)state;
@@ -395,8 +403,9 @@ static wn_status open_files(struct batch_files *f, struct wn_err *err)
 static void append_answer(struct batch_files *f, uint32_t item, const char *error_code)
 {
     char id[BATCH_ID_MAX], *line;
-    struct batch_result r = {.id = id, .custom_id = "c", .choice = {{"x", "stop", NULL}},
-                             .choices_n = error_code ? 0 : 1, .error_code = error_code, .error_text = "bad"};
+    const struct chat_answer a = {.choice = {{.finish_reason = "stop", .text = (char *)"x"}}, .choices_n = 1};
+    struct batch_result r = {.id = id, .custom_id = "c", .answer = error_code ? NULL : &a, .error_code = error_code,
+                             .error_text = "bad"};
     size_t n;
 
     batch_item_id(&f->item[item], id);
@@ -520,16 +529,16 @@ static void test_keys_differ_with_line_and_picture(void **state)
     char a[65], b[65], c[65];
     (void)state;
 
-    r.request.images_n = 1;
-    r.image[0] = (struct winnow_image){"one", 3};
+    r.chat.request.images_n = 1;
+    r.chat.image[0] = (struct winnow_image){"one", 3};
     batch_key(&r, "line", 4, a);
     batch_key(&r, "link", 4, b);
-    r.image[0] = (struct winnow_image){"two", 3};
+    r.chat.image[0] = (struct winnow_image){"two", 3};
     batch_key(&r, "line", 4, c);
     assert_int_equal(strlen(a), 64);
     assert_string_not_equal(a, b);
     assert_string_not_equal(a, c);
-    r.image[0] = (struct winnow_image){"one", 3};
+    r.chat.image[0] = (struct winnow_image){"one", 3};
     batch_key(&r, "line", 4, c);
     assert_string_equal(a, c);
 }

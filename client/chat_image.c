@@ -1,4 +1,4 @@
-/* client/batch_image.c - the pictures of a batch request: files and data URLs; see batch.h. */
+/* client/chat_image.c - the pictures of a request: files and data URLs; see chat.h. */
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -9,7 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "client/batch.h"
+#include "client/chat.h"
 
 static int value_of(char c)
 {
@@ -19,7 +19,8 @@ static int value_of(char c)
     return c == '+' ? 62 : c == '/' ? 63 : -1;
 }
 
-wn_status batch_base64(const char *text, size_t n, size_t max, uint8_t **data, size_t *bytes, struct wn_err *err)
+/* Strict: padded, standard alphabet, nothing but its characters. */
+static wn_status base64(const char *text, size_t n, size_t max, uint8_t **data, size_t *bytes, struct wn_err *err)
 {
     uint8_t *out = NULL;
     size_t pad = 0, got = 0;
@@ -58,7 +59,7 @@ static wn_status read_data_url(const char *url, size_t max, uint8_t **data, size
         return wn_fail(err, WN_EUNSUPP, "data URL '%.*s' is no image", (int)(head < 60 ? head : 60), url);
     if (head < sizeof(mark) - 1 || strncasecmp(comma - (sizeof(mark) - 1), mark, sizeof(mark) - 1) != 0)
         return wn_fail(err, WN_EUNSUPP, "data URL without ;base64");
-    return batch_base64(comma + 1, strlen(comma + 1), max, data, bytes, err);
+    return base64(comma + 1, strlen(comma + 1), max, data, bytes, err);
 }
 
 static int hex(char c)
@@ -135,7 +136,7 @@ out:
     return rc;
 }
 
-wn_status batch_image_read(const char *url, const char *root, size_t max, uint8_t **data, size_t *bytes,
+wn_status chat_image_read(const char *url, const char *root, size_t max, uint8_t **data, size_t *bytes,
                            struct wn_err *err)
 {
     char path[PATH_MAX];
@@ -158,16 +159,41 @@ wn_status batch_image_read(const char *url, const char *root, size_t max, uint8_
     return read_file(path, max, data, bytes, err);
 }
 
-wn_status batch_images_read(struct batch_request *r, const char *root, struct wn_err *err)
+/* A picture from nowhere but the request itself. */
+static wn_status decode(const char *url, size_t max, uint8_t **data, size_t *bytes, struct wn_err *err)
 {
-    size_t left = BATCH_IMAGE_MAX;
+    *data = NULL;
+    *bytes = 0;
+    if (strncasecmp(url, "data:", 5) == 0) return read_data_url(url, max, data, bytes, err);
+    return wn_fail(err, WN_EUNSUPP, "image_url '%.120s': nothing is fetched and no file is read; use a data: URL", url);
+}
+
+static wn_status read_all(struct chat_request *r, bool files, const char *root, struct wn_err *err)
+{
+    size_t left = CHAT_IMAGE_MAX;
 
     for (size_t i = 0; i < r->request.images_n; i++) {
+        const char *url = r->image_url[i];
+        size_t *bytes = &r->image[i].bytes;
         uint8_t *data;
-        wn_status rc = batch_image_read(r->image_url[i], root, left, &data, &r->image[i].bytes, err);
-        if (rc != WN_OK) return rc;
+        wn_status rc = files ? chat_image_read(url, root, left, &data, bytes, err)
+                             : decode(url, left, &data, bytes, err);
+        if (rc != WN_OK) {
+            r->field = "messages";
+            return rc;
+        }
         r->image[i].data = data;
-        left -= r->image[i].bytes;
+        left -= *bytes;
     }
     return WN_OK;
+}
+
+wn_status chat_images_read(struct chat_request *r, const char *root, struct wn_err *err)
+{
+    return read_all(r, true, root, err);
+}
+
+wn_status chat_images_decode(struct chat_request *r, struct wn_err *err)
+{
+    return read_all(r, false, NULL, err);
 }
