@@ -188,7 +188,7 @@ const char *wn_config_unknown_env(size_t *at)
     static const char *const others[] = {"WINNOW_ENDPOINT",     "WINNOW_KEY",         "WINNOW_CONFIG",
                                          "WINNOW_CPU_ISA",      "WINNOW_CUDA_GRAPHS", "WINNOW_CUDA_KERNELS",
                                          "WINNOW_CUDA_OVERLAP", "WINNOW_CUBLASLT",    "WINNOW_NCCL",
-                                         "WINNOW_BENCH_MODEL",  "WINNOW_BENCH_SELF"};
+                                         "WINNOW_BENCH_MODEL",  "WINNOW_BENCH_SELF",  "WINNOW_WEIGHT_READS"};
 
     for (; environ[*at]; (*at)++) {
         const char *var = environ[*at];

@@ -20,6 +20,7 @@
 #include "base/clock.h"
 #include "base/status.h"
 #include "base/mat.h"
+#include "shard/ops.h"
 
 struct wn_backend; /* one processor: opaque, each backend has its own */
 struct wn_row_dots; /* pruning/rows.h */
@@ -29,78 +30,7 @@ struct wn_picks;   /* shard/pick.h */
 
 /* A weight matrix [out, in] prepared by the backend for matmul (packed, or as it is). Owned by the caller. */
 struct wn_weight;
-
-/* out[M, N] = act(x[M, K] * w[N, K]^T + bias[N]); out may be float32 or bfloat16. */
-typedef enum wn_act { WN_ACT_NONE, WN_ACT_GELU, WN_ACT_QUICK_GELU, WN_ACT_SILU } wn_act; /* GELU is the erf form */
-
-struct wn_matmul {
-    struct wn_mat out, x;
-    const struct wn_weight *w;
-    const float *bias; /* [N] in backend memory, or NULL */
-    uint32_t slices;   /* parts of K, a power of two that divides K; 1 for plain sums; of int8 weights: their own */
-    wn_act act;        /* applied in float32, after the bias */
-};
-
-/* out = norm(x) * weight (+ bias), row by row; weight and bias are float32 [cols] in backend memory. */
-struct wn_norm {
-    struct wn_mat out, x; /* may be the same memory */
-    const float *weight;
-    const float *bias; /* layer norm only; NULL for RMS norm */
-    float eps;
-    bool rms; /* true: x / sqrt(mean(x^2) + eps); false: (x - mean) / sqrt(var + eps) */
-};
-
-/* Rotary embedding in place, the "rotate half" form of Llama: pair (i, i + head_dim/2), angle
- * pos * theta^(-2i/head_dim). Computed in float32, then rounded to x's type. */
-struct wn_rope {
-    struct wn_mat x;          /* [tokens, heads * head_dim] */
-    const uint32_t *position; /* [tokens], host memory */
-    uint32_t head_dim;
-    float theta;
-};
-
-/* One layer's key and value pages: page p holds rows [p * page_tokens, (p+1) * page_tokens) of two matrices
- * [pages * page_tokens, kv_heads * head_dim]; the order of elements inside a page is the backend's own affair. */
-struct wn_kv {
-    struct wn_mat k, v;
-    uint32_t page_tokens;
-};
-
-/* Rows of one sequence in a step. Token i of it has place pos + i in the sequence and its pages, and row first_row + i
- * of the step's matrices. Places say who sees whom; rotary positions are told apart (struct wn_rope). */
-struct wn_seq {
-    uint32_t first_row, rows; /* rows of this step's matrices; they ascend from one sequence to the next */
-    uint32_t pos;             /* tokens of this sequence that are already in its pages */
-    const uint32_t *pages;    /* block table, host memory: ceil((pos + rows) / page_tokens) page numbers */
-};
-
-/* Copies k and v rows of the step into their pages. */
-struct wn_kv_write {
-    struct wn_mat k, v; /* [rows, kv_heads * head_dim] */
-    struct wn_kv kv;
-    const struct wn_seq *seqs;
-    uint32_t seqs_n;
-};
-
-/* Causal attention over pages: the token at place p of a sequence sees places 0..p. Scores, softmax and sums in
- * float32; probabilities are not rounded. Query head h uses kv head h / (heads / kv_heads). */
-struct wn_attn_paged {
-    struct wn_mat out, q; /* [rows, heads * head_dim] */
-    struct wn_kv kv;      /* already written, this step's rows included */
-    const struct wn_seq *seqs;
-    uint32_t seqs_n;
-    uint32_t heads, kv_heads, head_dim;
-    float scale;
-};
-
-/* Full (not causal) attention of a vision tower, image by image, with optional taps of the probabilities. */
-struct wn_attn_full {
-    struct wn_mat out, q, k, v; /* [images * tokens, heads * head_dim] */
-    uint32_t images, tokens, heads, head_dim;
-    float scale;
-    float *cls_rows;  /* NULL, or [images, heads, tokens]: probabilities of query row 0, each head */
-    float *mean_cols; /* NULL, or [images, tokens]: probability each key receives, mean over heads and query rows */
-};
+#define WN_WEIGHT_ROWS 16u /* its rows come in such blocks, if they do not come at once */
 
 /* Memory that buffers come from. Backends of one host with the same id share it. */
 struct wn_memory {
@@ -117,13 +47,22 @@ struct wn_backend_ops {
     wn_status (*memory)(struct wn_backend *be, struct wn_memory *out);
     wn_status (*buf_alloc)(struct wn_backend *be, size_t bytes, struct wn_buf *out); /* owned; contents undefined */
     void (*buf_free)(struct wn_backend *be, struct wn_buf *buf);                     /* leaves *buf empty */
+    /* Page-aligned host memory from which rows are to be copied at the device's speed; one piece at a time, until it is
+     * unpinned. An upload from it is over after a sync. NULL: there is nothing to gain. */
+    wn_status (*pin)(struct wn_backend *be, void *host, size_t bytes);
+    void (*unpin)(struct wn_backend *be); /* waits for what is on its way */
     wn_status (*upload)(struct wn_backend *be, void *dst, const void *host_src, size_t bytes);
     wn_status (*download)(struct wn_backend *be, void *host_dst, const void *src, size_t bytes); /* waits */
-    /* host rows [out, in] of dtype f32, bf16 or f16, row stride in elements; `as` is the type kept (f32 or bf16) */
+    /* host rows [out, in] of dtype f32, bf16 or f16, row stride in elements; `as` is the type kept (f32 or bf16).
+     * host->ptr NULL, for backends with weight_rows: memory alone, all of whose rows follow. */
     wn_status (*weight_create)(struct wn_backend *be, struct wn_weight **out, const struct wn_mat *host, wn_dtype as);
     /* The same as int8, for products in `slices` parts; NULL: it has none. Each part of each row is q = w * (127 / m)
      * to the nearest, ties to even, with m its largest |w|; its sum is that of x * q, times m / 127 at the end. */
     wn_status (*weight_i8)(struct wn_backend *be, struct wn_weight **out, const struct wn_mat *host, uint32_t slices);
+    /* Rows [first, first + host->rows) of a weight made without any; first is a multiple of WN_WEIGHT_ROWS, and so are
+     * all but the last rows. What lies in pinned memory may not change before a sync. NULL: weights are made whole. */
+    wn_status (*weight_rows)(struct wn_backend *be, struct wn_weight *w, uint32_t first, const struct wn_mat *host);
+    wn_status (*weight_i8_rows)(struct wn_backend *be, struct wn_weight *w, uint32_t first, const struct wn_mat *host);
     void (*weight_destroy)(struct wn_backend *be, struct wn_weight *w);
     wn_status (*matmul)(struct wn_backend *be, const struct wn_matmul *a);
     wn_status (*matmuls)(struct wn_backend *be, const struct wn_matmul *a, uint32_t n); /* NULL: one by one */

@@ -5,7 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/log.h"
+
 #define PIECE ((size_t)1 << 20) /* bytes of rows that are converted at a time */
+#define BLOCK ((size_t)8 << 20) /* bytes of a file that are read as one */
 
 struct entry {
     char name[WN_NAME_MAX];
@@ -13,14 +16,18 @@ struct entry {
     struct wn_weight *weight;
     struct wn_buf buf; /* table or vector */
     struct wn_mat mat; /* table */
+    struct wn_tensor from; /* until it is fetched */
+    struct wn_range rows, cols;
+    uint32_t cols_all, int8_slices;
 };
 
 struct wn_loader {
     struct wn_backend *be;
     wn_dtype dtype;
     struct entry *entries;
-    size_t entries_n, room;
+    size_t entries_n, fetched_n, room; /* entries from fetched_n on are wanted */
     uint64_t bytes;
+    struct wn_load_rate rate;
 };
 
 wn_status wn_loader_open(struct wn_loader **out, struct wn_backend *be, wn_dtype dtype,
@@ -93,52 +100,6 @@ static void convert_row(void *out, const struct wn_mat *host, uint32_t r, wn_dty
     }
 }
 
-/* Rows of `host` into backend memory as type `as`, packed: many at a time, for to a device each upload is a message. */
-static wn_status upload_rows(struct wn_loader *l, struct entry *e, const struct wn_mat *host,
-                             wn_dtype as, struct wn_err *err)
-{
-    const size_t row_bytes = (size_t)host->cols * wn_dtype_bytes(as);
-    const bool whole = host->dtype == as && host->stride == host->cols;
-    const uint32_t most = row_bytes < PIECE ? (uint32_t)(PIECE / (row_bytes ? row_bytes : 1)) : 1;
-    char *rows = malloc(whole ? 1 : most * row_bytes + 1);
-    wn_status rc = rows ? l->be->ops->buf_alloc(l->be, row_bytes * host->rows, &e->buf) : WN_ENOMEM;
-
-    if (rc == WN_OK && whole) rc = l->be->ops->upload(l->be, e->buf.ptr, host->ptr, row_bytes * host->rows);
-    for (uint32_t r = 0; rc == WN_OK && !whole && r < host->rows; r += most) {
-        const uint32_t n = host->rows - r < most ? host->rows - r : most;
-        for (uint32_t i = 0; i < n; i++) convert_row(rows + i * row_bytes, host, r + i, as);
-        rc = l->be->ops->upload(l->be, (char *)e->buf.ptr + r * row_bytes, rows, n * row_bytes);
-        /* The upload may be queued: the rows must not change before it is over. */
-        if (rc == WN_OK) rc = l->be->ops->sync(l->be, WN_NEVER);
-    }
-    if (rc == WN_OK && whole) rc = l->be->ops->sync(l->be, WN_NEVER);
-    free(rows);
-    if (rc != WN_OK) return wn_fail(err, rc, "%s: %s", e->name, wn_status_name(rc));
-    e->mat = (struct wn_mat){.ptr = e->buf.ptr,
-                             .dtype = as,
-                             .rows = host->rows,
-                             .cols = host->cols,
-                             .stride = host->cols};
-    l->bytes += row_bytes * host->rows;
-    return WN_OK;
-}
-
-static wn_status upload_matrix(struct wn_loader *l, struct entry *e, const struct wn_mat *host, uint32_t int8_slices,
-                               struct wn_err *err)
-{
-    const struct wn_backend_ops *ops = l->be->ops;
-    const size_t element = wn_dtype_bytes(int8_slices ? WN_I8 : l->dtype);
-    wn_status rc;
-
-    if (int8_slices == 0)
-        rc = ops->weight_create(l->be, &e->weight, host, l->dtype);
-    else
-        rc = ops->weight_i8 ? ops->weight_i8(l->be, &e->weight, host, int8_slices) : WN_EUNSUPP;
-    if (rc != WN_OK) return wn_fail(err, rc, "tensor '%s': %s", e->name, wn_status_name(rc));
-    l->bytes += (uint64_t)host->rows * (host->cols * element + int8_slices * sizeof(float));
-    return WN_OK;
-}
-
 static wn_status check_shape(const struct wn_load *want, const struct wn_tensor *t,
                              struct wn_err *err)
 {
@@ -153,36 +114,251 @@ static wn_status check_shape(const struct wn_load *want, const struct wn_tensor 
     return WN_OK;
 }
 
-static wn_status load_as(struct wn_loader *l, const struct wn_weights *w,
-                         const struct wn_load *want, const char *key, struct wn_err *err)
+static wn_status want_as(struct wn_loader *l, const struct wn_weights *w, const struct wn_load *want, const char *key,
+                         struct wn_err *err)
 {
-    struct wn_range rows = want->rows.n ? want->rows : (struct wn_range){0, want->rows_all};
-    struct wn_range cols = want->cols.n ? want->cols : (struct wn_range){0, want->cols_all};
     struct wn_tensor t;
-    struct wn_mat host;
     struct entry *e = NULL;
     wn_status rc;
 
     if ((rc = wn_weights_find(w, want->name, &t, err)) != WN_OK) return rc;
     if ((rc = check_shape(want, &t, err)) != WN_OK || !l->be) return rc;
-    WN_ASSERT((uint64_t)rows.first + rows.n <= want->rows_all &&
-              (uint64_t)cols.first + cols.n <= want->cols_all);
     if ((rc = entry_add(l, key, want->kind, &e, err)) != WN_OK) return rc;
-    host =
-        (struct wn_mat){.dtype = t.dtype, .rows = rows.n, .cols = cols.n, .stride = want->cols_all};
-    host.ptr = (char *)(uintptr_t)t.data +
-               ((size_t)rows.first * want->cols_all + cols.first) * wn_dtype_bytes(t.dtype);
-    if (want->kind == WN_LOAD_MATRIX) rc = upload_matrix(l, e, &host, want->int8_slices, err);
-    else rc = upload_rows(l, e, &host, want->kind == WN_LOAD_VECTOR ? WN_F32 : l->dtype, err);
-    wn_weights_release(&t);
+    e->from = t;
+    e->rows = want->rows.n ? want->rows : (struct wn_range){0, want->rows_all};
+    e->cols = want->cols.n ? want->cols : (struct wn_range){0, want->cols_all};
+    e->cols_all = want->cols_all;
+    e->int8_slices = want->int8_slices;
+    WN_ASSERT((uint64_t)e->rows.first + e->rows.n <= want->rows_all &&
+              (uint64_t)e->cols.first + e->cols.n <= want->cols_all);
+    return WN_OK;
+}
+
+wn_status wn_loader_want(struct wn_loader *l, const struct wn_weights *w, const struct wn_load *want,
+                         struct wn_err *err)
+{
+    return want_as(l, w, want, want->name, err);
+}
+
+/* ---- fetching ---- */
+
+/* The type that an entry is kept in. */
+static wn_dtype kept_as(const struct wn_loader *l, const struct entry *e)
+{
+    if (e->int8_slices) return WN_I8;
+    return e->kind == WN_LOAD_VECTOR ? WN_F32 : l->dtype;
+}
+
+/* Does the backend take the rows of this one in blocks? */
+static bool in_blocks(const struct wn_loader *l, const struct entry *e)
+{
+    const struct wn_backend_ops *ops = l->be->ops;
+
+    if (e->kind != WN_LOAD_MATRIX) return true;
+    return e->int8_slices ? ops->weight_i8_rows != NULL : ops->weight_rows != NULL;
+}
+
+/* Rows that are read, and given to the backend, as one. */
+static uint32_t block_rows(const struct wn_loader *l, const struct entry *e)
+{
+    const size_t step = (size_t)e->cols_all * wn_dtype_bytes(e->from.dtype);
+    size_t rows = BLOCK / step / WN_WEIGHT_ROWS * WN_WEIGHT_ROWS;
+
+    if (!in_blocks(l, e)) return e->rows.n;
+    if (rows < WN_WEIGHT_ROWS) rows = WN_WEIGHT_ROWS;
+    return rows < e->rows.n ? (uint32_t)rows : e->rows.n;
+}
+
+/* Room for the entry, whose rows follow; or with `whole` all of it. */
+static wn_status make_room(struct wn_loader *l, struct entry *e, const void *whole, size_t stride, struct wn_err *err)
+{
+    const struct wn_backend_ops *ops = l->be->ops;
+    const struct wn_mat host = {(void *)(uintptr_t)whole, e->from.dtype, e->rows.n, e->cols.n, (uint32_t)stride};
+    const wn_dtype as = kept_as(l, e);
+    const size_t bytes = (size_t)e->rows.n * e->cols.n * wn_dtype_bytes(as);
+    wn_status rc;
+
+    if (e->kind != WN_LOAD_MATRIX) {
+        rc = ops->buf_alloc(l->be, bytes, &e->buf);
+        e->mat = (struct wn_mat){e->buf.ptr, as, e->rows.n, e->cols.n, e->cols.n};
+    } else if (e->int8_slices == 0) {
+        rc = ops->weight_create(l->be, &e->weight, &host, as);
+    } else {
+        rc = ops->weight_i8 ? ops->weight_i8(l->be, &e->weight, &host, e->int8_slices) : WN_EUNSUPP;
+    }
+    if (rc != WN_OK) return wn_fail(err, rc, "tensor '%s': %s", e->name, wn_status_name(rc));
+    l->bytes += bytes + (uint64_t)e->int8_slices * e->rows.n * sizeof(float);
+    return WN_OK;
+}
+
+/* Rows [first, first + host->rows) of a table or a vector: many at a time, for to a device each upload is a message. */
+static wn_status upload_rows(struct wn_loader *l, struct entry *e, uint32_t first, const struct wn_mat *host)
+{
+    const struct wn_backend_ops *ops = l->be->ops;
+    const wn_dtype as = e->mat.dtype;
+    const size_t row_bytes = (size_t)host->cols * wn_dtype_bytes(as);
+    const uint32_t most = row_bytes < PIECE ? (uint32_t)(PIECE / row_bytes) : 1;
+    char *to = (char *)e->buf.ptr + first * row_bytes, *rows;
+    wn_status rc = WN_OK;
+
+    if (host->dtype == as && host->stride == host->cols)
+        return ops->upload(l->be, to, host->ptr, row_bytes * host->rows);
+    rows = malloc((most < host->rows ? most : host->rows) * row_bytes);
+    if (!rows) return WN_ENOMEM;
+    for (uint32_t r = 0; rc == WN_OK && r < host->rows; r += most) {
+        const uint32_t n = host->rows - r < most ? host->rows - r : most;
+        for (uint32_t i = 0; i < n; i++) convert_row(rows + i * row_bytes, host, r + i, as);
+        rc = ops->upload(l->be, to + r * row_bytes, rows, n * row_bytes);
+        /* The upload may be queued: the rows must not change before it is over. */
+        if (rc == WN_OK) rc = ops->sync(l->be, WN_NEVER);
+    }
+    free(rows);
     return rc;
 }
 
-wn_status wn_loader_load(struct wn_loader *l, const struct wn_weights *w,
-                         const struct wn_load *want, struct wn_err *err)
+/* A piece is part of an entry. */
+struct part {
+    struct entry *e;
+    uint32_t first; /* row, of the entry */
+};
+
+struct fetch {
+    struct wn_reader_file *files;
+    struct wn_piece *pieces;
+    struct part *parts; /* [pieces_n] */
+    size_t files_n, pieces_n;
+    struct wn_reader *reader;
+    uint32_t lent; /* pieces that copies may still be reading */
+};
+
+static void add_pieces(struct wn_loader *l, struct entry *e, struct fetch *f)
 {
-    return load_as(l, w, want, want->name, err);
+    const size_t element = wn_dtype_bytes(e->from.dtype), step = (size_t)e->cols_all * element;
+    const uint32_t most = block_rows(l, e);
+
+    for (uint32_t r = 0; r < e->rows.n; r += most) {
+        const uint64_t row = (uint64_t)e->rows.first + r;
+        f->parts[f->pieces_n] = (struct part){e, r};
+        f->pieces[f->pieces_n++] = (struct wn_piece){.name = e->name,
+                                                     .file = e->from.file_i,
+                                                     .rows = e->rows.n - r < most ? e->rows.n - r : most,
+                                                     .at = e->from.at + row * step + e->cols.first * element,
+                                                     .row_bytes = e->cols.n * element,
+                                                     .step = step};
+    }
 }
+
+static wn_status list_pieces(struct wn_loader *l, const struct wn_weights *w, struct fetch *f, struct wn_err *err)
+{
+    struct wn_reader_file file;
+    size_t pieces = 0;
+
+    while (wn_weights_file(w, (uint32_t)f->files_n, &file)) f->files_n++;
+    for (size_t i = l->fetched_n; i < l->entries_n; i++) {
+        const struct entry *e = &l->entries[i];
+        if (e->rows.n && e->cols.n) pieces += (e->rows.n - 1) / block_rows(l, e) + 1;
+    }
+    f->files = calloc(f->files_n + 1, sizeof(*f->files));
+    f->pieces = calloc(pieces + 1, sizeof(*f->pieces));
+    f->parts = calloc(pieces + 1, sizeof(*f->parts));
+    if (!f->files || !f->pieces || !f->parts) return wn_fail(err, WN_ENOMEM, "list of %zu pieces to load", pieces);
+    for (uint32_t i = 0; wn_weights_file(w, i, &f->files[i]); i++)
+        if (l->be->ops->device_memory) f->files[i].map = NULL; /* its copies want pinned memory */
+    for (size_t i = l->fetched_n; i < l->entries_n; i++)
+        if (l->entries[i].rows.n && l->entries[i].cols.n) add_pieces(l, &l->entries[i], f);
+    return WN_OK;
+}
+
+static wn_status take_piece(struct wn_loader *l, const struct part *part, const struct wn_piece *p,
+                            const struct wn_read *read, struct wn_err *err)
+{
+    const struct wn_backend_ops *ops = l->be->ops;
+    struct entry *e = part->e;
+    const uint32_t stride = (uint32_t)(read->step / wn_dtype_bytes(e->from.dtype));
+    const struct wn_mat host = {(void *)(uintptr_t)read->data, e->from.dtype, p->rows, e->cols.n, stride};
+    const bool blocks = in_blocks(l, e), last = part->first + p->rows == e->rows.n;
+    wn_status rc = part->first == 0 ? make_room(l, e, blocks ? NULL : read->data, stride, err) : WN_OK;
+
+    if (rc != WN_OK) return rc;
+    if (e->kind != WN_LOAD_MATRIX) rc = upload_rows(l, e, part->first, &host);
+    else if (blocks && e->int8_slices) rc = ops->weight_i8_rows(l->be, e->weight, part->first, &host);
+    else if (blocks) rc = ops->weight_rows(l->be, e->weight, part->first, &host);
+    if (rc != WN_OK) return wn_fail(err, rc, "tensor '%s': %s", e->name, wn_status_name(rc));
+    if (last) wn_weights_release(&e->from);
+    return WN_OK;
+}
+
+/* Pieces whose copies may be on their way go back a few at a time: meanwhile the others are read and copied. */
+static wn_status take_pieces(struct wn_loader *l, struct fetch *f, struct wn_err *err)
+{
+    const struct wn_backend_ops *ops = l->be->ops;
+    const uint32_t lent_max = ops->device_memory ? (wn_reader_slots(f->reader) + 2) / 3 : 1;
+    wn_status rc = WN_OK;
+
+    for (size_t i = 0; rc == WN_OK && i < f->pieces_n; i++) {
+        struct wn_read read;
+        if ((rc = wn_reader_next(f->reader, &read, err)) != WN_OK) return rc;
+        f->lent++;
+        if ((rc = take_piece(l, &f->parts[i], &f->pieces[i], &read, err)) != WN_OK) return rc;
+        if (f->lent < lent_max && i + 1 < f->pieces_n) continue;
+        if ((rc = ops->sync(l->be, WN_NEVER)) != WN_OK) return wn_fail(err, rc, "weights: %s", wn_status_name(rc));
+        wn_reader_give(f->reader, f->lent);
+        f->lent = 0;
+    }
+    return rc;
+}
+
+static void report(struct wn_loader *l, struct fetch *f, int64_t began_us)
+{
+    const struct wn_reader_stats s = wn_reader_stats(f->reader);
+    const uint64_t us = (uint64_t)(wn_now_us() - began_us);
+
+    l->rate.bytes += s.bytes;
+    l->rate.us += us;
+    wn_info("weights", "%.3f GB in %.3f s: %.2f GB/s; %.3f GB were in the page cache, %.3f GB were read past it; "
+            "%.0f %% of the time waited for reads", (double)s.bytes * 1e-9, (double)us * 1e-6,
+            (double)s.bytes * 1e-3 / (double)(us ? us : 1), (double)s.cached_bytes * 1e-9,
+            (double)s.direct_bytes * 1e-9, 100.0 * (double)s.wait_us / (double)(us ? us : 1));
+}
+
+wn_status wn_loader_fetch(struct wn_loader *l, const struct wn_weights *w, struct wn_err *err)
+{
+    const int64_t began_us = wn_now_us();
+    struct fetch f = {.files = NULL};
+    struct wn_reader_opts o = {.mode = WN_READ_AUTO};
+    bool pinned = false;
+    size_t bytes = 0;
+    void *memory;
+    wn_status rc = WN_OK;
+
+    if (!l->be || l->fetched_n == l->entries_n) goto out;
+    if ((rc = list_pieces(l, w, &f, err)) != WN_OK) goto out;
+    o.files = f.files;
+    o.files_n = f.files_n;
+    o.pieces = f.pieces;
+    o.pieces_n = f.pieces_n;
+    if ((rc = wn_reader_open(&f.reader, &o, err)) != WN_OK) goto out;
+    memory = wn_reader_memory(f.reader, &bytes);
+    if (l->be->ops->pin && bytes > 0) pinned = l->be->ops->pin(l->be, memory, bytes) == WN_OK;
+    rc = take_pieces(l, &f, err);
+    if (pinned) l->be->ops->unpin(l->be);
+    if (rc != WN_OK) goto out;
+    l->fetched_n = l->entries_n;
+    report(l, &f, began_us);
+out:
+    wn_reader_close(f.reader);
+    free(f.files);
+    free(f.pieces);
+    free(f.parts);
+    return rc;
+}
+
+struct wn_load_rate wn_loader_rate(const struct wn_loader *l)
+{
+    return l->rate;
+}
+
+/* ---- plans ---- */
 
 static bool ends_with(const char *s, const char *end)
 {
@@ -230,7 +406,7 @@ struct plan_load {
     bool first, last; /* stage */
 };
 
-static wn_status load_slice(void *ctx, const struct wn_slice *s, struct wn_err *err)
+static wn_status want_slice(void *ctx, const struct wn_slice *s, struct wn_err *err)
 {
     struct plan_load *p = ctx;
     const struct wn_model *m = &p->plan->model;
@@ -243,11 +419,11 @@ static wn_status load_slice(void *ctx, const struct wn_slice *s, struct wn_err *
         return wn_fail(err, WN_EUNSUPP, "tensor '%s': the decoder has no place for it", s->name);
     if (want.cols_all == 1) want.kind = WN_LOAD_VECTOR;
     if (s->rows.n == 0) return WN_OK; /* more ranks than rows of the vocabulary: nothing to hold */
-    if (!ends_with(s->name, "embed_tokens.weight")) return load_as(p->l, p->w, &want, s->name, err);
+    if (!ends_with(s->name, "embed_tokens.weight")) return want_as(p->l, p->w, &want, s->name, err);
     if (p->last && m->text.tied)
-        rc = load_as(p->l, p->w, &want, "language_model.lm_head.weight", err);
+        rc = want_as(p->l, p->w, &want, "language_model.lm_head.weight", err);
     want.kind = WN_LOAD_TABLE;
-    if (p->first && rc == WN_OK) rc = load_as(p->l, p->w, &want, s->name, err);
+    if (p->first && rc == WN_OK) rc = want_as(p->l, p->w, &want, s->name, err);
     return rc;
 }
 
@@ -257,8 +433,9 @@ wn_status wn_loader_plan(struct wn_loader *l, const struct wn_weights *w,
     uint32_t stage = rank / plan->tensors;
     struct plan_load p = {
         .l = l, .w = w, .plan = plan, .first = stage == 0, .last = stage + 1 == plan->stages};
+    wn_status rc = wn_plan_slices(plan, rank, want_slice, &p, err);
 
-    return wn_plan_slices(plan, rank, load_slice, &p, err);
+    return rc == WN_OK ? wn_loader_fetch(l, w, err) : rc;
 }
 
 wn_status wn_loader_check(const struct wn_weights *w, const struct wn_plan *plan, struct wn_err *err)

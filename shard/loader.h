@@ -1,12 +1,14 @@
 /* shard/loader.h - tensors of a checkpoint, or the parts of them that a plan gives to a rank, into backend memory.
  *
  * Matrices become weights of the plan's type or int8, ready for matmul; the embedding becomes a table of rows; vectors
- * (norms, biases) become float32. Only the rows and columns that are asked for are read from the mapped files, a tensor
- * at a time: nothing is held twice.
+ * (norms, biases) become float32. What is wanted is noted first, then fetched together: threads of shard/reader.h read
+ * ahead, only the rows and columns that are asked for, into memory that the backend has pinned if it can, while blocks
+ * of rows that are there are converted and copied. Host backends take what is in the page cache from the mapped files.
  *
- * Owns:    what it loaded, from open to close. Borrows the backend until close, the checkpoint until a load returns.
+ * Owns:    what it loaded, from open to close. Borrows the backend until close, the checkpoint until a fetch returns.
  * Threads: the backend's thread.
- * Fails:   WN_ENOENT, WN_EFORMAT, WN_EUNSUPP (shard/weights.h; a wrong shape prints both, and its file), WN_ENOMEM. */
+ * Fails:   WN_ENOENT, WN_EFORMAT, WN_EUNSUPP (shard/weights.h; a wrong shape prints both, and its file), WN_ENOMEM,
+ *          WN_EIO (shard/reader.h). */
 #ifndef WN_SHARD_LOADER_H
 #define WN_SHARD_LOADER_H
 
@@ -28,15 +30,17 @@ struct wn_load {
     uint32_t int8_slices; /* > 0: a matrix as int8, see struct wn_slice; not for all backends */
 };
 
-/* dtype: of matrices and tables. be NULL: a load only checks that the tensor is there, and as it should be. *out is
+/* dtype: of matrices and tables. be NULL: to want a tensor only checks that it is there, and as it should be. *out is
  * owned by the caller. */
 WN_NODISCARD wn_status wn_loader_open(struct wn_loader **out, struct wn_backend *be, wn_dtype dtype,
                                       struct wn_err *err);
 void wn_loader_close(struct wn_loader *l); /* frees all that it loaded; NULL is fine */
 
-/* Loads one tensor. The result is read with the functions below. */
-WN_NODISCARD wn_status wn_loader_load(struct wn_loader *l, const struct wn_weights *w,
-                                      const struct wn_load *want, struct wn_err *err);
+/* Notes one tensor for the next fetch. */
+WN_NODISCARD wn_status wn_loader_want(struct wn_loader *l, const struct wn_weights *w, const struct wn_load *want,
+                                      struct wn_err *err);
+/* Loads what is wanted. The results are read with the functions below. */
+WN_NODISCARD wn_status wn_loader_fetch(struct wn_loader *l, const struct wn_weights *w, struct wn_err *err);
 
 /* Loads every slice of `rank`. A head that is tied to the embedding is loaded as the matrix "lm_head.weight" from the
  * embedding's rows: on stage 0 beside the table. */
@@ -53,5 +57,11 @@ const float *wn_loader_vector(const struct wn_loader *l, const char *name);
 struct wn_mat wn_loader_table(const struct wn_loader *l, const char *name);
 
 uint64_t wn_loader_bytes(const struct wn_loader *l); /* loaded so far, in the types kept */
+
+/* Fetches so far: bytes of files that were wanted, and the time that it took to have them in backend memory. */
+struct wn_load_rate {
+    uint64_t bytes, us;
+};
+struct wn_load_rate wn_loader_rate(const struct wn_loader *l);
 
 #endif

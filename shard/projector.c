@@ -27,8 +27,8 @@ static wn_status load(struct wn_projector *p, const struct wn_weights *weights, 
     };
     wn_status rc = WN_OK;
     for (size_t i = 0; rc == WN_OK && i < sizeof(parts) / sizeof(parts[0]); i++)
-        rc = wn_loader_load(p->loader, weights, &parts[i], err);
-    return rc;
+        rc = wn_loader_want(p->loader, weights, &parts[i], err);
+    return rc == WN_OK ? wn_loader_fetch(p->loader, weights, err) : rc;
 }
 
 wn_status wn_projector_open(struct wn_projector **out, struct wn_backend *be, const struct wn_model *model,

@@ -67,12 +67,14 @@ static wn_status mat_alloc(struct wn_vision *v, struct wn_mat *out, uint32_t row
     return WN_OK;
 }
 
-/* Loading: the first failure sticks, so that the list of tensors reads as a list. */
+/* Loading: the first failure sticks, so that the list of tensors reads as a list. It is read twice: first all are noted
+ * and fetched together, and then they are bound to their places. */
 struct load {
     struct wn_vision *v;
     const struct wn_weights *w;
     struct wn_err *err;
     wn_status rc;
+    bool bind;
     char name[WN_NAME_MAX];
 };
 
@@ -83,7 +85,7 @@ static const char *load(struct load *l, wn_load_kind kind, uint32_t rows, uint32
 
     if (l->rc != WN_OK) return NULL;
     snprintf(l->name, sizeof(l->name), PREFIX "%s", name);
-    l->rc = wn_loader_load(l->v->loader, l->w, &want, l->err);
+    if (!l->bind) l->rc = wn_loader_want(l->v->loader, l->w, &want, l->err);
     return l->rc == WN_OK ? l->name : NULL;
 }
 
@@ -136,25 +138,33 @@ static void load_layer(struct load *l, uint32_t i, bool run)
     y->fc2 = load_linear(l, c->hidden, c->mlp, i, "mlp.fc2");
 }
 
-static wn_status load_all(struct wn_vision *v, const struct wn_weights *w, struct wn_err *err)
+static void load_list(struct load *l)
 {
+    struct wn_vision *v = l->v;
     const struct wn_vision_config *c = &v->c;
-    struct load l = {.v = v, .w = w, .err = err, .rc = WN_OK};
     const char *key;
 
     /* The class embedding is a vector in the file; as a table of one row it keeps the type of the tokens. */
-    if ((key = load(&l, WN_LOAD_TABLE, c->hidden, 1, "embeddings.class_embedding"))) {
+    if ((key = load(l, WN_LOAD_TABLE, c->hidden, 1, "embeddings.class_embedding"))) {
         struct wn_mat t = wn_loader_table(v->loader, key);
         v->cls = (struct wn_mat){t.ptr, t.dtype, 1, c->hidden, c->hidden};
     }
-    if ((key = load(&l, WN_LOAD_MATRIX, c->hidden, v->patch_cols,
-                    "embeddings.patch_embedding.weight")))
+    if ((key = load(l, WN_LOAD_MATRIX, c->hidden, v->patch_cols, "embeddings.patch_embedding.weight")))
         v->patch = wn_loader_matrix(v->loader, key);
-    if ((key =
-             load(&l, WN_LOAD_TABLE, v->tokens, c->hidden, "embeddings.position_embedding.weight")))
+    if ((key = load(l, WN_LOAD_TABLE, v->tokens, c->hidden, "embeddings.position_embedding.weight")))
         v->positions = wn_loader_table(v->loader, key);
-    load_norm(&l, v->pre, "pre_layrnorm"); /* the name in every CLIP checkpoint */
-    for (uint32_t i = 0; i < v->layers_n; i++) load_layer(&l, i, i < c->layers_run);
+    load_norm(l, v->pre, "pre_layrnorm"); /* the name in every CLIP checkpoint */
+    for (uint32_t i = 0; i < v->layers_n; i++) load_layer(l, i, i < c->layers_run);
+}
+
+static wn_status load_all(struct wn_vision *v, const struct wn_weights *w, struct wn_err *err)
+{
+    struct load l = {.v = v, .w = w, .err = err, .rc = WN_OK};
+
+    load_list(&l);
+    if (l.rc == WN_OK) l.rc = wn_loader_fetch(v->loader, w, err);
+    l.bind = true;
+    if (l.rc == WN_OK) load_list(&l);
     return l.rc;
 }
 

@@ -32,6 +32,7 @@ struct entry {
 
 struct shard {
     char *file; /* name in the directory; owned */
+    char *path; /* owned */
     uint8_t *map;
     size_t bytes;
 };
@@ -79,6 +80,8 @@ static wn_status add_tensor(void *ctx, const char *name, const char *type,
     *e = (struct entry){.tensor = *t, .shard = a->shard};
     e->tensor.data = a->data + offset;
     e->tensor.file = a->shard->file;
+    e->tensor.file_i = (uint32_t)(a->shard - w->shards);
+    e->tensor.at = (uint64_t)(a->data - a->shard->map) + offset;
     snprintf(e->type, sizeof(e->type), "%s", type);
     e->readable = strcmp(type, "F32") == 0 || strcmp(type, "F16") == 0 || strcmp(type, "BF16") == 0;
     if (!(e->name = strdup(name))) return wn_fail(err, WN_ENOMEM, "tensor name");
@@ -120,6 +123,7 @@ static wn_status open_shard(struct wn_weights *w, struct shard *s, const json_t 
     struct adding a = {.w = w, .shard = s, .weight_map = weight_map};
     wn_status rc = wn_path_join(path, w->dir, s->file, err);
 
+    if (rc == WN_OK && !(s->path = strdup(path))) rc = wn_fail(err, WN_ENOMEM, "file name");
     if (rc == WN_OK) rc = map_file(s, path, err);
     if (rc != WN_OK) return rc;
     for (int i = 7; i >= 0; i--) header = header << 8 | s->map[i]; /* little-endian */
@@ -286,6 +290,7 @@ void wn_weights_close(struct wn_weights *w)
     for (size_t i = 0; i < w->shards_n; i++) {
         if (w->shards[i].map) munmap(w->shards[i].map, w->shards[i].bytes);
         free(w->shards[i].file);
+        free(w->shards[i].path);
     }
     free(w->entries);
     free(w->shards);
@@ -339,6 +344,13 @@ wn_status wn_weights_find(const struct wn_weights *w, const char *name, struct w
                        e->shard->file, e->name);
     *out = e->tensor;
     return WN_OK;
+}
+
+bool wn_weights_file(const struct wn_weights *w, uint32_t i, struct wn_reader_file *out)
+{
+    if (i >= w->shards_n) return false;
+    *out = (struct wn_reader_file){.path = w->shards[i].path, .bytes = w->shards[i].bytes, .map = w->shards[i].map};
+    return true;
 }
 
 /* Whole pages of it: its neighbours may have begun on the first and the last. */

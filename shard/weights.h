@@ -13,6 +13,7 @@
 #include "base/dtype.h"
 #include "base/sha256.h"
 #include "base/status.h"
+#include "shard/reader.h"
 
 #define WN_DIMS_MAX 4 /* of a tensor that can be read; others are kept out */
 
@@ -25,6 +26,8 @@ struct wn_tensor {
     uint64_t dims[WN_DIMS_MAX];
     uint64_t bytes;
     const char *file; /* that has it, in the checkpoint's folder */
+    uint32_t file_i;  /* its number, for wn_weights_file */
+    uint64_t at;      /* of its data in that file */
 };
 
 /* Opens DIR/model.safetensors, or every shard that DIR/model.safetensors.index.json names. A
@@ -50,6 +53,9 @@ WN_NODISCARD wn_status wn_weights_find(const struct wn_weights *w, const char *n
 /* Adds what tells these weights from others to a hash: each tensor's name, type and shape, and bytes of its middle; to
  * read them all would take as long as to load them. */
 void wn_weights_digest(const struct wn_weights *w, struct wn_sha256 *s);
+
+/* File number i as a reader wants it, borrowed until close; false: there are no more. */
+bool wn_weights_file(const struct wn_weights *w, uint32_t i, struct wn_reader_file *out);
 
 /* Its data has been read, and this process need not keep it in memory; it is still there to be read again. */
 void wn_weights_release(const struct wn_tensor *t);

@@ -119,6 +119,8 @@ int wn_cpu_thread(void);  /* which of them this is */
 
 wn_status wn_cpu_weight_create(struct wn_backend *be, struct wn_weight **out, const struct wn_mat *host, wn_dtype as);
 wn_status wn_cpu_weight_i8(struct wn_backend *be, struct wn_weight **out, const struct wn_mat *host, uint32_t slices);
+wn_status wn_cpu_weight_rows(struct wn_backend *be, struct wn_weight *w, uint32_t first, const struct wn_mat *host);
+wn_status wn_cpu_weight_i8_rows(struct wn_backend *be, struct wn_weight *w, uint32_t first, const struct wn_mat *host);
 /* cols[n, 16] = columns [k, k + n) of the 16 rows of panel p of host, zeros after its end; n <= 64 */
 void wn_cpu_weight_cols(const struct wn_cpu_isa *isa, float *cols, const struct wn_mat *host, uint32_t p, uint32_t k,
                         uint32_t n);

@@ -48,16 +48,37 @@ void wn_cpu_weight_cols(const struct wn_cpu_isa *isa, float *cols, const struct 
     isa->transpose(cols, rows[0], 64, n);
 }
 
-wn_status wn_cpu_weight_create(struct wn_backend *be, struct wn_weight **out, const struct wn_mat *host, wn_dtype as)
+wn_status wn_cpu_weight_rows(struct wn_backend *be, struct wn_weight *w, uint32_t first, const struct wn_mat *host)
 {
     const struct wn_cpu_isa *isa = ((struct wn_cpu *)be)->isa;
-    uint32_t panels = div_up(host->rows, WN_CPU_COLS);
-    size_t e = wn_dtype_bytes(as), panel_bytes = (size_t)host->cols * WN_CPU_COLS * e;
-    struct wn_weight *w = calloc(1, sizeof(*w));
+    const uint32_t panels = div_up(host->rows, WN_CPU_COLS);
+    const size_t e = wn_dtype_bytes(w->dtype), panel_bytes = (size_t)w->k * WN_CPU_COLS * e;
 
     wn_check_source(host);
+    WN_ASSERT(first % WN_CPU_COLS == 0 && first + host->rows <= w->n && host->cols == w->k);
+#pragma omp parallel for schedule(static)
+    for (uint32_t p = 0; p < panels; p++) {
+        float cols[64 * WN_CPU_COLS];
+        char *to = (char *)w->panels + (first / WN_CPU_COLS + p) * panel_bytes;
+        for (uint32_t k = 0; k < w->k; k += 64) {
+            uint32_t n = wn_cpu_min(64, w->k - k);
+            wn_cpu_weight_cols(isa, cols, host, p, k, n);
+            if (w->dtype == WN_F32)
+                memcpy(to + (size_t)k * WN_CPU_COLS * e, cols, (size_t)n * WN_CPU_COLS * e);
+            else
+                isa->pack_bf16((wn_bf16 *)(to + (size_t)k * WN_CPU_COLS * e), cols, n);
+        }
+    }
+    return WN_OK;
+}
+
+wn_status wn_cpu_weight_create(struct wn_backend *be, struct wn_weight **out, const struct wn_mat *host, wn_dtype as)
+{
+    const size_t panels = div_up(host->rows, WN_CPU_COLS);
+    struct wn_weight *w = calloc(1, sizeof(*w));
+
     WN_ASSERT(as == WN_F32 || as == WN_BF16);
-    if (w) w->panels = wn_cpu_alloc(panels * panel_bytes);
+    if (w) w->panels = wn_cpu_alloc(panels * host->cols * WN_CPU_COLS * wn_dtype_bytes(as));
     if (!w || !w->panels) {
         free(w);
         return wn_fail(NULL, WN_ENOMEM, "cpu: weight [%u, %u] as %s", host->rows, host->cols, wn_dtype_name(as));
@@ -65,21 +86,8 @@ wn_status wn_cpu_weight_create(struct wn_backend *be, struct wn_weight **out, co
     w->dtype = as;
     w->n = host->rows;
     w->k = host->cols;
-#pragma omp parallel for schedule(static)
-    for (uint32_t p = 0; p < panels; p++) {
-        float cols[64 * WN_CPU_COLS];
-        char *to = (char *)w->panels + p * panel_bytes;
-        for (uint32_t k = 0; k < w->k; k += 64) {
-            uint32_t n = wn_cpu_min(64, w->k - k);
-            wn_cpu_weight_cols(isa, cols, host, p, k, n);
-            if (as == WN_F32)
-                memcpy(to + (size_t)k * WN_CPU_COLS * e, cols, (size_t)n * WN_CPU_COLS * e);
-            else
-                isa->pack_bf16((wn_bf16 *)(to + (size_t)k * WN_CPU_COLS * e), cols, n);
-        }
-    }
     *out = w;
-    return WN_OK;
+    return host->ptr ? wn_cpu_weight_rows(be, w, 0, host) : WN_OK;
 }
 
 void wn_cpu_weight_destroy(struct wn_backend *be, struct wn_weight *w)

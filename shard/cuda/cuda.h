@@ -47,6 +47,8 @@ struct wn_cuda {
     uint32_t rope_dim;
     float rope_theta;
     struct wn_cuda_lt *lt; /* NULL without cuBLASLt */
+    void *pinned; /* the caller's memory, between pin and unpin */
+    size_t pinned_bytes;
     uint64_t uploaded_bytes, upload_us;
 };
 
@@ -64,6 +66,9 @@ wn_status wn_cuda_buf_alloc(struct wn_backend *be, size_t bytes, struct wn_buf *
 void wn_cuda_buf_free(struct wn_backend *be, struct wn_buf *buf);
 wn_status wn_cuda_upload(struct wn_backend *be, void *dst, const void *host_src, size_t bytes);
 wn_status wn_cuda_download(struct wn_backend *be, void *host_dst, const void *src, size_t bytes);
+wn_status wn_cuda_pin(struct wn_backend *be, void *host, size_t bytes);
+void wn_cuda_unpin(struct wn_backend *be);
+wn_status wn_cuda_weight_rows(struct wn_backend *be, struct wn_weight *w, uint32_t first, const struct wn_mat *host);
 wn_status wn_cuda_weight_create(struct wn_backend *be, struct wn_weight **out, const struct wn_mat *host, wn_dtype as);
 void wn_cuda_weight_destroy(struct wn_backend *be, struct wn_weight *w);
 wn_status wn_cuda_sync(struct wn_backend *be, int64_t deadline_us);

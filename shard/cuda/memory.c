@@ -3,6 +3,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "shard/cpu/check.h"
 #include "shard/cuda/cuda.h"
 
 #define PIECE ((size_t)256 << 10) /* bytes that a thread copies at a time */
@@ -29,6 +30,7 @@ wn_status wn_cuda_memory_open(struct wn_cuda *c, struct wn_err *err)
 void wn_cuda_memory_close(struct wn_cuda *c)
 {
     if (c->stream) (void)cudaStreamSynchronize(c->stream);
+    wn_cuda_unpin(&c->base);
     for (uint32_t i = 0; i < WN_CUDA_STAGES; i++) {
         (void)cudaFreeHost(c->stages[i].pinned);
         if (c->stages[i].copied) (void)cudaEventDestroy(c->stages[i].copied);
@@ -103,9 +105,17 @@ static void pack_rows(char *to, const char *from, size_t step, size_t len, size_
     }
 }
 
+/* May the device read there by itself? */
+static bool is_pinned(const struct wn_cuda *c, const char *host, size_t bytes)
+{
+    const uintptr_t at = (uintptr_t)host, from = (uintptr_t)c->pinned;
+
+    return c->pinned && at >= from && at - from <= c->pinned_bytes && bytes <= c->pinned_bytes - (at - from);
+}
+
 /* rows of `width` bytes, `host_step` apart, to dst with rows `step` apart: through the ring, so `host` is the caller's
  * again at return. */
-static wn_status upload_rows(struct wn_cuda *c, char *dst, size_t step, const char *host, size_t host_step,
+static wn_status stage_rows(struct wn_cuda *c, char *dst, size_t step, const char *host, size_t host_step,
                              size_t width, size_t rows)
 {
     wn_status rc = WN_OK;
@@ -126,6 +136,43 @@ static wn_status upload_rows(struct wn_cuda *c, char *dst, size_t step, const ch
         }
     }
     return rc;
+}
+
+/* The same; what is pinned is copied as it lies, and is the caller's after a sync. */
+static wn_status upload_rows(struct wn_cuda *c, char *dst, size_t step, const char *host, size_t host_step,
+                             size_t width, size_t rows)
+{
+    if (rows == 0 || width == 0) return WN_OK;
+    if (!is_pinned(c, host, (rows - 1) * host_step + width))
+        return stage_rows(c, dst, step, host, host_step, width, rows);
+    return wn_cuda_check(
+        cudaMemcpy2DAsync(dst, step, host, host_step, width, rows, cudaMemcpyHostToDevice, c->stream), "upload", NULL);
+}
+
+wn_status wn_cuda_pin(struct wn_backend *be, void *host, size_t bytes)
+{
+    struct wn_cuda *c = cuda(be);
+    wn_status rc;
+
+    WN_ASSERT(!c->pinned && bytes > 0);
+    rc = wn_cuda_check(cudaHostRegister(host, bytes, cudaHostRegisterDefault), "pinned memory", NULL);
+    if (rc != WN_OK) {
+        (void)cudaGetLastError();
+        return rc;
+    }
+    c->pinned = host;
+    c->pinned_bytes = bytes;
+    return WN_OK;
+}
+
+void wn_cuda_unpin(struct wn_backend *be)
+{
+    struct wn_cuda *c = cuda(be);
+
+    if (!c->pinned) return;
+    (void)cudaStreamSynchronize(c->stream);
+    (void)cudaHostUnregister(c->pinned);
+    c->pinned = NULL;
 }
 
 wn_status wn_cuda_upload(struct wn_backend *be, void *dst, const void *host_src, size_t bytes)
@@ -152,7 +199,7 @@ wn_status wn_cuda_download(struct wn_backend *be, void *host_dst, const void *sr
 }
 
 /* Rows go as they are and are converted on the device, in blocks of a chunk of the ring. */
-static wn_status upload_converted(struct wn_cuda *c, struct wn_weight *w, const struct wn_mat *host)
+static wn_status upload_converted(struct wn_cuda *c, struct wn_weight *w, uint32_t first, const struct wn_mat *host)
 {
     size_t e = wn_dtype_bytes(host->dtype), width = (size_t)host->cols * e;
     uint32_t rows_max = (uint32_t)(WN_CUDA_STAGE_BYTES / width);
@@ -164,11 +211,10 @@ static wn_status upload_converted(struct wn_cuda *c, struct wn_weight *w, const 
     rc = wn_cuda_scratch(c, WN_CUDA_SCRATCH_RAW, rows_max * width, &raw);
     for (uint32_t r = 0; rc == WN_OK && r < host->rows; r += rows_max) {
         uint32_t n = host->rows - r < rows_max ? host->rows - r : rows_max;
-        const struct wn_cuda_rows rows = {
-            .in = {raw, (uint32_t)host->dtype, n, host->cols, host->cols},
-            .out = {(char *)w->ptr + (size_t)r * w->stride * wn_dtype_bytes(w->dtype), (uint32_t)w->dtype, n, w->k,
-                    w->stride},
-            .rows = n};
+        char *to = (char *)w->ptr + (size_t)(first + r) * w->stride * wn_dtype_bytes(w->dtype);
+        const struct wn_cuda_rows rows = {.in = {raw, (uint32_t)host->dtype, n, host->cols, host->cols},
+                                          .out = {to, (uint32_t)w->dtype, n, w->k, w->stride},
+                                          .rows = n};
         rc = upload_rows(c, raw, width, (const char *)host->ptr + (size_t)r * host->stride * e, host->stride * e, width,
                          n);
         if (rc == WN_OK)
@@ -177,29 +223,42 @@ static wn_status upload_converted(struct wn_cuda *c, struct wn_weight *w, const 
     return rc;
 }
 
+wn_status wn_cuda_weight_rows(struct wn_backend *be, struct wn_weight *w, uint32_t first, const struct wn_mat *host)
+{
+    struct wn_cuda *c = cuda(be);
+    const size_t e = wn_dtype_bytes(w->dtype);
+    const int64_t start = wn_now_us();
+    wn_status rc;
+
+    wn_check_source(host);
+    WN_ASSERT(first + host->rows <= w->n && host->cols == w->k);
+    if (host->rows == 0 || host->cols == 0) return WN_OK;
+    if (host->dtype == w->dtype)
+        rc = upload_rows(c, (char *)w->ptr + first * w->stride * e, w->stride * e, host->ptr, host->stride * e,
+                         w->k * e, host->rows);
+    else
+        rc = upload_converted(c, w, first, host);
+    c->uploaded_bytes += (uint64_t)host->rows * w->k * wn_dtype_bytes(host->dtype);
+    c->upload_us += (uint64_t)(wn_now_us() - start);
+    return rc;
+}
+
 wn_status wn_cuda_weight_create(struct wn_backend *be, struct wn_weight **out, const struct wn_mat *host, wn_dtype as)
 {
     struct wn_cuda *c = cuda(be);
     struct wn_weight *w = calloc(1, sizeof(*w));
-    size_t e = wn_dtype_bytes(as), bytes;
+    size_t bytes;
     struct wn_buf buf = {0};
-    int64_t start = wn_now_us();
-    wn_status rc = WN_OK;
+    wn_status rc;
 
     if (!w) return wn_fail(NULL, WN_ENOMEM, "cuda: weight [%u, %u]", host->rows, host->cols);
     *w = (struct wn_weight){.dtype = as, .n = host->rows, .k = host->cols, .stride = (host->cols + 7) / 8 * 8};
-    bytes = (size_t)w->n * w->stride * e;
+    bytes = (size_t)w->n * w->stride * wn_dtype_bytes(as);
     if ((rc = wn_cuda_buf_alloc(be, bytes, &buf)) != WN_OK) goto out;
     w->ptr = buf.ptr;
     if (w->stride != w->k)
         rc = wn_cuda_check(cudaMemsetAsync(w->ptr, 0, bytes, c->stream), "weight", NULL);
-    if (rc != WN_OK || bytes == 0) goto out;
-    if (host->dtype == as)
-        rc = upload_rows(c, w->ptr, w->stride * e, host->ptr, host->stride * e, w->k * e, w->n);
-    else
-        rc = upload_converted(c, w, host);
-    c->uploaded_bytes += (uint64_t)w->n * w->k * wn_dtype_bytes(host->dtype);
-    c->upload_us += (uint64_t)(wn_now_us() - start);
+    if (rc == WN_OK && host->ptr) rc = wn_cuda_weight_rows(be, w, 0, host);
 out:
     if (rc != WN_OK) {
         wn_cuda_weight_destroy(be, w);

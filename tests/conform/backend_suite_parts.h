@@ -43,6 +43,7 @@ void fused_norm(void **state);
 void fused_rope(void **state);
 void upload_large(void **state);
 void weight_large(void **state);
+void weight_blocks(void **state);
 void pick_as_sampler(void **state);
 void pick_seeds(void **state);
 void pick_left(void **state);

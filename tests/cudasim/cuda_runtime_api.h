@@ -38,6 +38,7 @@ enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cu
 #define cudaStreamNonBlocking    1u
 #define cudaEventDisableTiming   2u
 #define cudaHostAllocDefault     0u
+#define cudaHostRegisterDefault  0u
 
 struct cudaDeviceProp {
     char name[256];
@@ -56,6 +57,8 @@ cudaError_t cudaMalloc(void **p, size_t bytes);
 cudaError_t cudaFree(void *p);
 cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned flags);
 cudaError_t cudaFreeHost(void *p);
+cudaError_t cudaHostRegister(void *p, size_t bytes, unsigned flags);
+cudaError_t cudaHostUnregister(void *p);
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind kind, cudaStream_t st);
 cudaError_t cudaMemcpy2DAsync(void *dst, size_t dst_step, const void *src, size_t src_step, size_t width, size_t height,
                               enum cudaMemcpyKind kind, cudaStream_t st);
@@ -84,6 +87,7 @@ struct sim_counts {
     unsigned long launches, captures, graph_launches; /* launches: of kernels, outside of graphs */
     unsigned long allocations, copies, waits;         /* device and pinned memory; to and fro; for a stream */
     unsigned long bytes_back;                         /* copied to the host */
+    unsigned long pinned_copies;                      /* to the device, from registered memory */
     unsigned long pushed;                             /* work of the simulated libraries */
 };
 extern struct sim_counts sim_counts;

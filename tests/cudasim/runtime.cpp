@@ -54,6 +54,7 @@ struct device_state {
     bool running;
     std::map<const void *, size_t> shared; /* what kernels may have, beyond the usual */
     std::multiset<const void *> lent;      /* device memory that the network library knows */
+    std::map<const char *, size_t> pinned; /* host memory that is registered */
 };
 
 device_state &device(void)
@@ -312,6 +313,31 @@ cudaError_t cudaFreeHost(void *p)
     return cudaSuccess;
 }
 
+/* Whole pages, once. */
+cudaError_t cudaHostRegister(void *p, size_t bytes, unsigned)
+{
+    std::lock_guard<std::recursive_mutex> hold(device().lock);
+    if (capturing) return refuse(cudaErrorStreamCaptureUnsupported);
+    if (!p || !bytes || (uintptr_t)p % 4096 || device().pinned.count((char *)p)) return refuse(cudaErrorInvalidValue);
+    device().pinned[(char *)p] = bytes;
+    return cudaSuccess;
+}
+
+cudaError_t cudaHostUnregister(void *p)
+{
+    std::lock_guard<std::recursive_mutex> hold(device().lock);
+    return device().pinned.erase((char *)p) ? cudaSuccess : refuse(cudaErrorInvalidValue);
+}
+
+static bool is_registered(const void *src)
+{
+    std::lock_guard<std::recursive_mutex> hold(device().lock);
+    auto after = device().pinned.upper_bound((const char *)src);
+    if (after == device().pinned.begin()) return false;
+    --after;
+    return (const char *)src < after->first + after->second;
+}
+
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind, cudaStream_t st)
 {
     if (!st) return refuse(cudaErrorInvalidResourceHandle);
@@ -328,6 +354,7 @@ cudaError_t cudaMemcpy2DAsync(void *dst, size_t dst_step, const void *src, size_
     if (!st) return refuse(cudaErrorInvalidResourceHandle);
     if (capturing) return refuse(cudaErrorStreamCaptureUnsupported);
     sim_counts.copies++;
+    sim_counts.pinned_copies += is_registered(src);
     sim_push(st, [=] {
         for (size_t i = 0; i < height; i++) memcpy((char *)dst + i * dst_step, (const char *)src + i * src_step, width);
         return true;
