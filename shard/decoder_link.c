@@ -285,7 +285,7 @@ wn_status wn_stage_collect(struct wn_stage *s, uint32_t wanted, int64_t deadline
     wn_status rc = WN_OK;
 
     if (s->device && !alone) rc = wn_stage_gather_scores(s, wanted);
-    if (rc == WN_OK && (s->device || !alone)) rc = wn_stage_sync(s, deadline_us); /* a download has no deadline */
+    if (rc == WN_OK) rc = wn_stage_sync(s, deadline_us); /* a download has no deadline */
     if (rc != WN_OK) return rc;
     if (s->device || alone) {
         if (s->tensor != 0) return WN_OK;

@@ -250,7 +250,7 @@ static wn_status pick(struct wn_stage *s, uint32_t n, int64_t deadline_us, const
     memset(s->picks, 0, s->wanted_n * sizeof(*s->picks)); /* rows that pad the step want nothing */
     memcpy(s->picks, out->each, n * sizeof(*s->picks));
     rc = s->o.be->ops->pick(s->o.be, &a);
-    if (rc == WN_OK && s->device) rc = wn_stage_sync(s, deadline_us); /* a download has no deadline of its own */
+    if (rc == WN_OK) rc = wn_stage_sync(s, deadline_us); /* a download has no deadline of its own */
     return rc == WN_OK ? s->o.be->ops->download(s->o.be, out->tokens, s->picked.ptr, n * sizeof(*out->tokens)) : rc;
 }
 
