@@ -1,8 +1,9 @@
 /* base/progress.h - whether the main thread of this process makes progress: it counts its work, another thread looks.
  *
  * The main thread notes every piece of work, some in each layer of a step, and every look at a link that it waits for:
- * whom it waits for is watched where that one runs. One that notes nothing for long hangs, in a device, a disk or a
- * lock, however alive the rest of its process is.
+ * whom it waits for is watched where that one runs. While it waits for a device it notes how far that has come
+ * (transport/cuda_marks.h). One that notes nothing for long hangs, in a device, a disk or a lock, however alive the
+ * rest of its process is.
  * Owns:    one counter of the process. Threads: the main thread notes, any looks; a wn_stall is its looker's. */
 #ifndef WN_BASE_PROGRESS_H
 #define WN_BASE_PROGRESS_H

@@ -7,6 +7,8 @@
 #include "base/progress.h"
 #include "shard/decoder_impl.h"
 
+#define SHORT_ROWS 64 /* a device is done with such a step long before anyone wonders */
+
 /* Rows [first, first + n) of a step that come from one feature slot. */
 struct run {
     uint32_t first, n;
@@ -223,8 +225,10 @@ static wn_status layers(struct wn_stage *s, const struct wn_step *step, int64_t 
     const uint32_t n = s->plan.layers[s->stage].n;
     wn_status rc = rms_norm(s, wn_mat_rows(s->normed, 0, s->rows), wn_mat_rows(s->x, 0, s->rows), s->layers[0].norm1);
 
-    for (uint32_t i = 0; rc == WN_OK && i < n; i++)
+    for (uint32_t i = 0; rc == WN_OK && i < n; i++) {
+        if (s->device && s->rows > SHORT_ROWS) wn_dev_mark(s->o.link);
         rc = run_layer(s, &s->layers[i], i + 1 < n ? s->layers[i + 1].norm1 : NULL, step, deadline_us);
+    }
     return rc;
 }
 

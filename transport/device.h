@@ -41,6 +41,7 @@ struct wn_link_device_ops {
     wn_status (*send)(struct wn_link *link, wn_traffic kind, const void *data, size_t bytes);
     wn_status (*recv)(struct wn_link *link, wn_traffic kind, void *data, size_t bytes);
     wn_status (*reuse)(struct wn_link *link);
+    void (*mark)(struct wn_link *link);
     wn_status (*sync)(struct wn_link *link, int64_t deadline_us);
     wn_status (*reserve)(struct wn_link *link, size_t floats);
     uint64_t (*waited_us)(const struct wn_link *link);
@@ -103,6 +104,10 @@ static inline wn_status wn_dev_recv(struct wn_link *l, wn_traffic kind, void *da
 
 /* Work that is queued from now on waits until the last send has left its buffer. */
 static inline wn_status wn_dev_reuse(struct wn_link *l) { return l->device->ops->reuse(l); }
+
+/* A place in the compute queue. A wait for it notes progress (base/progress.h) when one is passed, and while the queue
+ * waits for other ranks: so a long step is no hanging one. */
+static inline void wn_dev_mark(struct wn_link *l) { l->device->ops->mark(l); }
 
 /* The host waits until the compute queue is empty; a send may still be on its way. */
 static inline wn_status wn_dev_sync(struct wn_link *l, int64_t deadline_us)

@@ -189,6 +189,7 @@ static void destroy(struct wn_nccl *n)
     if (n->scratch) (void)cudaFree(n->scratch);
     for (int i = 0; i < WN_NCCL_EVENTS; i++)
         if (n->events[i]) (void)cudaEventDestroy(n->events[i]);
+    wn_cuda_marks_close(&n->marks);
     if (n->out) (void)cudaStreamDestroy(n->out);
     if (n->in) (void)cudaStreamDestroy(n->in);
     pthread_mutex_destroy(&n->lock);
@@ -222,6 +223,11 @@ void wn_nccl_detach(struct wn_link *l)
 
 /* ---- waiting ---- */
 
+void wn_nccl_mark(struct wn_link *l)
+{
+    wn_cuda_marks_put(&wn_nccl_of(l)->marks, wn_nccl_of(l)->queue, false);
+}
+
 /* The device has done all that was queued: the time that rows were waited for is known. */
 static wn_status note_wait(struct wn_link *l)
 {
@@ -229,6 +235,8 @@ static wn_status note_wait(struct wn_link *l)
     float ms = 0;
     wn_status rc;
 
+    wn_cuda_marks_clear(&n->marks);
+    n->met = false;
     if (!n->rows_pending) return WN_OK;
     rc = wn_nccl_cuda(l, cudaEventElapsedTime(&ms, n->events[WN_NCCL_ROWS_ASKED], n->events[WN_NCCL_ROWS_HERE]),
                       "time of rows");
@@ -266,6 +274,7 @@ wn_status wn_nccl_sync(struct wn_link *l, int64_t deadline_us)
         if (now >= look_us) {
             look_us = now + LOOK_US;
             if ((rc = look_at_all(l)) != WN_OK) return rc;
+            wn_cuda_marks_look(&n->marks);
         }
         if (wn_deadline_passed(deadline_us))
             return wn_fail(&l->error, WN_ETIME, "%s link: rank %d: the GPU did not finish in time", l->ops->name,
@@ -285,6 +294,7 @@ static const struct wn_link_device_ops ops = {
     .send = wn_nccl_send,
     .recv = wn_nccl_recv,
     .reuse = wn_nccl_reuse,
+    .mark = wn_nccl_mark,
     .sync = wn_nccl_sync,
     .reserve = wn_nccl_reserve,
     .waited_us = wn_nccl_waited_us,
@@ -328,6 +338,7 @@ static wn_status prepare(struct wn_nccl **out, const struct wn_link *l, const st
         const bool timed = i == WN_NCCL_ROWS_ASKED || i == WN_NCCL_ROWS_HERE;
         rc = wn_cuda_check(cudaEventCreateWithFlags(&n->events[i], timed ? 0 : cudaEventDisableTiming), "event", err);
     }
+    if (rc == WN_OK) rc = wn_cuda_marks_open(&n->marks, err);
     if (rc != WN_OK) return rc;
     for (int i = 0; i < WN_NCCL_COMMS; i++) {
         ncclResult_t code = ncclSuccess;

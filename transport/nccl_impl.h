@@ -5,7 +5,7 @@
 
 #include <pthread.h>
 
-#include "transport/cuda_check.h"
+#include "transport/cuda_marks.h"
 #include "transport/nccl.h"
 #include "transport/nccl_lib.h"
 
@@ -37,6 +37,8 @@ struct wn_nccl {
     bool stuck;      /* an abort did not end in time: nothing is freed, the device may still use it */
     cudaStream_t queue, out, in; /* where the caller computes; rows to and from the neighbours */
     cudaEvent_t events[WN_NCCL_EVENTS];
+    struct wn_cuda_marks marks; /* of the queue */
+    bool met;                   /* the group, since the last sync: from then on its members go in step */
     bool sent_any, rows_pending;
     uint64_t waited_us;
     struct {
@@ -60,6 +62,7 @@ wn_status wn_nccl_ready(struct wn_link *l, const char *what);
 /* The end of a call that returned `code`: NCCL has put it into its stream, or says why not. */
 wn_status wn_nccl_settle(struct wn_link *l, int which, ncclResult_t code, const char *what);
 wn_status wn_nccl_cuda(struct wn_link *l, cudaError_t code, const char *what);
+void wn_nccl_mark(struct wn_link *l);
 wn_status wn_nccl_sync(struct wn_link *l, int64_t deadline_us);
 void wn_nccl_cancel(struct wn_link *l);
 void wn_nccl_close(struct wn_link *l);

@@ -17,6 +17,22 @@ static void count(struct wn_link *l, int peer, wn_traffic kind, uint64_t sent, u
     if (received) wn_traffic_received(&l->meters[peer], kind, received);
 }
 
+/* Before and after an operation of the group: the first one after a sync may wait long for a member. */
+static void meet(struct wn_nccl *n)
+{
+    if (!n->met) wn_cuda_marks_put(&n->marks, n->queue, true);
+}
+
+static wn_status settle_group(struct wn_link *l, ncclResult_t code, const char *what)
+{
+    struct wn_nccl *n = wn_nccl_of(l);
+    const wn_status rc = wn_nccl_settle(l, WN_NCCL_GROUP, code, what);
+
+    if (!n->met) wn_cuda_marks_put(&n->marks, n->queue, false);
+    n->met = true;
+    return rc;
+}
+
 /* Runs `call` on a communicator unless it is aborted meanwhile. */
 #define LOCKED(n, which, code, call)                                   \
     do {                                                               \
@@ -52,10 +68,11 @@ static wn_status exchange(struct wn_link *l, wn_traffic kind, const struct piece
     struct wn_nccl *n = wn_nccl_of(l);
     ncclResult_t code;
 
+    meet(n);
     LOCKED(n, WN_NCCL_GROUP, code, exchange_pieces(n, pieces));
     for (int i = 0; i < n->n; i++)
         if (i != n->me) count(l, n->ranks[i], kind, pieces[i].out_bytes, pieces[i].in_bytes);
-    return wn_nccl_settle(l, WN_NCCL_GROUP, code, what);
+    return settle_group(l, code, what);
 }
 
 static wn_status scratch(struct wn_link *l, size_t bytes, float **out)
@@ -105,9 +122,10 @@ static wn_status sum_whole(struct wn_link *l, float *data, size_t floats)
     wn_status rc = scratch(l, (size_t)n->n * floats * sizeof(float), &parts);
 
     if (rc != WN_OK) return rc;
+    meet(n);
     LOCKED(n, WN_NCCL_GROUP, code,
            n->lib->ncclAllGather(data, parts, floats, ncclFloat32, n->comms[WN_NCCL_GROUP], n->queue));
-    if ((rc = wn_nccl_settle(l, WN_NCCL_GROUP, code, "an all-reduce")) != WN_OK) return rc;
+    if ((rc = settle_group(l, code, "an all-reduce")) != WN_OK) return rc;
     s.parts = parts;
     return sum(l, &s);
 }
@@ -155,9 +173,10 @@ wn_status wn_nccl_allreduce_f32(struct wn_link *l, float *data, size_t floats)
         count(l, n->ranks[i], WN_TRAFFIC_ALLREDUCE, wn_dev_allreduce_bytes(n->n, n->o.fast_sums, n->me, i, floats),
               wn_dev_allreduce_bytes(n->n, n->o.fast_sums, i, n->me, floats));
     if (!n->o.fast_sums) return sum_whole(l, data, floats);
+    meet(n);
     LOCKED(n, WN_NCCL_GROUP, code,
            n->lib->ncclAllReduce(data, data, floats, ncclFloat32, ncclSum, n->comms[WN_NCCL_GROUP], n->queue));
-    return wn_nccl_settle(l, WN_NCCL_GROUP, code, "an all-reduce");
+    return settle_group(l, code, "an all-reduce");
 }
 
 wn_status wn_nccl_allgather(struct wn_link *l, wn_traffic kind, const void *mine, void *all, size_t bytes)
@@ -173,9 +192,10 @@ wn_status wn_nccl_allgather(struct wn_link *l, wn_traffic kind, const void *mine
     }
     for (int i = 0; i < n->n; i++)
         if (i != n->me) count(l, n->ranks[i], kind, bytes, bytes);
+    meet(n);
     LOCKED(n, WN_NCCL_GROUP, code,
            n->lib->ncclAllGather(mine, all, bytes, ncclUint8, n->comms[WN_NCCL_GROUP], n->queue));
-    return wn_nccl_settle(l, WN_NCCL_GROUP, code, "an all-gather");
+    return settle_group(l, code, "an all-gather");
 }
 
 wn_status wn_nccl_gather(struct wn_link *l, int root, wn_traffic kind, const void *mine, void *all,
@@ -213,9 +233,10 @@ wn_status wn_nccl_broadcast(struct wn_link *l, int root, wn_traffic kind, void *
     if (n->me != root) count(l, n->ranks[root], kind, 0, bytes);
     for (int i = 0; n->me == root && i < n->n; i++)
         if (i != root) count(l, n->ranks[i], kind, bytes, 0);
+    meet(n);
     LOCKED(n, WN_NCCL_GROUP, code,
            n->lib->ncclBroadcast(data, data, bytes, ncclUint8, root, n->comms[WN_NCCL_GROUP], n->queue));
-    return wn_nccl_settle(l, WN_NCCL_GROUP, code, "a broadcast");
+    return settle_group(l, code, "a broadcast");
 }
 
 /* ---- neighbours ---- */
@@ -225,6 +246,18 @@ static wn_status follow(struct wn_link *l, cudaStream_t stream, cudaStream_t aft
 {
     wn_status rc = wn_nccl_cuda(l, cudaEventRecord(event, after), "event");
     return rc == WN_OK ? wn_nccl_cuda(l, cudaStreamWaitEvent(stream, event, 0), "event") : rc;
+}
+
+/* The queue goes on when `event` is there, which a neighbour decides. */
+static wn_status await(struct wn_link *l, cudaEvent_t event)
+{
+    struct wn_nccl *n = wn_nccl_of(l);
+    wn_status rc;
+
+    wn_cuda_marks_put(&n->marks, n->queue, true);
+    rc = wn_nccl_cuda(l, cudaStreamWaitEvent(n->queue, event, 0), "event");
+    wn_cuda_marks_put(&n->marks, n->queue, false);
+    return rc;
 }
 
 wn_status wn_nccl_send(struct wn_link *l, wn_traffic kind, const void *data, size_t bytes)
@@ -249,7 +282,7 @@ wn_status wn_nccl_reuse(struct wn_link *l)
     wn_status rc = wn_nccl_ready(l, "a send");
 
     if (rc != WN_OK || !n->sent_any) return rc;
-    return wn_nccl_cuda(l, cudaStreamWaitEvent(n->queue, n->events[WN_NCCL_SENT], 0), "event");
+    return await(l, n->events[WN_NCCL_SENT]);
 }
 
 wn_status wn_nccl_recv(struct wn_link *l, wn_traffic kind, void *data, size_t bytes)
@@ -267,7 +300,8 @@ wn_status wn_nccl_recv(struct wn_link *l, wn_traffic kind, void *data, size_t by
     LOCKED(n, WN_NCCL_IN, code, n->lib->ncclRecv(data, bytes, ncclUint8, 0, n->comms[WN_NCCL_IN], n->in));
     if ((rc = wn_nccl_settle(l, WN_NCCL_IN, code, "a receive")) != WN_OK) return rc;
     n->rows_pending = true;
-    return follow(l, n->queue, n->in, n->events[WN_NCCL_ROWS_HERE]);
+    rc = wn_nccl_cuda(l, cudaEventRecord(n->events[WN_NCCL_ROWS_HERE], n->in), "event");
+    return rc == WN_OK ? await(l, n->events[WN_NCCL_ROWS_HERE]) : rc;
 }
 
 uint64_t wn_nccl_waited_us(const struct wn_link *l)

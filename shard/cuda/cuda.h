@@ -13,6 +13,7 @@
 #include "shard/cuda/launch.h"
 #include "shard/cuda/queue.h"
 #include "transport/cuda_check.h"
+#include "transport/cuda_marks.h"
 
 #define WN_CUDA_STAGES      3u
 #define WN_CUDA_STAGE_BYTES ((size_t)16 << 20)
@@ -40,6 +41,7 @@ struct wn_cuda {
     struct wn_cuda_stage stages[WN_CUDA_STAGES];
     uint32_t stage; /* the next one */
     struct wn_cuda_queue queue;
+    struct wn_cuda_marks marks; /* one for each attention that is launched at once */
     uint32_t *words; /* host: a table being made */
     size_t words_room;
     struct wn_buf scratch[WN_CUDA_SCRATCH_N];

@@ -24,6 +24,7 @@ wn_status wn_cuda_memory_open(struct wn_cuda *c, struct wn_err *err)
         if (rc == WN_OK)
             rc = wn_cuda_check(cudaEventCreateWithFlags(&s->copied, cudaEventDisableTiming), "event", err);
     }
+    if (rc == WN_OK) rc = wn_cuda_marks_open(&c->marks, err);
     return rc == WN_OK ? wn_cuda_queue_open(c, err) : rc;
 }
 
@@ -36,6 +37,7 @@ void wn_cuda_memory_close(struct wn_cuda *c)
         if (c->stages[i].copied) (void)cudaEventDestroy(c->stages[i].copied);
     }
     wn_cuda_queue_close(c);
+    wn_cuda_marks_close(&c->marks);
     for (int i = 0; i < WN_CUDA_SCRATCH_N; i++) (void)cudaFree(c->scratch[i].ptr);
     (void)cudaFree(c->freq);
     if (c->stream) (void)cudaStreamDestroy(c->stream);
@@ -287,10 +289,13 @@ wn_status wn_cuda_sync(struct wn_backend *be, int64_t deadline_us)
     if (deadline_us == WN_NEVER) return wn_cuda_check(cudaStreamSynchronize(c->stream), "sync", NULL);
     for (uint32_t turn = 0;; turn++) {
         cudaError_t code = cudaStreamQuery(c->stream);
+        if (code == cudaSuccess) wn_cuda_marks_clear(&c->marks);
         if (code != cudaErrorNotReady) return wn_cuda_check(code, "sync", NULL);
         (void)cudaGetLastError(); /* "not ready" counts as an error there */
         if (wn_deadline_passed(deadline_us)) return wn_fail(NULL, WN_ETIME, "cuda: the device did not finish in time");
-        if (turn > 2000) nanosleep(&(struct timespec){.tv_nsec = 20000}, NULL);
+        if (turn <= 2000) continue;
+        wn_cuda_marks_look(&c->marks);
+        nanosleep(&(struct timespec){.tv_nsec = 20000}, NULL);
     }
 }
 

@@ -55,7 +55,11 @@ wn_status wn_cuda_launch(struct wn_cuda *c, const struct wn_cuda_launch *l)
 {
     struct wn_cuda_queue *q = &c->queue;
 
-    if (!q->open) return run(c, l, false);
+    if (!q->open) {
+        if (l->op == WN_CUDA_OP_ATTN_MMA || l->op == WN_CUDA_OP_ATTN_PLAIN)
+            wn_cuda_marks_put(&c->marks, c->stream, false);
+        return run(c, l, false);
+    }
     if (q->n == q->room) {
         uint32_t room = q->room ? 2 * q->room : 1024;
         struct wn_cuda_launch *grown = realloc(q->list, room * sizeof(*grown));

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "base/progress.h"
 #include "tests/conform/link_parts.h"
 
 #define LONG_US 60000000
@@ -212,8 +213,13 @@ static void case_chain(struct suite *s)
     free(host);
 }
 
+static unsigned long noted(void)
+{
+    return atomic_load(&wn_progress_count);
+}
+
 /* A wait for rows that do not come ends when its deadline passes; when they have come the link goes on, and knows how
- * long the device has waited. */
+ * long the device has waited. To wait for others is no standstill. */
 static void case_deadline(struct suite *s)
 {
     struct wn_buf dev = device_buf(s, 1000);
@@ -223,8 +229,11 @@ static void case_deadline(struct suite *s)
 
     if (s->prev >= 0) {
         int64_t start = wn_now_us(), waited;
+        unsigned long was;
         CHECK_OK(s, wn_dev_recv(s->link, WN_TRAFFIC_ACTIVATION, dev.ptr, 4000));
+        was = noted();
         CHECK(s, wn_dev_sync(s->link, start + 50000) == WN_ETIME);
+        CHECK(s, noted() > was + 2);
         waited = wn_now_us() - start;
         CHECK(s, waited >= 50000 && waited < 50000 + 300000);
         CHECK_OK(s, wn_link_send_now(s->link, ready, &go, 1, soon()));
@@ -238,6 +247,20 @@ static void case_deadline(struct suite *s)
         CHECK_OK(s, wn_dev_reuse(s->link));
         CHECK_OK(s, wn_dev_sync(s->link, soon()));
     }
+    s->be->ops->buf_free(s->be, &dev);
+}
+
+/* The first member comes late to a sum: the others wait, and are seen to. */
+static void case_late(struct suite *s)
+{
+    struct wn_buf dev = device_buf(s, 1000);
+    unsigned long was;
+
+    if (s->group.me == 0) nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
+    CHECK_OK(s, wn_dev_allreduce_f32(s->link, dev.ptr, 1000));
+    was = noted();
+    CHECK_OK(s, wn_dev_sync(s->link, soon()));
+    CHECK(s, s->group.me == 0 || noted() > was);
     s->be->ops->buf_free(s->be, &dev);
 }
 
@@ -320,7 +343,8 @@ static const struct {
     void (*run)(struct suite *s);
 } cases[] = {
     {"all-reduce", case_allreduce}, {"queue", case_queue},       {"gathers", case_gathers},
-    {"chain", case_chain},          {"deadline", case_deadline}, {"lend", case_lend},
+    {"chain", case_chain},          {"deadline", case_deadline}, {"late", case_late},
+    {"lend", case_lend},
 };
 
 static bool attach(struct suite *s, int tensors, int kind) /* ordered, turned, fast */

@@ -470,6 +470,14 @@ cudaError_t cudaEventSynchronize(cudaEvent_t e)
     }
 }
 
+cudaError_t cudaEventQuery(cudaEvent_t e)
+{
+    if (capturing) return refuse(cudaErrorStreamCaptureUnsupported);
+    progress();
+    std::lock_guard<std::recursive_mutex> hold(device().lock);
+    return e->r->done >= e->r->asked ? cudaSuccess : refuse(cudaErrorNotReady);
+}
+
 cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end)
 {
     std::lock_guard<std::recursive_mutex> hold(device().lock);
