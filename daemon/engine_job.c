@@ -95,7 +95,8 @@ void wn_gen_job_destroy(struct wn_gen_job *job)
     free(job);
 }
 
-/* What the header claims must be what the payload is, and what the model can take. */
+/* What the header claims must be what the payload is, and what the model can take. That it has an index for each row
+ * and a whole hash the codec has seen to. */
 static wn_status check_features(const struct wn_gen_job *job, const struct wn_front_msg *msg,
                                 const struct wn_gen_limits *limits, struct wn_err *err)
 {
@@ -110,8 +111,6 @@ static wn_status check_features(const struct wn_gen_job *job, const struct wn_fr
     if (f->width != width) return wn_fail(err, WN_EPROTO, "features of width %u; the model's is %u", f->width, width);
     if (f->rows == 0 || f->rows > m->vision.patches + 1)
         return wn_fail(err, WN_EPROTO, "features of %u rows; the tower makes %u", f->rows, m->vision.patches);
-    if (f->n_index != f->rows || (f->flags.len != 0 && f->flags.len != f->rows))
-        return wn_fail(err, WN_EPROTO, "features of %u rows with %zu indices", f->rows, f->n_index);
     if (f->rows_before != m->vision.patches + (m->vision.keep_cls ? 1 : 0))
         return wn_fail(err, WN_EPROTO, "features of %u rows before pruning; the tower makes %u", f->rows_before,
                        m->vision.patches);
