@@ -231,6 +231,7 @@ static void *front_start_main(void *arg)
     struct wn_front *f = s->f;
     wn_status rc;
 
+    pthread_setname_np(pthread_self(), "front"); /* `top -H` tells it from the engine */
     rc = f->started_rc = wn_front_open_sockets(f, &f->started_err);
     if (rc != WN_OK) wn_front_close_sockets(f);
     pthread_mutex_lock(&s->lock);

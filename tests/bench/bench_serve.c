@@ -2,12 +2,15 @@
  * tokens a second, beside the same work one job at a time in the same run.
  *
  *   bench_serve [-n JOBS] [-c CONCURRENT[,CONCURRENT...]] [-t NEW_TOKENS] [-- flags of winnowd serve]
+ *   bench_serve -u [...]           as above, but the rows say what a token takes of the processors, and for what
  *   bench_serve -p [-- flags]      what a hit in the prefix cache saves, with the encode saved in both cases
  *
  * Verifies first: each job's answer must equal the answer that it gets alone. Then a CSV row a level of concurrency:
  * commit, machine, flags, concurrent, jobs, tokens, seconds, ready_s, ttft_p50_ms, ttft_p95_ms, itl_p50_ms, itl_p95_ms,
  * tokens_s, jobs_s, ratio (tokens_s over that of the first level), bubble (of each stage: the share of the time with
  * something to run in which it waited). Questions: tests/eval, "Describe the picture."
+ * With -u: commit, machine, flags, concurrent, tokens, tokens_s, then NAME_us and NAME_switches a token of what
+ * cpu_time.h tells apart; messages_us and scheduler_us are the service's own cost of handing tokens out.
  * With -p: commit, machine, flags, pictures, prompt_tokens, cached_tokens, ttft_cold_p50_ms, ttft_hit_p50_ms, ratio. */
 #include <stdarg.h>
 #include <stddef.h>
@@ -19,6 +22,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "tests/bench/cpu_time.h"
 #include "tests/bench/serving.h"
 #include "tests/integration/service.h"
 #include "winnow_version.h"
@@ -61,6 +65,7 @@ static size_t pictures_bytes[PICTURES];
 static char *answers[PICTURES]; /* each question's answer when it is alone */
 static uint32_t new_tokens = 64;
 static struct serving_flags flags;
+static bool prefix_only, cpu_only;
 
 static void submit(struct winnow *w, struct job *j, int picture)
 {
@@ -91,12 +96,27 @@ static void print_bubble(struct winnow *w, const struct stage_time *before)
     fflush(stdout);
 }
 
-static void run_level(struct winnow *w, int concurrent, int jobs, const char *machine, double ready_s,
+/* What each kind of work took since `before`, for a token. */
+static void print_cpu(const char *run_dir, const struct cpu_time *before, uint64_t tokens)
+{
+    struct cpu_time now;
+
+    cpu_time_read(run_dir, &now);
+    for (int k = 0; k < CPU_WORKS; k++)
+        printf(",%.1f,%.2f", (now.us[k] - before->us[k]) / (double)tokens,
+               (double)(now.switches[k] - before->switches[k]) / (double)tokens);
+    putchar('\n');
+    fflush(stdout);
+}
+
+/* The first level has no machine: it warms up, and says nothing. */
+static void run_level(struct winnow *w, int concurrent, int jobs, const char *machine, const struct service *s,
                       double *first_rate)
 {
     struct job *running = calloc((size_t)concurrent, sizeof(*running));
     struct times ttft = {0}, itl = {0};
     struct stage_time before[STAGES] = {{0}};
+    struct cpu_time cpu = {0};
     double began;
     int sent = 0, done = 0;
     uint64_t tokens = 0;
@@ -106,6 +126,7 @@ static void run_level(struct winnow *w, int concurrent, int jobs, const char *ma
     if (machine) {
         usleep(REPORTED_US);
         (void)service_stages(w, before, STAGES);
+        cpu_time_read(s->run_dir, &cpu);
     }
     began = now_s();
     for (; sent < concurrent && sent < jobs; sent++) submit(w, &running[sent], sent % PICTURES);
@@ -134,10 +155,14 @@ static void run_level(struct winnow *w, int concurrent, int jobs, const char *ma
     }
     seconds = now_s() - began;
     rate = (double)tokens / seconds;
-    if (machine) {
+    if (machine && cpu_only) {
+        printf("%s,%s,\"%s\",%d,%llu,%.1f", WN_COMMIT, machine, flags.text, concurrent, (unsigned long long)tokens,
+               rate);
+        print_cpu(s->run_dir, &cpu, tokens);
+    } else if (machine) {
         if (*first_rate <= 0) *first_rate = rate;
         printf("%s,%s,\"%s\",%d,%d,%llu,%.2f,%.2f,%.1f,%.1f,%.2f,%.2f,%.1f,%.2f,%.2f", WN_COMMIT,
-               machine, flags.text, concurrent, jobs, (unsigned long long)tokens, seconds, ready_s,
+               machine, flags.text, concurrent, jobs, (unsigned long long)tokens, seconds, s->ready_s,
                quantile_ms(&ttft, .5), quantile_ms(&ttft, .95), quantile_ms(&itl, .5),
                quantile_ms(&itl, .95), rate, (double)jobs / seconds, rate / *first_rate);
         print_bubble(w, before);
@@ -191,7 +216,6 @@ static void run_prefix(struct winnow *w, const char *machine)
     free(hit.v);
 }
 
-static bool prefix_only;
 static int levels[LEVELS] = {1, 4, 16}, levels_n = 3, jobs_n = 16;
 static void bench(void **state)
 {
@@ -208,13 +232,17 @@ static void bench(void **state)
     if (prefix_only)
         run_prefix(w, machine);
     else
-        run_level(w, 1, PICTURES, NULL, 0, NULL); /* answers alone; warm-up */
-    if (!prefix_only)
+        run_level(w, 1, PICTURES, NULL, &s, NULL); /* answers alone; warm-up */
+    if (cpu_only) {
+        printf("commit,machine,flags,concurrent,tokens,tokens_s");
+        for (int k = 0; k < CPU_WORKS; k++) printf(",%s_us,%s_switches", cpu_work_names[k], cpu_work_names[k]);
+        putchar('\n');
+    } else if (!prefix_only)
         printf("commit,machine,flags,concurrent,jobs,tokens,seconds,ready_s,ttft_p50_ms,ttft_p95_ms,"
            "itl_p50_ms,itl_p95_ms,"
            "tokens_s,jobs_s,ratio,bubble\n");
     for (int i = 0; i < levels_n && !prefix_only; i++)
-        run_level(w, levels[i], jobs_n, machine, s.ready_s, &first_rate);
+        run_level(w, levels[i], jobs_n, machine, &s, &first_rate);
     winnow_close(w);
     assert_int_equal(service_stop(&s), 0);
     for (int i = 0; i < PICTURES; i++) {
@@ -228,8 +256,9 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {cmocka_unit_test(bench)};
     int opt;
 
-    while ((opt = getopt(argc, argv, "n:c:t:p")) != -1) {
+    while ((opt = getopt(argc, argv, "n:c:t:pu")) != -1) {
         if (opt == 'p') prefix_only = true;
+        if (opt == 'u') cpu_only = true;
         if (opt == 'n') jobs_n = (int)strtol(optarg, NULL, 10);
         if (opt == 't') new_tokens = (uint32_t)strtoul(optarg, NULL, 10);
         if (opt == 'c') {
