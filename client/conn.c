@@ -3,6 +3,7 @@
 #include "client/conn.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -235,6 +236,7 @@ void wn_conn_request_free(struct conn_request *r)
 /* A copy of a large part shares its bytes. */
 int wn_conn_resend(struct winnow *w, struct conn_request *r)
 {
+    w->asked = true;
     for (size_t i = 0; i < r->parts; i++) {
         zmq_msg_t copy;
         /* the other parts of a message never wait or fail once the first was taken */
@@ -325,14 +327,30 @@ static int take(struct winnow *w, Wn__Envelope **out)
     return code == WN_ENOMEM ? WINNOW_ENOMEM : WINNOW_EPROTO;
 }
 
+/* Until ZeroMQ has something to tell of sockets where the last look found nothing, or fd (-1: none) is readable.
+ * zmq_poll() would look at both sockets again, before and after. */
+static int wait_sockets(struct winnow *w, int fd, int64_t wait_us)
+{
+    struct pollfd p[3] = {{.events = POLLIN}, {.events = POLLIN}, {.fd = fd, .events = POLLIN}};
+    size_t room[2] = {sizeof(int), sizeof(int)};
+
+    if (zmq_getsockopt(w->socket, ZMQ_FD, &p[0].fd, &room[0]) != 0 ||
+        zmq_getsockopt(w->monitor, ZMQ_FD, &p[1].fd, &room[1]) != 0 ||
+        (poll(p, 3, (int)(wait_us / 1000 + 1)) < 0 && errno != EINTR))
+        return fail(w, WN_EIO, "wait");
+    if (p[2].revents && !p[0].revents)
+        return wn_conn_result(wn_fail(&w->error, WN_ETIME, "something else came before %s", w->endpoint));
+    return WINNOW_OK;
+}
+
 /* Waits for the socket, or for fd; not longer than the deadline. */
 static int receive(struct winnow *w, Wn__Envelope **out, int fd, int64_t deadline_us)
 {
     for (;;) {
-        zmq_pollitem_t items[3] = {{.events = ZMQ_POLLIN}, {.events = ZMQ_POLLIN}, {.fd = fd, .events = ZMQ_POLLIN}};
         int64_t left_us, retry_us;
         int rc = take(w, out);
         if (rc != WINNOW_TIMEOUT) return rc;
+        w->asked = false;
         watch(w);
         if (w->lost && (rc = take(w, out)) != WINNOW_TIMEOUT) return rc; /* what it said before it went */
         if ((w->lost || w->lost_us || w->dead) && (rc = recover(w)) != WINNOW_OK) return rc;
@@ -340,17 +358,13 @@ static int receive(struct winnow *w, Wn__Envelope **out, int fd, int64_t deadlin
             return wn_conn_result(wn_fail(&w->error, WN_EPEER, "the connection to %s was lost", w->endpoint));
         if (w->stale && w->connected) wn_jobs_resume(w);
         retry_us = w->connected && !w->stale ? wn_jobs_retry(w) : WN_NEVER;
-        items[0].socket = w->socket; /* they may be new */
-        items[1].socket = w->monitor;
         left_us = deadline_us == WN_NEVER ? 3600000000 : deadline_us - wn_now_us();
         if (left_us <= 0)
             return wn_conn_result(wn_fail(&w->error, WN_ETIME, "nothing came from %s in time", w->endpoint));
         if (retry_us - wn_now_us() < left_us) left_us = retry_us > wn_now_us() ? retry_us - wn_now_us() : 0;
         if ((w->lost_us || w->stale) && left_us > AWAY_POLL_MS * 1000) left_us = AWAY_POLL_MS * 1000;
-        if (zmq_poll(items, fd < 0 ? 2 : 3, (long)(left_us / 1000 + 1)) < 0 && errno != EINTR)
-            return fail(w, WN_EIO, "wait");
-        if (items[2].revents && !items[0].revents)
-            return wn_conn_result(wn_fail(&w->error, WN_ETIME, "something else came before %s", w->endpoint));
+        if (w->asked && (rc = take(w, out)) != WINNOW_TIMEOUT) return rc; /* ZeroMQ looks for more when it sends */
+        if ((rc = wait_sockets(w, fd, left_us)) != WINNOW_OK) return rc;
     }
 }
 

@@ -50,6 +50,7 @@ struct winnow {
     bool reached;                   /* somebody took the connection, who may be stopped, or no server of ours */
     bool greeted, refused;          /* it was connected once; until then: the server did not like our key, or none */
     bool stale;                     /* some jobs are */
+    bool asked;                     /* something was sent since the last look for a message */
     int64_t lost_us, reopened_us;   /* since when it is away (0: it is not), when we last tried anew */
     uint32_t reconnect_timeout_ms, busy_timeout_ms;
     bool keep_results;

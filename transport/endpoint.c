@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <poll.h>
 #include <string.h>
 #include <zmq.h>
 
@@ -42,6 +43,7 @@ wn_status wn_endpoint_send(struct wn_endpoint *ep, struct wn_msg *msg, wn_traffi
 
     WN_ASSERT(pthread_equal(ep->thread, pthread_self()));
     WN_ASSERT(msg->frames_n > 0);
+    ep->drained = false; /* a send may take in what ZeroMQ had to tell */
     if (ep->type == WN_ENDPOINT_ROUTER) {
         if (msg->peer.n == 0) return WN_EPEER;
         if (zmq_send(ep->socket, msg->peer.bytes, msg->peer.n, ZMQ_DONTWAIT | ZMQ_SNDMORE) < 0) {
@@ -75,6 +77,7 @@ static bool recv_peer(struct wn_endpoint *ep, struct wn_msg *msg, bool *more, wn
 
     zmq_msg_init(&id);
     if (zmq_msg_recv(&id, ep->socket, ZMQ_DONTWAIT) < 0) {
+        ep->drained = errno == EAGAIN;
         zmq_msg_close(&id);
         return false;
     }
@@ -99,6 +102,7 @@ wn_status wn_endpoint_recv(struct wn_endpoint *ep, struct wn_msg *msg)
     WN_ASSERT(pthread_equal(ep->thread, pthread_self()));
     wn_msg_clear(msg);
     msg->peer.n = 0;
+    ep->drained = false;
     if (ep->type == WN_ENDPOINT_ROUTER && !recv_peer(ep, msg, &more, &rc)) {
         ep->stats.refused += wn_watch_look(ep->watch, ep->watch ? wn_now_us() : 0);
         return WN_EBUSY;
@@ -109,6 +113,7 @@ wn_status wn_endpoint_recv(struct wn_endpoint *ep, struct wn_msg *msg)
         unsigned i = msg->frames_n;
         zmq_msg_init(&frame);
         if (zmq_msg_recv(&frame, ep->socket, ZMQ_DONTWAIT) < 0) { /* only at the start: frames arrive together */
+            ep->drained = errno == EAGAIN;
             zmq_msg_close(&frame);
             return WN_EBUSY;
         }
@@ -172,6 +177,7 @@ static void read_events(struct wn_endpoint *ep)
             ep->stats.mismatched += what == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL;
         }
     }
+    ep->watched = true;
 }
 
 void wn_endpoint_stats_get(struct wn_endpoint *ep, struct wn_endpoint_stats *stats)
@@ -197,30 +203,77 @@ static long poll_ms(int64_t deadline_us)
     return us / 1000 >= INT_MAX ? INT_MAX : (long)((us + 999) / 1000);
 }
 
+/* Asks ZeroMQ what is ready. WN_ECANCEL: it is being ended. */
+static wn_status look(struct wn_poll_item *item)
+{
+    size_t room = sizeof(int);
+    int events = 0;
+
+    while (zmq_getsockopt(item->ep->socket, ZMQ_EVENTS, &events, &room) != 0)
+        if (errno != EINTR) return errno == ETERM ? WN_ECANCEL : WN_EIO;
+    item->readable = (events & ZMQ_POLLIN) != 0;
+    item->writable = item->want_write && (events & ZMQ_POLLOUT) != 0;
+    item->ep->drained = !item->readable;
+    return WN_OK;
+}
+
+/* What is known without waiting. *ready: something is. */
+static wn_status look_all(struct wn_poll_item *items, size_t n, bool *ready)
+{
+    *ready = false;
+    for (size_t i = 0; i < n; i++) {
+        struct wn_endpoint *ep = items[i].ep;
+        wn_status rc = WN_OK;
+        items[i].readable = items[i].writable = false;
+        if (ep && ep->monitor && !ep->watched) read_events(ep);
+        if (ep && (!ep->drained || items[i].want_write)) rc = look(&items[i]);
+        if (rc != WN_OK) return rc;
+        *ready = *ready || items[i].readable || items[i].writable;
+    }
+    return WN_OK;
+}
+
+/* Waits for the descriptors, p [n + monitors]; what they tell is added to the items. */
+static wn_status wait_all(struct wn_poll_item *items, size_t n, struct pollfd *p, size_t p_n, long wait_ms)
+{
+    if (poll(p, p_n, (int)wait_ms) <= 0) return WN_OK; /* also when a signal came: the deadline is looked at again */
+    for (size_t i = 0, m = n; i < n; i++) {
+        struct wn_endpoint *ep = items[i].ep;
+        if (ep && ep->monitor && p[m++].revents) read_events(ep);
+        if (!p[i].revents) continue;
+        if (!ep) {
+            items[i].readable = (p[i].revents & ~POLLOUT) != 0;
+            items[i].writable = (p[i].revents & POLLOUT) != 0;
+        } else if (!items[i].readable) {
+            const wn_status rc = look(&items[i]);
+            if (rc != WN_OK) return rc;
+        }
+    }
+    return WN_OK;
+}
+
+/* zmq_poll() asks each socket, and each of these questions is two system calls, before it waits and once more after.
+ * Here only a socket is asked that may have changed: where the last receive or look found nothing, the socket's
+ * descriptor becomes readable with the next message. */
 wn_status wn_endpoint_poll(struct wn_poll_item *items, size_t n, int64_t deadline_us)
 {
-    zmq_pollitem_t z[2 * WN_ENDPOINT_POLL_MAX];
-    size_t z_n = n;
+    struct pollfd p[2 * WN_ENDPOINT_POLL_MAX];
+    size_t p_n = n;
 
     if (n > WN_ENDPOINT_POLL_MAX) return WN_EINVAL;
     for (size_t i = 0; i < n; i++) {
         struct wn_endpoint *ep = items[i].ep;
         WN_ASSERT(!ep || pthread_equal(ep->thread, pthread_self()));
-        z[i] = (zmq_pollitem_t){.socket = ep ? ep->socket : NULL, .fd = ep ? 0 : items[i].fd,
-                                .events = (short)(ZMQ_POLLIN | (ep ? 0 : ZMQ_POLLERR) |
-                                                  (items[i].want_write ? ZMQ_POLLOUT : 0))};
-        if (ep && ep->monitor) z[z_n++] = (zmq_pollitem_t){.socket = ep->monitor, .events = ZMQ_POLLIN};
+        p[i] = (struct pollfd){.fd = ep ? ep->fd : items[i].fd,
+                               .events = (short)(POLLIN | (!ep && items[i].want_write ? POLLOUT : 0))};
+        if (ep && ep->monitor) p[p_n++] = (struct pollfd){.fd = ep->monitor_fd, .events = POLLIN};
     }
     while (true) {
-        bool ready = false;
-        int rc = zmq_poll(z, (int)z_n, poll_ms(deadline_us));
-        if (rc < 0 && errno != EINTR) return errno == ETERM ? WN_ECANCEL : WN_EIO;
-        for (size_t i = 0; i < n; i++) {
-            items[i].readable = rc > 0 && (z[i].revents & (ZMQ_POLLIN | ZMQ_POLLERR)) != 0;
-            items[i].writable = rc > 0 && (z[i].revents & ZMQ_POLLOUT) != 0;
-            ready = ready || items[i].readable || items[i].writable;
-            if (items[i].ep && rc > 0) read_events(items[i].ep);
-        }
+        bool ready;
+        wn_status rc = look_all(items, n, &ready);
+        if (rc == WN_OK) rc = wait_all(items, n, p, p_n, ready ? 0 : poll_ms(deadline_us));
+        if (rc != WN_OK) return rc;
+        for (size_t i = 0; i < n; i++) ready = ready || items[i].readable || items[i].writable;
         if (ready) return WN_OK;
         if (wn_deadline_passed(deadline_us)) return WN_ETIME;
     }

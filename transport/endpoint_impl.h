@@ -18,6 +18,9 @@ struct wn_endpoint {
     struct wn_net *net;
     void *socket;
     void *monitor; /* what happens to connections; NULL for inproc, which has none */
+    int fd, monitor_fd; /* readable when ZeroMQ has something to tell the sockets */
+    bool drained;  /* the last look found nothing to receive: until fd is readable there is nothing */
+    bool watched;  /* the same of the monitor */
     wn_endpoint_type type;
     size_t frame_max[WN_MSG_FRAMES_MAX];
     pthread_t thread;

@@ -255,6 +255,13 @@ failed:
     return wn_fail(err, WN_EIO, "ZeroMQ monitor: %s", zmq_strerror(errno));
 }
 
+static bool get_fd(void *socket, int *fd)
+{
+    size_t room = sizeof(*fd);
+
+    return zmq_getsockopt(socket, ZMQ_FD, fd, &room) == 0;
+}
+
 wn_status wn_endpoint_open(struct wn_endpoint **out, struct wn_net *net, const struct wn_endpoint_opts *o,
                            struct wn_err *err)
 {
@@ -286,6 +293,10 @@ wn_status wn_endpoint_open(struct wn_endpoint **out, struct wn_net *net, const s
         goto out;
     }
     if ((rc = attach(ep, o, err)) != WN_OK) goto out;
+    if (!get_fd(ep->socket, &ep->fd) || (ep->monitor && !get_fd(ep->monitor, &ep->monitor_fd))) {
+        rc = wn_fail(err, WN_EIO, "%s: descriptor: %s", o->address, zmq_strerror(errno));
+        goto out;
+    }
     *out = ep;
     ep = NULL;
 out:

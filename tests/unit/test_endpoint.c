@@ -625,13 +625,12 @@ static void test_poll(void **state)
     struct wn_endpoint *router = open_router("tcp://127.0.0.1:0"), *dealer = open_dealer(wn_endpoint_address(router));
     int fd = eventfd(0, EFD_CLOEXEC);
     uint64_t one = 1;
-    int64_t start;
-    struct wn_msg msg;
+    struct wn_msg msg = {.frames_n = 0};
 
     (void)state;
     assert_true(stats_until(dealer, has_connected).connected == 1);
     struct wn_poll_item items[] = {{.ep = router}, {.ep = dealer}, {.fd = fd}};
-    start = wn_now_us();
+    const int64_t start = wn_now_us();
     assert_int_equal(wn_endpoint_poll(items, 3, start + 30500), WN_ETIME);
     assert_in_range(wn_now_us() - start, 30500, 400000);
     assert_int_equal(write(fd, &one, sizeof(one)), sizeof(one));
@@ -641,10 +640,40 @@ static void test_poll(void **state)
     assert_int_equal(send_to(dealer, NULL, "x", 1, NULL, 0), WN_OK);
     assert_int_equal(wn_endpoint_poll(items, 3, wn_deadline_in_us(TIMEOUT_US)), WN_OK);
     assert_true(items[0].readable && !items[2].readable);
-    wn_msg_init(&msg);
     assert_int_equal(wn_endpoint_recv(router, &msg), WN_OK);
     wn_msg_clear(&msg);
     assert_int_equal(wn_endpoint_poll(items, WN_ENDPOINT_POLL_MAX + 1, 0), WN_EINVAL);
+    close(fd);
+    wn_endpoint_close(dealer);
+    wn_endpoint_close(router);
+}
+
+/* What a socket has taken in meanwhile is found by the next wait, and who is ready hides nobody else. */
+static void test_poll_finds_all(void **state)
+{
+    struct wn_endpoint *router = open_router("tcp://127.0.0.1:0"), *dealer = open_dealer(wn_endpoint_address(router));
+    int fd = eventfd(1, EFD_CLOEXEC);
+    struct wn_poll_item items[] = {{.ep = dealer}, {.ep = router}, {.fd = fd}};
+    struct wn_msg msg = {.frames_n = 0}, first = {.frames_n = 0};
+
+    (void)state;
+    assert_int_equal(send_to(dealer, NULL, "x", 1, NULL, 0), WN_OK);
+    assert_int_equal(recv_from(router, &first, TIMEOUT_US), WN_OK);
+    for (int i = 0; i < 20; i++) {
+        assert_int_equal(wn_endpoint_recv(dealer, &msg), WN_EBUSY);
+        assert_int_equal(send_to(router, &first.peer, "a", 1, NULL, 0), WN_OK);
+        assert_int_equal(send_to(router, &first.peer, "b", 1, NULL, 0), WN_OK);
+        usleep(3000);
+        assert_int_equal(send_to(dealer, NULL, "c", 1, NULL, 0), WN_OK); /* ZeroMQ looks for news in every send */
+        for (int k = 0; k < 2; k++, usleep(3000)) {
+            assert_int_equal(wn_endpoint_poll(items, 3, wn_deadline_in_us(TIMEOUT_US)), WN_OK);
+            assert_true(items[0].readable && items[2].readable);
+            assert_int_equal(wn_endpoint_recv(dealer, &msg), WN_OK); /* the other of the two stays */
+        }
+        assert_int_equal(recv_from(router, &msg, TIMEOUT_US), WN_OK);
+    }
+    wn_msg_clear(&msg);
+    wn_msg_clear(&first);
     close(fd);
     wn_endpoint_close(dealer);
     wn_endpoint_close(router);
@@ -665,6 +694,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_wrong_protocol, setup, teardown),
         cmocka_unit_test_setup_teardown(test_zero_copy, setup, teardown),
         cmocka_unit_test_setup_teardown(test_poll, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_poll_finds_all, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
