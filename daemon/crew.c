@@ -209,6 +209,45 @@ wn_status wn_crew_start(const struct wn_crew *c, size_t part, int out_fd, pid_t 
     return c->launcher->start(&l, pid, err);
 }
 
+/* Ranks on each node of the job, the scheduler counted as one. Owned by the caller. */
+static uint32_t *loads(const struct wn_crew *c)
+{
+    const struct wn_nodelist *nodes = &c->slurm.nodes;
+    uint32_t *load = calloc(nodes->n + 1, sizeof(*load)); /* one more: for a name that is not there */
+
+    for (size_t i = 0; load && i < c->parts_n; i++)
+        for (unsigned r = 0; r < c->parts[i].ranks; r++) load[wn_nodelist_find(nodes, c->parts[i].nodes[r])]++;
+    return load;
+}
+
+void wn_crew_move(struct wn_crew *c, size_t part)
+{
+    const struct wn_nodelist *nodes = &c->slurm.nodes;
+    struct wn_crew_part *p = &c->parts[part];
+    uint32_t *load = NULL, n = (uint32_t)nodes->n;
+    bool *lost = NULL;
+
+    if (c->launcher != &wn_launcher_slurm || strcmp(c->cfg->layout, "auto") != 0 || part == 0) return;
+    lost = calloc(n + 1, sizeof(*lost));
+    load = loads(c);
+    if (!lost || !load || !wn_slurm_ask_lost(&c->slurm, lost)) goto out;
+    for (unsigned i = 0; i < p->ranks; i++) {
+        const char *from = p->nodes[i];
+        const size_t at = wn_nodelist_find(nodes, from);
+        const uint32_t to = wn_layout_spare(load, lost, n);
+        if (at == n || !lost[at] || to == n) continue;
+        wn_warn("crew", "%s has lost node %s: its ranks there start again on %s", p->name, from, nodes->names[to]);
+        for (unsigned k = i; k < p->ranks; k++) { /* all of them: they were neighbours */
+            if (strcmp(p->nodes[k], from) != 0) continue;
+            p->nodes[k] = nodes->names[to];
+            load[to]++;
+        }
+    }
+out:
+    free(lost);
+    free(load);
+}
+
 void wn_crew_ended(const struct wn_crew *c, size_t part)
 {
     wn_run_dir_part_ended(&c->run, c->parts[part].name);

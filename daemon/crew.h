@@ -50,6 +50,10 @@ WN_NODISCARD wn_status wn_crew_make(struct wn_crew *c, const char *role, struct 
 /* Starts a part. out_fd: where its standard output and error go; 0: to those of this process. */
 WN_NODISCARD wn_status wn_crew_start(const struct wn_crew *c, size_t part, int out_fd, pid_t *pid, struct wn_err *err);
 
+/* A part is to be started again: where the layout is ours (auto), ranks whose nodes the job has lost get another one,
+ * the one with the least to do. */
+void wn_crew_move(struct wn_crew *c, size_t part);
+
 /* All its processes have ended: what they have left in the run folder is removed. */
 void wn_crew_ended(const struct wn_crew *c, size_t part);
 

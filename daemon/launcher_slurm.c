@@ -22,7 +22,7 @@ static const char *const not_ours[] = {
     "SLURM_CPUS_PER_GPU",      "SLURM_THREADS_PER_CORE", "SLURM_HINT",              "SLURM_CORE_SPEC",
     "SLURM_HOSTFILE",          "SLURM_EXACT",            "SLURM_EXCLUSIVE",         "SLURM_SPREAD_JOB",
     "SLURM_USE_MIN_NODES",     "SLURM_LABELIO",          "SLURM_STDOUTMODE",        "SLURM_STDERRMODE",
-    "SLURM_IMMEDIATE",         "SLURM_TIMELIMIT",
+    "SLURM_IMMEDIATE",         "SLURM_TIMELIMIT",         "SLURM_NO_KILL",
 };
 
 struct command {

@@ -2,7 +2,6 @@
 #include "daemon/layout.h"
 
 #include <ctype.h>
-#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -45,6 +44,15 @@ wn_status wn_layout_auto(struct wn_layout *out, const struct wn_layout_ask *ask,
                 at + (span < ask->tensors ? (uint32_t)((uint64_t)t * span / ask->tensors) : t);
     }
     return WN_OK;
+}
+
+uint32_t wn_layout_spare(const uint32_t *load, const bool *lost, uint32_t nodes_n)
+{
+    uint32_t best = nodes_n;
+
+    for (uint32_t i = 0; i < nodes_n; i++)
+        if (!lost[i] && (best == nodes_n || load[i] < load[best])) best = i;
+    return best;
 }
 
 /* ---- the file ---- */

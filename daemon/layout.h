@@ -11,6 +11,7 @@
 #ifndef WN_DAEMON_LAYOUT_H
 #define WN_DAEMON_LAYOUT_H
 
+#include <stdbool.h>
 #include <stdio.h>
 
 #include "daemon/nodelist.h"
@@ -34,6 +35,10 @@ WN_NODISCARD wn_status wn_layout_auto(struct wn_layout *out, const struct wn_lay
 WN_NODISCARD wn_status wn_layout_parse(struct wn_layout *out, const struct wn_layout_ask *ask,
                                        const struct wn_nodelist *nodes, const char *file, const char *text,
                                        struct wn_err *err);
+
+/* A node for what ran on one that is lost: the one with the smallest load [nodes_n] among the others; nodes_n: there is
+ * none. */
+uint32_t wn_layout_spare(const uint32_t *load, const bool *lost, uint32_t nodes_n);
 
 /* As a file of it would say it, each line behind `before`. */
 void wn_layout_print(FILE *f, const char *before, const struct wn_layout *l, const struct wn_layout_ask *ask,

@@ -250,25 +250,45 @@ static void close_folder(struct wn_run_folder *f)
     f->path[0] = '\0';
 }
 
+static void make_part(const struct wn_run_folder *f, const char *part, char out[WN_RUN_PATH])
+{
+    out[0] = '\0';
+    if (!f->path[0] || snprintf(out, WN_RUN_PATH, "%s/%s", f->path, part) >= WN_RUN_PATH ||
+        (mkdir(out, 0700) != 0 && errno != EEXIST))
+        out[0] = '\0';
+}
+
+static void open_memory(struct wn_run_folder *f, const char *base, size_t bytes, const char *otherwise)
+{
+    struct wn_err err = {0};
+    struct statvfs room;
+
+    if (make_folder(f, base, &err) != WN_OK) {
+        wn_warn("run", "shared memory is in %s: %s", otherwise, err.text);
+    } else if (statvfs(f->path, &room) == 0 && room.f_bavail * room.f_frsize < bytes) {
+        wn_warn("run", "%s has %llu MiB free and ranks may need %zu: their shared memory is in %s, which is slower",
+                base, (unsigned long long)(room.f_bavail * room.f_frsize >> 20), bytes >> 20, otherwise);
+        close_folder(f);
+    }
+}
+
 wn_status wn_run_dir_open(struct wn_run_dir *d, const char *named, const char *base, const char *memory_base,
                           size_t memory_bytes, struct wn_err *err)
 {
-    struct wn_err memory = {0};
-    struct statvfs room;
     wn_status rc;
 
     *d = (struct wn_run_dir){.files.lock = -1, .memory.lock = -1};
     rc = named[0] ? use_folder(&d->files, named, err) : make_folder(&d->files, base, err);
-    if (rc != WN_OK || memory_bytes == 0) return rc;
-    if (make_folder(&d->memory, memory_base, &memory) != WN_OK) {
-        wn_warn("run", "shared memory is in %s: %s", d->files.path, memory.text);
-    } else if (statvfs(d->memory.path, &room) == 0 && room.f_bavail * room.f_frsize < memory_bytes) {
-        wn_warn("run", "%s has %llu MiB free and ranks may need %zu: their shared memory is in %s, which is slower",
-                memory_base, (unsigned long long)(room.f_bavail * room.f_frsize >> 20), memory_bytes >> 20,
-                d->files.path);
-        close_folder(&d->memory);
-    }
-    return WN_OK;
+    if (rc == WN_OK && memory_bytes > 0) open_memory(&d->memory, memory_base, memory_bytes, d->files.path);
+    return rc;
+}
+
+void wn_run_dir_open_memory(struct wn_run_dir *d, const char *memory_base, size_t memory_bytes, const char *part,
+                            char memory[WN_RUN_PATH])
+{
+    *d = (struct wn_run_dir){.files.lock = -1, .memory.lock = -1};
+    open_memory(&d->memory, memory_base, memory_bytes, "files");
+    make_part(&d->memory, part, memory);
 }
 
 bool wn_run_dir_there(const struct wn_run_dir *d)
@@ -277,14 +297,6 @@ bool wn_run_dir_there(const struct wn_run_dir *d)
 
     return fstat(d->files.dir, &mine) == 0 && stat(d->files.path, &now) == 0 && mine.st_ino == now.st_ino &&
            mine.st_dev == now.st_dev;
-}
-
-static void make_part(const struct wn_run_folder *f, const char *part, char out[WN_RUN_PATH])
-{
-    out[0] = '\0';
-    if (!f->path[0] || snprintf(out, WN_RUN_PATH, "%s/%s", f->path, part) >= WN_RUN_PATH ||
-        (mkdir(out, 0700) != 0 && errno != EEXIST))
-        out[0] = '\0';
 }
 
 void wn_run_dir_part(const struct wn_run_dir *d, const char *part, char files[WN_RUN_PATH], char memory[WN_RUN_PATH])

@@ -34,6 +34,12 @@ struct wn_run_dir {
 WN_NODISCARD wn_status wn_run_dir_open(struct wn_run_dir *d, const char *named, const char *base,
                                        const char *memory_base, size_t memory_bytes, struct wn_err *err);
 
+/* Shared memory alone, for a process that no launcher of ours has given a place on its machine: a folder for it, and in
+ * it `memory`, a path of WN_RUN_PATH bytes for this part; "" where it cannot be had. What the dead have left is removed
+ * first. */
+void wn_run_dir_open_memory(struct wn_run_dir *d, const char *memory_base, size_t memory_bytes, const char *part,
+                            char memory[WN_RUN_PATH]);
+
 /* Is the folder for files still where it was made? */
 bool wn_run_dir_there(const struct wn_run_dir *d);
 

@@ -12,8 +12,10 @@
 #include "base/log.h"
 #include "daemon/engine.h"
 #include "daemon/fit.h"
+#include "daemon/launcher.h"
 #include "daemon/pulse.h"
 #include "daemon/roles.h"
+#include "daemon/run_dir.h"
 #include "daemon/slurm.h"
 #include "daemon/worker.h"
 #include "shard/jsonfile.h"
@@ -43,6 +45,7 @@ struct shard {
     struct wn_key *key;     /* NULL: plain text */
     struct wn_engine *engine;
     struct wn_step_limits limits;
+    struct wn_run_dir run; /* under srun: the place of its shared memory */
     struct wn_netif net; /* towards the other hosts; name "": there are none */
     uint32_t tokens_max;
     bool refused; /* by all ranks alike, with the link in order */
@@ -77,6 +80,19 @@ static void set_signals(bool leader)
     sigaction(SIGPIPE, &sa, NULL);
 }
 
+/* Each launcher of ours gives mpirun a place for the shared memory of ranks; srun takes none along to its nodes. The
+ * next rank here removes what this one leaves if it is killed. */
+static void open_memory(struct shard *s)
+{
+    static const char variable[] = "OMPI_MCA_btl_vader_backing_directory";
+    char path[WN_RUN_PATH];
+
+    if (getenv(variable)) return;
+    wn_run_dir_open_memory(&s->run, "/dev/shm", wn_launcher_memory(1), s->cfg.name[0] ? s->cfg.name : "replica-0",
+                           path);
+    if (path[0]) setenv(variable, path, 1);
+}
+
 static wn_status open_link(struct shard *s, struct wn_err *err)
 {
     const uint32_t ranks = s->cfg.pipeline_parallel_size * s->cfg.tensor_parallel_size;
@@ -86,6 +102,7 @@ static wn_status open_link(struct shard *s, struct wn_err *err)
     s->size = (int)ranks;
     if (ranks == 1) return WN_OK;
     if ((rc = wn_worker_links(&s->cfg, err)) != WN_OK) return rc;
+    open_memory(s);
     if ((rc = wn_link_open(&s->link, "mpi", &group, err)) != WN_OK) return rc;
     s->rank = wn_link_rank(s->link);
     if (wn_link_size(s->link) != (int)ranks)
@@ -351,8 +368,10 @@ int wn_role_shard(int argc, char **argv)
         wn_key_close(s.key);
         if (s.refused) {
             wn_link_close(s.link);
+            wn_run_dir_close(&s.run);
             return 1;
         }
+        wn_run_dir_close(&s.run);
         if (s.link) wn_link_mpi_abort(WN_EXIT_LOST);
         return s.replica ? WN_EXIT_LOST : 1;
     }
@@ -363,6 +382,7 @@ int wn_role_shard(int argc, char **argv)
     wn_tokenizer_close(s.tokenizer);
     wn_replica_close(s.replica); /* its last rows may still be on their way: before the link */
     wn_link_close(s.link);
+    wn_run_dir_close(&s.run);
     wn_backend_close(s.be);
     free(s.info_list);
     free(s.infos);

@@ -23,6 +23,7 @@
 
 #define END_MARGIN_S 15 /* between the end of draining and Slurm's SIGTERM */
 #define ASK_US       5000000ll
+#define NODES_TEXT_MAX 65536
 
 /* ---- the environment ---- */
 
@@ -115,6 +116,28 @@ bool wn_slurm_ask_end(struct wn_slurm *s)
     if (end == text || *end != '\n' || said <= s->end_s) return false; /* "NONE": for ever */
     s->end_s = said;
     return true;
+}
+
+bool wn_slurm_ask_lost(const struct wn_slurm *s, bool *lost)
+{
+    char *argv[] = {"squeue", "--noheader", "--jobs", (char *)(uintptr_t)s->job, "--format=%N", NULL};
+    struct wn_nodelist left = {0};
+    char *text = malloc(NODES_TEXT_MAX);
+    bool some = false;
+
+    if (text) output_of(argv, text, NODES_TEXT_MAX);
+    if (text) text[strcspn(text, "\n")] = '\0';
+    if (text && text[0] && strlen(text) < NODES_TEXT_MAX - 1 &&
+        wn_nodelist_expand(&left, text, NULL) == WN_OK && left.n > 0 &&
+        wn_nodelist_find(&s->nodes, left.names[0]) < s->nodes.n) { /* a list, and no complaint of squeue's */
+        for (size_t i = 0; i < s->nodes.n; i++) {
+            lost[i] = wn_nodelist_find(&left, s->nodes.names[i]) == left.n;
+            some = some || lost[i];
+        }
+    }
+    wn_nodelist_fini(&left);
+    free(text);
+    return some;
 }
 
 uint32_t wn_slurm_local_tasks(void)

@@ -42,6 +42,10 @@ void wn_slurm_print(const struct wn_slurm *s, const struct wn_config *cfg, uint3
  * or five where Slurm does not answer. */
 bool wn_slurm_ask_end(struct wn_slurm *s);
 
+/* Asks squeue which of its nodes the job has lost: Slurm takes one that has failed away from a job that was submitted
+ * with --no-kill. false: no answer, or none is lost. Takes as long as ask_end. */
+bool wn_slurm_ask_lost(const struct wn_slurm *s, bool *lost /* [nodes.n] */);
+
 /* Removes the file that a run of this job has left which was killed: clients would look at its address. */
 void wn_slurm_forget(const struct wn_slurm *s);
 

@@ -263,6 +263,7 @@ static void plan_restart(struct supervisor *s, struct component *c, int status)
         return;
     }
     if (status == 0 && pause < LEFT_US) pause = LEFT_US;
+    if (status != 0) wn_crew_move(&s->crew, (size_t)(c - s->parts));
     c->start_at_us = now + pause;
     WN_LOG(status == 0 ? WN_LOG_INFO : WN_LOG_WARN, "supervisor", "%s; it starts again in %lld ms", why,
            (long long)pause / 1000);

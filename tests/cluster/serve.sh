@@ -34,6 +34,11 @@ batch=$!
 wait_for 120 "first answers" lines_of "$dir/far.jsonl" 5
 on n3 pkill -KILL -f '^[^ ]*winnowd shard' || fail "no rank on n3"
 wait_for 180 "answers after a rank was killed" lines_of "$dir/far.jsonl" $((n / 3))
+for node in n2 n3; do # the segments of the ranks that were killed have gone
+    segments=$(on $node find /dev/shm -name 'vader_segment.*' | wc -l)
+    [ "$(on $node ls /dev/shm | grep -c '^winnow-')" -eq 1 ] && [ "$segments" -le 1 ] ||
+        fail "left in shared memory of $node: $(on $node find /dev/shm)"
+done
 grep -q 'replica-0 ended with exit code' "$dir/service.log" || fail "nobody saw the rank die"
 lines_of "$dir/far.jsonl" "$n" && fail "the batch was too short to be cancelled in its middle"
 on head scancel "$job"

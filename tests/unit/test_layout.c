@@ -187,6 +187,22 @@ static void files(void **state)
     file_refused("scheduler: n1", WN_EFORMAT, "f:1: neither");
 }
 
+/* What ran on a lost node goes to the one with the least to do that is there. */
+static void spare_nodes(void **state)
+{
+    const uint32_t load[4] = {2, 1, 1, 0};
+    bool lost[4] = {false, false, true, false};
+
+    (void)state;
+    assert_int_equal(wn_layout_spare(load, lost, 4), 3);
+    lost[3] = true;
+    assert_int_equal(wn_layout_spare(load, lost, 4), 1);
+    lost[1] = true;
+    assert_int_equal(wn_layout_spare(load, lost, 4), 0);
+    lost[0] = true;
+    assert_int_equal(wn_layout_spare(load, lost, 4), 4);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -194,6 +210,7 @@ int main(void)
         cmocka_unit_test(counts),
         cmocka_unit_test(automatic),
         cmocka_unit_test(files),
+        cmocka_unit_test(spare_nodes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

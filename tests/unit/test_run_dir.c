@@ -1,5 +1,6 @@
 /* tests/unit/test_run_dir.c - a service's folders: one owner each; what a dead one has left goes, and nothing else. */
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -176,6 +177,48 @@ static void a_named_folder(void **state)
     wn_run_dir_close(&two);
 }
 
+/* A rank under srun: a place in shared memory alone, which the next rank on its machine removes if it was killed. One
+ * that lives keeps its own. */
+static void a_rank_that_was_killed(void **state)
+{
+    struct wn_run_dir alive, d;
+    char memory[2][WN_RUN_PATH] = {"", ""};
+    int status, fds[2];
+    pid_t pid;
+
+    (void)state;
+    assert_true(scratch_text(memory_base, "vader_segment.host.0.1.0", "x")); /* somebody else's */
+    wn_run_dir_open_memory(&alive, memory_base, 1, "replica-0", memory[0]);
+    assert_true(scratch_text(memory[0], "vader_segment.host.0.1.0", "x"));
+    assert_int_equal(pipe(fds), 0);
+    pid = fork();
+    if (pid == 0) {
+        wn_run_dir_open_memory(&d, memory_base, 1, "replica-0", memory[1]);
+        if (!scratch_text(memory[1], "vader_segment.host.0.1.1", "x") || write(fds[1], memory[1], WN_RUN_PATH) < 0)
+            _exit(1);
+        pause();
+    }
+    assert_int_equal(read(fds[0], memory[1], WN_RUN_PATH), WN_RUN_PATH);
+    wn_run_dir_open_memory(&d, memory_base, 1, "replica-0", memory[0]);
+    assert_true(exists(memory[1], "vader_segment.host.0.1.1")); /* both live */
+    wn_run_dir_close(&d);
+    assert_false(exists(memory[0], ""));
+    assert_int_equal(kill(pid, SIGKILL), 0);
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    wn_run_dir_open_memory(&d, memory_base, 1, "replica-0", memory[0]);
+    assert_false(exists(memory[1], ""));
+    assert_true(exists(alive.memory.path, "replica-0/vader_segment.host.0.1.0"));
+    assert_true(exists(memory_base, "vader_segment.host.0.1.0"));
+    wn_run_dir_close(&d);
+    wn_run_dir_close(&alive);
+    assert_false(exists(alive.memory.path, "replica-0"));
+    wn_run_dir_open_memory(&d, "/nowhere", 1, "replica-0", memory[0]);
+    assert_string_equal(memory[0], "");
+    wn_run_dir_close(&d);
+    close(fds[0]);
+    close(fds[1]);
+}
+
 /* Without /dev/shm, or with one that is too small for what may come, it is all in files. */
 static void no_shared_memory(void **state)
 {
@@ -205,6 +248,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_life_in_order, setup, teardown),
         cmocka_unit_test_setup_teardown(a_service_that_was_killed, setup, teardown),
         cmocka_unit_test_setup_teardown(a_named_folder, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_rank_that_was_killed, setup, teardown),
         cmocka_unit_test_setup_teardown(no_shared_memory, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

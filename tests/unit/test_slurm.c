@@ -168,6 +168,35 @@ static void address_file(void **state)
     wn_slurm_close(&s);
 }
 
+/* squeue says which nodes are left; what is no list of the job's nodes is no answer. */
+static void nodes_lost(void **state)
+{
+    static const struct {
+        const char *says;
+        const char *lost; /* of n1 n2 n3 n4 */
+    } cases[] = {{"n[1-2,4]", "..3."}, {"n[1-4]", NULL}, {"n4", "123."},
+                 {"", NULL},           {"(null)", NULL}, {"slurm_load_jobs error: Unable to contact", NULL}};
+    struct wn_slurm s = {0};
+    char path[4200], script[128];
+
+    (void)state;
+    in_job("7", "n[1-4]");
+    assert_int_equal(wn_slurm_open(&s, NULL), WN_OK);
+    snprintf(path, sizeof(path), "%s:%s", home, getenv("PATH"));
+    setenv("PATH", path, 1);
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        bool lost[4] = {false, false, false, false};
+        snprintf(script, sizeof(script), "#!/bin/sh\n[ \"$*\" = '--noheader --jobs 7 --format=%%N' ] && echo '%s'\n",
+                 cases[i].says);
+        assert_true(scratch_text(home, "squeue", script));
+        snprintf(path, sizeof(path), "%s/squeue", home);
+        assert_int_equal(chmod(path, 0755), 0);
+        assert_int_equal(wn_slurm_ask_lost(&s, lost), cases[i].lost != NULL);
+        for (int k = 0; k < 4; k++) assert_int_equal(lost[k], cases[i].lost && cases[i].lost[k] != '.');
+    }
+    wn_slurm_close(&s);
+}
+
 int main(void)
 {
     static const char *const job[] = {"SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_JOB_END_TIME", "SLURM_RESTART_COUNT",
@@ -178,6 +207,7 @@ int main(void)
         cmocka_unit_test(shares),
         cmocka_unit_test(addresses),
         cmocka_unit_test(address_file),
+        cmocka_unit_test(nodes_lost),
     };
     int rc;
 
