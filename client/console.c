@@ -99,6 +99,9 @@ static void print_worker(FILE *f, const Wn__WorkerStatus *w)
         return;
     }
     if (h) fprintf(f, ", %" PRIu64 " images so far", h->images);
+    if (h && h->cache_hits) fprintf(f, ", %" PRIu64 " of them known", h->cache_hits);
+    if (h && h->encodes && h->images > h->cache_hits)
+        fprintf(f, ", %.1f an encode", (double)(h->images - h->cache_hits) / (double)h->encodes);
     fputc('\n', f);
 }
 

@@ -81,7 +81,8 @@ static void link_bytes(FILE *f, const Wn__Status *st, const char *src, const Wn_
                (double)kinds[i].n);
 }
 
-enum figure { WORKER_UP, WORKER_SEEN, KV_USED, ITERATIONS, PREEMPTIONS, IMAGES };
+/* From IMAGES on a vision worker's; before it, and from KV_USED on, a replica's. */
+enum figure { WORKER_UP, WORKER_SEEN, KV_USED, ITERATIONS, PREEMPTIONS, IMAGES, CACHE_HITS, ENCODES };
 
 static void workers(FILE *f, const Wn__Status *st, const char *name, const char *type, const char *help,
                     enum figure which)
@@ -92,11 +93,13 @@ static void workers(FILE *f, const Wn__Status *st, const char *name, const char 
         const Wn__Heartbeat *h = w->heartbeat;
         const bool leader = w->role == WN__ROLE__ROLE_LEADER;
         double v = which == WORKER_UP ? w->up : (double)w->last_seen_ms / 1e3;
-        if (which >= KV_USED && (!h || leader == (which == IMAGES))) continue;
+        if (which >= KV_USED && (!h || leader == (which >= IMAGES))) continue;
         if (which == KV_USED) v = h->pages ? (double)h->pages_used / h->pages : 0;
         if (which == ITERATIONS) v = (double)h->steps;
         if (which == PREEMPTIONS) v = (double)h->preemptions;
         if (which == IMAGES) v = (double)h->images;
+        if (which == CACHE_HITS) v = (double)h->cache_hits;
+        if (which == ENCODES) v = (double)h->encodes;
         sample(f, st, name, (const char *const[4]){"role", leader ? "replica" : "vision", "name", w->name}, v);
     }
 }
@@ -155,6 +158,8 @@ void console_metrics(FILE *f, const Wn__Status *st)
     workers(f, st, "iterations_total", "counter", "Steps of a replica", ITERATIONS);
     workers(f, st, "num_preemptions_total", "counter", "Times that a job lost its pages to an older one", PREEMPTIONS);
     workers(f, st, "images_encoded_total", "counter", "Images of a vision worker", IMAGES);
+    workers(f, st, "image_cache_hits_total", "counter", "Those of them that it had encoded before", CACHE_HITS);
+    workers(f, st, "encodes_total", "counter", "Runs of its tower, which the other images share", ENCODES);
     ranks(f, st, "rank_up", "1: its replica is up", RANK_UP);
     ranks(f, st, "rank_last_seen_seconds", "Since the rank's last sign of life", RANK_SEEN);
     ranks(f, st, "rank_stalled_seconds", "For which a rank that lives has done nothing", RANK_STALLED);

@@ -36,8 +36,8 @@ static void put_heartbeat(FILE *f, const Wn__Heartbeat *h)
 {
     fprintf(f, ", \"running\": %u, \"waiting\": %u, \"kv_pages_used\": %u, \"kv_pages\": %u", h->running, h->waiting,
             h->pages_used, h->pages);
-    fprintf(f, ", \"steps\": %" PRIu64 ", \"images\": %" PRIu64 ", \"cache_hits\": %" PRIu64 ", \"ranks\": [", h->steps,
-            h->images, h->cache_hits);
+    fprintf(f, ", \"steps\": %" PRIu64 ", \"images\": %" PRIu64 ", \"cache_hits\": %" PRIu64 ", \"encodes\": %" PRIu64
+            ", \"ranks\": [", h->steps, h->images, h->cache_hits, h->encodes);
     for (size_t i = 0; i < h->n_ranks; i++) {
         const Wn__RankInfo *r = h->ranks[i];
         fprintf(f, "%s{\"rank\": %u, ", i ? ", " : "", r->rank);

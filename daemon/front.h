@@ -71,7 +71,7 @@ struct wn_front_msg {
 /* What heartbeats report; written by the main thread at any time. */
 struct wn_front_load {
     atomic_uint running, waiting, pages_used, pages, features, feature_slots;
-    atomic_ulong steps, images, cache_hits, preemptions;
+    atomic_ulong steps, images, cache_hits, encodes, preemptions;
     atomic_ulong sent_bytes[WN_TRAFFIC_N];
     struct {
         atomic_ulong busy_us, wait_us, link_us;

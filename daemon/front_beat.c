@@ -103,6 +103,7 @@ static void send_heartbeat(struct wn_front *f)
     h.steps = atomic_load(&f->load.steps);
     h.images = atomic_load(&f->load.images);
     h.cache_hits = atomic_load(&f->load.cache_hits);
+    h.encodes = atomic_load(&f->load.encodes);
     h.preemptions = atomic_load(&f->load.preemptions);
     h.features = atomic_load(&f->load.features);
     h.feature_slots = atomic_load(&f->load.feature_slots);

@@ -301,8 +301,10 @@ static void encode_batch(struct vision_worker *v)
 {
     struct wn_vision_work *batch[WN_ENCODE_BATCH_MAX];
     struct wn_encode_item items[WN_ENCODE_BATCH_MAX];
+    struct wn_front_load *load = wn_front_load(v->front);
     struct wn_err err = {0};
     uint32_t n = 0;
+    bool tower = false; /* one of them needs it */
 
     while (v->queue.first && n < WN_ENCODE_BATCH_MAX) {
         struct wn_vision_work *w = wn_vision_list_take(&v->queue, &v->queue.first);
@@ -325,10 +327,12 @@ static void encode_batch(struct vision_worker *v)
             continue;
         }
         batch[i]->until_us = wn_deadline_in_us(CREDIT_WAIT_US);
-        atomic_fetch_add(&wn_front_load(v->front)->images, 1);
-        atomic_fetch_add(&wn_front_load(v->front)->cache_hits, items[i].cached);
+        atomic_fetch_add(&load->images, 1);
+        atomic_fetch_add(&load->cache_hits, items[i].cached);
+        tower = tower || !items[i].cached;
         wn_vision_list_put(&v->outbox, batch[i]);
     }
+    atomic_fetch_add(&load->encodes, tower);
 }
 
 /* ---- features out ---- */

@@ -105,6 +105,7 @@ static void a_connection_is_lost(void **state)
 {
     struct side scheduler = {0}, leader = {0};
     bool before[3] = {false}, after[3] = {false};
+    Wn__Envelope *env = NULL;
     pid_t worker;
 
     (void)state;
@@ -121,6 +122,14 @@ static void a_connection_is_lost(void **state)
     take_features(&leader, true, after);
     take_features(&leader, true, after);
     assert_true(after[0] && after[1] && after[2]);
+    do { /* it was one picture all the time: one run of the tower */
+        wn_codec_free(env);
+        env = side_expect(&scheduler, WN__ENVELOPE__BODY_HEARTBEAT);
+        assert_in_range(env->heartbeat->encodes, 0, 1);
+    } while (env->heartbeat->images < 3);
+    assert_int_equal(env->heartbeat->encodes, 1);
+    assert_in_range(env->heartbeat->images - env->heartbeat->cache_hits, 1, 4);
+    wn_codec_free(env);
     end_worker(worker, &scheduler);
     wn_endpoint_close(leader.ep);
 }

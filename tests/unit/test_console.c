@@ -15,7 +15,7 @@
 struct service {
     Wn__RankInfo rank[2], *rank_list[2];
     Wn__LinkBytes sent, own;
-    Wn__Heartbeat beat;
+    Wn__Heartbeat beat, sight;
     Wn__WorkerStatus worker[2], *worker_list[2];
     Wn__TurnedAway away, *away_list[1];
     Wn__Status st;
@@ -58,6 +58,11 @@ static void build(struct service *s)
     s->worker[1].host = "node2";
     s->worker[1].build = "0.0 (x)";
     s->worker[1].last_seen_ms = 4500;
+    s->sight = (Wn__Heartbeat)WN__HEARTBEAT__INIT;
+    s->sight.images = 12;
+    s->sight.cache_hits = 5;
+    s->sight.encodes = 2;
+    s->worker[1].heartbeat = &s->sight;
     s->st = (Wn__Status)WN__STATUS__INIT;
     s->st.model = "m";
     s->st.version = "9.8";
@@ -127,7 +132,8 @@ static void table(void **state)
     has(text, "50 of 200 KV pages (25 %)");
     has(text, "rank 0       node1            pid 40       seen 0.3 s ago, STALLED for 2.5 s, 3.0 MiB");
     has(text, "rank 1       node1            pid 41       seen 0.4 s ago, 3.0 MiB");
-    has(text, "LOST seen 4.5 s ago, OF BUILD 0.0 (x)\n");
+    has(text, "LOST seen 4.5 s ago, OF BUILD 0.0 (x), 0 running, 0 waiting, 12 images so far, 5 of them known, "
+              "3.5 an encode\n");
     has(text, "vision  vision-9     node9            TURNED AWAY for 12.0 s, 24 times, 0.4 s ago: another \"model\"\n");
     free(text);
     build(&before); /* two seconds ago */
@@ -157,6 +163,8 @@ static void metrics(void **state)
     has(text, "winnow:prompt_tokens_total{model_name=\"m\"} 4321\n");
     has(text, "winnow:workers_turned_away{model_name=\"m\"} 1\n");
     has(text, "winnow:workers_turned_away_total{model_name=\"m\"} 31\n");
+    has(text, "winnow:encodes_total{model_name=\"m\",role=\"vision\",name=\"vision \\\"0\\\"\\n\"} 2\n");
+    has(text, "winnow:image_cache_hits_total{model_name=\"m\",role=\"vision\",name=\"vision \\\"0\\\"\\n\"} 5\n");
     has(text, "winnow:num_clients{model_name=\"m\"} 6\n");
     has(text, "winnow:rank_up{model_name=\"m\",replica=\"replica-0\",rank=\"0\"} 1\n");
     has(text, "winnow:queue_wait_seconds{model_name=\"m\"} 1.5\n");
@@ -215,6 +223,7 @@ static void json(void **state)
     assert_int_equal(
         json_integer_value(json_object_get(json_array_get(json_object_get(replica, "stages"), 1), "link_us")), 30);
     assert_string_equal(json_string_value(json_object_get(json_array_get(workers, 1), "role")), "vision");
+    assert_int_equal(json_integer_value(json_object_get(json_array_get(workers, 1), "encodes")), 2);
     assert_string_equal(json_string_value(json_object_get(json_array_get(workers, 1), "name")), "vision \"0\"\n");
     assert_string_equal(json_string_value(json_object_get(json_array_get(workers, 1), "build")), "0.0 (x)");
     assert_null(json_object_get(replica, "build"));
