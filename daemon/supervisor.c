@@ -174,6 +174,17 @@ static void say_ready(struct supervisor *s)
     s->ask = NULL;
 }
 
+/* What is missing, and who was turned away last: it may be what is missed. */
+static void note_missing(struct supervisor *s, const Wn__Status *st)
+{
+    const Wn__TurnedAway *away = st->n_turned_away ? st->turned_away[st->n_turned_away - 1] : NULL;
+
+    snprintf(s->missing, sizeof(s->missing), "%s", st->not_ready_because);
+    if (away)
+        snprintf(s->missing, sizeof(s->missing), "%.120s; turned away: %s: %.180s", st->not_ready_because, away->name,
+                 away->why);
+}
+
 static void read_status(struct supervisor *s)
 {
     struct wn_msg msg;
@@ -184,8 +195,7 @@ static void read_status(struct supervisor *s)
         Wn__Envelope *env = NULL;
         if (wn_codec_unpack(&env, wn_msg_data(&msg, 0), wn_msg_size(&msg, 0), &err) != WN_OK)
             continue;
-        if (env->body_case == WN__ENVELOPE__BODY_STATUS)
-            snprintf(s->missing, sizeof(s->missing), "%s", env->status->not_ready_because);
+        if (env->body_case == WN__ENVELOPE__BODY_STATUS) note_missing(s, env->status);
         if (env->body_case == WN__ENVELOPE__BODY_STATUS && env->status->ready) say_ready(s);
         wn_codec_free(env);
     }
