@@ -191,12 +191,22 @@ wn_status wn_worker_device(const struct wn_config *cfg, uint32_t rank, uint32_t 
                              .ranks = ranks_here(size),
                              .rank = rank_here(rank),
                              .visible_env = getenv("CUDA_VISIBLE_DEVICES")};
-    wn_status rc = wn_backend_devices(cfg->backend, &p.visible, &p.asked, err);
+    char mig[WN_GPU_NAME_MAX];
+    wn_status rc;
 
     *device = 0;
+    p.asked = strchr(cfg->backend, ':') ? 0 : WN_GPU_UNASKED; /* which one is read below */
+    if (strncmp(cfg->backend, "cuda", 4) == 0) {
+        if ((rc = wn_gpu_choose_mig(&p, mig, err)) != WN_OK) return rc;
+        if (mig[0]) setenv("CUDA_VISIBLE_DEVICES", mig, 1); /* CUDA reads it when it is first called: now */
+        p.visible_env = getenv("CUDA_VISIBLE_DEVICES");
+    }
+    rc = wn_backend_devices(cfg->backend, &p.visible, &p.asked, err);
+    if (rc == WN_EUNSUPP && p.visible_env) return wn_err_prefix(err, "CUDA_VISIBLE_DEVICES=%.80s", p.visible_env);
     if (rc != WN_OK || p.visible == 0) return rc;
     if ((rc = wn_gpu_choose(&p, device, err)) != WN_OK) return rc;
-    if (p.asked >= 0 && p.ranks > 1) share_gpu(rank);
+    /* NCCL tells GPUs by their PCI address, which instances of one have in common. */
+    if (p.ranks > 1 && (p.asked >= 0 || (p.visible_env && strncmp(p.visible_env, "MIG-", 4) == 0))) share_gpu(rank);
     wn_info("worker", "GPU %d of %d visible (CUDA_VISIBLE_DEVICES: %s); rank %u of %u on this host, replica %u",
             *device, p.visible, p.visible_env ? p.visible_env : "not set", p.rank, p.ranks, p.replica);
     return WN_OK;

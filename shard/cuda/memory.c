@@ -1,4 +1,5 @@
 /* Device memory, and the ways of host data to it. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -48,10 +49,13 @@ wn_status wn_cuda_memory(struct wn_backend *be, struct wn_memory *out)
 {
     size_t left = 0, total = 0;
     struct wn_memory m = {0};
+    struct cudaDeviceProp p;
     wn_status rc = wn_cuda_check(cudaMemGetInfo(&left, &total), "device memory", NULL);
 
-    if (rc == WN_OK) rc = wn_cuda_check(cudaDeviceGetPCIBusId(m.id, sizeof(m.id), cuda(be)->device), "device", NULL);
+    if (rc == WN_OK) rc = wn_cuda_check(cudaGetDeviceProperties(&p, cuda(be)->device), "device", NULL);
     if (rc != WN_OK) return rc;
+    for (size_t i = 0; i < sizeof(p.uuid); i++)
+        snprintf(m.id + 2 * i, sizeof(m.id) - 2 * i, "%02x", (unsigned char)p.uuid.bytes[i]);
     m.free_bytes = left;
     m.total_bytes = total;
     *out = m;
