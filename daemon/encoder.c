@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "base/sha256.h"
 #include "daemon/vision_cache.h"
 #include "shard/jsonfile.h"
@@ -127,13 +128,6 @@ struct wn_prune_shape wn_encoder_shape(const struct wn_model *model)
         .feature_layer = v->layers_run - 1,
         .cls_first = v->keep_cls,
     };
-}
-
-wn_status wn_encoder_warm_up(struct wn_encoder *e, struct wn_err *err)
-{
-    struct wn_vision_out out;
-    memset(e->pixels, 0, e->image_floats * sizeof(float));
-    return wn_vision_encode(e->tower, e->pixels, 1, NULL, wn_deadline_in_us(ENCODE_TIMEOUT_US), &out, err);
 }
 
 /* An image of a call, on its way. */
@@ -415,4 +409,78 @@ void wn_encoder_run(struct wn_encoder *e, struct wn_encode_item *items, uint32_t
     }
     prune(e, cached, cached_n); /* first: an encode may take what the cache lends */
     encode(e, fresh, left);
+}
+
+/* ---- warm-up ---- */
+
+/* All methods on the first picture of out, with few rows and many, projected or not: what they compare and make finds
+ * its memory. What a method does not do is no matter. */
+static wn_status warm_methods(struct wn_encoder *e, const struct wn_vision_out *out, const struct wn_vision_taps *taps,
+                              struct wn_err *err)
+{
+    for (uint32_t i = 0; wn_prune_methods[i]; i++)
+        for (uint32_t how = 0; how < 4; how++) {
+            struct wn_encode_item item = {
+                .method = wn_prune_methods[i],
+                .ask = {.budget = {.keep = how % 2 ? out->rows / 2 : 0}, .projected = how / 2 != 0}};
+            struct picture p = {.item = &item}, *one[] = {&p};
+            if (!check(e, &p)) continue;
+            p.view = view_of(out, taps, 0);
+            prune(e, one, 1);
+            wn_encode_item_fini(&item);
+            if (item.rc == WN_ENOMEM || item.rc == WN_EDEVICE)
+                return wn_fail(err, item.rc, "%s: %s", item.method->name, item.err.text);
+        }
+    return WN_OK;
+}
+
+/* The projector with every class of rows, in the memory of every place. */
+static wn_status warm_projector(struct wn_encoder *e, const struct wn_vision_out *out, struct wn_err *err)
+{
+    struct wn_mat rows = {(void *)(uintptr_t)out->features, out->dtype, out->rows, out->width, out->width}, to;
+    wn_status rc = WN_OK;
+    uint32_t any = 1;
+
+    for (uint32_t i = 0; rc == WN_OK && i <= WN_ENCODE_BATCH_MAX; i++) rc = project(e, rows, i, &to, err);
+    for (uint32_t n = 1; rc == WN_OK && n < out->rows; n++) {
+        e->be->ops->step_alike(e->be, &n, &any);
+        rc = project(e, wn_mat_rows(rows, 0, n < out->rows ? n : out->rows), 0, &to, err);
+    }
+    return rc;
+}
+
+static wn_status warm_device(struct wn_encoder *e, struct wn_err *err)
+{
+    struct wn_prune_wants wants = {.cls_layers = e->kept_cls_layers};
+    const int64_t began_us = wn_now_us();
+    wn_status rc = WN_OK;
+
+    for (uint32_t i = 0; wn_prune_methods[i]; i++) {
+        struct wn_encode_item item = {.method = wn_prune_methods[i]};
+        struct picture p = {.item = &item};
+        if (check(e, &p)) wn_prune_wants_join(&wants, &p.wants);
+    }
+    for (uint32_t n = WN_ENCODE_BATCH_MAX; rc == WN_OK && n > 0; n--) { /* what mostly is tapped, and all that can be */
+        const struct wn_prune_wants few = {.cls_layers = e->kept_cls_layers};
+        const struct wn_vision_taps all = to_taps(&wants), some = to_taps(&few);
+        const int64_t until_us = wn_deadline_in_us(ENCODE_TIMEOUT_US);
+        struct wn_vision_out out;
+        rc = wn_vision_encode(e->tower, e->pixels, n, &some, until_us, &out, err);
+        if (rc == WN_OK) rc = wn_vision_encode(e->tower, e->pixels, n, &all, until_us, &out, err);
+        if (rc == WN_OK && n == 1) rc = warm_methods(e, &out, &all, err);
+        if (rc == WN_OK && n == 1) rc = warm_projector(e, &out, err);
+    }
+    if (rc == WN_OK)
+        wn_info("vision", "warmed up in %.2f s: 1 to %d pictures", (double)(wn_now_us() - began_us) * 1e-6,
+                WN_ENCODE_BATCH_MAX);
+    return rc;
+}
+
+wn_status wn_encoder_warm_up(struct wn_encoder *e, struct wn_err *err)
+{
+    struct wn_vision_out out;
+
+    memset(e->pixels, 0, e->image_floats * sizeof(float));
+    if (e->be->ops->step_alike) return warm_device(e, err);
+    return wn_vision_encode(e->tower, e->pixels, 1, NULL, wn_deadline_in_us(ENCODE_TIMEOUT_US), &out, err);
 }

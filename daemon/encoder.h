@@ -64,7 +64,8 @@ void wn_encoder_close(struct wn_encoder *e); /* NULL is fine */
 void wn_encoder_run(struct wn_encoder *e, struct wn_encode_item *items, uint32_t n);
 void wn_encode_item_fini(struct wn_encode_item *item);
 
-/* Encodes nothing in particular, so that the first client does not wait for memory. */
+/* Encodes nothing in particular, so that the first client does not wait for memory; on a device in batches of every
+ * size, with every method, so that it has loaded its kernels, chosen its algorithms and grown its scratch, too. */
 WN_NODISCARD wn_status wn_encoder_warm_up(struct wn_encoder *e, struct wn_err *err);
 
 /* How the checkpoint in `dir` wants pictures, checked against its tower. */

@@ -122,7 +122,8 @@ wn_status wn_replica_open(struct wn_replica **out, const struct wn_replica_opts 
         .slots = l->features_max,
     };
     if ((rc = wn_stage_open(&r->stage, &so, err)) != WN_OK) goto out;
-    if (is_sampler(r)) rc = wn_draw_open(&r->draw, r->stage, l, opts->tokens_max, err);
+    if (is_sampler(r) && (rc = wn_draw_open(&r->draw, r->stage, l, opts->tokens_max, err)) != WN_OK) goto out;
+    rc = wn_stage_warm_up(r->stage, opts->tokens_max, wn_deadline_in_us(opts->step_timeout_us), err);
 out:
     if (rc != WN_OK) {
         wn_replica_close(r);

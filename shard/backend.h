@@ -35,7 +35,7 @@ struct wn_weight;
 /* Memory that buffers come from. Backends of one host with the same id share it. */
 struct wn_memory {
     uint64_t free_bytes, total_bytes;
-    char id[64]; /* "host", or a device's PCI address */
+    char id[64]; /* "host", or a device's UUID: MIG instances of a GPU have memory of their own */
 };
 
 struct wn_backend_ops {
@@ -99,6 +99,9 @@ struct wn_backend_ops {
      * matrices had best have: the rows after the first `rows` are of no sequence, and what is in them is anything. */
     wn_status (*step_begin)(struct wn_backend *be, uint32_t rows, uint32_t rows_max, uint32_t *padded);
     wn_status (*step_end)(struct wn_backend *be);
+    /* *rows and *tokens, of a step and of its longest sequence, become those of the largest step that has all that the
+     * device has to make for this one: kernels, algorithms, graphs. NULL: nothing is made for a step. */
+    void (*step_alike)(struct wn_backend *be, uint32_t *rows, uint32_t *tokens);
 };
 
 /* Every backend starts with this, so that the wrappers below find its operations. */

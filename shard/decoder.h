@@ -9,7 +9,7 @@
  * on chunks, on neighbours in the step, or on page numbers.
  *
  * Owns:    weights, KV pages, scratch and features, from open to close. Backend and link are borrowed until close.
- * Threads: the backend's and link's thread. Run allocates nothing after open.
+ * Threads: the backend's and link's thread. Run allocates nothing after open; on a device, after warm-up.
  * Fails:   WN_EINVAL, WN_ELIMIT, WN_ENOENT (the step is wrong: nothing was sent, the stage is as before);
  *          WN_EPEER, WN_ETIME, WN_EDEVICE, WN_ENOMEM (a rank is lost or late: the group has to leave).
  * Closing: the stage first, then the link. After a failed run the link first: its messages use the stage's memory. */
@@ -67,6 +67,13 @@ WN_NODISCARD wn_status wn_stage_attach(struct wn_link *link, struct wn_backend *
 WN_NODISCARD wn_status wn_stage_open(struct wn_stage **out, const struct wn_stage_opts *opts,
                                      struct wn_err *err);
 void wn_stage_close(struct wn_stage *s); /* NULL is fine; waits 5 s at most for its last rows to leave */
+
+/* Before the first request, by all ranks at the same point: runs steps of every size that requests of up to tokens_max
+ * tokens can make, with nothing in them, so that the device has loaded its kernels, chosen its algorithms, captured its
+ * graphs and grown its scratch, and ranks have met. Pages and slots hold nothing afterwards. Backends whose steps are
+ * alike (wn_backend_ops.step_alike) do nothing. */
+WN_NODISCARD wn_status wn_stage_warm_up(struct wn_stage *s, uint32_t tokens_max, int64_t deadline_us,
+                                        struct wn_err *err);
 
 /* Is `step` within the limits: of the options, the vocabulary, the positions and the pages? The leader calls it before
  * it broadcasts a step, so that no rank refuses one. Features are checked by run, on stage 0: they may come with the

@@ -174,6 +174,7 @@ const struct wn_backend_ops wn_backend_cuda = {
     .sync = wn_cuda_sync,
     .step_begin = wn_cuda_step_begin,
     .step_end = wn_cuda_step_end,
+    .step_alike = wn_cuda_step_alike,
     .devices = cuda_devices,
     .queue = cuda_queue,
     .sum_parts = wn_cuda_sum_parts,

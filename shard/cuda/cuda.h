@@ -106,6 +106,7 @@ wn_status wn_cuda_row_sums(struct wn_backend *be, const struct wn_row_sums *a);
 /* ---- lt.c ---- */
 wn_status wn_cuda_lt_open(struct wn_cuda_lt **out, struct wn_err *err); /* WN_EUNSUPP: built without */
 void wn_cuda_lt_close(struct wn_cuda_lt *lt);                          /* NULL is fine */
+uint64_t wn_cuda_lt_asked(const struct wn_cuda_lt *lt);                /* algorithms that it was asked for */
 /* parts (if not NULL) or out = x * w^T, as cuBLASLt sums; no bias, no activation. n such products of one x at once:
  * each has w and out so many elements (a multiple of eight) behind the last one's. WN_EUNSUPP: no algorithm for it. */
 struct wn_cuda_same {

@@ -42,6 +42,7 @@ struct wn_cuda_lt {
     void *workspace;
     struct choice choices[CHOICES];
     uint32_t choices_n, next;
+    uint64_t asked;
 };
 
 static wn_status lib_find(struct wn_err *err)
@@ -108,6 +109,11 @@ void wn_cuda_lt_close(struct wn_cuda_lt *lt)
     (void)cudaFree(lt->workspace);
     if (lt->handle) (void)lib.cublasLtDestroy(lt->handle);
     free(lt);
+}
+
+uint64_t wn_cuda_lt_asked(const struct wn_cuda_lt *lt)
+{
+    return lt->asked;
 }
 
 /* The row-major product x * w^T is, read by columns, out^T[n, rows] = w * x^T. */
@@ -217,6 +223,7 @@ static wn_status choose(struct wn_cuda_lt *lt, const struct wn_cuda_matmul *a, c
         *out = &have->algo;
         return have->none ? WN_EUNSUPP : WN_OK;
     }
+    lt->asked++;
     rc = ask(lt, a, of, c.rows, out_type, out_stride, &c.algo);
     if (rc != WN_OK && rc != WN_EUNSUPP) return rc;
     c.none = rc == WN_EUNSUPP;
@@ -270,6 +277,12 @@ wn_status wn_cuda_lt_open(struct wn_cuda_lt **out, struct wn_err *err)
 void wn_cuda_lt_close(struct wn_cuda_lt *lt)
 {
     (void)lt;
+}
+
+uint64_t wn_cuda_lt_asked(const struct wn_cuda_lt *lt)
+{
+    (void)lt;
+    return 0;
 }
 
 wn_status wn_cuda_lt_run(struct wn_cuda_lt *lt, const struct wn_cuda_matmul *a, const struct wn_cuda_same *of,

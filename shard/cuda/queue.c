@@ -212,6 +212,19 @@ wn_status wn_cuda_step_end(struct wn_backend *be)
     return rc;
 }
 
+void wn_cuda_step_alike(struct wn_backend *be, uint32_t *rows, uint32_t *tokens)
+{
+    const struct wn_cuda *c = (const struct wn_cuda *)be;
+    uint64_t bucket = 1, chunks = 1;
+
+    while (bucket < *rows) bucket *= 2;
+    while (chunks * WN_CUDA_CHUNK < *tokens) chunks *= 2;
+    if (*rows > WN_CUDA_STEP_ROWS) bucket = c->lt ? wn_cuda_row_class(*rows) : UINT32_MAX;
+    chunks *= WN_CUDA_CHUNK;
+    *rows = (uint32_t)bucket;
+    *tokens = chunks < UINT32_MAX ? (uint32_t)chunks : UINT32_MAX;
+}
+
 /* *on, which is what holds without the variable, becomes what its text says. */
 static wn_status read_switch(const char *name, const char *wish, bool *on, struct wn_err *err)
 {

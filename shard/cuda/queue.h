@@ -121,6 +121,7 @@ struct wn_cuda_queue {
     uint32_t tables_n;
     /* tables outside of steps */
     struct wn_cuda_meta metas[WN_CUDA_METAS];
+    size_t metas_room; /* words of the largest so far */
 };
 
 wn_status wn_cuda_queue_open(struct wn_cuda *c, struct wn_err *err);
@@ -132,6 +133,7 @@ wn_status wn_cuda_launch(struct wn_cuda *c, const struct wn_cuda_launch *l);
 wn_status wn_cuda_flush(struct wn_cuda *c);
 wn_status wn_cuda_step_begin(struct wn_backend *be, uint32_t rows, uint32_t rows_max, uint32_t *padded);
 wn_status wn_cuda_step_end(struct wn_backend *be);
+void wn_cuda_step_alike(struct wn_backend *be, uint32_t *rows, uint32_t *tokens);
 
 /* ---- tables.c ---- */
 

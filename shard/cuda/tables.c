@@ -44,7 +44,8 @@ static wn_status cached(struct wn_cuda *c, const uint32_t *host, size_t words, c
         if (t->used < m->used) m = t; /* the one that was not wanted for longest */
     }
     m->used = 0;
-    if (words > m->room) rc = grow(c, m, words);
+    if (words > q->metas_room) q->metas_room = words;
+    if (m->room < q->metas_room) rc = grow(c, m, q->metas_room); /* so that all are as large soon */
     /* The copy of what was here may not have left the pinned side yet. Kernels that read the device side are queued
      * before the new copy. */
     if (rc == WN_OK) rc = wn_cuda_check(cudaEventSynchronize(m->copied), "table", NULL);

@@ -275,6 +275,45 @@ static void test_together(void **state)
     wn_encoder_close(e);
 }
 
+#ifdef WN_CUDASIM
+/* After its warm-up an encoder makes the device allocate nothing. */
+static void test_warm(void **state)
+{
+    static struct wn_config cfg;
+    const struct wn_encoder_opts opts = {
+        .cfg = &cfg, .model = &model, .dtype = WN_BF16, .limits = WN_IMAGE_LIMITS_DEFAULT};
+    struct wn_encoder *e = NULL;
+    unsigned long before;
+    (void)state;
+
+    wn_config_defaults(&cfg);
+    snprintf(cfg.model, sizeof(cfg.model), "%s", dir);
+    snprintf(cfg.backend, sizeof(cfg.backend), "cuda");
+    cfg.vision_cache_bytes = 0; /* until it is full, it allocates */
+    MUST(wn_encoder_open(&e, &opts, &err));
+    MUST(wn_encoder_warm_up(e, &err));
+    before = sim_counts.allocations;
+    for (size_t i = 0; i < 2 * ASKS_N; i++) {
+        struct wn_encode_item items[WN_ENCODE_BATCH_MAX];
+        const uint32_t n = 1 + (uint32_t)i % WN_ENCODE_BATCH_MAX;
+        for (uint32_t k = 0; k < n; k++)
+            items[k] = (struct wn_encode_item){
+                .file = file,
+                .file_bytes = file_bytes,
+                .method = wn_prune_find(asks[(i + k) % ASKS_N].method, &err),
+                .ask = {.budget = {.keep = asks[(i + k) % ASKS_N].keep}, .projected = i >= ASKS_N}};
+        wn_encoder_run(e, items, n);
+        for (uint32_t k = 0; k < n; k++) {
+            if (items[k].rc != WN_OK) fail_msg("%s: %s", items[k].method->name, items[k].err.text);
+            wn_encode_item_fini(&items[k]);
+        }
+        if (sim_counts.allocations != before)
+            fail_msg("%lu allocations in encode %zu, of %u pictures", sim_counts.allocations - before, i, n);
+    }
+    wn_encoder_close(e);
+}
+#endif
+
 static int setup(void **state)
 {
     static const char *const names[] = {"config.json", "model.safetensors"};
@@ -307,7 +346,11 @@ static int teardown(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_rows), cmocka_unit_test(test_together)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_rows), cmocka_unit_test(test_together),
+#ifdef WN_CUDASIM
+                                       cmocka_unit_test(test_warm),
+#endif
+    };
     struct wn_backend *be = NULL;
 
     if (wn_backend_open(&be, "cuda", 0, &err) != WN_OK) {
