@@ -1,11 +1,11 @@
-/* bench_load MODEL [BACKEND [int8]] - how fast a checkpoint's language model gets into the memory of a backend, as CSV on
- * standard output. One rank holds all of it.
+/* bench_load MODEL [BACKEND [int8]] - how fast a checkpoint's language model gets into the memory of a backend, as CSV
+ * on standard output. One rank holds all of it.
  *
  * `mapped` is what a loader without shard/reader.h did: tensor by tensor out of the mapped files. `read` is the loader;
  * `direct` the same with WINNOW_WEIGHT_READS=direct. Cold: the files' pages were dropped from the page cache before
- * (posix_fadvise; /dev/shm keeps them); warm: they are there. Verified first: all bytes of the files as the reader gives
- * them, in both ways, are those of the mapping. disk_ratio is to the rate of one loop that reads the same files past the
- * page cache, 8 MiB at a time, in the same run. Ways take turns; the fastest of RUNS counts. */
+ * (posix_fadvise; /dev/shm keeps them); warm: they are there. Verified first: all bytes of the files as the reader
+ * gives them, in both ways, are those of the mapping. disk_ratio is to the rate of one loop that reads the same files
+ * past the page cache, 8 MiB at a time, in the same run. Ways take turns; the fastest of RUNS counts. */
 #include <fcntl.h>
 #include <omp.h>
 #include <string.h>
@@ -16,9 +16,9 @@
 #include "tests/bench/must.h"
 #include "winnow_version.h"
 
-enum { RUNS = 3, FILES = 64, HELD = 1024 };
+enum { RUNS = 2, FILES = 64, HELD = 1024 };
 #define BLOCK ((size_t)8 << 20)
-#define DISK  ((uint64_t)4 << 30) /* bytes at most that the disk's rate is measured with */
+#define DISK  ((uint64_t)2 << 30) /* bytes at most that the disk's rate is measured with */
 
 static struct wn_backend *be;
 static struct wn_plan plan;
