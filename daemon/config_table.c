@@ -22,7 +22,7 @@ const struct wn_option wn_options[] = {
     CHOICE("dtype", NULL, dtype, "auto", "auto|float32|bfloat16",
            "type of weights and activations; auto: the checkpoint's"),
     CHOICE("quantization", NULL, quantization, "none", "none|int8",
-           "int8: the language layers' matrices, made so as they load; the rest stays as dtype says; CPUs only"),
+           "int8: the language layers' matrices, made so as they load; the rest stays as dtype says"),
     TEXT("backend", NULL, backend, "NAME", "cpu",
          "what computes: cpu, cpu-reference (plain loops), cuda or cuda:N (a GPU)"),
     TEXT("vision-backend", NULL, vision_backend, "NAME", "", "the same for vision workers; empty: as --backend"),

@@ -79,8 +79,8 @@ static wn_status check_model(struct supervisor *s, struct wn_err *err)
 
     if (rc != WN_OK || (rc = wn_worker_plan(&s->cfg, &s->model, &s->plan, err)) != WN_OK) return rc;
     if ((rc = wn_worker_links(&s->cfg, err)) != WN_OK) return rc;
-    if ((rc = wn_backend_known(s->cfg.backend, false, err)) != WN_OK) return rc;
-    if (s->cfg.vision_backend[0] && (rc = wn_backend_known(s->cfg.vision_backend, false, err)) != WN_OK) return rc;
+    if ((rc = wn_backend_known(s->cfg.backend, err)) != WN_OK) return rc;
+    if (s->cfg.vision_backend[0] && (rc = wn_backend_known(s->cfg.vision_backend, err)) != WN_OK) return rc;
     wn_pruning_complete(&pruning, NULL, &s->cfg);
     if ((rc = wn_pruning_ask(&pruning, &method, &ask, err)) != WN_OK) return rc;
     if ((rc = wn_worker_tensors(&s->cfg, &s->plan, err)) != WN_OK) return rc;

@@ -68,9 +68,7 @@ wn_status wn_worker_plan(const struct wn_config *cfg, const struct wn_model *mod
                                 cfg->pipeline_layers[0] ? cfg->pipeline_layers : NULL,
                                 wn_worker_dtype(cfg, model), err);
 
-    if (rc != WN_OK || cfg->quantization == WN_CONFIG_QUANTIZATION_NONE) return rc;
-    plan->linear = WN_I8;
-    if ((rc = wn_backend_known(cfg->backend, true, err)) != WN_OK) wn_err_prefix(err, "--quantization int8");
+    if (rc == WN_OK && cfg->quantization == WN_CONFIG_QUANTIZATION_INT8) plan->linear = WN_I8;
     return rc;
 }
 

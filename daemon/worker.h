@@ -24,7 +24,7 @@ WN_NODISCARD wn_status wn_worker_model(const struct wn_config *cfg, struct wn_mo
  * processors multiply). */
 wn_dtype wn_worker_dtype(const struct wn_config *cfg, const struct wn_model *model);
 
-/* The replica's plan as the options say. WN_EUNSUPP: the backend has not the weights of --quantization. */
+/* The replica's plan as the options say. */
 WN_NODISCARD wn_status wn_worker_plan(const struct wn_config *cfg, const struct wn_model *model, struct wn_plan *plan,
                                       struct wn_err *err);
 

@@ -20,9 +20,9 @@ static void check_ops(const struct wn_backend_ops *ops)
 {
     WN_ASSERT(ops->name && ops->open && ops->close && ops->memory && ops->buf_alloc && ops->buf_free && ops->upload &&
               ops->download);
-    WN_ASSERT(ops->weight_create && ops->weight_destroy && ops->matmul && ops->norm && ops->rope && ops->kv_write);
-    WN_ASSERT(ops->attn_paged && ops->attn_full && ops->add && ops->silu_mul && ops->gather_rows && ops->convert);
-    WN_ASSERT(ops->sync);
+    WN_ASSERT(ops->weight_create && ops->weight_i8 && ops->weight_destroy && ops->matmul && ops->norm && ops->rope);
+    WN_ASSERT(ops->kv_write && ops->attn_paged && ops->attn_full && ops->add && ops->silu_mul && ops->gather_rows);
+    WN_ASSERT(ops->convert && ops->sync);
 }
 
 /* "cuda:1" is device 1 of "cuda". */
@@ -69,14 +69,12 @@ wn_status wn_backend_open(struct wn_backend **out, const char *name, int device,
     return rc == WN_OK ? ops->open(out, device, err) : rc;
 }
 
-wn_status wn_backend_known(const char *name, bool int8, struct wn_err *err)
+wn_status wn_backend_known(const char *name, struct wn_err *err)
 {
     const struct wn_backend_ops *ops = NULL;
     int device = 0;
-    wn_status rc = find(&ops, name, &device, err);
 
-    if (rc != WN_OK || !int8 || ops->weight_i8) return rc;
-    return wn_fail(err, WN_EUNSUPP, "backend '%s' has no int8 weights; cpu has", name);
+    return find(&ops, name, &device, err);
 }
 
 wn_status wn_backend_devices(const char *name, int *n, int *asked, struct wn_err *err)

@@ -56,8 +56,8 @@ struct wn_backend_ops {
     /* host rows [out, in] of dtype f32, bf16 or f16, row stride in elements; `as` is the type kept (f32 or bf16).
      * host->ptr NULL, for backends with weight_rows: memory alone, all of whose rows follow. */
     wn_status (*weight_create)(struct wn_backend *be, struct wn_weight **out, const struct wn_mat *host, wn_dtype as);
-    /* The same as int8, for products in `slices` parts; NULL: it has none. Each part of each row is q = w * (127 / m)
-     * to the nearest, ties to even, with m its largest |w|; its sum is that of x * q, times m / 127 at the end. */
+    /* The same as int8, for products in `slices` parts. Each part of each row is q = w * (127 / m) to the nearest, ties
+     * to even, with m its largest |w|; its sum is that of x * q, times m / 127 at the end. */
     wn_status (*weight_i8)(struct wn_backend *be, struct wn_weight **out, const struct wn_mat *host, uint32_t slices);
     /* Rows [first, first + host->rows) of a weight made without any; first is a multiple of WN_WEIGHT_ROWS, and so are
      * all but the last rows. What lies in pinned memory may not change before a sync. NULL: weights are made whole. */
@@ -117,7 +117,7 @@ extern const struct wn_backend_ops wn_backend_cpu_reference; /* plain loops: the
 /* Opens the backend called `name` ("cpu", "cpu-reference", and "cuda" where the build has it) on `device`, or on the
  * one that the name says: "cuda:1". *out is owned by the caller. WN_ENOENT names the known ones. */
 WN_NODISCARD wn_status wn_backend_open(struct wn_backend **out, const char *name, int device, struct wn_err *err);
-WN_NODISCARD wn_status wn_backend_known(const char *name, bool int8, struct wn_err *err); /* here? has such weights? */
+WN_NODISCARD wn_status wn_backend_known(const char *name, struct wn_err *err); /* is it here? */
 /* How many devices `name` may be opened on; 0: it has no devices to choose from. *asked: of "cuda:1" 1, else -1. */
 WN_NODISCARD wn_status wn_backend_devices(const char *name, int *n, int *asked, struct wn_err *err);
 void wn_backend_close(struct wn_backend *be); /* NULL is fine */

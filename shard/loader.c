@@ -184,7 +184,7 @@ static wn_status make_room(struct wn_loader *l, struct entry *e, const void *who
     } else if (e->int8_slices == 0) {
         rc = ops->weight_create(l->be, &e->weight, &host, as);
     } else {
-        rc = ops->weight_i8 ? ops->weight_i8(l->be, &e->weight, &host, e->int8_slices) : WN_EUNSUPP;
+        rc = ops->weight_i8(l->be, &e->weight, &host, e->int8_slices);
     }
     if (rc != WN_OK) return wn_fail(err, rc, "tensor '%s': %s", e->name, wn_status_name(rc));
     l->bytes += bytes + (uint64_t)e->int8_slices * e->rows.n * sizeof(float);

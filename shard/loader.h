@@ -27,7 +27,7 @@ struct wn_load {
     uint32_t rows_all, cols_all;
     struct wn_range rows, cols; /* n = 0: all of them */
     wn_load_kind kind;
-    uint32_t int8_slices; /* > 0: a matrix as int8, see struct wn_slice; not for all backends */
+    uint32_t int8_slices; /* > 0: a matrix as int8, see struct wn_slice */
 };
 
 /* dtype: of matrices and tables. be NULL: to want a tensor only checks that it is there, and as it should be. *out is

@@ -57,6 +57,18 @@ static inline struct wn_cuda_mat wn_rows_of(const struct wn_cuda_mat &m, uint32_
     return part;
 }
 
+/* Where column k of a part of int8 lies: struct wn_cuda_w. */
+__device__ __forceinline__ uint32_t wn_i8_at(uint32_t k)
+{
+    return (k & ~15u) + k % 8 / 2 * 4 + k % 2 * 2 + k / 8 % 2;
+}
+
+/* Bytes 0 and 2 of w as bfloat16, exactly: 128 + (q & 127), less 128, or less 256 where q is negative. */
+__device__ __forceinline__ uint32_t wn_widen_i8(uint32_t w)
+{
+    return wn_add_bf16((w & 0x007f007fu) | 0x43004300u, (w & 0x00800080u) | 0xc300c300u);
+}
+
 /* W elements at once: 16-byte accesses for W = 8 (the caller has checked the alignment), single ones for W = 1. */
 template <int W> __device__ __forceinline__ void wn_get_n(float *v, const void *p, uint32_t dtype, size_t i)
 {

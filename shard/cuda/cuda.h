@@ -19,9 +19,10 @@
 #define WN_CUDA_STAGE_BYTES ((size_t)16 << 20)
 
 struct wn_weight {
-    void *ptr; /* [n, stride] of dtype, zero after column k */
+    void *ptr; /* [n, stride] of dtype, as struct wn_cuda_w says */
+    float *scales; /* int8: behind the rows */
     wn_dtype dtype;
-    uint32_t n, k, stride;
+    uint32_t n, k, stride, slices;
 };
 
 struct wn_cuda_stage {
@@ -72,6 +73,7 @@ wn_status wn_cuda_pin(struct wn_backend *be, void *host, size_t bytes);
 void wn_cuda_unpin(struct wn_backend *be);
 wn_status wn_cuda_weight_rows(struct wn_backend *be, struct wn_weight *w, uint32_t first, const struct wn_mat *host);
 wn_status wn_cuda_weight_create(struct wn_backend *be, struct wn_weight **out, const struct wn_mat *host, wn_dtype as);
+wn_status wn_cuda_weight_i8(struct wn_backend *be, struct wn_weight **out, const struct wn_mat *host, uint32_t slices);
 void wn_cuda_weight_destroy(struct wn_backend *be, struct wn_weight *w);
 wn_status wn_cuda_sync(struct wn_backend *be, int64_t deadline_us);
 /* Device memory of at least `bytes`, valid until the next call for the same purpose; NULL and a status otherwise. */

@@ -4,7 +4,8 @@
  * hold the whole bit contract of shard/backend.h, or "fast", the default, where matmuls of more than 64 rows go to
  * cuBLASLt. Then a row's bits are the same for every batch of up to 64 rows, and for every batch above that as far as
  * cuBLASLt's one algorithm a shape class keeps them; they may differ between the two, and `slices` is not honoured
- * above, so with tensor ranks prefill sums round differently for each T.
+ * above, so with tensor ranks prefill sums round differently for each T. int8 weights hold the contract in all three:
+ * cuBLASLt has nothing for them (shard/cuda/matmul_many.cu says why).
  *
  * Owns:    device, stream and pinned memory, from open to close. Threads: one, the engine's.
  * Fails:   WN_EUNSUPP (no driver, no device, a device too old), WN_EINVAL (no such device, unknown kernels),

@@ -75,6 +75,14 @@ __device__ __forceinline__ uint32_t wn_pack_bf16(float lo, float hi)
     return r;
 }
 
+/* a + b, each two bfloat16; rounded to nearest even. A multiply-add by one: 8.0 has no addition. */
+__device__ __forceinline__ uint32_t wn_add_bf16(uint32_t a, uint32_t b)
+{
+    uint32_t r;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(0x3f803f80u), "r"(b));
+    return r;
+}
+
 /* Copies 16 bytes from global to shared memory, or the first `bytes` of them and zeros after; both 16-byte aligned. */
 __device__ __forceinline__ void wn_cp_async(void *shared, const void *global, uint32_t bytes)
 {
@@ -102,6 +110,17 @@ __device__ __forceinline__ void wn_mma(float c[4], const uint32_t a[4], const ui
                  "{%0,%1,%2,%3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+/* Four 8 x 8 matrices of 16-bit values: lane 8i + r names row r (16 bytes) of matrix i in shared memory; r[i] gets
+ * elements (g, 2t) and (g, 2t + 1) of matrix i. */
+__device__ __forceinline__ void wn_ldmatrix(uint32_t r[4], const void *shared)
+{
+    uint32_t s = (uint32_t)__cvta_generic_to_shared(shared);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(s)
+                 : "memory");
 }
 
 /* Four 8 x 8 matrices of 16-bit values, transposed: lane 8i + r names row r (16 bytes) of matrix i in shared memory;

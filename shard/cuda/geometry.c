@@ -10,11 +10,11 @@ bool wn_cuda_aligned(const struct wn_mat *m)
 wn_cuda_matmul_kind wn_cuda_choose_matmul(wn_cuda_kernels kernels, const struct wn_matmul *a, wn_dtype w_type,
                                           uint32_t n, uint32_t k)
 {
-    bool tensor = a->x.dtype == WN_BF16 && w_type == WN_BF16 && wn_cuda_aligned(&a->x);
+    bool tensor = a->x.dtype == WN_BF16 && (w_type == WN_BF16 || w_type == WN_I8) && wn_cuda_aligned(&a->x);
 
     if (kernels == WN_CUDA_PLAIN || !tensor) return WN_CUDA_MATMUL_PLAIN;
     /* cuBLASLt wants 16-byte aligned rows of out too; with an epilogue it writes parts, which are ours. */
-    if (kernels == WN_CUDA_FAST && a->out.rows >= WN_CUDA_LT_ROWS && n % 8 == 0 &&
+    if (kernels == WN_CUDA_FAST && w_type == WN_BF16 && a->out.rows >= WN_CUDA_LT_ROWS && n % 8 == 0 &&
         (a->bias || a->act != WN_ACT_NONE || wn_cuda_aligned(&a->out)))
         return WN_CUDA_MATMUL_LT;
     if (a->slices > 1 && (k / a->slices % 8 != 0 || a->slices > WN_CUDA_SLICES_MAX)) return WN_CUDA_MATMUL_PLAIN;
@@ -38,9 +38,11 @@ bool wn_cuda_choose_attn_mma(wn_cuda_kernels kernels, const struct wn_mat *q, co
 
 size_t wn_cuda_matmul_parts(wn_cuda_matmul_kind kind, const struct wn_matmul *a, uint32_t n)
 {
-    size_t all = (size_t)a->out.rows * n;
+    const uint32_t rows = a->out.rows, some = rows < WN_CUDA_PART_ROWS ? rows : WN_CUDA_PART_ROWS;
+    const size_t all = (size_t)rows * n;
 
-    if (kind == WN_CUDA_MATMUL_MMA) return a->slices > 1 && a->out.rows > WN_CUDA_WALK_ROWS ? a->slices * all : 0;
+    if (kind == WN_CUDA_MATMUL_MMA)
+        return a->slices > 1 && rows > WN_CUDA_WALK_ROWS ? (size_t)a->slices * some * n : 0;
     return kind == WN_CUDA_MATMUL_LT && (a->bias || a->act != WN_ACT_NONE) ? all : 0;
 }
 

@@ -4,7 +4,7 @@
 #define WN_SHARD_CUDA_GEOMETRY_H
 
 #include "shard/backend.h"
-#include "shard/cuda/launch.h"
+#include "shard/cuda/launch_matmul.h"
 
 /* WINNOW_CUDA_KERNELS. plain: the plain loops; exact: tensor cores, with the bit contract of shard/backend.h;
  * fast (the default): as exact, and cuBLASLt where there are many rows. */

@@ -7,8 +7,7 @@
  * views.
  *
  * Bits. A stored element depends on its own row, its own sequence and the weights: never on the other rows of the
- * call, on pages, or on the launch geometry that follows from them. wn_cuda_run_matmul_plain and _mma also make the
- * sums of a matmul in `slices` parts that are added as a tree (shard/backend.h); cuBLASLt does not. */
+ * call, on pages, or on the launch geometry that follows from them. */
 #ifndef WN_SHARD_CUDA_LAUNCH_H
 #define WN_SHARD_CUDA_LAUNCH_H
 
@@ -26,33 +25,11 @@ typedef struct wn_cuda_stream {
     bool early;
 } wn_cuda_stream;
 
-enum { WN_CUDA_F32 = 0, WN_CUDA_BF16 = 1, WN_CUDA_F16 = 2 }; /* as wn_dtype */
+enum { WN_CUDA_F32 = 0, WN_CUDA_BF16 = 1, WN_CUDA_F16 = 2, WN_CUDA_I8 = 3 }; /* as wn_dtype */
 
 struct wn_cuda_mat {
     void *ptr;
     uint32_t dtype, rows, cols, stride;
-};
-
-/* A weight [n, k]: rows of `stride` elements, a multiple of 8 and zero after column k; 16-byte aligned. */
-struct wn_cuda_w {
-    const void *ptr;
-    uint32_t dtype, n, k, stride;
-};
-
-struct wn_cuda_matmul {
-    struct wn_cuda_mat out, x;
-    struct wn_cuda_w w;
-    const float *bias; /* NULL or [n] */
-    uint32_t slices, act;
-    float *parts; /* _mma: [slices, rows, n] if both are more than 1 and WALK_ROWS; cuBLASLt, epilogue: [1, rows, n] */
-};
-
-/* n products of the same x in one launch: plain sums, no bias, no activation. */
-#define WN_CUDA_GROUP 3
-struct wn_cuda_matmul_group {
-    struct wn_cuda_mat x, out[WN_CUDA_GROUP];
-    struct wn_cuda_w w[WN_CUDA_GROUP];
-    uint64_t n;
 };
 
 /* A sequence of a step. Its page table is tables + table. */
@@ -83,8 +60,6 @@ struct wn_cuda_attn {
 
 #define WN_CUDA_CHUNK   256u /* keys whose softmax is one unit: fixed, because results depend on it */
 #define WN_CUDA_TILE    64u  /* query rows of a block of the tensor-core attention */
-#define WN_CUDA_SLICES_MAX 64u
-#define WN_CUDA_WALK_ROWS  16u /* rows up to which one block of _mma makes all slices of its columns */
 
 struct wn_cuda_norm {
     struct wn_cuda_mat out, x, y; /* y.ptr not NULL: x += y first; then y is as wide as x and out are */
@@ -173,12 +148,6 @@ int wn_cuda_run_rows(const struct wn_cuda_rows *a, wn_cuda_stream st);
 int wn_cuda_run_add(const struct wn_cuda_pair *a, wn_cuda_stream st);
 int wn_cuda_run_silu_mul(const struct wn_cuda_pair *a, wn_cuda_stream st);
 int wn_cuda_run_pick(const struct wn_cuda_picks *a, wn_cuda_stream st);
-int wn_cuda_run_matmul_plain(const struct wn_cuda_matmul *a, wn_cuda_stream st);
-/* bfloat16 x and w, 16-byte aligned rows; one slice, or k / slices a multiple of 8 */
-int wn_cuda_run_matmul_mma(const struct wn_cuda_matmul *a, wn_cuda_stream st);
-int wn_cuda_run_matmul_group(const struct wn_cuda_matmul_group *a, wn_cuda_stream st); /* each as _mma */
-/* parts -> out: the tree over `slices` parts, bias, activation, rounding */
-int wn_cuda_run_matmul_finish(const struct wn_cuda_matmul *a, wn_cuda_stream st);
 int wn_cuda_run_attn_plain(const struct wn_cuda_attn *a, wn_cuda_stream st);
 /* bfloat16 q, k, v, 16-byte aligned heads, head_dim a multiple of 8 and at most 128 */
 int wn_cuda_run_attn_mma(const struct wn_cuda_attn *a, wn_cuda_stream st);

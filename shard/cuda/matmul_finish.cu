@@ -1,6 +1,7 @@
 /* The end of a matmul whose sums lie in float32 parts [slices, rows, n]: the tree over the parts, bias, activation and
  * the one rounding. */
 #include "shard/cuda/common.cuh"
+#include "shard/cuda/launch_matmul.h"
 
 #define THREADS 256
 

@@ -1,8 +1,18 @@
 /* The plain matmul: a thread makes one element, in the order that shard/backend.h states. For every type and shape;
  * what the other kernels are compared with, and what float32 models run on. */
 #include "shard/cuda/common.cuh"
+#include "shard/cuda/launch_matmul.h"
 
 #define TILE 16
+
+/* Column k of part s of row n. */
+__device__ __forceinline__ float weight(const struct wn_cuda_matmul &a, uint32_t n, uint32_t s, uint32_t k)
+{
+    const size_t row = (size_t)n * a.w.stride;
+
+    if (a.w.dtype != WN_CUDA_I8) return wn_get(a.w.ptr, a.w.dtype, row + s * (a.w.k / a.slices) + k);
+    return (float)((const int8_t *)a.w.ptr)[row + s * (a.w.stride / a.slices) + wn_i8_at(k)];
+}
 
 /* grid: columns, rows in tiles of 16. block: 16 x 16. */
 __global__ void __launch_bounds__(TILE *TILE) plain_kernel(struct wn_cuda_matmul a)
@@ -20,12 +30,12 @@ __global__ void __launch_bounds__(TILE *TILE) plain_kernel(struct wn_cuda_matmul
             const bool inside = k0 + tx < part;
             __syncthreads();
             xs[ty][tx] = inside && m < a.out.rows ? wn_get(a.x.ptr, a.x.dtype, wn_at(a.x, m, k)) : 0.0f;
-            ws[ty][tx] =
-                inside && n0 + ty < a.w.n ? wn_get(a.w.ptr, a.w.dtype, (size_t)(n0 + ty) * a.w.stride + k) : 0.0f;
+            ws[ty][tx] = inside && n0 + ty < a.w.n ? weight(a, n0 + ty, s, k0 + tx) : 0.0f;
             __syncthreads();
             const uint32_t len = part - k0 < TILE ? part - k0 : TILE;
             for (uint32_t i = 0; i < len; i++) sum = fmaf(xs[ty][i], ws[tx][i], sum);
         }
+        if (a.w.scales && n < a.w.n) sum *= a.w.scales[(size_t)s * a.w.n + n];
         int l = 0;
         for (uint32_t i = s; i & 1; i >>= 1, l++) sum = level[l] + sum;
         level[l] = sum;

@@ -204,6 +204,22 @@ wn_status wn_cuda_download(struct wn_backend *be, void *host_dst, const void *sr
     return rc == WN_OK ? wn_cuda_check(cudaStreamSynchronize(c->stream), "download", NULL) : rc;
 }
 
+/* Rows from `first` on of the weight. */
+static int convert_rows(const struct wn_cuda *c, const struct wn_weight *w, uint32_t first, struct wn_cuda_mat in)
+{
+    void *at = (char *)w->ptr + (size_t)first * w->stride * wn_dtype_bytes(w->dtype);
+    const struct wn_cuda_rows rows = {
+        .in = in, .out = {at, (uint32_t)w->dtype, in.rows, w->k, w->stride}, .rows = in.rows};
+    const struct wn_cuda_quantise q = {.in = in,
+                                       .out = at,
+                                       .scales = w->scales ? w->scales + first : NULL,
+                                       .stride = w->stride,
+                                       .slices = w->slices,
+                                       .scales_step = w->n};
+
+    return w->dtype == WN_I8 ? wn_cuda_run_quantise(&q, wn_cuda_now(c)) : wn_cuda_run_rows(&rows, wn_cuda_now(c));
+}
+
 /* Rows go as they are and are converted on the device, in blocks of a chunk of the ring. */
 static wn_status upload_converted(struct wn_cuda *c, struct wn_weight *w, uint32_t first, const struct wn_mat *host)
 {
@@ -217,14 +233,10 @@ static wn_status upload_converted(struct wn_cuda *c, struct wn_weight *w, uint32
     rc = wn_cuda_scratch(c, WN_CUDA_SCRATCH_RAW, rows_max * width, &raw);
     for (uint32_t r = 0; rc == WN_OK && r < host->rows; r += rows_max) {
         uint32_t n = host->rows - r < rows_max ? host->rows - r : rows_max;
-        char *to = (char *)w->ptr + (size_t)(first + r) * w->stride * wn_dtype_bytes(w->dtype);
-        const struct wn_cuda_rows rows = {.in = {raw, (uint32_t)host->dtype, n, host->cols, host->cols},
-                                          .out = {to, (uint32_t)w->dtype, n, w->k, w->stride},
-                                          .rows = n};
+        const struct wn_cuda_mat in = {raw, (uint32_t)host->dtype, n, host->cols, host->cols};
         rc = upload_rows(c, raw, width, (const char *)host->ptr + (size_t)r * host->stride * e, host->stride * e, width,
                          n);
-        if (rc == WN_OK)
-            rc = wn_cuda_check((cudaError_t)wn_cuda_run_rows(&rows, wn_cuda_now(c)), "convert", NULL);
+        if (rc == WN_OK) rc = wn_cuda_check((cudaError_t)convert_rows(c, w, first + r, in), "convert", NULL);
     }
     return rc;
 }
@@ -265,6 +277,32 @@ wn_status wn_cuda_weight_create(struct wn_backend *be, struct wn_weight **out, c
     if (w->stride != w->k)
         rc = wn_cuda_check(cudaMemsetAsync(w->ptr, 0, bytes, c->stream), "weight", NULL);
     if (rc == WN_OK && host->ptr) rc = wn_cuda_weight_rows(be, w, 0, host);
+out:
+    if (rc != WN_OK) {
+        wn_cuda_weight_destroy(be, w);
+        return rc;
+    }
+    *out = w;
+    return WN_OK;
+}
+
+wn_status wn_cuda_weight_i8(struct wn_backend *be, struct wn_weight **out, const struct wn_mat *host, uint32_t slices)
+{
+    struct wn_weight *w = calloc(1, sizeof(*w));
+    const uint32_t part = host->cols / slices;
+    struct wn_buf buf = {0};
+    size_t bytes;
+    wn_status rc;
+
+    WN_ASSERT(slices >= 1 && host->cols % slices == 0);
+    if (!w) return wn_fail(NULL, WN_ENOMEM, "cuda: weight [%u, %u] as int8", host->rows, host->cols);
+    *w = (struct wn_weight){
+        .dtype = WN_I8, .n = host->rows, .k = host->cols, .stride = (part + 15) / 16 * 16 * slices, .slices = slices};
+    bytes = (size_t)w->n * w->stride;
+    if ((rc = wn_cuda_buf_alloc(be, bytes + (size_t)slices * w->n * sizeof(float), &buf)) != WN_OK) goto out;
+    w->ptr = buf.ptr;
+    w->scales = (float *)(void *)((char *)buf.ptr + bytes);
+    if (host->ptr) rc = wn_cuda_weight_rows(be, w, 0, host);
 out:
     if (rc != WN_OK) {
         wn_cuda_weight_destroy(be, w);

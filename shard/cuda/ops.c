@@ -64,7 +64,7 @@ static wn_cuda_matmul_kind choose(const struct wn_cuda *c, const struct wn_matmu
 
 static struct wn_cuda_w weight_view(const struct wn_weight *w)
 {
-    return (struct wn_cuda_w){w->ptr, (uint32_t)w->dtype, w->n, w->k, w->stride};
+    return (struct wn_cuda_w){w->ptr, w->scales, (uint32_t)w->dtype, w->n, w->k, w->stride};
 }
 
 wn_status wn_cuda_matmul(struct wn_backend *be, const struct wn_matmul *a)
@@ -82,6 +82,7 @@ wn_status wn_cuda_matmul(struct wn_backend *be, const struct wn_matmul *a)
 
     wn_check_matmul(a, w->n, w->k);
     WN_ASSERT(a->slices <= 128); /* the kernels keep eight levels of the tree */
+    WN_ASSERT(!w->scales || w->slices == a->slices);
     if (a->out.rows == 0 || w->n == 0) return WN_OK;
     kind = choose(c, a);
     rc = matmul_as(c, a, m, kind);
@@ -94,7 +95,7 @@ wn_status wn_cuda_matmul(struct wn_backend *be, const struct wn_matmul *a)
 static bool joins(const struct wn_cuda *c, const struct wn_matmul *a, const struct wn_matmul *b)
 {
     return b->x.ptr == a->x.ptr && b->x.rows == a->x.rows && b->x.stride == a->x.stride && b->slices == 1 && !b->bias &&
-           b->act == WN_ACT_NONE && b->w->n > 0 && choose(c, b) == WN_CUDA_MATMUL_MMA;
+           b->act == WN_ACT_NONE && b->w->n > 0 && b->w->dtype == a->w->dtype && choose(c, b) == WN_CUDA_MATMUL_MMA;
 }
 
 /* Are they products of one shape, whose weights and results lie in equal steps? */

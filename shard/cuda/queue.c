@@ -10,10 +10,10 @@
 _Static_assert(sizeof(struct wn_cuda_norm) == 96 && sizeof(struct wn_cuda_rope) == 48 &&
                    sizeof(struct wn_cuda_rope_kv) == 128 &&
                    sizeof(struct wn_cuda_rows) == 72 && sizeof(struct wn_cuda_pair) == 72 &&
-                   sizeof(struct wn_cuda_matmul) == 96 && sizeof(struct wn_cuda_attn) == 192 &&
-                   sizeof(struct wn_cuda_picks) == 40 && sizeof(struct wn_cuda_matmul_group) == 176,
+                   sizeof(struct wn_cuda_matmul) == 104 && sizeof(struct wn_cuda_attn) == 192 &&
+                   sizeof(struct wn_cuda_picks) == 40 && sizeof(struct wn_cuda_matmul_group) == 200,
                "an argument struct has padding, or has grown");
-_Static_assert(sizeof(struct wn_cuda_launch) == 200, "the union's words cover its largest member");
+_Static_assert(sizeof(struct wn_cuda_launch) == 208, "the union's words cover its largest member");
 
 static int run_op(const struct wn_cuda_launch *l, wn_cuda_stream st)
 {

@@ -28,7 +28,7 @@
 #define WN_SHARD_CUDA_QUEUE_H
 
 #include "shard/backend.h"
-#include "shard/cuda/launch.h"
+#include "shard/cuda/launch_matmul.h"
 #include "transport/cuda_check.h"
 
 #define WN_CUDA_STEP_ROWS      64u
@@ -68,7 +68,7 @@ struct wn_cuda_launch {
         struct wn_cuda_matmul_group group;
         struct wn_cuda_attn attn;
         struct wn_cuda_picks picks;
-        uint64_t words[24];
+        uint64_t words[25];
     } as;
 };
 

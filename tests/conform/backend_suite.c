@@ -637,7 +637,7 @@ int wn_backend_suite_run(const char *name, const struct wn_suite_opts *o)
         cmocka_unit_test(unknown_names),
         cmocka_unit_test(row_dots_bits),   cmocka_unit_test(row_sums_bits),   cmocka_unit_test(int8_values),
         cmocka_unit_test(int8_not_finite), cmocka_unit_test(int8_close),      cmocka_unit_test(int8_rows),
-        cmocka_unit_test(int8_slices),
+        cmocka_unit_test(int8_slices),     cmocka_unit_test(int8_as_bfloat16), cmocka_unit_test(int8_together),
     };
     be_name = name;
     opts = o ? *o : (struct wn_suite_opts){.title = NULL};

@@ -1,16 +1,10 @@
-/* int8 weights, of the backends that have them: what is kept, and the promises that all products make. */
+/* int8 weights: what is kept, and the promises that all products make. */
 #include <math.h>
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "tests/conform/backend_suite_parts.h"
-
-static bool none(void)
-{
-    if (!be->ops->weight_i8) print_message("%s has no int8 weights\n", be_name);
-    return !be->ops->weight_i8;
-}
 
 /* Columns [first, first + cols) of the case's w, which is float32. */
 static struct wn_weight *make(struct wn_backend *b, const struct case_matmul *c, uint32_t first, uint32_t cols,
@@ -55,7 +49,6 @@ void int8_values(void **state)
     uint16_t narrow[N * K];
     (void)state;
 
-    if (none()) return;
     for (uint32_t i = 0; i < K * K; i++) unit[i] = i % (K + 1) == 0 ? 1.0f : 0.0f;
     for (int type = WN_F32; type <= WN_F16; type++) {
         struct wn_mat host = {.ptr = type == WN_F32 ? (void *)rows : narrow, .dtype = (wn_dtype)type, .rows = N,
@@ -96,7 +89,6 @@ void int8_not_finite(void **state)
     struct wn_weight *w = NULL;
     (void)state;
 
-    if (none()) return;
     struct dev x = dev_out(be, WN_F32, 1, 8, 0), o = dev_out(be, WN_F32, 1, 3, 0);
     assert_int_equal(be->ops->weight_i8(be, &w, &host, 1), WN_OK);
     assert_int_equal(be->ops->upload(be, x.buf.ptr, ones, sizeof(ones)), WN_OK);
@@ -119,6 +111,11 @@ static const struct case_matmul cases[] = {
     {33, 545, 1040, 4, WN_ACT_NONE, false, WN_BF16, WN_F32, WN_F32, 0}, /* panels in pairs, and one alone */
     {65, 200, 768, 8, WN_ACT_NONE, false, WN_BF16, WN_F32, WN_BF16, 0},
     {129, 81, 1200, 4, WN_ACT_GELU, false, WN_BF16, WN_F32, WN_BF16, 3},
+    {1, 70, 1056, 4, WN_ACT_NONE, false, WN_BF16, WN_F32, WN_F32, 0}, /* from here on aligned for fast kernels */
+    {7, 33, 2112, 4, WN_ACT_SILU, false, WN_BF16, WN_F32, WN_BF16, 8},
+    {70, 81, 608, 2, WN_ACT_NONE, false, WN_BF16, WN_F32, WN_F32, 8},
+    {70, 130, 1088, 1, WN_ACT_NONE, false, WN_BF16, WN_F32, WN_BF16, 0},
+    {520, 17, 272, 2, WN_ACT_GELU, false, WN_BF16, WN_F32, WN_BF16, 0},
 };
 
 /* Near the reference's by the limit of all products, and near those of the weights that it was made of: an error of
@@ -126,7 +123,6 @@ static const struct case_matmul cases[] = {
 void int8_close(void **state)
 {
     (void)state;
-    if (none()) return;
     for (size_t i = 0; i < COUNT(cases); i++) {
         const struct case_matmul *c = &cases[i];
         const size_t n = (size_t)c->m * c->n;
@@ -151,11 +147,10 @@ void int8_close(void **state)
 /* A row computed alone or among others, by any number of threads, has the same bits. */
 void int8_rows(void **state)
 {
-    static const uint32_t counts[] = {1, 2, 5, 16, 33};
+    static const uint32_t counts[] = {1, 2, 5, 16, 20, 33};
     const int threads = omp_get_max_threads();
     (void)state;
 
-    if (none()) return;
     for (size_t i = 0; i < COUNT(cases); i++) {
         const struct case_matmul *c = &cases[i];
         float *all = floats((size_t)c->m * c->n), *some = floats((size_t)c->m * c->n);
@@ -172,6 +167,79 @@ void int8_rows(void **state)
     }
 }
 
+/* Of weights that are integers, with 127 in each part, they are kept as such: the bits of the same in bfloat16. */
+void int8_as_bfloat16(void **state)
+{
+    enum { N = 75, K = 1072, SLICES = 2, PART = K / SLICES, ROWS = 64 };
+    static const uint32_t counts[] = {1, 9, 32, ROWS};
+    static const struct case_mat xc = {.dtype = WN_BF16, .rows = ROWS, .cols = K, .pad = 8, .seed = 7, .scale = 1.0f};
+    float *rows = floats(N * K), *got = floats(ROWS * N), *want = floats(ROWS * N);
+    const struct wn_mat host = {.ptr = rows, .dtype = WN_F32, .rows = N, .cols = K, .stride = K};
+    struct wn_weight *w[2] = {NULL, NULL};
+    (void)state;
+
+    for (uint32_t i = 0; i < N * K; i++) rows[i] = i % PART == 5 ? -127.0f : (float)(i * 2654435761u >> 24) / 2 - 63.0f;
+    for (uint32_t i = 0; i < N * K; i++) rows[i] = rintf(rows[i]);
+    assert_int_equal(be->ops->weight_i8(be, &w[0], &host, SLICES), WN_OK);
+    assert_int_equal(be->ops->weight_create(be, &w[1], &host, WN_BF16), WN_OK);
+    for (size_t i = 0; i < COUNT(counts); i++) {
+        struct dev x = dev_rows(be, &xc, 0, counts[i]), o = dev_out(be, WN_F32, counts[i], N, 3);
+        struct wn_matmul a = {.out = o.m, .x = x.m, .w = w[0], .slices = SLICES};
+        assert_int_equal(wn_be_matmul(be, &a), WN_OK);
+        dev_read(be, &o, got);
+        a.w = w[1];
+        assert_int_equal(wn_be_matmul(be, &a), WN_OK);
+        dev_read(be, &o, want);
+        check_bits("int8 as bfloat16", got, want, counts[i] * N);
+        dev_free(be, &x);
+        dev_free(be, &o);
+    }
+    for (int i = 0; i < 2; i++) be->ops->weight_destroy(be, w[i]);
+    free(rows);
+    free(got);
+    free(want);
+}
+
+/* Products of the same x in one call: the bits of one call each, also where one of them is of another type. */
+void int8_together(void **state)
+{
+    static const uint32_t rows[] = {1, 12, 40, 70}, cols[] = {33, 16, 150};
+    (void)state;
+
+    for (size_t i = 0; i < 2 * COUNT(rows); i++) {
+        struct case_matmul c = {rows[i / 2], 0, 528, 1, WN_ACT_NONE, false, WN_BF16, WN_F32, WN_BF16, 8};
+        const struct case_mat xc = case_matmul_x(&c);
+        struct dev x = dev_mat(be, &xc), o[COUNT(cols)];
+        struct wn_matmul a[COUNT(cols)];
+        struct wn_weight *w[COUNT(cols)];
+        for (size_t j = 0; j < COUNT(cols); j++) {
+            float *zeros = calloc((size_t)cols[j] * c.k, sizeof(float));
+            const struct wn_mat host = {.ptr = zeros, .dtype = WN_F32, .rows = cols[j], .cols = c.k, .stride = c.k};
+            assert_non_null(zeros);
+            c.n = cols[j];
+            o[j] = dev_out(be, c.out, c.m, c.n, c.pad);
+            if (i % 2 == 0 || j != 1) w[j] = make(be, &c, 0, c.k, 1);
+            else assert_int_equal(be->ops->weight_create(be, &w[j], &host, WN_BF16), WN_OK);
+            a[j] = (struct wn_matmul){.out = o[j].m, .x = x.m, .w = w[j], .slices = 1};
+            free(zeros);
+        }
+        assert_int_equal(wn_be_matmuls(be, a, COUNT(cols)), WN_OK);
+        for (size_t j = 0; j < COUNT(cols); j++) {
+            const size_t n = (size_t)c.m * cols[j];
+            float *got = floats(n), *want = floats(n);
+            dev_read(be, &o[j], got);
+            assert_int_equal(wn_be_matmul(be, &a[j]), WN_OK);
+            dev_read(be, &o[j], want);
+            check_bits("int8 together", got, want, n);
+            be->ops->weight_destroy(be, w[j]);
+            dev_free(be, &o[j]);
+            free(got);
+            free(want);
+        }
+        dev_free(be, &x);
+    }
+}
+
 /* Ranks that made their own part of w, and an all-reduce in the same tree, give the bits of the whole. */
 void int8_slices(void **state)
 {
@@ -181,8 +249,8 @@ void int8_slices(void **state)
     float *parts = floats(8 * n), *whole = floats(n);
     (void)state;
 
-    if (!none()) run(be, &c, 0, c.m, whole);
-    for (uint32_t ranks = 2; be->ops->weight_i8 && ranks <= 8; ranks *= 2) {
+    run(be, &c, 0, c.m, whole);
+    for (uint32_t ranks = 2; ranks <= 8; ranks *= 2) {
         struct dev x = dev_mat(be, &xc), o = dev_out(be, WN_F32, c.m, c.n, 0);
         for (uint32_t r = 0; r < ranks; r++) {
             const uint32_t len = c.k / ranks;

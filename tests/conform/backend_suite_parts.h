@@ -54,5 +54,7 @@ void int8_not_finite(void **state);
 void int8_close(void **state);
 void int8_rows(void **state);
 void int8_slices(void **state);
+void int8_as_bfloat16(void **state);
+void int8_together(void **state);
 
 #endif

@@ -128,6 +128,7 @@ static inline uint32_t __float_as_uint(float f)
 
 float wn_f16_value(uint16_t h);
 uint32_t wn_pack_bf16(float lo, float hi);
+uint32_t wn_add_bf16(uint32_t a, uint32_t b);
 
 static inline void wn_cp_async(void *shared, const void *global, uint32_t bytes)
 {
@@ -145,6 +146,7 @@ template <int N> static inline void wn_cp_wait(void)
 }
 
 void wn_mma(float c[4], const uint32_t a[4], const uint32_t b[2]);
+void wn_ldmatrix(uint32_t r[4], const void *shared);
 void wn_ldmatrix_trans(uint32_t r[4], const void *shared);
 
 #endif

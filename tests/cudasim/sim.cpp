@@ -213,6 +213,11 @@ static float half_of(uint32_t v, uint32_t i)
     return wn_bf16_to_f32((uint16_t)(v >> 16 * i));
 }
 
+uint32_t wn_add_bf16(uint32_t a, uint32_t b)
+{
+    return wn_pack_bf16(half_of(a, 0) + half_of(b, 0), half_of(a, 1) + half_of(b, 1));
+}
+
 void wn_mma(float c[4], const uint32_t a[4], const uint32_t b[2])
 {
     uint32_t mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
@@ -231,6 +236,16 @@ void wn_mma(float c[4], const uint32_t a[4], const uint32_t b[2])
         c[2] += a1 * b0;
         c[3] += a1 * b1;
     }
+}
+
+void wn_ldmatrix(uint32_t r[4], const void *shared)
+{
+    if ((uintptr_t)shared % 16) abort();
+    const unsigned char *raw = sim_exchange(&shared, sizeof(shared));
+    const uint32_t *const *rows = (const uint32_t *const *)raw;
+    uint32_t g = sim.thread % 32 / 4, t = sim.thread % 4;
+
+    for (uint32_t i = 0; i < 4; i++) r[i] = rows[8 * i + g][t];
 }
 
 void wn_ldmatrix_trans(uint32_t r[4], const void *shared)

@@ -48,8 +48,6 @@ refuse 1 "layers" "$winnowd" serve $model -pp 2 --pipeline-layers 0-1,3-5
 refuse 1 "backend 'tpu' does not exist" "$winnowd" serve $model --backend tpu
 refuse 1 "backend 'tpu' does not exist" "$winnowd" serve $model --vision-backend tpu
 refuse 2 "--quantization: 'int4' is none of none|int8" "$winnowd" serve $model --quantization int4
-refuse 1 "--quantization int8: backend 'cuda'" "$winnowd" serve $model --quantization int8 --backend cuda
-refuse 1 "--quantization int8: backend 'cuda'" "$winnowd" plan $model --quantization int8 --backend cuda
 refuse 1 "the model has positions for 2048 tokens" "$winnowd" serve $model --max-model-len 2049
 refuse 1 "only 20 open files are allowed" bash -c 'ulimit -n 20; exec "$@"' - "$winnowd" serve $model
 refuse 1 "--interface eth99" "$winnowd" serve $model --interface eth99

@@ -13,11 +13,13 @@ static struct wn_mat mat(wn_dtype t, uint32_t rows, uint32_t cols, uint32_t stri
     return (struct wn_mat){.ptr = (void *)(uintptr_t)4096, .dtype = t, .rows = rows, .cols = cols, .stride = stride};
 }
 
+/* t: of w; int8 has bfloat16 beside it. */
 static wn_cuda_matmul_kind choose(wn_cuda_kernels kernels, wn_dtype t, uint32_t rows, uint32_t k, uint32_t slices,
                                   uint32_t pad, wn_act act)
 {
+    const wn_dtype of_x = t == WN_I8 ? WN_BF16 : t;
     struct wn_matmul a = {
-        .out = mat(t, rows, 96, 96), .x = mat(t, rows, k, k + pad), .slices = slices, .act = act};
+        .out = mat(of_x, rows, 96, 96), .x = mat(of_x, rows, k, k + pad), .slices = slices, .act = act};
     return wn_cuda_choose_matmul(kernels, &a, t, 96, k);
 }
 
@@ -27,7 +29,11 @@ static void matmuls(void **state)
     assert_int_equal(choose(WN_CUDA_PLAIN, WN_BF16, 8, 256, 1, 0, WN_ACT_NONE), WN_CUDA_MATMUL_PLAIN);
     assert_int_equal(choose(WN_CUDA_EXACT, WN_F32, 8, 256, 1, 0, WN_ACT_NONE), WN_CUDA_MATMUL_PLAIN);
     for (uint32_t rows = 1; rows < 1000; rows *= 3) /* the bits of a row may not hang on the number of rows */
-        assert_int_equal(choose(WN_CUDA_EXACT, WN_BF16, rows, 256, 8, 0, WN_ACT_NONE), WN_CUDA_MATMUL_MMA);
+        for (int i = 0; i < 3; i++)
+            assert_int_equal(choose(i == 2 ? WN_CUDA_FAST : WN_CUDA_EXACT, i == 0 ? WN_BF16 : WN_I8, rows, 256, 8, 0,
+                                    WN_ACT_NONE),
+                             WN_CUDA_MATMUL_MMA);
+    assert_int_equal(choose(WN_CUDA_PLAIN, WN_I8, 8, 256, 1, 0, WN_ACT_NONE), WN_CUDA_MATMUL_PLAIN);
     assert_int_equal(choose(WN_CUDA_EXACT, WN_BF16, 8, 256, 64, 0, WN_ACT_NONE), WN_CUDA_MATMUL_PLAIN); /* parts of 4 */
     assert_int_equal(choose(WN_CUDA_EXACT, WN_BF16, 8, 250, 1, 6, WN_ACT_NONE), WN_CUDA_MATMUL_MMA); /* a short end */
     assert_int_equal(choose(WN_CUDA_EXACT, WN_BF16, 8, 250, 1, 0, WN_ACT_NONE), WN_CUDA_MATMUL_PLAIN);
@@ -50,6 +56,8 @@ static void parts(void **state)
     a.slices = 1;
     assert_int_equal(wn_cuda_matmul_parts(WN_CUDA_MATMUL_MMA, &a, 96), 0);
     a.slices = 4;
+    a.out.rows = WN_CUDA_PART_ROWS + 1; /* the rest has the same memory */
+    assert_int_equal(wn_cuda_matmul_parts(WN_CUDA_MATMUL_MMA, &a, 96), 4 * WN_CUDA_PART_ROWS * 96);
     a.out.rows = WN_CUDA_WALK_ROWS; /* one block makes all of an element's parts */
     assert_int_equal(wn_cuda_matmul_parts(WN_CUDA_MATMUL_MMA, &a, 96), 0);
 }
