@@ -95,7 +95,7 @@ build_there() {
         objects+=("$dir/$(basename "$f").o")
     done
     wait
-    for f in base/{status,log,hostmem}.c shard/backend.c shard/cpu/{memory,reference,cpu,matmul,attention,rows,portable}.c \
+    for f in base/{status,log,hostmem}.c shard/backend.c shard/cpu/{memory,reference,cpu,matmul,weight_i8,attention,rows,portable}.c \
         shard/cuda/*.c tests/conform/{test_backend_cuda,backend_suite*,backend_double}.c shard/sample.c pruning/dots.c; do
         # shellcheck disable=SC2086
         gcc $flags -fopenmp -DWN_HAVE_CUDA -DWN_CUDA_HAVE_CUBLASLT -I"$cuda/include" -c "$f" -o "$dir/${f//\//_}.o" || return 1
@@ -221,12 +221,15 @@ run() {
     fi
     steps
     grep -E '^[a-z]+,' "$logs/bench.txt" >"$out/bench.csv" 2>/dev/null
-    grep -E '^(prefill|decode),' "$logs/overlap.txt" 2>/dev/null | sed 's/^/overlap_/' >"$out/overlap.csv"
+    local set
+    for set in int8 overlap; do
+        grep -E '^(prefill|decode),' "$logs/$set.txt" 2>/dev/null | sed "s/^/${set}_/" >"$out/$set.csv"
+    done
     grep -E '^hf_[a-z_]+,' "$logs/transformers.txt" >"$out/transformers.csv" 2>/dev/null
     {
         cat "$out/machine.txt"
         printf '%s\n' "${summary[@]}"
-        cat "$out/bench.csv" "$out/overlap.csv" "$out/transformers.csv" 2>/dev/null
+        cat "$out"/{bench,int8,overlap,transformers}.csv 2>/dev/null
         echo "$SECONDS s in all, $failed failed"
     } | tee "$out/summary.txt"
     return "$failed"
@@ -245,6 +248,7 @@ steps() {
     [ -n "$dry" ] || mkdir -p "$scratch"
     step write_13b 40 "$bin/random_model" "$CONFIG" "$scratch"
     step bench 80 "$bin/bench_gpu" "$scratch"
+    step int8 40 "$bin/bench_gpu" "$scratch" cuda int8
     # the same steps with launches that begin early, which is off until this has shown that it is right, and faster
     WN_TEST_BACKEND=cuda WINNOW_CUDA_OVERLAP=1 step tiny_overlap 30 "$bin/test_tiny_llava" 5
     WINNOW_CUDA_OVERLAP=1 step overlap 50 "$bin/bench_gpu" "$scratch" cuda steps
@@ -274,7 +278,7 @@ keep() {
         echo "# scripts/device_checks.sh run: $machine"
         echo "# LLaVA-1.5-13B's shapes, random weights; floor_us: bytes or operations at the rates of copy and matmul, same run"
         echo "commit,machine,what,shape,p50_us,min_us,floor_us,ratio,tflops,gbytes_s"
-        grep -hvE '^what,' "$out/bench.csv" "$out/overlap.csv" "$out/transformers.csv" |
+        grep -hvE '^what,' "$out"/{bench,int8,overlap,transformers}.csv |
             awk -F, -v OFS=, -v first="$commit,$name" '{ $8 = $8; print first, $0 }'
     } >"$rows"
     echo "$rows"

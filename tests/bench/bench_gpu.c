@@ -1,6 +1,6 @@
-/* bench_gpu MODEL [backend [steps]] - a whole model on one device: load, vision encode, pruning, prefill and decode, as
- * CSV on standard output. MODEL is a folder that random_model has written (26 GB for LLaVA-1.5-13B; /dev/shm is a good
- * place). steps: prefill and decode only.
+/* bench_gpu MODEL [backend [steps|int8]] - a whole model on one device: load, vision encode, pruning, prefill and
+ * decode, as CSV on standard output. MODEL is a folder that random_model has written (26 GB for LLaVA-1.5-13B; /dev/shm
+ * is a good place). steps: prefill and decode only; int8: the same, with the layers' matrices in int8.
  *
  * Yardsticks are measured in the same run: a device-to-device copy, and a large matmul through the backend. floor_us is
  * the least time that the bytes or the operations of a case take at those rates; ratio is floor to time. Results are
@@ -179,6 +179,16 @@ static void check_picked(const struct step_case *c, uint32_t n, const float *log
     wn_sampler_destroy(sampler);
 }
 
+/* Of the layers, whose matrices have `params` elements; int8 has scales, too. */
+static double weight_bytes(const struct wn_plan *plan, double params)
+{
+    const struct wn_text_config *t = &model.text;
+    const double rows = t->head_dim * (t->heads + 2.0 * t->kv_heads) + 2.0 * t->mlp,
+                 parts = 2.0 * plan->slices * t->hidden;
+
+    return plan->linear == WN_I8 ? params + 4.0 * t->layers * (rows + parts) : 2.0 * params;
+}
+
 /* `seqs` sequences of `pos` tokens in their pages, `rows` new ones each, of which `image` are image rows. */
 static void bench_step(struct wn_stage *s, const struct wn_plan *plan, uint32_t seqs, uint32_t pos, uint32_t rows,
                        uint32_t image, uint32_t *pages, float *logits, float *again)
@@ -206,7 +216,7 @@ static void bench_step(struct wn_stage *s, const struct wn_plan *plan, uint32_t 
     }
     for (uint32_t r = 0; r < rows; r++) sees += (double)seqs * (pos + r + 1);
     flops = 2.0 * (params * seqs * rows + head * seqs) + 4.0 * sees * t->heads * t->head_dim * t->layers;
-    bytes = 2.0 * (params + head) + (double)wn_plan_kv_bytes_per_token(plan, 0) * seqs * (pos + rows);
+    bytes = weight_bytes(plan, params) + 2.0 * head + (double)wn_plan_kv_bytes_per_token(plan, 0) * seqs * (pos + rows);
     c.logits = again; /* the first run launches one by one, later ones of a decode step replay a graph */
     run_step(&c);
     c.logits = logits;
@@ -397,13 +407,15 @@ int main(int argc, char **argv)
     struct wn_plan plan;
     struct wn_weights *weights = NULL;
     struct wn_stage *stage;
+    const bool int8 = argc == 4 && strcmp(argv[3], "int8") == 0;
 
-    if (argc < 2 || argc > 4 || (argc == 4 && strcmp(argv[3], "steps") != 0)) {
-        fprintf(stderr, "usage: bench_gpu MODEL [backend [steps]]\n");
+    if (argc < 2 || argc > 4 || (argc == 4 && !int8 && strcmp(argv[3], "steps") != 0)) {
+        fprintf(stderr, "usage: bench_gpu MODEL [backend [steps|int8]]\n");
         return 2;
     }
     done(wn_model_open(&model, argv[1], &err), "model");
     done(wn_plan_make(&plan, &model, 1, 1, NULL, WN_BF16, &err), "plan");
+    if (int8) plan.linear = WN_I8;
     done(wn_weights_open(&weights, argv[1], &err), "weights");
     done(wn_backend_open(&be, argc > 2 ? argv[2] : "cuda", 0, &err), "backend");
     printf("what,shape,p50_us,min_us,floor_us,ratio,tflops,gbytes_s\n");
