@@ -1,7 +1,7 @@
 /* shard/cuda/launch_matmul.h - launch.h's part for matmuls: weights as they lie on the device, products, launchers.
  *
- * Bits. wn_cuda_run_matmul_plain, and _mma with all that it uses, make the sums of a matmul in `slices` parts that are
- * added as a tree (shard/backend.h), in an order of theirs that the number of rows does not change; cuBLASLt does not. */
+ * Bits. wn_cuda_run_matmul_plain, and _mma with all that it uses, make the sums of a matmul in `slices` parts that
+ * are added as a tree (shard/backend.h), in an order that the number of rows does not change; cuBLASLt does not. */
 #ifndef WN_SHARD_CUDA_LAUNCH_MATMUL_H
 #define WN_SHARD_CUDA_LAUNCH_MATMUL_H
 

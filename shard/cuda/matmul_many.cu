@@ -1,6 +1,6 @@
-/* Matmul of many rows with int8 weights, in the sums of matmul_mma.cu: the same bits. bfloat16 weights go to cuBLASLt.
- * For that int8 would have to be widened in memory, three bytes written and read a weight for the one that is there, and
- * sums would have to lie there as float32 until they are scaled; a part's scale is not cuBLASLt's to multiply by.
+/* Matmul of many rows with int8 weights, in the sums of matmul_mma.cu: the same bits. bfloat16 goes to cuBLASLt. For
+ * that int8 would have to be widened in memory, which writes two bytes a weight and reads them again, and each part of
+ * a sum would have to lie there as float32 until it is scaled.
  *
  * The four chains of a sum are made one after the other, each down the whole part, so that a thread has the sums of one
  * chain, and what the chains before have come to, in its registers. A block makes 128 x 128: weights are read again for
