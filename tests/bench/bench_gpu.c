@@ -47,13 +47,15 @@ static void fill_block(uint16_t *block, size_t n)
 
 typedef void (*run_fn)(void *arg);
 
-/* Runs for about `seconds`, three times at least, after one run to warm up. The median; *best is the shortest. */
+/* Runs for about `seconds`, three times at least, after one run to warm up; WN_BENCH_BRIEF: only those. The median;
+ * *best is the shortest. */
 static double time_it(run_fn fn, void *arg, double seconds, double *best)
 {
     static double us[RUNS_MAX];
     uint32_t n = 0;
     int64_t start;
 
+    if (getenv("WN_BENCH_BRIEF")) seconds = 0;
     fn(arg);
     start = wn_now_us();
     while (n < 3 || (n < RUNS_MAX && (double)(wn_now_us() - start) < seconds * 1e6)) {
@@ -342,12 +344,12 @@ static void bench_vision(const struct wn_weights *weights)
     free(c.pixels);
 }
 
-/* Fills the pages of every sequence but the first, so that a decode reads real keys. */
-static void fill_pages(struct wn_stage *stage, uint32_t rows, uint32_t *pages)
+/* Fills the pages of `seqs` sequences but the first, so that a decode reads real keys. */
+static void fill_pages(struct wn_stage *stage, uint32_t seqs, uint32_t rows, uint32_t *pages)
 {
     static struct step_case c;
 
-    for (uint32_t s = 1; s < SEQS_MAX; s++)
+    for (uint32_t s = 1; s < seqs; s++)
         for (uint32_t pos = 0; pos + 1 < rows; pos += 64) {
             const uint32_t n = rows - pos < 64 ? rows - pos : 64;
             c.seqs[0] = (struct wn_seq){.rows = n, .pos = pos, .pages = pages + (size_t)s * (CONTEXT / PAGE)};
@@ -361,6 +363,7 @@ static void bench_steps(struct wn_stage *stage, const struct wn_plan *plan)
 {
     static const uint32_t batches[] = {1, 8, 32, 64};
     static uint32_t pages[PAGES];
+    const size_t n = getenv("WN_BENCH_BRIEF") ? 2 : sizeof(batches) / sizeof(batches[0]);
     const struct wn_features f = {.rows = model.vision.patches, .width = model.vision.hidden, .dtype = WN_BF16};
     const uint32_t whole = f.rows, part = f.rows < 64 ? f.rows : 64;
     uint16_t *features = malloc((size_t)f.rows * f.width * 2);
@@ -373,8 +376,8 @@ static void bench_steps(struct wn_stage *stage, const struct wn_plan *plan)
     done(wn_stage_features_put(stage, 0, features, &f, &err), "features");
     bench_step(stage, plan, 1, 0, whole + 40, whole, pages, logits, again);
     bench_step(stage, plan, 1, 0, part + 40, part, pages, logits, again);
-    fill_pages(stage, whole + 40, pages);
-    for (size_t i = 0; i < sizeof(batches) / sizeof(batches[0]); i++)
+    fill_pages(stage, batches[n - 1], whole + 40, pages);
+    for (size_t i = 0; i < n; i++)
         bench_step(stage, plan, batches[i], whole + 40, 1, 0, pages, logits, again);
     free(features);
     free(logits);
