@@ -114,5 +114,6 @@ int cmd_bench(int argc, char **argv);
 int cmd_attach(int argc, char **argv);
 int cmd_collect_env(int argc, char **argv);
 int cmd_keygen(int argc, char **argv);
+int cmd_gateway(int argc, char **argv); /* where libmicrohttpd was found */
 
 #endif

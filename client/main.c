@@ -25,6 +25,9 @@ static const struct {
     {"bench", cmd_bench, "Jobs", "measure a server under load, or the links between ranks"},
     {"eval", cmd_eval, "Jobs", "accuracy and costs of an evaluation set, with each way of pruning"},
     {"serve", NULL, "Servers", "start everything for a model on this machine"},
+#ifdef WN_HAVE_GATEWAY
+    {"gateway", cmd_gateway, "Servers", "OpenAI's HTTP interface in front of a server"},
+#endif
     {"check", NULL, "Servers", "networks, versions, memory and keys of such a server, measured"},
     {"plan", NULL, "Servers", "who would hold what, and the bytes on each link"},
     {"prune", NULL, "Servers", "draw which visual tokens of a picture are kept"},

@@ -1,5 +1,5 @@
 # Finds every library and prints what it chose. Targets: wn_zmq wn_protobufc wn_sqlite wn_jansson wn_yaml wn_jpeg
-# wn_png wn_webp wn_pcre2 wn_utf8proc wn_sodium wn_hwloc wn_openmp wn_mpi; tests: wn_cmocka wn_dnnl (optional).
+# wn_png wn_webp wn_pcre2 wn_utf8proc wn_sodium wn_hwloc wn_openmp wn_mpi; wn_microhttpd (optional); tests: wn_cmocka wn_dnnl (optional).
 find_package(PkgConfig REQUIRED)
 
 function(wn_pkg name)
@@ -23,6 +23,14 @@ wn_pkg(wn_sodium libsodium)
 wn_pkg(wn_hwloc hwloc)
 if(WN_TESTS)
     wn_pkg(wn_cmocka cmocka)
+endif()
+pkg_check_modules(WN_MICROHTTPD IMPORTED_TARGET GLOBAL libmicrohttpd>=0.9.73)
+if(WN_MICROHTTPD_FOUND)
+    add_library(wn_microhttpd INTERFACE)
+    target_link_libraries(wn_microhttpd INTERFACE PkgConfig::WN_MICROHTTPD)
+    message(STATUS "winnow: libmicrohttpd ${WN_MICROHTTPD_VERSION} (winnow gateway)")
+else()
+    message(STATUS "winnow: libmicrohttpd not found: no winnow gateway")
 endif()
 
 find_package(OpenMP REQUIRED COMPONENTS C)

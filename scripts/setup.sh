@@ -7,7 +7,7 @@ set -euo pipefail
 packages=(gcc libc6-dev pkg-config cmake ninja-build
     libopenmpi-dev openmpi-bin libzmq3-dev libprotobuf-c-dev protobuf-c-compiler libsqlite3-dev
     libjansson-dev libyaml-dev libjpeg-dev libpng-dev libwebp-dev
-    libpcre2-dev libutf8proc-dev libsodium-dev libhwloc-dev)
+    libpcre2-dev libutf8proc-dev libsodium-dev libhwloc-dev libmicrohttpd-dev)
 if [ "${1:-}" = test ]; then
     packages+=(g++ libcmocka-dev libdnnl-dev clang libclang-rt-14-dev
         slurm-wlm munge iproute2 ethtool procps iputils-ping) # scripts/cluster
