@@ -101,7 +101,8 @@ void wn_sched_status_send(struct wn_scheduler *s, const struct wn_peer_id *to, c
 int64_t wn_sched_deadline(const Wn__Submit *r, int64_t submitted_us);
 
 /* ---- sched_follow.c ---- */
-struct wn_watcher *wn_sched_watch(struct wn_job *job, const struct wn_peer_id *peer); /* NULL: too many */
+/* NULL: it has too many, and all of them are there. */
+struct wn_watcher *wn_sched_watch(struct wn_scheduler *s, struct wn_job *job, const struct wn_peer_id *peer);
 void wn_sched_flush(struct wn_scheduler *s, struct wn_job *job); /* brings its followers up to date */
 void wn_sched_tell_news(struct wn_scheduler *s); /* the same for all jobs that have news, after a burst of messages */
 

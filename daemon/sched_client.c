@@ -144,16 +144,23 @@ static struct wn_account *charge(struct wn_scheduler *s, const struct wn_peer_id
     return NULL;
 }
 
+static void refuse_follower(struct wn_scheduler *s, const struct wn_peer_id *peer, const char *tag,
+                            const struct wn_job *job)
+{
+    struct wn_err err = {0};
+
+    wn_fail(&err, WN_ELIMIT, "job %s has %d followers already", job->id, WN_SCHED_WATCHERS_MAX);
+    wn_sched_refuse(s->clients, peer, tag, &err);
+}
+
 /* Lets the sender of r follow the job. */
 static void follow(struct wn_scheduler *s, struct wn_job *job, const struct wn_peer_id *peer, const Wn__Submit *r,
                    uint32_t choice, bool existed)
 {
-    struct wn_watcher *w = wn_sched_watch(job, peer);
-    struct wn_err err = {0};
+    struct wn_watcher *w = wn_sched_watch(s, job, peer);
 
     if (!w) {
-        wn_fail(&err, WN_ELIMIT, "job %s has %d followers already", job->id, WN_SCHED_WATCHERS_MAX);
-        wn_sched_refuse(s->clients, peer, r->client_tag, &err);
+        refuse_follower(s, peer, r->client_tag, job);
         return;
     }
     snprintf(w->tag, sizeof(w->tag), "%s", r->client_tag);
@@ -313,16 +320,17 @@ static void on_attach(struct wn_scheduler *s, const struct wn_peer_id *peer, con
                       const struct wn_access_entry *who)
 {
     struct wn_job *job = find_own(s, peer, a->job_id, who);
-    struct wn_watcher *w = job && !job->acknowledged ? wn_sched_watch(job, peer) : NULL;
+    struct wn_watcher *w;
     struct wn_err err = {0};
 
     if (!job) return;
-    if (!w) {
-        if (job->acknowledged)
-            wn_fail(&err, WN_ENOENT, "job %s was acknowledged: its result is not kept any more", job->id);
-        else
-            wn_fail(&err, WN_ELIMIT, "job %s has %d followers already", job->id, WN_SCHED_WATCHERS_MAX);
+    if (job->acknowledged) {
+        wn_fail(&err, WN_ENOENT, "job %s was acknowledged: its result is not kept any more", job->id);
         wn_sched_refuse(s->clients, peer, a->job_id, &err);
+        return;
+    }
+    if (!(w = wn_sched_watch(s, job, peer))) {
+        refuse_follower(s, peer, a->job_id, job);
         return;
     }
     w->stream = w->existed = true;
@@ -341,8 +349,9 @@ static void on_cancel(struct wn_scheduler *s, const struct wn_peer_id *peer, con
     if (!job) return;
     for (unsigned i = 0; i < job->watchers_n; i++) follows |= wn_peer_equal(&job->watchers[i].peer, peer);
     if (!follows) { /* who cancels hears of the end */
-        struct wn_watcher *w = wn_sched_watch(job, peer);
+        struct wn_watcher *w = wn_sched_watch(s, job, peer);
         if (w) w->existed = true;
+        else refuse_follower(s, peer, c->job->job_id, job);
     }
     if (!wn_job_ended(&job->life)) wn_sched_cancel(s, job);
     else wn_sched_flush(s, job);

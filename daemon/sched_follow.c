@@ -5,14 +5,27 @@
 
 #define CHANCES_MAX 256 /* tokens with log-probabilities in one message: half of its bytes at most */
 
+/* That a connection has ended is noticed when something is sent; of a job that waits nothing is. A client takes no
+ * notice of a heartbeat. */
+static void drop_gone(struct wn_scheduler *s, struct wn_job *job)
+{
+    Wn__Heartbeat beat = WN__HEARTBEAT__INIT;
+
+    for (unsigned i = job->watchers_n; i-- > 0;)
+        if (wn_sched_send(s->clients, &job->watchers[i].peer, WN__ENVELOPE__BODY_HEARTBEAT, &beat, NULL, 0, 0, NULL) ==
+            WN_EPEER)
+            job->watchers[i] = job->watchers[--job->watchers_n];
+}
+
 /* One that is there already starts anew. */
-struct wn_watcher *wn_sched_watch(struct wn_job *job, const struct wn_peer_id *peer)
+struct wn_watcher *wn_sched_watch(struct wn_scheduler *s, struct wn_job *job, const struct wn_peer_id *peer)
 {
     struct wn_watcher *w = NULL;
 
     for (unsigned i = 0; i < job->watchers_n; i++)
         if (wn_peer_equal(&job->watchers[i].peer, peer)) w = &job->watchers[i];
     if (!w) {
+        if (job->watchers_n == WN_SCHED_WATCHERS_MAX) drop_gone(s, job);
         if (job->watchers_n == WN_SCHED_WATCHERS_MAX) return NULL;
         w = &job->watchers[job->watchers_n++];
     }
