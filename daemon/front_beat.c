@@ -205,7 +205,7 @@ static bool hear_scheduler(struct wn_front *f, const struct wn_front_msg *m)
         return true;
     }
     if (e->body_case == WN__ENVELOPE__BODY_ERROR && e->error->code == WN_ENOENT && !e->error->job) {
-        if (f->welcome) miss_scheduler(f, "the scheduler was started again");
+        if (f->welcome) miss_scheduler(f, "the scheduler was started again, or has given this worker up");
         return true;
     }
     if (e->body_case == WN__ENVELOPE__BODY_ERROR && !e->error->job && !f->welcome) {

@@ -430,11 +430,6 @@ static void on_heartbeat(struct wn_scheduler *s, int worker, Wn__Envelope **env)
     w->heartbeat = *env;
     *env = NULL;
     w->confirmed = true;
-    if (!w->up) { /* late, but alive; the jobs it had were cancelled when it was given up */
-        wn_info("scheduler", "%s is heard again", w->name);
-        w->up = true;
-        note_absence(s);
-    }
     note_stall(s, worker);
     (void)!wn_sched_send(s->workers, &w->peer, WN__ENVELOPE__BODY_HEARTBEAT, &answer, NULL, 0, 0, NULL);
 }
@@ -567,10 +562,12 @@ void wn_sched_worker_message(struct wn_scheduler *s, struct wn_msg *msg)
     }
     if (env->body_case == WN__ENVELOPE__BODY_HELLO) {
         on_hello(s, &msg->peer, env->hello);
-    } else if ((worker = find_peer(s, &msg->peer)) != WN_NO_WORKER) {
+    } else if ((worker = find_peer(s, &msg->peer)) != WN_NO_WORKER && s->worker[worker].up) {
         s->worker[worker].last_seen_us = wn_now_us();
         on_answer(s, worker, &env, bytes);
-    } else if (env->body_case == WN__ENVELOPE__BODY_HEARTBEAT) { /* it knew the scheduler before this one */
+    } else if (env->body_case == WN__ENVELOPE__BODY_HEARTBEAT) {
+        /* It knew the scheduler before this one, or was given up and is alive: then others may be here by now that it
+         * does not go with. */
         wn_fail(&err, WN_ENOENT, "a heartbeat of a worker that has not said hello");
         wn_sched_refuse(s->workers, &msg->peer, NULL, &err);
     } else {

@@ -408,7 +408,9 @@ static void status_is_honest(void **state)
     assert_true(env->status->workers[0]->up);
     assert_false(env->status->workers[1]->up);
     wn_codec_free(env);
-    worker_heartbeat(b->vision); /* it was only slow */
+    worker_heartbeat(b->vision); /* it was only slow: it is to say hello again */
+    end_expect_error(b->vision, WN_ENOENT, "has not said hello");
+    worker_hello(b->vision, WN__ROLE__ROLE_VISION, "vision-0", 4, 100);
     wn_codec_free(status_when(b, true));
 }
 
