@@ -370,6 +370,7 @@ static void on_hello(struct wn_scheduler *s, const struct wn_peer_id *peer, cons
     wn_info("scheduler", "%s on %s is there, %u slots", w->name, w->host, w->slots);
     send_welcome(s, i, h);
     cancel_strange(s, i, h);
+    if (is_leader(w)) wn_sched_orphans(s, wn_now_us()); /* before its slots go to jobs that have waited less */
 }
 
 uint64_t wn_sched_stalled_ms(const struct wn_sched_worker *w, uint32_t *rank)
