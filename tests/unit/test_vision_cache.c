@@ -108,7 +108,54 @@ static void test_copies(void **state)
     assert_true(get(c, 50, &(struct wn_prune_wants){.cls_row = true}, &v));
     assert_memory_equal(v.features, picture(50).features, sizeof(features));
     assert_memory_equal(v.taps.cls_row, row, sizeof(row));
+    assert_ptr_not_equal(v.taps.cls_row, row); /* ours, as all that it hands out */
     wn_vision_cache_destroy(c);
+}
+
+/* What was not there when a picture was put is not there when it is found. */
+static void test_a_picture_without_taps(void **state)
+{
+    const float pixel = 7.0f;
+    uint8_t key[WN_VISION_KEY_BYTES];
+    struct wn_vision_cache *c = NULL;
+    struct wn_vision_view v = picture(3);
+    (void)state;
+
+    v.taps = (struct wn_prune_taps){0};
+    assert_int_equal(wn_vision_cache_create(&c, be, 1 << 20, NULL), WN_OK);
+    wn_vision_cache_key(&pixel, 1, key);
+    wn_vision_cache_put(c, key, &v);
+    memset(&v, 0xff, sizeof(v));
+    assert_true(get(c, 7, &nothing, &v));
+    assert_memory_equal(v.features, picture(3).features, sizeof(features));
+    assert_null(v.taps.cls_attention);
+    assert_null(v.taps.mean_attention);
+    assert_null(v.taps.keys);
+    assert_null(v.taps.cls_query);
+    assert_null(v.taps.cls_row);
+    wn_vision_cache_destroy(c);
+}
+
+/* One picture that is as large as the bound is kept; one byte less, and it is not. */
+static void test_the_bound_is_met_exactly(void **state)
+{
+    struct wn_vision_cache_stats s;
+    struct wn_vision_cache *c = NULL;
+    struct wn_vision_view v;
+    size_t bytes;
+    (void)state;
+
+    assert_int_equal(wn_vision_cache_create(&c, be, 1 << 20, NULL), WN_OK);
+    put(c, 1);
+    wn_vision_cache_stats(c, &s);
+    bytes = s.bytes;
+    wn_vision_cache_destroy(c);
+    for (size_t less = 0; less < 2; less++) {
+        assert_int_equal(wn_vision_cache_create(&c, be, bytes - less, NULL), WN_OK);
+        put(c, 1);
+        assert_int_equal(get(c, 1, &nothing, &v), !less);
+        wn_vision_cache_destroy(c);
+    }
 }
 
 static void test_missing_taps_miss(void **state)
@@ -211,6 +258,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_copies),
+        cmocka_unit_test(test_a_picture_without_taps),
+        cmocka_unit_test(test_the_bound_is_met_exactly),
         cmocka_unit_test(test_missing_taps_miss),
         cmocka_unit_test(test_a_miss_asks_for_what_is_there),
         cmocka_unit_test(test_oldest_goes_first),
