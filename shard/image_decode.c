@@ -354,12 +354,6 @@ static wn_status webp_decode(struct decode *d)
 
     if (d->bytes < 20 || (uint64_t)le32(d->data + 4) + 8 > d->bytes)
         return wn_fail(d->err, WN_EFORMAT, "image: WebP: the data ends too early");
-    /* the canvas of an extended file is its size, whatever the frames inside say */
-    if (memcmp(d->data + 12, "VP8X", 4) == 0 && d->bytes >= 30) {
-        uint64_t w = (le32(d->data + 24) & 0xffffff) + 1, h = (le32(d->data + 26) >> 8) + 1;
-        rc = check_size(d, "WebP", w, h);
-        if (rc != WN_OK) return rc;
-    }
     if (!WebPInitDecoderConfig(&cfg))
         return wn_fail(d->err, WN_EUNSUPP, "image: WebP library mismatch");
     code = WebPGetFeatures(d->data, d->bytes, &cfg.input);

@@ -202,7 +202,7 @@ static struct answer hear_answer(int job)
         struct wn_poll_item item = {.ep = scheduler.ep};
         wn_msg_init(&msg);
         while (wn_endpoint_recv(scheduler.ep, &msg) != WN_OK)
-            if (wn_endpoint_poll(&item, 1, wn_deadline_in_us(WAIT_MS * 1000)) != WN_OK) fail_msg("no end of job %d", job);
+            if (wn_endpoint_poll(&item, 1, wn_deadline_in_us(WAIT_MS * 1000)) != WN_OK) fail_msg("job %d: no end", job);
         assert_int_equal(wn_codec_unpack(&env, wn_msg_data(&msg, 0), wn_msg_size(&msg, 0), NULL), WN_OK);
         wn_msg_clear(&msg);
         if (env->body_case == WN__ENVELOPE__BODY_ERROR) fail_msg("%s", env->error->text);

@@ -1,6 +1,7 @@
 /* tests/integration/test_vision_link.c - a real vision worker and its leaders. A connection is lost while features are
  * on their way: it greets the leader again, sends what was not acknowledged again, and its credit is whole. A leader
- * that is not there, or has no room, costs its own images and nobody else's.
+ * that is not there, or has no room, costs its own images and nobody else's; so does an order that makes no sense, one
+ * that is cancelled, and one that comes when the worker is full or leaves.
  *
  *   test_vision_link WINNOWD
  *
@@ -36,18 +37,29 @@ static pid_t start_worker(void)
     return child_start(argv);
 }
 
-/* Names the image of a job of its own. */
-static void order_for(struct side *scheduler, const char *leader, uint32_t image)
+/* An order that a test may change before it is said: image `image` of job `job`. */
+static Wn__Encode order_of(char job, uint32_t image)
 {
-    Wn__JobRef ref = WN__JOB_REF__INIT;
+    static char id[] = "01ARZ3NDEKTSV4RRFFQ69G5FAV";
+    static Wn__JobRef ref;
     Wn__Encode e = WN__ENCODE__INIT;
 
-    ref.job_id = "01ARZ3NDEKTSV4RRFFQ69G5FAV";
+    ref = (Wn__JobRef)WN__JOB_REF__INIT;
+    id[25] = job;
+    ref.job_id = id;
     ref.attempt = 1;
     e.job = &ref;
     e.image = image;
-    e.leader_endpoint = (char *)(uintptr_t)leader;
+    e.leader_endpoint = leader_at;
     e.leader_name = "replica-0";
+    return e;
+}
+
+static void order_for(struct side *scheduler, const char *leader, uint32_t image)
+{
+    Wn__Encode e = order_of('V', image);
+
+    e.leader_endpoint = (char *)(uintptr_t)leader;
     side_say(scheduler, WN__ENVELOPE__BODY_ENCODE, &e, picture, picture_bytes);
 }
 
@@ -264,6 +276,170 @@ static void a_leader_goes_away(void **state)
     end_worker(worker, &scheduler);
 }
 
+static void expect_refused(struct side *scheduler, uint32_t code, const char *words)
+{
+    Wn__Envelope *env = side_expect(scheduler, WN__ENVELOPE__BODY_ERROR);
+
+    if (!strstr(env->error->text, words)) fail_msg("'%s' is not in '%s'", words, env->error->text);
+    assert_int_equal(env->error->code, code);
+    assert_false(env->error->retriable);
+    wn_codec_free(env);
+}
+
+/* Each is answered with what is wrong with it, for good; a good one among them is served. */
+static void orders_that_make_no_sense(void **state)
+{
+    struct side scheduler = {0}, leader = {0};
+    Wn__Pruning pruning = WN__PRUNING__INIT;
+    Wn__Encode e;
+    bool seen[3] = {false};
+    pid_t worker;
+
+    (void)state;
+    side_open(&leader, net, leader_at);
+    worker = worker_with(&scheduler, 600000);
+    e = order_of('A', 0);
+    side_say(&scheduler, WN__ENVELOPE__BODY_ENCODE, &e, NULL, 0);
+    expect_refused(&scheduler, WN_EPROTO, "an order without an image");
+    e.leader_endpoint = "";
+    side_say(&scheduler, WN__ENVELOPE__BODY_ENCODE, &e, picture, picture_bytes);
+    expect_refused(&scheduler, WN_EPROTO, "without the address of a leader");
+    e = order_of('A', 0);
+    pruning.method = "no-such";
+    e.pruning = &pruning;
+    side_say(&scheduler, WN__ENVELOPE__BODY_ENCODE, &e, picture, picture_bytes);
+    expect_refused(&scheduler, WN_ENOENT, "no-such");
+    e = order_of('A', 1);
+    side_say(&scheduler, WN__ENVELOPE__BODY_ENCODE, &e, "no picture", 10);
+    order(&scheduler, 2);
+    e.image = 0;
+    side_say(&scheduler, WN__ENVELOPE__BODY_ENCODE, &e, picture, picture_bytes / 2);
+    expect_refused(&scheduler, WN_EUNSUPP, "image 2: neither JPEG nor PNG nor WebP"); /* the request's second */
+    expect_refused(&scheduler, WN_EFORMAT, "image 1: JPEG");
+    give_credit(&leader, 1);
+    take_features(&leader, true, seen);
+    assert_true(seen[2]);
+    assert_null(side_wait(&scheduler, WN__ENVELOPE__BODY_ERROR, 100));
+    end_worker(worker, &scheduler);
+    wn_endpoint_close(leader.ep);
+}
+
+static void cancel(struct side *scheduler, char job)
+{
+    Wn__Encode e = order_of(job, 0);
+    Wn__Cancel c = WN__CANCEL__INIT;
+
+    c.job = e.job;
+    side_say(scheduler, WN__ENVELOPE__BODY_CANCEL, &c, NULL, 0);
+}
+
+static void order_as(struct side *scheduler, char job, uint32_t image)
+{
+    Wn__Encode e = order_of(job, image);
+
+    side_say(scheduler, WN__ENVELOPE__BODY_ENCODE, &e, picture, picture_bytes);
+}
+
+/* The features that come next are these. */
+static Wn__Envelope *expect_features(struct side *leader, char job)
+{
+    Wn__Envelope *env = side_expect(leader, WN__ENVELOPE__BODY_FEATURES);
+
+    assert_int_equal(env->features->job->job_id[25], job);
+    return env;
+}
+
+static void acknowledge(struct side *leader, Wn__Envelope *env, uint32_t code)
+{
+    Wn__FeaturesAck ack = WN__FEATURES_ACK__INIT;
+
+    ack.job = env->features->job;
+    ack.image = env->features->image;
+    ack.code = code;
+    ack.text = "no room";
+    side_say(leader, WN__ENVELOPE__BODY_FEATURES_ACK, &ack, NULL, 0);
+    wn_codec_free(env);
+}
+
+/* Features that wait for credit are forgotten with their job; those that were sent give their credit back whatever
+ * the leader says of them, and the scheduler hears no more of them. */
+static void jobs_that_are_cancelled(void **state)
+{
+    struct side scheduler = {0}, leader = {0};
+    Wn__Envelope *env, *a;
+    pid_t worker;
+
+    (void)state;
+    side_open(&leader, net, leader_at);
+    worker = worker_with(&scheduler, 600000);
+    order_as(&scheduler, 'A', 0);
+    give_credit(&leader, 1);
+    a = expect_features(&leader, 'A');
+    order_as(&scheduler, 'B', 0); /* no credit for it */
+    order_as(&scheduler, 'C', 0);
+    for (bool waits = false; !waits;) { /* encoded, and waits */
+        env = side_expect(&scheduler, WN__ENVELOPE__BODY_ENCODED);
+        waits = env->encoded->waiting && env->encoded->job->job_id[25] == 'C';
+        wn_codec_free(env);
+    }
+    cancel(&scheduler, 'B');
+    cancel(&scheduler, 'A');
+    usleep(100000);
+    acknowledge(&leader, a, WN_EBUSY); /* of a job that is not wanted */
+    acknowledge(&leader, expect_features(&leader, 'C'), WN_OK);
+    order_as(&scheduler, 'D', 0);
+    acknowledge(&leader, expect_features(&leader, 'D'), WN_OK);
+    assert_null(side_wait(&scheduler, WN__ENVELOPE__BODY_ERROR, 100));
+    end_worker(worker, &scheduler);
+    wn_endpoint_close(leader.ep);
+}
+
+/* Places are for eight images of all leaders together; then it is the next worker's turn. */
+static void a_worker_that_is_full(void **state)
+{
+    struct side scheduler = {0};
+    char nowhere[96];
+    pid_t worker;
+    int status;
+
+    (void)state;
+    worker = worker_with(&scheduler, 600000);
+    for (uint32_t i = 0; i < 8; i++) {
+        snprintf(nowhere, sizeof(nowhere), "ipc://%s/nobody-%u", base, i / 4);
+        order_for(&scheduler, nowhere, i % 4);
+    }
+    order(&scheduler, 0);
+    expect_error(&scheduler, WN_EBUSY, "queue is full");
+    status = child_end(worker, SIGKILL);
+    assert_true(WIFSIGNALED(status));
+    wn_endpoint_close(scheduler.ep);
+}
+
+/* Told to leave, it takes nothing new, sends what it has, and goes. */
+static void a_worker_that_leaves(void **state)
+{
+    const Wn__Drain drain = WN__DRAIN__INIT;
+    struct side scheduler = {0}, leader = {0};
+    pid_t worker;
+    int status;
+
+    (void)state;
+    side_open(&leader, net, leader_at);
+    worker = worker_with(&scheduler, 600000);
+    order_as(&scheduler, 'A', 0);
+    order_as(&scheduler, 'B', 0);
+    side_say(&scheduler, WN__ENVELOPE__BODY_DRAIN, &drain, NULL, 0);
+    order_as(&scheduler, 'C', 0);
+    expect_error(&scheduler, WN_EBUSY, "is leaving");
+    give_credit(&leader, 1);
+    acknowledge(&leader, expect_features(&leader, 'A'), WN_OK);
+    wn_codec_free(expect_features(&leader, 'B'));
+    status = child_end(worker, 0);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    wn_endpoint_close(scheduler.ep);
+    wn_endpoint_close(leader.ep);
+}
+
 static void read_picture(void)
 {
     FILE *f = fopen(PICTURE, "rb");
@@ -280,6 +456,10 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_leader_that_is_not_there),
         cmocka_unit_test(features_are_refused),
         cmocka_unit_test(a_leader_goes_away),
+        cmocka_unit_test(orders_that_make_no_sense),
+        cmocka_unit_test(jobs_that_are_cancelled),
+        cmocka_unit_test(a_worker_that_is_full),
+        cmocka_unit_test(a_worker_that_leaves),
     };
     struct wn_err err = {0};
     int rc;

@@ -47,6 +47,9 @@ static void reads_options(void **state)
     assert_int_equal(wn_preprocess_parse(&pp, "{\"size\":336,\"crop_size\":336}", 28, &err), WN_OK);
     assert_int_equal(pp.shortest_edge, 336);
     assert_int_equal(pp.crop_width, 336);
+    assert_int_equal(wn_preprocess_parse(&pp, "{\"size\":4096,\"crop_size\":1}", 27, &err), WN_OK); /* the limits */
+    assert_int_equal(pp.shortest_edge, 4096);
+    assert_int_equal(pp.crop_width, 1);
 }
 
 static void refuses_by_name(void **state)
