@@ -84,7 +84,13 @@ static int open_folder(const struct wn_blobs *b, const char *path)
     int fd = openat(b->fd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 
     if (fd >= 0 || errno != ENOENT) return fd;
-    if (mkdirat(b->fd, name, 0700) != 0 || fsync(b->fd) != 0) return -1;
+    if (mkdirat(b->fd, name, 0700) != 0) return -1;
+    if (fsync(b->fd) != 0) { /* not surely on disk: the next file in it must not find it made */
+        const int reason = errno;
+        unlinkat(b->fd, name, AT_REMOVEDIR);
+        errno = reason;
+        return -1;
+    }
     return openat(b->fd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 }
 
