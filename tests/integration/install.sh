@@ -23,8 +23,8 @@ for f in bin/winnow bin/winnowd include/winnow.h lib*/libwinnow.a lib*/libwinnow
     [ -e $f ] || fail "no $f in $(find . -type f | sort | xargs)"
 done
 lib=$(readlink -f lib*/) version=$(sed -n 's/^project(winnow VERSION \([0-9.]*\).*/\1/p' "$source/CMakeLists.txt")
-readelf -d "$lib/libwinnow.so" | grep -q 'SONAME.*libwinnow\.so\.0' || fail "the library's name"
-bin/winnow --version | grep -q "^winnow $version " || fail "the version"
+grep -q 'SONAME.*libwinnow\.so\.0' <<<"$(readelf -d "$lib/libwinnow.so")" || fail "the library's name"
+grep -q "^winnow $version " <<<"$(bin/winnow --version)" || fail "the version"
 
 # winnow finds its winnowd; the example finds the library.
 env PATH=/usr/bin:/bin bin/winnow serve "$source/models/tiny-llava" --port 0 >"$dir/service" 2>"$dir/errors" &
@@ -61,10 +61,10 @@ complete_words() { # WORD...: what completion offers for the last one
 [ "$(complete_words winnow st)" = status ] || fail "completion of a command: $(complete_words winnow st)"
 [ "$(complete_words winnow ask --ima)" = --image ] || fail "completion of an option: $(complete_words winnow ask --ima)"
 [ "$(complete_words winnow bench w)" = wire ] || fail "completion of a benchmark"
-complete_words winnow serve MODEL --tens | grep -qw -- --tensor-parallel-size || fail "completion of an option of winnowd's"
+grep -qw -- --tensor-parallel-size <<<"$(complete_words winnow serve MODEL --tens)" || fail "completion of an option of winnowd's"
 if command -v tclsh >/dev/null; then
     echo 'proc module-whatis x {}; proc prepend-path {name value} {puts "$name $value"}
         set ModulesCurrentModulefile [lindex $argv 0]; source [lindex $argv 0]' >"$dir/module.tcl"
-    tclsh "$dir/module.tcl" $share/modulefiles/winnow/"$version" | grep -qx "PATH $dir/moved/bin" || fail "the module file"
+    grep -qx "PATH $dir/moved/bin" <<<"$(tclsh "$dir/module.tcl" $share/modulefiles/winnow/"$version")" || fail "the module file"
 fi
 echo passed

@@ -462,6 +462,57 @@ static void test_crowd(void **state)
     assert_int_equal(setrlimit(RLIMIT_NOFILE, &files), 0);
 }
 
+/* Until one of the two counters of a client has moved: it was turned away. */
+static void wait_turned_away(struct wn_endpoint *dealer, bool mismatched)
+{
+    const int64_t deadline = wn_deadline_in_us(TIMEOUT_US);
+    struct wn_endpoint_stats stats;
+    struct wn_poll_item item = {.ep = dealer};
+
+    do {
+        assert_false(wn_deadline_passed(deadline));
+        (void)!wn_endpoint_poll(&item, 1, wn_deadline_in_us(5000));
+        wn_endpoint_stats_get(dealer, &stats);
+    } while ((mismatched ? stats.mismatched : stats.keys_refused) == 0);
+}
+
+/* Who is turned away is named, with key and address: of a crowd the last ones are, in their order (one may have tried
+ * more than once), and only at the endpoint that they tried. Who has no key does not come so far. */
+static void test_strangers(void **state)
+{
+    struct wn_endpoint *router = open_router(true, 8, 0), *other = open_router(true, 8, 0), *dealer;
+    char keys[10][WN_CURVE_KEY_CHARS], secret[WN_CURVE_KEY_CHARS];
+    struct wn_stranger who;
+    int at = -1, seen = 0;
+
+    (void)state;
+    assert_false(wn_endpoint_stranger(router, &who));
+    for (int i = 0; i < 10; i++) {
+        struct wn_endpoint_opts o = {.type = WN_ENDPOINT_DEALER, .address = wn_endpoint_address(router),
+                                     .frame_max = {1}};
+        assert_int_equal(wn_curve_keypair(keys[i], secret, NULL), WN_OK);
+        o.curve = (struct wn_curve_opts){.server_key = server_public, .public_key = keys[i], .secret_key = secret};
+        dealer = open_ep(&o);
+        wait_turned_away(dealer, false);
+        wn_endpoint_close(dealer);
+    }
+    for (; wn_endpoint_stranger(router, &who); seen++) {
+        const int before = at;
+        for (at = at < 0 ? 0 : at; at < 10 && strcmp(keys[at], who.key) != 0; at++) continue;
+        assert_true(at < 10 && (before < 0 || at - before <= 1));
+        assert_string_equal(who.address, "127.0.0.1");
+    }
+    assert_int_equal(at, 9);
+    assert_in_range(seen, 2, 8);
+    dealer = open_dealer(wn_endpoint_address(router), NULL, false);
+    wait_turned_away(dealer, true);
+    wn_endpoint_close(dealer);
+    assert_false(wn_endpoint_stranger(router, &who));
+    assert_false(wn_endpoint_stranger(other, &who));
+    wn_endpoint_close(other);
+    wn_endpoint_close(router);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -472,6 +523,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(test_slow_handshakes, setup, teardown),
         cmocka_unit_test_setup_teardown(test_endless_message, setup, teardown),
         cmocka_unit_test_setup_teardown(test_crowd, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_strangers, setup, teardown),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, NULL, NULL);
