@@ -77,7 +77,7 @@ const struct wn_option wn_options[] = {
     U32("max-results", NULL, max_results, "1024", 0, 1 << 20, "finished jobs kept for attach"),
     TIME("result-ttl", result_ttl_s, "S", "600", 0, 86400 * 30, "how long a finished job is kept, in seconds"),
     TEXT("journal", NULL, journal, "FOLDER", "", "folder where jobs survive a restart; empty: in memory only"),
-    TIME("no-worker-timeout", no_worker_timeout_ms, "MS", "10000", 0, 86400000,
+    TIME("no-worker-timeout", no_worker_timeout_ms, "MS", "600000", 0, 86400000,
          "how long a job waits for a worker to connect; 0, or with a journal: for ever"),
     U32("expect-replicas", NULL, expect_replicas, "1", 0, 64, "ready when so many replicas are there"),
     U32("expect-vision-workers", NULL, expect_vision_workers, "1", 0, 256, "ready when so many workers are there"),
