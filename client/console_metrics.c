@@ -104,7 +104,7 @@ static void workers(FILE *f, const Wn__Status *st, const char *name, const char 
     }
 }
 
-enum rank_figure { RANK_UP, RANK_SEEN, RANK_STALLED };
+enum rank_figure { RANK_UP, RANK_SEEN, RANK_STALLED, RANK_LOAD_BYTES, RANK_LOAD_SECONDS };
 
 static void ranks(FILE *f, const Wn__Status *st, const char *name, const char *help, enum rank_figure which)
 {
@@ -115,7 +115,9 @@ static void ranks(FILE *f, const Wn__Status *st, const char *name, const char *h
             const Wn__RankInfo *r = w->heartbeat->ranks[k];
             const double v[] = {[RANK_UP] = w->up,
                                 [RANK_SEEN] = (double)(r->last_seen_ms + w->last_seen_ms) / 1e3,
-                                [RANK_STALLED] = (double)r->stalled_ms / 1e3};
+                                [RANK_STALLED] = (double)r->stalled_ms / 1e3,
+                                [RANK_LOAD_BYTES] = (double)r->load_bytes,
+                                [RANK_LOAD_SECONDS] = (double)r->load_us / 1e6};
             char rank[16];
             snprintf(rank, sizeof(rank), "%u", r->rank);
             sample(f, st, name, (const char *const[4]){"replica", w->name, "rank", rank}, v[which]);
@@ -163,6 +165,8 @@ void console_metrics(FILE *f, const Wn__Status *st)
     ranks(f, st, "rank_up", "1: its replica is up", RANK_UP);
     ranks(f, st, "rank_last_seen_seconds", "Since the rank's last sign of life", RANK_SEEN);
     ranks(f, st, "rank_stalled_seconds", "For which a rank that lives has done nothing", RANK_STALLED);
+    ranks(f, st, "rank_load_bytes", "Of the checkpoint's files that a rank loaded at its start", RANK_LOAD_BYTES);
+    ranks(f, st, "rank_load_seconds", "In which a rank loaded them", RANK_LOAD_SECONDS);
     stages(f, st, "pipeline_bubble_ratio", "gauge", "Share of its time under load that a stage waited for a step",
            STAGE_BUBBLE);
     stages(f, st, "stage_busy_seconds_total", "counter", "Of a stage's ranks together, on steps", STAGE_BUSY);

@@ -43,8 +43,8 @@ static void put_heartbeat(FILE *f, const Wn__Heartbeat *h)
         fprintf(f, "%s{\"rank\": %u, ", i ? ", " : "", r->rank);
         put_text(f, "host", r->host);
         fprintf(f, ", \"pid\": %u, \"last_seen_ms\": %" PRIu64 ", \"rss_bytes\": %" PRIu64
-                ", \"stalled_ms\": %" PRIu64 "}", r->pid,
-                r->last_seen_ms, r->rss_bytes, r->stalled_ms);
+                ", \"stalled_ms\": %" PRIu64 ", \"load_bytes\": %" PRIu64 ", \"load_us\": %" PRIu64 "}", r->pid,
+                r->last_seen_ms, r->rss_bytes, r->stalled_ms, r->load_bytes, r->load_us);
     }
     fprintf(f, "], \"preemptions\": %" PRIu64 ", \"features\": %u, \"feature_slots\": %u", h->preemptions, h->features,
             h->feature_slots);

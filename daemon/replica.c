@@ -133,6 +133,11 @@ out:
     return WN_OK;
 }
 
+struct wn_load_rate wn_replica_load_rate(const struct wn_replica *r)
+{
+    return wn_stage_load_rate(r->stage);
+}
+
 void wn_replica_close(struct wn_replica *r)
 {
     if (!r) return;

@@ -44,6 +44,7 @@ struct wn_replica_stats {
 WN_NODISCARD wn_status wn_replica_open(struct wn_replica **out, const struct wn_replica_opts *opts,
                                        struct wn_err *err);
 void wn_replica_close(struct wn_replica *r); /* NULL is fine */
+struct wn_load_rate wn_replica_load_rate(const struct wn_replica *r); /* of this rank's weights */
 
 /* Leader: steps that may be in flight at a time, so that no stage waits for another's tokens or for the leader. */
 uint32_t wn_replica_depth(const struct wn_replica *r);

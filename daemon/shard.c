@@ -58,6 +58,7 @@ struct shard {
 struct identity {
     char host[64];
     uint32_t pid, reserved;
+    uint64_t load_bytes, load_us;
     char model_id[WN_MODEL_ID_LEN];
 };
 
@@ -201,7 +202,8 @@ static wn_status same_model(const struct shard *s, struct wn_err *err)
 /* Every rank tells the leader where it is, for `winnow status`, and that it has the same checkpoint. */
 static wn_status exchange_identities(struct shard *s, struct wn_err *err)
 {
-    struct identity mine = {.pid = (uint32_t)getpid()};
+    const struct wn_load_rate load = wn_replica_load_rate(s->replica);
+    struct identity mine = {.pid = (uint32_t)getpid(), .load_bytes = load.bytes, .load_us = load.us};
     int *ranks = calloc((size_t)s->size, sizeof(*ranks));
     size_t *bytes = calloc((size_t)s->size, sizeof(*bytes));
     wn_status rc = WN_OK;
@@ -232,6 +234,8 @@ static wn_status exchange_identities(struct shard *s, struct wn_err *err)
         s->infos[i].rank = (uint32_t)i;
         s->infos[i].host = s->ids[i].host;
         s->infos[i].pid = s->ids[i].pid;
+        s->infos[i].load_bytes = s->ids[i].load_bytes;
+        s->infos[i].load_us = s->ids[i].load_us;
         s->info_list[i] = &s->infos[i];
     }
     if (rc == WN_OK && s->rank == 0) rc = same_model(s, err);

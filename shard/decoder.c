@@ -390,6 +390,11 @@ bool wn_stage_can_pick(const struct wn_stage *s)
     return wn_stage_is_last(s) && s->o.be->ops->pick && (s->plan.tensors == 1 || s->device);
 }
 
+struct wn_load_rate wn_stage_load_rate(const struct wn_stage *s)
+{
+    return wn_loader_rate(s->loader);
+}
+
 bool wn_stage_is_last(const struct wn_stage *s)
 {
     return s->last && s->tensor == 0;

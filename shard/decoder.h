@@ -20,6 +20,7 @@
 #include <stdint.h>
 
 #include "shard/backend.h"
+#include "shard/loader.h"
 #include "shard/pick.h"
 #include "shard/plan.h"
 #include "shard/weights.h"
@@ -128,6 +129,8 @@ struct wn_stage_waits {
                          parts of the tensor ranks (with the time that these ranks are apart) */
 };
 struct wn_stage_waits wn_stage_waits(const struct wn_stage *s);
+
+struct wn_load_rate wn_stage_load_rate(const struct wn_stage *s);
 
 bool wn_stage_is_last(const struct wn_stage *s); /* does this rank's run write logits? */
 

@@ -32,6 +32,8 @@ static void build(struct service *s)
         s->rank[i].last_seen_ms = 100 * i;
         s->rank[i].rss_bytes = 3 << 20;
         s->rank[i].stalled_ms = 2500 * (1 - i);
+        s->rank[i].load_bytes = 6000;
+        s->rank[i].load_us = 1500000;
         s->rank_list[i] = &s->rank[i];
         s->worker[i] = (Wn__WorkerStatus)WN__WORKER_STATUS__INIT;
         s->worker_list[i] = &s->worker[i];
@@ -171,6 +173,8 @@ static void metrics(void **state)
     has(text, "winnow:kv_cache_usage_perc{model_name=\"m\",role=\"replica\",name=\"replica-0\"} 0.25\n");
     has(text, "winnow:rank_last_seen_seconds{model_name=\"m\",replica=\"replica-0\",rank=\"1\"} 0.4\n");
     has(text, "winnow:rank_stalled_seconds{model_name=\"m\",replica=\"replica-0\",rank=\"0\"} 2.5\n");
+    has(text, "winnow:rank_load_bytes{model_name=\"m\",replica=\"replica-0\",rank=\"1\"} 6000\n");
+    has(text, "winnow:rank_load_seconds{model_name=\"m\",replica=\"replica-0\",rank=\"1\"} 1.5\n");
     has(text, "winnow:worker_up{model_name=\"m\",role=\"vision\",name=\"vision \\\"0\\\"\\n\"} 0\n");
     has(text, "winnow:link_bytes_total{model_name=\"m\",src=\"replica-0\",kind=\"activation\"} 10000\n");
     has(text, "winnow:link_bytes_total{model_name=\"m\",src=\"scheduler\",kind=\"control\"} 77\n");
@@ -219,6 +223,8 @@ static void json(void **state)
     rank = json_array_get(json_object_get(replica, "ranks"), 0);
     assert_int_equal(json_integer_value(json_object_get(rank, "pid")), 40);
     assert_int_equal(json_integer_value(json_object_get(rank, "stalled_ms")), 2500);
+    assert_int_equal(json_integer_value(json_object_get(rank, "load_bytes")), 6000);
+    assert_int_equal(json_integer_value(json_object_get(rank, "load_us")), 1500000);
     assert_int_equal(json_array_size(json_object_get(replica, "stages")), 2);
     assert_int_equal(
         json_integer_value(json_object_get(json_array_get(json_object_get(replica, "stages"), 1), "link_us")), 30);
