@@ -22,7 +22,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 programs=(test_backend_cuda test_golden test_vision test_tiny_llava test_encoder_device test_prune_golden_device
-    test_prune_random_device random_model bench_gpu bench_gpu_ranks test_link_device test_serve winnowd winnow)
+    test_prune_random_device random_model bench_gpu bench_load bench_gpu_ranks test_link_device test_serve winnowd winnow)
 TREE_MAX=64 # MiB that travel: tracked files and .device
 packed=$PWD/build/packed
 SLACK=${SLACK:-1} # how many times as long steps may take: rehearsals
@@ -234,11 +234,12 @@ run() {
     for set in int8 overlap; do
         grep -E '^(prefill|decode),' "$logs/$set.txt" 2>/dev/null | sed "s/^/${set}_/" >"$out/$set.csv"
     done
+    grep -E '^(#|commit,|[0-9a-f]{12}(-dirty)?,cuda,)' "$logs/load.txt" >"$out/load.csv" 2>/dev/null
     cat "$logs"/{transformers,compiled}.txt 2>/dev/null | grep -E '^hf_[a-z_]+,' >"$out/transformers.csv"
     {
         cat "$out/machine.txt"
         printf '%s\n' "${summary[@]}"
-        cat "$out"/{bench,int8,overlap,transformers}.csv 2>/dev/null
+        cat "$out"/{bench,int8,load,overlap,transformers}.csv 2>/dev/null
         echo "$SECONDS s in all, $failed failed"
     } | tee "$out/summary.txt"
     return "$failed"
@@ -258,6 +259,10 @@ steps() {
     step write_13b 90 "$bin/random_model" "$CONFIG" "$scratch"
     step bench 100 "$bin/bench_gpu" "$scratch"
     step int8 40 "$bin/bench_gpu" "$scratch" cuda int8
+    # a checkpoint's way from a disk, not from /dev/shm: the page cache cold and warm, beside the disk's own rate
+    step write_load 20 "$bin/random_model" "$CONFIG" /tmp/winnow-load --layers 4
+    step load 60 "$bin/bench_load" /tmp/winnow-load cuda
+    [ -n "$dry" ] || rm -rf /tmp/winnow-load
     # the same steps with launches that begin early, which is off until this has shown that it is right, and faster
     WN_TEST_BACKEND=cuda WINNOW_CUDA_OVERLAP=1 step tiny_overlap 30 "$bin/test_tiny_llava" 5
     WINNOW_CUDA_OVERLAP=1 step overlap 50 "$bin/bench_gpu" "$scratch" cuda steps
@@ -293,6 +298,10 @@ keep() {
             grep -hvE '^what,' "$out"/{bench,int8,overlap,transformers}.csv |
                 awk -F, -v OFS=, -v first="$commit,$name" '{ $8 = $8; print first, $0 }'
         } >"${rows[-1]}"
+    fi
+    if [ -n "$name" ] && [ -s "$out/load.csv" ]; then
+        rows+=("tests/bench/results/$name-load.csv")
+        { echo "# scripts/device_checks.sh run: $machine"; cat "$out/load.csv"; } >"${rows[-1]}"
     fi
     for table in links ranks; do
         [ -n "$name" ] && [ -s "$out/$table.csv" ] || continue

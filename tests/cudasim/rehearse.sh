@@ -31,7 +31,7 @@ simulated() {
     case $1 in
     test_backend_cuda) echo test_backend_cudasim ;;
     *_device) echo "${1%_device}_cudasim" ;;
-    test_golden | test_vision | bench_gpu | bench_gpu_ranks | winnowd) echo "$1_cudasim" ;;
+    test_golden | test_vision | bench_gpu | bench_gpu_ranks | bench_load | winnowd) echo "$1_cudasim" ;;
     *) echo "$1" ;;
     esac
 }
@@ -138,6 +138,7 @@ check_tables() {
     if [ "$what" = run ]; then
         columns bench.csv 8
         columns overlap.csv 8
+        [ "$(grep -cE ',cuda,bfloat16,(mapped|read|direct),' "$out/load.csv")" = 5 ] || fail "load.csv has not five rows"
         columns transformers.csv 4
         for row in copy matmul vision prune load prefill decode; do
             grep -q "^$row," "$out/bench.csv" || fail "bench.csv has no row '$row'"

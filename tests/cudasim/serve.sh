@@ -12,8 +12,11 @@ soon() { for _ in $(seq 300); do eval "$1" && return; sleep 0.1; done; fail "$2"
 ranks() { pgrep -f -- "^$winnowd shard .*--run-dir=$dir/run"; }
 ask() { "$winnow" ask --ignore-eos --max-tokens "$1" --image tests/eval/images/000.jpg --pruning cls-topk:2 "What is this?"; }
 
-# small steps and jobs: the warm-up makes the largest ones, on a slow device
-"$winnowd" serve models/tiny-llava -tp 2 -pp 2 --max-num-batched-tokens 16 --max-num-seqs 2 --max-model-len 96 --port 0 --log-level info --run-dir "$dir/run" >"$dir/out" 2>"$dir/err" &
+# small steps and jobs, and time to start again: the warm-up makes the largest ones, on a slow device
+small="--max-num-batched-tokens 8 --max-num-seqs 2 --max-model-len 96 --no-worker-timeout 60000"
+# shellcheck disable=SC2086
+"$winnowd" serve models/tiny-llava -tp 2 -pp 2 $small --port 0 --log-level info --run-dir "$dir/run" \
+    >"$dir/out" 2>"$dir/err" &
 service=$!
 soon 'grep -q "ready at" "$dir/out"' "the service does not start"
 WINNOW_ENDPOINT=$(sed -n 's/.*ready at \([^ ]*\).*/\1/p' "$dir/out")
