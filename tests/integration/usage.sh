@@ -70,6 +70,20 @@ says 1 "has a zero character" bash -c 'printf "a\0b" | "$1" ask -' - "$winnow"
 says 1 "cannot read /dev/stdin: it is too large" bash -c 'head -c 300000 /dev/zero | "$1" ask -' - "$winnow"
 says 1 "no server at tcp://127.0.0.1:1" bash -c 'echo "What?" | "$1" ask - --endpoint tcp://127.0.0.1:1' - "$winnow"
 
+# the gateway, where it is built: who may reach it, and its keys
+if "$winnow" --help | grep -q "^  gateway "; then
+    says 2 "--host 0.0.0.0 is not on this machine: give --api-key FILE, or say" "$winnow" gateway --host 0.0.0.0
+    install -m 600 /dev/null "$dir/keys"
+    says 2 "keys: it is empty" "$winnow" gateway --api-key "$dir/keys"
+    echo >"$dir/keys"
+    says 2 "keys: it has no key" "$winnow" gateway --api-key "$dir/keys"
+    printf 'a-key-of-sixteen\nshort\n' >"$dir/keys"
+    says 2 "key 2 has fewer than 16 characters" "$winnow" gateway --api-key "$dir/keys"
+    chmod 644 "$dir/keys"
+    says 2 "others can read it: chmod 600" "$winnow" gateway --api-key "$dir/keys"
+    says 1 "cannot listen on 192.0.2.1 port 8000" "$winnow" gateway --host 192.0.2.1 --insecure
+fi
+
 # an address that is none
 says 1 "with a port from 1 to 65535" "$winnow" status --endpoint tcp://127.0.0.1:5599x
 
