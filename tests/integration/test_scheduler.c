@@ -507,6 +507,7 @@ static bool is_draining(struct end *client)
 static void shutdown_tells_clients(void **state)
 {
     struct bed *b = *state;
+    Wn__Envelope *end;
 
     b->cfg.shutdown_timeout_s = 2;
     bed_start_with(b, 4, 0);
@@ -516,7 +517,11 @@ static void shutdown_tells_clients(void **state)
     while (!is_draining(b->client)) usleep(1000);
     submit(b->client, "q", NULL, "");
     wn_codec_free(end_expect(b->client, WN__ENVELOPE__BODY_BUSY));
-    end_expect_error(b->client, WN_ECANCEL, "shutting down");
+    end = end_expect(b->client, WN__ENVELOPE__BODY_ERROR);
+    assert_int_equal(end->error->code, WN_ECANCEL);
+    assert_non_null(strstr(end->error->text, "shutting down"));
+    assert_true(end->error->retriable);
+    wn_codec_free(end);
     (void)take_order(b->leader, WN__ENVELOPE__BODY_CANCEL);
     wn_codec_free(end_expect(b->leader, WN__ENVELOPE__BODY_DRAIN));
     submit(b->client, "too late, and the leader is still there", NULL, "");

@@ -213,6 +213,66 @@ static void several_answers(void **state)
     end_expect_error(b->client, WN_ELIMIT, "n is 5; this server holds at most 4 jobs of a client at a time");
 }
 
+/* The answers to one request have one picture: each of them gets all of it, also after another one has ended. */
+static void answers_share_a_picture(void **state)
+{
+    struct bed *b = *state;
+    Wn__Submit r = WN__SUBMIT__INIT;
+    const uint64_t bytes[] = {3, 4};
+    struct order gen[3], enc;
+    char ids[3][32];
+
+    bed_start_with(b, 8, 2);
+    r.prompt = "q";
+    r.n = 3;
+    r.image_bytes = (uint64_t *)(uintptr_t)bytes;
+    r.n_image_bytes = 2;
+    end_send(b->client, WN__ENVELOPE__BODY_SUBMIT, &r, "onetwo!", 7);
+    for (int i = 0; i < 3; i++) expect_accepted(b->client, false, ids[i]);
+    for (int i = 0; i < 3; i++) gen[i] = take_order(b->leader, WN__ENVELOPE__BODY_GENERATE);
+    for (int i = 0; i < 6; i++) { /* two at a time */
+        enc = take_order(b->vision, WN__ENVELOPE__BODY_ENCODE);
+        assert_string_equal(enc.id, ids[i / 2]);
+        assert_int_equal(b->vision->payload_bytes, bytes[enc.image]);
+        assert_memory_equal(b->vision->payload, enc.image ? "two!" : "one", bytes[enc.image]);
+        give_encoded(b->vision, &enc);
+        if (i % 2 == 0) continue;
+        usleep(50000);
+        give_done(b->leader, &gen[i / 2], 3); /* its place and its hold on the picture are given back */
+        expect_answer(b->client, "");
+    }
+}
+
+/* So many jobs that some share a place in the tables: each id and each key is its own job. */
+static void many_keys(void **state)
+{
+    enum { JOBS = 500 };
+    static char ids[JOBS][32];
+    struct bed *b = *state;
+    char key[32], id[32];
+
+    b->cfg.no_worker_timeout_ms = 0;
+    b->cfg.max_queue = JOBS;
+    b->cfg.max_queue_share = 1;
+    bed_start_with(b, 0, 0);
+    for (int again = 0; again < 2; again++) {
+        for (int i = 0; i < JOBS; i++) {
+            snprintf(key, sizeof(key), "key %d", i);
+            submit(b->client, "q", NULL, key);
+            expect_accepted(b->client, again, again ? id : ids[i]);
+            if (again) assert_string_equal(id, ids[i]);
+        }
+    }
+    for (int i = 0; i < JOBS; i++) {
+        cancel(b->client, ids[i]);
+        wn_codec_free(expect_done(b->client, WN__FINISH_REASON__FINISH_CANCELLED, ""));
+        attach(b->client, ids[i], 0);
+        expect_accepted(b->client, true, id);
+        assert_string_equal(id, ids[i]);
+        wn_codec_free(expect_done(b->client, WN__FINISH_REASON__FINISH_CANCELLED, ""));
+    }
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -222,6 +282,8 @@ int main(int argc, char **argv)
         BED_TEST(cancels),
         BED_TEST(poison),
         BED_TEST(several_answers),
+        BED_TEST(answers_share_a_picture),
+        BED_TEST(many_keys),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     wn_log_max = WN_LOG_ERROR;
