@@ -2,6 +2,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -93,8 +94,41 @@ static void forgets(void **state)
     wn_ledger_destroy(NULL);
 }
 
+/* As many jobs as a Hello can name: each is itself, and what comes after that is not taken over. */
+static void many_jobs(void **state)
+{
+    static const char digits[] = "0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+    struct wn_ledger *l = NULL;
+    Wn__Hello h = WN__HELLO__INIT;
+    char id[] = "01ARZ3NDEKTSV4RRFFQ69G5FAV", frame[8];
+
+    (void)state;
+    assert_int_equal(wn_ledger_create(&l, NULL), WN_OK);
+    for (uint32_t i = 0; i <= WN_RUNNING_MAX; i++) {
+        const Wn__JobRef r = ref(id, 1);
+        for (int k = 0; k < 3; k++) id[25 - k] = digits[i >> 5 * k & 31];
+        snprintf(frame, sizeof(frame), "%u", i);
+        wn_ledger_order(l, &r);
+        assert_int_equal(said(l, r, 1, frame, 1), i < WN_RUNNING_MAX);
+    }
+    assert_int_equal(wn_ledger_size(l), WN_RUNNING_MAX);
+    for (uint32_t i = 0; i < WN_RUNNING_MAX; i++) {
+        const Wn__JobRef r = ref(id, 1);
+        for (int k = 0; k < 3; k++) id[25 - k] = digits[i >> 5 * k & 31];
+        snprintf(frame, sizeof(frame), "%u", i);
+        expect_resumed(l, r, 0, frame);
+        if (i % 3) wn_ledger_drop(l, &r);
+        expect_resumed(l, r, 0, i % 3 ? "" : frame);
+    }
+    assert_int_equal(wn_ledger_hello(l, &h, NULL), WN_OK);
+    assert_int_equal(h.n_running, WN_RUNNING_MAX / 3 + 1);
+    assert_int_equal(h.n_answering, h.n_running);
+    wn_ledger_destroy(l);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(says_what_was_not_heard), cmocka_unit_test(forgets)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(says_what_was_not_heard), cmocka_unit_test(forgets),
+                                       cmocka_unit_test(many_jobs)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
