@@ -212,6 +212,77 @@ static void test_ends(void **state)
     assert_null(job);
 }
 
+/* Every number of the server's usage is the program's, under its own name. */
+static void test_usage(void **state)
+{
+    Wn__JobRef ref = WN__JOB_REF__INIT;
+    Wn__Done done = WN__DONE__INIT;
+    Wn__Usage u = WN__USAGE__INIT;
+    Wn__LinkBytes b = WN__LINK_BYTES__INIT;
+    Wn__Pruning p = WN__PRUNING__INIT;
+    Wn__Envelope env = WN__ENVELOPE__INIT;
+    (void)state;
+
+    memcpy(w.jobs[0].id, ID, sizeof(ID));
+    ref.job_id = ID;
+    done.job = &ref;
+    done.usage = &u;
+    env.body_case = WN__ENVELOPE__BODY_DONE;
+    env.done = &done;
+    u.prompt_tokens = 1;
+    u.completion_tokens = 2;
+    u.image_tokens = 3;
+    u.image_tokens_before_pruning = 4;
+    u.attempts = 5;
+    u.cached_tokens = 6;
+    u.preemptions = 7;
+    u.vision_cache_hit = true;
+    u.queue_us = 11;
+    u.preprocess_us = 12;
+    u.encode_us = 13;
+    u.prune_us = 14;
+    u.transfer_us = 15;
+    u.prefill_us = 16;
+    u.decode_us = 17;
+    u.time_to_first_token_us = 18;
+    u.total_us = 19;
+    assert_true(fill(&env)); /* what the server does not say is 0 */
+    assert_int_equal(ev.usage.bytes_image, 0);
+    assert_string_equal(ev.usage.pruning_method, "");
+    u.bytes_on_wire = &b;
+    b.control = 21;
+    b.embedding = 22;
+    b.activation = 23;
+    b.allreduce = 24;
+    b.logits = 25;
+    b.image = 26;
+    u.pruning = &p;
+    p.method = "cls-topk";
+    p.setting = "paper";
+    p.options = "anchors=3";
+    p.keep = 31;
+    p.rate = 0.25f;
+    p.cap = 33;
+    p.position = WN__POSITION_POLICY__POSITION_COMPACT;
+    p.projected = true;
+    p.seed = 34;
+    assert_true(fill(&env));
+    assert_true(ev.usage.prompt_tokens == 1 && ev.usage.completion_tokens == 2 && ev.usage.image_tokens == 3);
+    assert_true(ev.usage.image_tokens_before_pruning == 4 && ev.usage.attempts == 5 && ev.usage.cached_tokens == 6);
+    assert_true(ev.usage.preemptions == 7 && ev.usage.vision_cache_hit);
+    assert_true(ev.usage.queue_us == 11 && ev.usage.preprocess_us == 12 && ev.usage.encode_us == 13);
+    assert_true(ev.usage.prune_us == 14 && ev.usage.transfer_us == 15 && ev.usage.prefill_us == 16);
+    assert_true(ev.usage.decode_us == 17 && ev.usage.time_to_first_token_us == 18 && ev.usage.total_us == 19);
+    assert_true(ev.usage.bytes_control == 21 && ev.usage.bytes_embedding == 22 && ev.usage.bytes_activation == 23);
+    assert_true(ev.usage.bytes_allreduce == 24 && ev.usage.bytes_logits == 25 && ev.usage.bytes_image == 26);
+    assert_string_equal(ev.usage.pruning_method, "cls-topk");
+    assert_string_equal(ev.usage.pruning_setting, "paper");
+    assert_string_equal(ev.usage.pruning_options, "anchors=3");
+    assert_true(ev.usage.pruning_keep == 31 && ev.usage.pruning_rate == 0.25f && ev.usage.pruning_cap == 33);
+    assert_true(ev.usage.pruning_position == WINNOW_POSITION_COMPACT && ev.usage.pruning_projected);
+    assert_true(ev.usage.pruning_seed == 34);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -219,6 +290,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_a_busy_server_is_asked_again_later, fresh, gone),
         cmocka_unit_test_setup_teardown(test_patience_ends, fresh, gone),
         cmocka_unit_test_setup_teardown(test_ends, fresh, gone),
+        cmocka_unit_test_setup_teardown(test_usage, fresh, gone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
