@@ -160,6 +160,48 @@ static void test_patience_ends(void **state)
     assert_null(job);
 }
 
+/* ---- accepted ---- */
+
+static bool accepted(const char *tag, uint32_t choice, const char *id)
+{
+    static Wn__Accepted a;
+    static Wn__Envelope env;
+
+    a = (Wn__Accepted)WN__ACCEPTED__INIT;
+    env = (Wn__Envelope)WN__ENVELOPE__INIT;
+    a.client_tag = (char *)(uintptr_t)tag;
+    a.choice = choice;
+    a.job_id = (char *)(uintptr_t)id;
+    env.body_case = WN__ENVELOPE__BODY_ACCEPTED;
+    env.accepted = &a;
+    return fill(&env);
+}
+
+/* Each answer of a request gets the server's name once, however often a server that was away says it. */
+static void test_accepted_once(void **state)
+{
+    (void)state;
+    assert_true(wn_jobs_add_choices(&w, 2));
+    assert_false(accepted("1", 0, "no id"));
+    assert_false(accepted("2", 0, ID)); /* not ours */
+    assert_false(accepted("1", 2, ID));
+    assert_true(accepted("1", 1, OTHER)); /* in any order */
+    assert_int_equal(ev.type, WINNOW_EVENT_ACCEPTED);
+    assert_ptr_equal(job, &w.jobs[1]);
+    assert_true(accepted("1", 0, ID));
+    assert_ptr_equal(job, &w.jobs[0]);
+    assert_string_equal(w.jobs[0].id, ID);
+    assert_string_equal(w.jobs[1].id, OTHER);
+    assert_false(accepted("1", 0, ID));
+    assert_false(accepted("", 0, OTHER)); /* as one that is attached to is said */
+    wn_jobs_drop_one(&w, &w.jobs[0]);
+    assert_ptr_equal(wn_jobs_by_id(&w, OTHER), &w.jobs[0]);
+    assert_null(wn_jobs_by_id(&w, ID));
+    wn_jobs_drop(&w, 1);
+    assert_int_equal(w.jobs_n, 0);
+    assert_int_equal(wn_jobs_add(&w)->number, 2); /* no number twice */
+}
+
 /* ---- ends ---- */
 
 static void test_ends(void **state)
@@ -188,6 +230,7 @@ static void test_ends(void **state)
         done.reason = reasons[i].reason;
         assert_true(fill(&env));
         assert_ptr_equal(job, &w.jobs[0]);
+        assert_int_equal(ev.type, WINNOW_EVENT_DONE);
         assert_string_equal(ev.finish_reason, reasons[i].text);
         assert_string_equal(ev.text, "all of it");
     }
@@ -200,6 +243,7 @@ static void test_ends(void **state)
     error.client_tag = "1"; /* a request that became no job */
     assert_true(fill(&env));
     assert_ptr_equal(job, &w.jobs[0]);
+    assert_int_equal(ev.type, WINNOW_EVENT_ERROR);
     assert_int_equal(ev.error_code, WN_ELIMIT);
     assert_string_equal(ev.text, "too long");
     error.client_tag = "";
@@ -289,6 +333,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_a_stream_that_is_told_again, fresh, gone),
         cmocka_unit_test_setup_teardown(test_a_busy_server_is_asked_again_later, fresh, gone),
         cmocka_unit_test_setup_teardown(test_patience_ends, fresh, gone),
+        cmocka_unit_test_setup_teardown(test_accepted_once, fresh, gone),
         cmocka_unit_test_setup_teardown(test_ends, fresh, gone),
         cmocka_unit_test_setup_teardown(test_usage, fresh, gone),
     };
