@@ -3,7 +3,8 @@
  * Two families are read, everything else is refused by name:
  *   - Llama's BPE over characters with byte fallback (Prepend and Replace normalizers, or a Metaspace pre-tokenizer);
  *   - byte-level BPE (GPT-2, OPT, Qwen2), with GPT-2's pattern or a Split pattern of its own, and NFC if asked for.
- * Ids are those of the `tokenizers` library, but NFC also orders combining marks that are newer than its tables.
+ * Ids are those of the `tokenizers` library, but NFC also orders combining marks that are newer than its tables, and to
+ * a byte-level tokenizer's pattern letters that are newer than PCRE2's tables (Unicode 14 in Debian 12) are none.
  * Text from a user cannot become a special token: see wn_text_trust.
  *
  * Owns:    all tables, from open to close; immutable, so any number of threads may share one tokenizer.
