@@ -187,6 +187,7 @@ static void order(int job, uint32_t images)
 /* An answer as it came. */
 struct answer {
     uint32_t ids[64], first, n;
+    char text[2048];
     Wn__FinishReason reason;
     uint32_t prompt_tokens, image_tokens, completion_tokens;
 };
@@ -211,6 +212,7 @@ static struct answer hear_answer(int job)
             if (a.first == UINT32_MAX) a.first = env->tokens->first;
             assert_int_equal(env->tokens->first, a.first + a.n); /* none twice, none left out */
             for (size_t i = 0; i < env->tokens->n_ids && a.n < 64; i++) a.ids[a.n++] = env->tokens->ids[i];
+            strncat(a.text, env->tokens->text, sizeof(a.text) - strlen(a.text) - 1);
         }
         if (env->body_case == WN__ENVELOPE__BODY_DONE) {
             assert_string_equal(env->done->job->job_id, ref_of(job).job_id);
@@ -278,6 +280,7 @@ static void features_after_their_order_or_before_it(void **state)
     expect_ack(1, 0, WN_OK, "");
     with_picture = hear_answer(1);
     assert_int_equal(with_picture.n, ANSWER);
+    assert_true(strlen(with_picture.text) > 0);
     assert_int_equal(with_picture.image_tokens, ROWS);
     assert_int_equal(with_picture.reason, WN__FINISH_REASON__FINISH_LENGTH);
     say_features(2, 0);
@@ -286,6 +289,29 @@ static void features_after_their_order_or_before_it(void **state)
     expect_ack(2, 0, WN_OK, "");
     early = hear_answer(2);
     assert_memory_equal(early.ids, with_picture.ids, sizeof(early.ids));
+    assert_string_equal(early.text, with_picture.text);
+}
+
+/* Of two that wait, each gets its own features, and the one that is cancelled is the one that was named. */
+static void two_that_wait(void **state)
+{
+    struct answer a;
+
+    (void)state;
+    for (int job = 10; job <= 13; job++) order(job, 1);
+    say_features(11, 0);
+    expect_ack(11, 0, WN_OK, "");
+    a = hear_answer(11);
+    assert_string_equal(a.text, with_picture.text);
+    say_cancel(12);
+    a = hear_answer(12);
+    assert_int_equal(a.reason, WN__FINISH_REASON__FINISH_CANCELLED);
+    for (int job = 13; job >= 10; job -= 3) {
+        say_features(job, 0);
+        expect_ack(job, 0, WN_OK, "");
+        a = hear_answer(job);
+        assert_string_equal(a.text, with_picture.text);
+    }
 }
 
 static void features_twice_and_too_late(void **state)
@@ -557,6 +583,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(greeting),
         cmocka_unit_test(features_after_their_order_or_before_it),
+        cmocka_unit_test(two_that_wait),
         cmocka_unit_test(features_twice_and_too_late),
         cmocka_unit_test(features_that_make_no_sense),
         cmocka_unit_test(features_of_nobody),
