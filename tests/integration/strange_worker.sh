@@ -22,7 +22,7 @@ port=$(tr '\0' '\n' <"/proc/$(scheduler)/cmdline" | sed -n 's/^--port=//p' | tai
 for _ in $(seq 100); do grep -q 'vision-0 .* up ' <<<"$(status 2>/dev/null)" && break; sleep 0.05; done
 "$bin/winnowd" vision "$dir/other" --run-dir "$dir/run" --name vision-9 >"$dir/worker.log" 2>&1 &
 pids+=($!)
-for _ in $(seq 150); do grep -q 'not ready after' "$dir/serve.log" && break; sleep 0.1; done
+for _ in $(seq 300); do grep -q '; turned away: vision-9' "$dir/serve.log" && break; sleep 0.1; done # after 5, 10, 20 s
 grep -q 'not ready after .*: 0 of 1 replicas are connected; turned away: vision-9: vision-9 serves model .* they do not mix' \
     "$dir/serve.log" || fail "what the service waits for"
 for _ in $(seq 100); do grep -q refuses "$dir/worker.log" && break; sleep 0.05; done
