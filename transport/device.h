@@ -5,6 +5,11 @@
  * the compute queue itself, because the next kernel needs them. Rows from stage to stage run beside it and meet it
  * by events: rows leave while the next layers compute.
  *
+ * What overlaps, and what does not: a sum between tensor ranks stands in the way of the residual and norm behind it,
+ * and they in that of the next product, so nothing is computed meanwhile. Residual and norm are one kernel (add_norm);
+ * the sum of the parts and its rounding are one each before it. To make one of the three, or to let the halves of a
+ * step pass each other, was left until a device has shown what it would save.
+ *
  * The tensor group and the neighbours are those of the attachment. All members of the group call the same operations in
  * the same order with the same sizes, and every send has a receive of its size: sizes do not travel.
  *

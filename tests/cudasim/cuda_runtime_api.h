@@ -92,7 +92,7 @@ struct sim_counts {
     unsigned long allocations, copies, waits;         /* device and pinned memory; to and fro; for a stream */
     unsigned long bytes_back;                         /* copied to the host */
     unsigned long pinned_copies;                      /* to the device, from registered memory */
-    unsigned long pushed;                             /* work of the simulated libraries */
+    unsigned long pushed, lent;                       /* by the simulated libraries: work, registrations */
 };
 extern struct sim_counts sim_counts;
 

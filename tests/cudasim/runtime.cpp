@@ -174,6 +174,7 @@ void sim_memory_lend(const void *p)
 {
     std::lock_guard<std::recursive_mutex> hold(device().lock);
     device().lent.insert(p);
+    sim_counts.lent++;
 }
 
 void sim_memory_return(const void *p)
