@@ -16,9 +16,10 @@ static struct wn_config cfg;
 
 static int fresh(void **state)
 {
-    static const char *const names[] = {"OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_STEP_ID",
-                                        "SLURM_LOCALID",              "SLURM_NODEID",               "NCCL_HOSTID",
-                                        "SLURM_STEP_TASKS_PER_NODE",  "CUDA_VISIBLE_DEVICES",       "NCCL_SOCKET_IFNAME"};
+    static const char *const names[] = {
+        "OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_STEP_ID",
+        "SLURM_LOCALID",              "SLURM_NODEID",               "SLURM_STEP_TASKS_PER_NODE",
+        "CUDA_VISIBLE_DEVICES",       "NCCL_SOCKET_IFNAME",         "NCCL_HOSTID"};
     (void)state;
 
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) unsetenv(names[i]);
