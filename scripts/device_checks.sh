@@ -380,7 +380,7 @@ link_steps() {
     step link_np2 50 env NCCL_DEBUG=INFO NCCL_DEBUG_SUBSYS=INIT,ENV,NET NCCL_DEBUG_FILE="${logs:-}/nccl-%p.txt" \
         $run 2 "$bin/test_link_device" mpi
     step golden_np2 40 $run 2 "$bin/test_golden" mpi gpus
-    step death 30 tests/conform/link_mpi_lost.sh death 5 3 $run 3 "$bin/test_link_device"
+    step death 30 tests/conform/link_mpi_lost.sh death 5 3,17 $run 3 "$bin/test_link_device"
     step leave 30 tests/conform/link_mpi_lost.sh leave 5 17 $run 3 "$bin/test_link_device"
     step bench_nccl 45 $run 2 "$bin/winnowd" bench-link --link nccl --backend cuda:0 --bytes-max 5M
     serve 2 1
