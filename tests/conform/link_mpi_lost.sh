@@ -1,6 +1,7 @@
 #!/bin/sh
 # link_mpi_lost.sh MODE SECONDS CODE[,CODE] COMMAND...: ranks of which one is lost must all end within SECONDS, with exit
-# code CODE, or one of them where mpirun and the others may both see it first. COMMAND is mpirun with its options and the test program; if that says "gone at T", the seconds count from there.
+# code CODE, or one of them where mpirun and the others may both see it first. COMMAND is mpirun with its options and
+# the test program; if that says "gone at T", the seconds count from there.
 mode=$1 seconds=$2 want=$3
 shift 3
 start=$(date +%s)
