@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/hostmem.h"
 #include "shard/jsonfile.h"
 
 #define ALIGN       4096u                /* of O_DIRECT: offsets, lengths and memory */
@@ -33,6 +34,7 @@ struct slot {
 
 struct wn_reader {
     struct wn_reader_opts o;
+    bool direct; /* what is not in the page cache is read past it */
     struct file *files;
     struct slot slots[WN_READ_SLOTS];
     uint32_t slots_n;
@@ -151,12 +153,6 @@ static wn_status read_rows(struct wn_reader *r, const struct wn_piece *p, char *
     return rc;
 }
 
-/* Is what is not in the page cache to be read past it? */
-static bool goes_direct(const struct wn_reader *r, const struct wn_piece *p)
-{
-    return r->o.mode == WN_READ_DIRECT || (r->o.mode == WN_READ_AUTO && p->step == p->row_bytes);
-}
-
 /* On a reader's thread: fills the slot. */
 static void read_piece(struct wn_reader *r, const struct wn_piece *p, char *to, struct slot *s)
 {
@@ -172,7 +168,7 @@ static void read_piece(struct wn_reader *r, const struct wn_piece *p, char *to, 
         (void)!read_rows(r, p, to, s);
     } else {
         s->read = (struct wn_read){to + p->at % ALIGN, p->step};
-        direct = !cached && goes_direct(r, p) && read_direct(r, p, to, p->at, bytes);
+        direct = !cached && r->direct && read_direct(r, p, to, p->at, bytes);
         if (!direct && !cached) /* all of it at once, not as much as the kernel reads ahead */
             (void)posix_fadvise(r->files[p->file].fd, (off_t)p->at, (off_t)bytes, POSIX_FADV_WILLNEED);
         if (!direct) (void)!read_cached(r, p, to + p->at % ALIGN, p->at, bytes, &s->err);
@@ -205,11 +201,13 @@ static void *reader_main(void *arg)
     return NULL;
 }
 
-/* AUTO becomes what the environment says. */
+/* AUTO becomes what it is here. */
 static wn_status choose_mode(struct wn_reader *r, struct wn_err *err)
 {
     static const char *const names[] = {"auto", "direct", "cached"}; /* in the order of wn_read_mode */
     const char *wish = getenv("WINNOW_WEIGHT_READS");
+    struct wn_hostmem m = {0};
+    uint64_t all = 0;
     int i = r->o.mode;
 
     if (r->o.mode == WN_READ_AUTO && wish && *wish) {
@@ -219,6 +217,9 @@ static wn_status choose_mode(struct wn_reader *r, struct wn_err *err)
                            wish);
     }
     r->o.mode = (wn_read_mode)i;
+    for (size_t f = 0; f < r->o.files_n; f++) all += r->o.files[f].bytes;
+    r->direct = r->o.mode == WN_READ_DIRECT;
+    if (r->o.mode == WN_READ_AUTO) r->direct = wn_hostmem(&m, NULL) == WN_OK && all > m.free_bytes / 2;
     return WN_OK;
 }
 

@@ -4,9 +4,9 @@
  * the pieces are busy at the same time, and what is held is slots_n slots, whatever the files' size. Where the bytes of
  * a piece come from is decided for each (AUTO):
  *  - those in the page cache are copied from there by the thread, or, if the file's mapping is given, lent as they lie;
- *  - whole rows are read from the disk past the page cache (O_DIRECT), which is the faster way by far;
- *  - rows that are cut out of wider ones are read by way of it, for the other ranks of this host want their parts of
- *    the same rows.
+ *  - others are read from the disk past the page cache (O_DIRECT) if the files would not stay in it, because together
+ *    they are larger than half of the memory that this process may still take; else by way of it, so that the next
+ *    start, and other ranks of this host, find them there.
  * A file system that refuses O_DIRECT, or fails one such read, is read by way of the page cache; nobody hears of it.
  * WINNOW_WEIGHT_READS=auto, direct or cached overrides AUTO.
  *

@@ -195,7 +195,7 @@ int main(int argc, char **argv)
     } ways[] = {{"mapped", "cold", true, false, true},
                 {"read", "cold", false, false, true},
                 {"direct", "cold", false, true, true},
-                {"mapped", "warm", true, false, false}, /* `direct` has left nothing: the run before it warms */
+                {"mapped", "warm", true, false, false}, /* `direct` has left nothing: its first run warms */
                 {"read", "warm", false, false, false}};
     enum { WAYS = sizeof(ways) / sizeof(ways[0]) };
     const char *backend = argc > 2 ? argv[2] : "cpu";
@@ -224,7 +224,7 @@ int main(int argc, char **argv)
     for (int n = 0; n < RUNS; n++)
         for (int i = 0; i < WAYS; i++) {
             double us;
-            if (i == 3) (void)run(true, false, false);
+            if (strcmp(ways[i].cache, "warm") == 0 && n == 0 && i == 3) (void)run(true, false, false);
             us = run(ways[i].mapped, ways[i].direct, ways[i].cold);
             if (best[i] == 0.0 || us < best[i]) best[i] = us;
         }
