@@ -8,7 +8,8 @@ target_include_directories(wn_flags INTERFACE ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY
 target_compile_options(wn_flags INTERFACE
     -Wall -Wextra -Wconversion -Wno-sign-conversion -Wshadow -Wstrict-prototypes -Werror
     $<$<C_COMPILER_ID:GNU>:-Wno-format-truncation> # text that is cut on purpose
-    -fno-math-errno -ffp-contract=off -fno-strict-aliasing)
+    -fno-math-errno -ffp-contract=off -fno-strict-aliasing
+    -fmacro-prefix-map=${CMAKE_SOURCE_DIR}/=) # what is installed does not say where it was built
 target_compile_definitions(wn_flags INTERFACE _GNU_SOURCE)
 if(WN_SANITIZE)
     target_compile_options(wn_flags INTERFACE -fsanitize=${WN_SANITIZE} -fno-omit-frame-pointer
