@@ -325,8 +325,8 @@ static void damaged_rows(void **state)
         "UPDATE images SET bytes=0",
         "UPDATE images SET bytes=1<<62",
         "UPDATE images SET hash=zeroblob(31)",
-        "WITH RECURSIVE k(n) AS (SELECT 1 UNION ALL SELECT n+1 FROM k LIMIT 16)"
-        " INSERT INTO images SELECT 1, n, zeroblob(32), 1 FROM k",
+        ("WITH RECURSIVE k(n) AS (SELECT 1 UNION ALL SELECT n+1 FROM k LIMIT 16)"
+         " INSERT INTO images SELECT 1, n, zeroblob(32), 1 FROM k"),
     };
 
     (void)state;

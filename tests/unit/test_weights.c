@@ -382,8 +382,8 @@ static void test_digest(void **state)
         "{\"b\": {\"dtype\": \"F32\", \"shape\": [2, 30], \"data_offsets\": [0, 240]}}",
         "{\"a\": {\"dtype\": \"F32\", \"shape\": [30, 2], \"data_offsets\": [0, 240]}}",
         "{\"a\": {\"dtype\": \"I32\", \"shape\": [2, 30], \"data_offsets\": [0, 240]}}",
-        "{\"z\": {\"dtype\": \"F32\", \"shape\": [2], \"data_offsets\": [0, 8]}, "
-        "\"a\": {\"dtype\": \"F32\", \"shape\": [2, 30], \"data_offsets\": [8, 248]}}",
+        ("{\"z\": {\"dtype\": \"F32\", \"shape\": [2], \"data_offsets\": [0, 8]}, "
+         "\"a\": {\"dtype\": \"F32\", \"shape\": [2, 30], \"data_offsets\": [8, 248]}}"),
     };
     const char *one = "{\"a\": {\"dtype\": \"F32\", \"shape\": [2, 30], \"data_offsets\": [0, 240]}}";
     uint8_t first[WN_SHA256_BYTES], other[WN_SHA256_BYTES];
