@@ -180,8 +180,8 @@ static void ask_all(struct winnow *w)
 static int tp = 1, pp = 1, count = 40;
 static bool int8;
 
-/* Every stage says how long it was at work and how long it waited for work: it has done some, and none never waits. What
- * heartbeats have said so far may be from the middle of the work. */
+/* Every stage says how long it was at work and how long it waited for work: it has done some, and none never waits.
+ * What heartbeats have said so far may be from the middle of the work. */
 static void check_stages(struct winnow *w)
 {
     struct stage_time t[8] = {{0}};
