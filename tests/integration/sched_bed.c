@@ -80,6 +80,22 @@ int bed_setup(void **state)
     return b ? 0 : -1;
 }
 
+char bed_base[64];
+
+void bed_new_journal(struct bed *b)
+{
+    static int folders;
+
+    snprintf(b->cfg.journal, sizeof(b->cfg.journal), "%s/%d", bed_base, ++folders);
+}
+
+int bed_setup_journal(void **state)
+{
+    if (bed_setup(state) != 0) return -1;
+    bed_new_journal(*state);
+    return 0;
+}
+
 int bed_teardown(void **state)
 {
     struct bed *b = *state;

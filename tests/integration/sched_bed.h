@@ -62,6 +62,12 @@ void bed_stop(struct bed *b);
 int bed_setup(void **state);
 int bed_teardown(void **state);
 
+/* The same with a journal of its own, in a new folder below bed_base, which the program sets. */
+#define JOURNAL_TEST(test) cmocka_unit_test_setup_teardown(test, bed_setup_journal, bed_teardown)
+extern char bed_base[64];
+int bed_setup_journal(void **state);
+void bed_new_journal(struct bed *b);
+
 /* Started, with a client, "replica-0" and "vision-0" of so many slots; 0: without. */
 void bed_start_with(struct bed *b, uint32_t leader_slots, uint32_t vision_slots);
 

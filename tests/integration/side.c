@@ -56,19 +56,40 @@ Wn__Envelope *side_expect(struct side *s, Wn__Envelope__BodyCase kind)
     return env;
 }
 
-void side_say(struct side *s, Wn__Envelope__BodyCase kind, const void *body, const void *payload, size_t bytes)
+static void make_message(struct wn_msg *msg, Wn__Envelope__BodyCase kind, const void *body, const void *payload,
+                         size_t bytes)
 {
     struct wn_err err = {0};
-    struct wn_msg msg;
     uint8_t *data = NULL;
     size_t n = 0;
 
-    wn_msg_init(&msg);
+    wn_msg_init(msg);
     assert_int_equal(wn_codec_pack_body(&data, &n, kind, body, &err), WN_OK);
-    assert_int_equal(wn_msg_add_copy(&msg, data, n), WN_OK);
-    if (payload) assert_int_equal(wn_msg_add_copy(&msg, payload, bytes), WN_OK);
+    assert_int_equal(wn_msg_add_copy(msg, data, n), WN_OK);
+    if (payload) assert_int_equal(wn_msg_add_copy(msg, payload, bytes), WN_OK);
+    free(data);
+}
+
+void side_say(struct side *s, Wn__Envelope__BodyCase kind, const void *body, const void *payload, size_t bytes)
+{
+    struct wn_msg msg;
+
+    make_message(&msg, kind, body, payload, bytes);
     msg.peer = s->worker;
     assert_int_equal(wn_endpoint_send(s->ep, &msg, WN_TRAFFIC_CONTROL), WN_OK);
     wn_msg_clear(&msg);
-    free(data);
+}
+
+void end_say(struct wn_endpoint *ep, int wait_ms, Wn__Envelope__BodyCase kind, const void *body, const void *payload,
+             size_t bytes)
+{
+    const int64_t until = wn_deadline_in_us(wait_ms * 1000ll);
+    struct wn_msg msg;
+    wn_status rc;
+
+    make_message(&msg, kind, body, payload, bytes);
+    while ((rc = wn_endpoint_send(ep, &msg, WN_TRAFFIC_CONTROL)) == WN_EBUSY && !wn_deadline_passed(until))
+        usleep(1000);
+    assert_int_equal(rc, WN_OK);
+    wn_msg_clear(&msg);
 }

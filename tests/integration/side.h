@@ -26,4 +26,8 @@ Wn__Envelope *side_expect(struct side *s, Wn__Envelope__BodyCase kind);
 
 void side_say(struct side *s, Wn__Envelope__BodyCase kind, const void *body, const void *payload, size_t bytes);
 
+/* The same of a DEALER, as a vision worker's end is; waits wait_ms at most for room. */
+void end_say(struct wn_endpoint *ep, int wait_ms, Wn__Envelope__BodyCase kind, const void *body, const void *payload,
+             size_t bytes);
+
 #endif

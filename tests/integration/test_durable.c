@@ -15,19 +15,6 @@
 #include "tests/blob_files.h"
 #include "tests/scratch.h"
 
-static char base[64];
-static int dirs;
-
-static int with_journal(void **state)
-{
-    struct bed *b;
-
-    if (bed_setup(state) != 0) return -1;
-    b = *state;
-    snprintf(b->cfg.journal, sizeof(b->cfg.journal), "%s/%d", base, ++dirs);
-    return 0;
-}
-
 static void start_again(struct bed *b)
 {
     bed_stop(b);
@@ -371,7 +358,6 @@ static void torn_image(void **state)
     expect_accepted(b->client, true, NULL);
 }
 
-#define JOURNAL_TEST(test) cmocka_unit_test_setup_teardown(test, with_journal, bed_teardown)
 
 int main(int argc, char **argv)
 {
@@ -392,8 +378,8 @@ int main(int argc, char **argv)
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     signal(SIGXFSZ, SIG_IGN);
     if (unshare(CLONE_NEWNS) == 0) (void)!mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL);
-    if (!scratch_make(base, sizeof(base), "durable")) return 1;
+    if (!scratch_make(bed_base, sizeof(bed_base), "durable")) return 1;
     rc = cmocka_run_group_tests(tests, NULL, NULL);
-    scratch_remove(base);
+    scratch_remove(bed_base);
     return rc;
 }

@@ -7,19 +7,6 @@
 #include "base/log.h"
 #include "tests/scratch.h"
 
-static char base[64];
-static int dirs;
-
-static int with_journal(void **state)
-{
-    struct bed *b;
-
-    if (bed_setup(state) != 0) return -1;
-    b = *state;
-    snprintf(b->cfg.journal, sizeof(b->cfg.journal), "%s/%d", base, ++dirs);
-    return 0;
-}
-
 /* Jobs go on in the order in which they came, over any number of restarts: those that ran first, then those that
  * waited. */
 static void turns_are_kept(void **state)
@@ -146,7 +133,7 @@ static void rows_that_contradict(void **state)
         struct wn_scheduler *s = NULL;
         struct wn_err err = {0};
         char id[32], other[32];
-        snprintf(b->cfg.journal, sizeof(b->cfg.journal), "%s/%d", base, ++dirs);
+        bed_new_journal(b);
         bed_start_with(b, 0, 0);
         submit_new(b->client, "one", "picture", id);
         submit_new(b->client, "two", "longer picture", NULL);
@@ -161,7 +148,6 @@ static void rows_that_contradict(void **state)
     }
 }
 
-#define JOURNAL_TEST(test) cmocka_unit_test_setup_teardown(test, with_journal, bed_teardown)
 
 int main(int argc, char **argv)
 {
@@ -175,8 +161,8 @@ int main(int argc, char **argv)
 
     wn_log_max = WN_LOG_ERROR;
     if (argc > 1) cmocka_set_test_filter(argv[1]);
-    if (!scratch_make(base, sizeof(base), "durable-load")) return 1;
+    if (!scratch_make(bed_base, sizeof(bed_base), "durable-load")) return 1;
     rc = cmocka_run_group_tests(tests, NULL, NULL);
-    scratch_remove(base);
+    scratch_remove(bed_base);
     return rc;
 }

@@ -51,21 +51,8 @@ static struct wn_endpoint *vision_open(void)
 static void vision_say(struct wn_endpoint *ep, Wn__Envelope__BodyCase kind, const void *body, size_t payload)
 {
     static const uint8_t rows[FEATURES_BYTES];
-    const int64_t until = wn_deadline_in_us(10000000);
-    struct wn_msg msg;
-    uint8_t *data = NULL;
-    size_t n = 0;
-    wn_status rc;
 
-    wn_msg_init(&msg);
-    assert_int_equal(wn_codec_pack_body(&data, &n, kind, body, NULL), WN_OK);
-    assert_int_equal(wn_msg_add_copy(&msg, data, n), WN_OK);
-    if (payload) assert_int_equal(wn_msg_add_copy(&msg, rows, payload), WN_OK);
-    while ((rc = wn_endpoint_send(ep, &msg, WN_TRAFFIC_CONTROL)) == WN_EBUSY && !wn_deadline_passed(until))
-        usleep(1000);
-    assert_int_equal(rc, WN_OK);
-    wn_msg_clear(&msg);
-    free(data);
+    end_say(ep, 10000, kind, body, payload ? rows : NULL, payload);
 }
 
 static void say_features_with(struct wn_endpoint *ep, uint32_t image, uint8_t damage)

@@ -39,21 +39,7 @@ static pid_t leader;
 
 static void vision_say(Wn__Envelope__BodyCase kind, const void *body, const void *payload, size_t bytes)
 {
-    const int64_t until = wn_deadline_in_us(WAIT_MS * 1000);
-    struct wn_msg msg;
-    uint8_t *data = NULL;
-    size_t n = 0;
-    wn_status rc;
-
-    wn_msg_init(&msg);
-    assert_int_equal(wn_codec_pack_body(&data, &n, kind, body, NULL), WN_OK);
-    assert_int_equal(wn_msg_add_copy(&msg, data, n), WN_OK);
-    if (payload) assert_int_equal(wn_msg_add_copy(&msg, payload, bytes), WN_OK);
-    while ((rc = wn_endpoint_send(vision, &msg, WN_TRAFFIC_CONTROL)) == WN_EBUSY && !wn_deadline_passed(until))
-        usleep(1000);
-    assert_int_equal(rc, WN_OK);
-    wn_msg_clear(&msg);
-    free(data);
+    end_say(vision, WAIT_MS, kind, body, payload, bytes);
 }
 
 /* The next message for the vision worker; NULL: none in time. */
