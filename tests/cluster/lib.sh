@@ -48,3 +48,23 @@ batch_of() { # N
 answers_of() { sed -E 's/.*"custom_id": ?"([^"]*)".*"content": ?"([^"]*)".*/\1 \2/' "$1" | sort; }
 
 lines_of() { [ -e "$1" ] && [ "$(wc -l <"$1")" -ge "$2" ]; } # FILE AT_LEAST
+
+# A batch of N questions begins, and node n3 is lost in its middle: the service notices within 3 s, and Slurm gives the
+# node up. $batch is the client's process.
+lose_n3_in_batch() { # N
+    batch_of "$1" >"$dir/in.jsonl"
+    winnow run-batch --endpoint "slurm:$job" --concurrency 4 -i "$dir/in.jsonl" -o "$dir/out.jsonl" 2>"$dir/batch.log" &
+    batch=$!
+    wait_for 120 "first answers" lines_of "$dir/out.jsonl" 5
+    $cluster off "$dir/box" n3
+    lines_of "$dir/out.jsonl" "$1" && fail "the batch was too short for a node to be lost in its middle"
+    wait_for 20 "word about the lost node" grep -q 'nothing heard from rank 1 for 3000 ms' "$dir/service.log"
+    on head scontrol update nodename=n3 state=down reason=lost || fail "scontrol" # as Slurm does after SlurmdTimeout
+}
+
+batch_done() { wait "$batch" || { cat "$dir/batch.log"; fail "the batch"; }; }
+
+each_once() { # N
+    [ "$(answers_of "$dir/out.jsonl" | cut -d' ' -f1 | uniq | wc -l)" = "$1" ] && lines_of "$dir/out.jsonl" "$1" &&
+        ! lines_of "$dir/out.jsonl" $(($1 + 1)) || fail "not every request was finished exactly once"
+}

@@ -55,20 +55,12 @@ wait_for 60 "end of job $job" in_state "$job" FAILED
 grep -q "layout:2: the allocation of 3 nodes has no node 'n4'" "$dir/service.log" || fail "what is wrong with the layout"
 
 serve -pp 2 --lease-ms 3000 --log-level info
-batch_of "$n" >"$dir/in.jsonl"
-winnow run-batch --endpoint "slurm:$job" --concurrency 4 -i "$dir/in.jsonl" -o "$dir/out.jsonl" 2>"$dir/batch.log" &
-batch=$!
-wait_for 120 "first answers" lines_of "$dir/out.jsonl" 5
-$cluster off "$dir/box" n3
-lines_of "$dir/out.jsonl" "$n" && fail "the batch was too short for a node to be lost in its middle"
-wait_for 20 "word about the lost node" grep -q 'nothing heard from rank 1 for 3000 ms' "$dir/service.log"
-on head scontrol update nodename=n3 state=down reason=lost || fail "scontrol" # as Slurm does after SlurmdTimeout
+lose_n3_in_batch "$n"
 on head scontrol update jobid="$job" reqnodelist= || fail "the job wants n3 again" # that was this test's wish
-wait $batch || { cat "$dir/batch.log"; fail "the batch"; }
+batch_done
 [ "$(of_job "$job" Restarts)" = 1 ] || fail "no restart"
 [ "$(places)" = "vision: n1 replica: n2 n4" ] || fail "not on other nodes: $(places)"
-[ "$(answers_of "$dir/out.jsonl" | cut -d' ' -f1 | uniq | wc -l)" = "$n" ] && lines_of "$dir/out.jsonl" "$n" &&
-    ! lines_of "$dir/out.jsonl" $((n + 1)) || fail "not every request was finished exactly once"
+each_once "$n"
 drained
 [ -z "$(ls "$HOME/.winnow/slurm")" ] || fail "a job's file is left"
 echo passed
