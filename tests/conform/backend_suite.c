@@ -254,6 +254,24 @@ static void tree_add(float *p, uint32_t ranks, size_t n)
             for (size_t i = 0; i < n; i++) p[r * n + i] += p[(r + step) * n + i];
 }
 
+void check_together(struct wn_backend *b, const char *what, struct wn_matmul *a, struct wn_weight **w, struct dev *o,
+                    size_t n)
+{
+    assert_int_equal(wn_be_matmuls(b, a, (uint32_t)n), WN_OK);
+    for (size_t j = 0; j < n; j++) {
+        const size_t values = (size_t)o[j].m.rows * o[j].m.cols;
+        float *got = floats(values), *want = floats(values);
+        dev_read(b, &o[j], got);
+        assert_int_equal(wn_be_matmul(b, &a[j]), WN_OK);
+        dev_read(b, &o[j], want);
+        check_bits(what, got, want, values);
+        b->ops->weight_destroy(b, w[j]);
+        dev_free(b, &o[j]);
+        free(got);
+        free(want);
+    }
+}
+
 /* Products of the same x in one call: the bits of one call each. */
 static void matmul_together(void **state)
 {
@@ -272,19 +290,7 @@ static void matmul_together(void **state)
             w[j] = make_weight(be, &c);
             a[j] = (struct wn_matmul){.out = o[j].m, .x = x.m, .w = w[j], .slices = c.slices};
         }
-        assert_int_equal(wn_be_matmuls(be, a, COUNT(cols)), WN_OK);
-        for (size_t j = 0; j < COUNT(cols); j++) {
-            const size_t n = (size_t)c.m * cols[j];
-            float *got = floats(n), *want = floats(n);
-            dev_read(be, &o[j], got);
-            assert_int_equal(wn_be_matmul(be, &a[j]), WN_OK);
-            dev_read(be, &o[j], want);
-            check_bits("matmuls together", got, want, n);
-            be->ops->weight_destroy(be, w[j]);
-            dev_free(be, &o[j]);
-            free(got);
-            free(want);
-        }
+        check_together(be, "matmuls together", a, w, o, COUNT(cols));
         dev_free(be, &x);
     }
 }

@@ -223,19 +223,7 @@ void int8_together(void **state)
             a[j] = (struct wn_matmul){.out = o[j].m, .x = x.m, .w = w[j], .slices = 1};
             free(zeros);
         }
-        assert_int_equal(wn_be_matmuls(be, a, COUNT(cols)), WN_OK);
-        for (size_t j = 0; j < COUNT(cols); j++) {
-            const size_t n = (size_t)c.m * cols[j];
-            float *got = floats(n), *want = floats(n);
-            dev_read(be, &o[j], got);
-            assert_int_equal(wn_be_matmul(be, &a[j]), WN_OK);
-            dev_read(be, &o[j], want);
-            check_bits("int8 together", got, want, n);
-            be->ops->weight_destroy(be, w[j]);
-            dev_free(be, &o[j]);
-            free(got);
-            free(want);
-        }
+        check_together(be, "int8 together", a, w, o, COUNT(cols));
         dev_free(be, &x);
     }
 }

@@ -31,6 +31,9 @@ void dev_free(struct wn_backend *b, struct dev *d);
 float *floats(size_t n);
 void check_close(const char *what, const float *got, const float *want, const double *want64, size_t n, wn_dtype out);
 void check_bits(const char *what, const float *got, const float *want, size_t n);
+/* Computes a [n] in one call and each in one of its own: the same bits. Destroys the weights and the results. */
+void check_together(struct wn_backend *be, const char *what, struct wn_matmul *a, struct wn_weight **w, struct dev *o,
+                    size_t n);
 void run_attn(struct wn_backend *b, const struct case_attn *c, float *out);
 size_t attn_values(const struct case_attn *c);
 void run_full(struct wn_backend *b, const struct case_full *c, uint32_t first, uint32_t images, float *out,
