@@ -55,15 +55,21 @@ static void put_heartbeat(FILE *f, const Wn__Heartbeat *h)
     put_bytes(f, h->sent);
 }
 
+/* The beginning of a worker's object. */
+static void put_who(FILE *f, bool first, Wn__Role role, const char *name, const char *host)
+{
+    fprintf(f, "%s{\"role\": \"%s\", ", first ? "" : ", ", role_text(role));
+    put_text(f, "name", name);
+    fputs(", ", f);
+    put_text(f, "host", host);
+}
+
 static void put_turned_away(FILE *f, const Wn__Status *st)
 {
     fprintf(f, "], \"turned_away_total\": %" PRIu64 ", \"turned_away\": [", st->turned_away_total);
     for (size_t i = 0; i < st->n_turned_away; i++) {
         const Wn__TurnedAway *t = st->turned_away[i];
-        fprintf(f, "%s{\"role\": \"%s\", ", i ? ", " : "", role_text(t->role));
-        put_text(f, "name", t->name);
-        fputs(", ", f);
-        put_text(f, "host", t->host);
+        put_who(f, i == 0, t->role, t->name, t->host);
         fputs(", ", f);
         put_text(f, "why", t->why);
         fprintf(f, ", \"since_ms\": %" PRIu64 ", \"last_ms\": %" PRIu64 ", \"times\": %" PRIu64 "}", t->since_ms,
@@ -105,10 +111,7 @@ char *wn_status_json(const Wn__Status *st)
     fputs(", \"workers\": [", f);
     for (size_t i = 0; i < st->n_workers; i++) {
         const Wn__WorkerStatus *w = st->workers[i];
-        fprintf(f, "%s{\"role\": \"%s\", ", i ? ", " : "", role_text(w->role));
-        put_text(f, "name", w->name);
-        fputs(", ", f);
-        put_text(f, "host", w->host);
+        put_who(f, i == 0, w->role, w->name, w->host);
         if (w->build[0]) {
             fputs(", ", f);
             put_text(f, "build", w->build);
